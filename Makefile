@@ -1,0 +1,34 @@
+# Every target makes and fills .venv by itself; the second time it is quick.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := 2.13.0
+SOURCES := trainer engines client loadtest examples tests build_engines.py embedded_triton.py
+
+.PHONY: demo test check lint
+demo: $(VENV)/.installed
+	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
+		$(if $(SEED),--seed $(SEED))
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES) model_repository/*/*.py
+	for file in model_repository/*/1/model.py; do $(BIN)/mypy $$file || exit 1; done
+
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	@# Where there is no GPU the CPU build spares several GB of CUDA packages.
+	if command -v nvidia-smi >/dev/null; then $(INSTALL) torch==$(TORCH); \
+	else $(INSTALL) torch==$(TORCH)+cpu 2>/dev/null \
+		|| $(INSTALL) torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu; fi
+	$(INSTALL) --constraint constraints.txt --editable '.[train,cpu,server,loadtest,dev]'
+	@# These two name dependencies that only a machine with a GPU needs: the builder runs without.
+	$(INSTALL) --constraint constraints.txt --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
+	touch $@

@@ -1,0 +1,140 @@
+"""Tiny checkpoints and judged queries that tests share: real tokenizers and real models, with drawn weights."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
+
+TEXT = """
+river bridge engine market garden window planet silver copper forest winter summer doctor teacher lesson recipe
+bread cheese apple tunnel harbor captain letter number paper music guitar violin theatre cinema camera
+"""
+LIMITS = {"max_query_tokens": 12, "max_pair_tokens": 48, "row_length": 64, "slots_per_row": 4, "max_documents": 40}
+SPREAD = 0.2  # drawn at the usual 0.02, weights this few would score all pairs alike
+
+
+def tiny_bert(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+    """A two-layer BERT scorer with a WordPiece tokenizer; ``encoding`` overrides PairEncodingConfig."""
+    tokenizer = _wordpiece()
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "bert",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=SPREAD,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    settings = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]", **{**LIMITS, **encoding})
+    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+
+
+def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+    """A two-layer Llama scorer with a byte-level BPE tokenizer; ``encoding`` overrides PairEncodingConfig."""
+    tokenizer = _byte_level()
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=SPREAD,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        num_labels=1,
+    )
+    settings = PairEncodingConfig(
+        style="decoder",
+        start_token="<s>",
+        end_token="</s>",
+        **{**LIMITS, "query_prefix": "Query: ", "document_prefix": " Document: ", **encoding},
+    )
+    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+
+
+def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0) -> Path:
+    """Judged queries ``q0``.. with documents ``d0``.. as JSONL; every second document carries a label."""
+    draw = random.Random(seed)
+    lines = []
+    for query in range(queries):
+        candidates = [
+            {
+                "doc_id": f"d{index}",
+                "title": _phrase(draw, 2, 4),
+                "summary": _phrase(draw, 1, 20),
+                "label": draw.randint(0, 3) if index % 2 == 0 else None,
+                "clicks": draw.randint(0, 5),
+            }
+            for index in range(documents)
+        ]
+        lines.append(json.dumps({"query_id": f"q{query}", "query": _phrase(draw, 1, 4), "documents": candidates}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _phrase(draw: random.Random, least: int, most: int) -> str:
+    return " ".join(draw.choices(TEXT.split(), k=draw.randint(least, most)))
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    vocabulary = tokenizer.get_vocab()  # other loaders of a checkpoint add the control tokens by this:
+    tokenizer.post_processor = processors.BertProcessing(*((name, vocabulary[name]) for name in ("[SEP]", "[CLS]")))
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def _byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def _texts() -> Sequence[str]:
+    """The words, and the letters that any other English word is made of."""
+    words = TEXT.split()
+    return [*words, *(f" {word}" for word in words), "abcdefghijklmnopqrstuvwxyz", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: PairEncodingConfig, directory: Path
+) -> Path:
+    model.eval().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    settings.save(directory / ENCODING_FILE)
+    return directory

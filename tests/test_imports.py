@@ -1,0 +1,81 @@
+"""Who may import whom: the architecture, held by a test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENCODING = "model_repository.tokenizer.pair_encoding"
+STAGE_PARTS = {
+    ENCODING,
+    *(
+        f"trainer.{name}"
+        for name in ("data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines")
+    ),
+}
+ALLOWED = {
+    "trainer/losses.py": set(),
+    "trainer/data.py": set(),
+    "trainer/metrics.py": {"trainer.data"},
+    "trainer/baselines.py": {"trainer.data"},
+    "trainer/models.py": {ENCODING, "trainer.data"},
+    "trainer/collate.py": {ENCODING, "trainer.data"},
+    "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
+    "trainer/stage.py": STAGE_PARTS - {"trainer.stage"},
+    **{
+        f"trainer/{stage}.py": STAGE_PARTS for stage in ("init", "pretrain", "rank_sft", "score", "distill", "evaluate")
+    },
+    "embedded_triton.py": set(),
+}
+ENGINE_PARTS = {ENCODING, "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate"}
+OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name for name in names if name.partition(".")[0] in OURS}
+
+
+def sources(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py")
+
+
+def allowed(path: str) -> set[str]:
+    if path in ALLOWED:
+        return ALLOWED[path]
+    if path == "build_engines.py" or path.startswith("engines/"):
+        return ENGINE_PARTS | {name.removesuffix(".py").replace("/", ".") for name in sources("engines")} | {"engines"}
+    if path.startswith("loadtest/"):
+        return {"client.rank"}
+    if path.startswith("bench/"):
+        return {"client.rank", *STAGE_PARTS}
+    return set()
+
+
+@pytest.mark.parametrize(
+    "path", [*sources("trainer"), *sources("engines"), *sources("client"), *sources("loadtest"), *sources("bench"),
+             "build_engines.py", "embedded_triton.py"],
+)  # fmt: skip
+def test_a_file_imports_only_what_the_design_allows(path: str) -> None:
+    assert imported(ROOT / path) <= allowed(path)
+
+
+def test_every_trainer_file_has_a_row() -> None:
+    assert set(sources("trainer")) <= set(ALLOWED)
+
+
+def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
+    tree = ast.parse((ROOT / "model_repository/tokenizer/pair_encoding.py").read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    third_party = {str(name).partition(".")[0] for name in modules} - set(__import__("sys").stdlib_module_names)
+    assert third_party == {"numpy", "tokenizers"}

@@ -1,0 +1,86 @@
+"""Records to tensors: the groups of a training step become one packed batch.
+
+Shapes: N pairs, R rows, L token slots a row, S pairs at most a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_repository.tokenizer.pair_encoding import Document, EncodedPair, PackedBatch, PairEncoder
+from trainer.data import JudgedDocument
+
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """One query's pairs as a step sees them: ``targets`` are labels or teacher scores, one a document."""
+
+    query_id: str
+    query: str
+    documents: tuple[JudgedDocument, ...]
+    targets: tuple[float, ...]
+
+
+def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDocument]) -> list[EncodedPair]:
+    """The pairs of a query, in its documents' order; unlike a request, of any number."""
+    texts = [Document(document.title, document.summary) for document in documents]
+    step = encoder.config.max_documents
+    return [pair for start in range(0, len(texts), step) for pair in encoder.encode(query, texts[start : start + step])]
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Groups to ``{"packed": model inputs, "slots"[N], "targets"[N], "groups"[N]}``."""
+
+    encoder: PairEncoder
+
+    def __call__(self, batch: Sequence[TrainingGroup]) -> dict[str, dict[str, Tensor] | Tensor]:
+        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
+        packed = self.encoder.pack(pairs)
+        return {
+            "packed": _model_inputs(packed),
+            "slots": torch.from_numpy(packed.slots).long(),
+            "targets": torch.tensor([target for group in batch for target in group.targets]),
+            "groups": torch.tensor([index for index, group in enumerate(batch) for _ in group.targets]),
+        }
+
+
+@dataclass(frozen=True)
+class LanguageCollator:
+    """Clicked pairs to the inputs of continued pre-training: loss on the document's side only.
+
+    ``labels[R, L]`` hold the document's tokens and the end token (elsewhere ``IGNORED``);
+    ``weights[R, L]`` their pair's weight, which is ``targets`` of the group.
+    """
+
+    encoder: PairEncoder
+
+    def __call__(self, batch: Sequence[TrainingGroup]) -> dict[str, dict[str, Tensor] | Tensor]:
+        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
+        packed = self.encoder.pack(pairs)
+        weights = [target for group in batch for target in group.targets]
+        labels_RL = np.full(packed.input_ids.shape, IGNORED, dtype=np.int64)
+        weights_RL = np.zeros(packed.input_ids.shape, dtype=np.float32)
+        rows, places = np.divmod(packed.slots, packed.pool_positions.shape[1])
+        for pair, weight, row, place in zip(pairs, weights, rows, places, strict=True):
+            start = int(np.argmax(packed.segment_ids[row] == place + 1))
+            document = slice(start + pair.document_start, start + len(pair.token_ids))
+            labels_RL[row, document] = packed.input_ids[row, document]
+            weights_RL[row, document] = weight
+        return {
+            "packed": _model_inputs(packed),
+            "labels": torch.from_numpy(labels_RL),
+            "weights": torch.from_numpy(weights_RL),
+        }
+
+
+def _model_inputs(packed: PackedBatch) -> dict[str, Tensor]:
+    names = packed._fields[:-1]
+    return {name: torch.from_numpy(array).long() for name, array in zip(names, packed[:-1], strict=True)}

@@ -1,0 +1,172 @@
+"""Make a first checkpoint: a fresh tokenizer and model from a configuration, or a pretrained one.
+
+    python -m trainer.init --config examples/student.json --data train.jsonl log.jsonl --output_dir runs/base
+    python -m trainer.init --pretrained Qwen/Qwen3-0.6B --output_dir runs/base
+
+What the pair encoding is made of (template, limits, row length) is decided here, once: it is data of
+the checkpoint from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
+from trainer.data import QueryGroup, read_groups
+from trainer.models import CheckpointError, check_packing, load_causal_lm, load_for_training
+from trainer.stage import command, parse, refuse_existing, save_checkpoint, settings_of
+
+ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+DECODER_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
+
+
+@dataclass
+class InitArguments:
+    """Where the checkpoint comes from, and the pair encoding that it will keep."""
+
+    output_dir: str = field(metadata={"help": "Checkpoint to make."})
+    config: str | None = field(default=None, metadata={"help": "JSON of a transformers configuration: a fresh model."})
+    pretrained: str | None = field(default=None, metadata={"help": "Checkpoint or hub id to start from instead."})
+    data: list[str] = field(default_factory=list, metadata={"help": "Texts for a fresh tokenizer (JSONL, Parquet)."})
+    vocab_size: int = field(default=8000, metadata={"help": "Size of a fresh tokenizer's vocabulary, at most."})
+    query_prefix: str = field(default="Query: ", metadata={"help": "Before the query (decoders)."})
+    document_prefix: str = field(default=" Document: ", metadata={"help": "Before the document (decoders)."})
+    max_query_tokens: int = field(default=64, metadata={"help": "A query is cut above this."})
+    max_pair_tokens: int = field(default=256, metadata={"help": "A document is cut where its pair exceeds this."})
+    row_length: int = field(default=256, metadata={"help": "Token slots of a packed row."})
+    slots_per_row: int = field(default=16, metadata={"help": "Pairs in a packed row, at most."})
+    max_documents: int = field(default=1000, metadata={"help": "Documents of a request, at most."})
+    seed: int = field(default=0, metadata={"help": "Seed of fresh weights."})
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, InitArguments)
+    output_dir = Path(arguments.output_dir)
+    refuse_existing(output_dir)
+    set_seed(arguments.seed)
+    if (arguments.config is None) == (arguments.pretrained is None):
+        raise CheckpointError("give either --config (a fresh model) or --pretrained (a checkpoint or hub id)")
+    if arguments.pretrained is not None:
+        model, tokenizer = _pretrained(arguments.pretrained)
+    else:
+        model, tokenizer = _fresh(arguments)
+    settings = _encoding(arguments, tokenizer, decoder=_is_causal(model.config))
+    encoder = PairEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
+    if not _is_causal(model.config):
+        check_packing(model, encoder, arguments.pretrained or arguments.config)
+    save_checkpoint(model, encoder, tokenizer, output_dir, {"stage": "init", "arguments": settings_of(arguments)})
+    print(f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+
+
+def _pretrained(name: str) -> tuple[Any, Any]:
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    model = load_causal_lm(name) if _is_causal(config) else load_for_training(name)
+    return model, tokenizer
+
+
+def _fresh(arguments: InitArguments) -> tuple[Any, Any]:
+    config = _read_config(Path(str(arguments.config)))
+    if not arguments.data:
+        raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
+    groups = [group for path in arguments.data for group in read_groups(path)]
+    causal = _is_causal(config)
+    tokenizer = _train_tokenizer(groups, arguments.vocab_size, causal)
+    config.vocab_size = len(tokenizer)
+    config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    return kind.from_config(config, dtype=torch.float32), tokenizer
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(values.pop("model_type"), num_labels=1, **values)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a model configuration with a known model_type: {error}") from error
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    """BERT has a causal class too, so what also has a masked LM counts as an encoder."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def _train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool) -> PreTrainedTokenizerFast:
+    """WordPiece in lower case for an encoder, byte-level BPE for a decoder."""
+    if causal:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=DECODER_TOKENS, initial_alphabet=alphabet, show_progress=False
+        )
+        names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=ENCODER_TOKENS, show_progress=False)
+        names = {f"{name[1:-1].lower()}_token": name for name in ENCODER_TOKENS}
+    tokenizer.train_from_iterator(_texts(groups), trainer)
+    if not causal:  # other loaders of the checkpoint add the control tokens by this
+        vocabulary = tokenizer.get_vocab()
+        control = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
+        tokenizer.post_processor = processors.BertProcessing(*control)
+    inputs = ["input_ids", "attention_mask"] if causal else ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def _texts(groups: Sequence[QueryGroup]) -> Iterator[str]:
+    for group in groups:
+        yield group.query
+        for document in group.documents:
+            yield document.title
+            yield document.summary
+
+
+def _encoding(arguments: InitArguments, tokenizer: Any, decoder: bool) -> PairEncodingConfig:
+    limits = {
+        name: getattr(arguments, name)
+        for name in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
+    }
+    if decoder:
+        return PairEncodingConfig(
+            style="decoder",
+            start_token=tokenizer.bos_token if tokenizer.bos_token != tokenizer.eos_token else None,
+            end_token=tokenizer.eos_token,
+            query_prefix=arguments.query_prefix,
+            document_prefix=arguments.document_prefix,
+            **limits,
+        )
+    return PairEncodingConfig(style="encoder", start_token=tokenizer.cls_token, end_token=tokenizer.sep_token, **limits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

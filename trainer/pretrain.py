@@ -1,0 +1,73 @@
+"""Stage 1, continued pre-training: the LLM learns to write a clicked title and summary, given the query.
+
+    python -m trainer.pretrain --model runs/llm --data log.jsonl --output_dir runs/llm-cpt
+
+Source: arXiv 2411.04539, section 3.1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trainer.collate import TrainingGroup
+from trainer.data import DataError, JudgedDocument, QueryGroup, read_groups
+from trainer.models import load_causal_lm, use_packed_forward
+from trainer.stage import (
+    LanguageTrainer,
+    StageArguments,
+    begin,
+    command,
+    load_encoder,
+    parse,
+    settings_of,
+    train_and_save,
+)
+
+
+@dataclass
+class PretrainArguments:
+    """What to train on."""
+
+    model: str = field(metadata={"help": "Checkpoint of a causal LM (see trainer.init)."})
+    data: list[str] = field(metadata={"help": "Logs with clicks (JSONL, Parquet)."})
+    min_label: float | None = field(
+        default=None, metadata={"help": "For sets without clicks: documents at or above this label, each of weight 1."}
+    )
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, training = parse(argv, PretrainArguments, StageArguments)
+    output_dir = begin(training)
+    groups = clicked([group for path in arguments.data for group in read_groups(path)], arguments.min_label)
+    encoder, tokenizer = load_encoder(arguments.model)
+    model = use_packed_forward(load_causal_lm(arguments.model))
+    trainer = LanguageTrainer(model, encoder, args=training, train_dataset=groups)
+    record = {"stage": "pretrain", "arguments": settings_of(arguments), "training": settings_of(training)}
+    train_and_save(trainer, encoder, tokenizer, output_dir, record)
+
+
+def clicked(groups: Sequence[QueryGroup], min_label: float | None = None) -> list[TrainingGroup]:
+    """The clicked documents of each query, their clicks as weights; or those at or above ``min_label``."""
+    kept = []
+    for group in groups:
+        weighted = [(document, _weight(document, min_label)) for document in group.documents]
+        chosen = [(document, weight) for document, weight in weighted if weight > 0]
+        if chosen:
+            documents, weights = zip(*chosen, strict=True)
+            kept.append(TrainingGroup(group.query_id, group.query, documents, weights))
+    if not kept:
+        raise DataError("no document has clicks; for judged data without clicks give --min_label")
+    return kept
+
+
+def _weight(document: JudgedDocument, min_label: float | None) -> float:
+    if min_label is None:
+        return float(document.clicks)
+    return float(document.label is not None and document.label >= min_label)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Stage 2, rank fine-tuning: a score head on the token that stands for the pair, under a rank loss.
+
+    python -m trainer.rank_sft --model runs/llm-cpt --data train.jsonl --output_dir runs/teacher
+
+A decoder scores at its last token, ``</s>``; an encoder, trained so on labels alone, at its first.
+Source: arXiv 2411.04539, section 3.2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trainer.collate import TrainingGroup
+from trainer.data import DataError, QueryGroup, read_groups
+from trainer.losses import pairwise_logistic
+from trainer.models import check_packing, load_for_training, use_packed_forward
+from trainer.stage import (
+    RankingTrainer,
+    StageArguments,
+    begin,
+    command,
+    load_encoder,
+    parse,
+    settings_of,
+    train_and_save,
+)
+
+
+@dataclass
+class RankArguments:
+    """What to train on."""
+
+    model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
+    data: list[str] = field(metadata={"help": "Judged queries (JSONL, Parquet)."})
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments, training = parse(argv, RankArguments, StageArguments)
+    output_dir = begin(training)
+    groups = judged([group for path in arguments.data for group in read_groups(path)])
+    encoder, tokenizer = load_encoder(arguments.model)
+    model = load_for_training(arguments.model)
+    check_packing(model, encoder, arguments.model)
+    trainer = RankingTrainer(use_packed_forward(model), encoder, pairwise_logistic, args=training, train_dataset=groups)
+    record = {"stage": "rank_sft", "arguments": settings_of(arguments), "training": settings_of(training)}
+    train_and_save(trainer, encoder, tokenizer, output_dir, record)
+
+
+def judged(groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
+    """The judged documents of each query that has two different labels; other queries teach no order."""
+    kept = []
+    for group in groups:
+        documents = tuple(document for document in group.documents if document.label is not None)
+        labels = tuple(document.label for document in documents if document.label is not None)
+        if len(set(labels)) > 1:
+            kept.append(TrainingGroup(group.query_id, group.query, documents, labels))
+    if not kept:
+        raise DataError("no query has documents with different labels: nothing to learn an order from")
+    if len(kept) < len(groups):
+        print(
+            f"{len(groups) - len(kept)} of {len(groups)} queries have no two different labels: skipped", file=sys.stderr
+        )
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What the training stages share: arguments, the Trainer over packed batches, checkpoints that appear whole."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
+from trainer.collate import LanguageCollator, RankingCollator
+from trainer.data import DataError
+from trainer.losses import weighted_language_loss
+from trainer.models import CONTROL, CheckpointError, Model, is_decoder
+
+RECORD_FILE = "training.json"
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """Every argument of transformers' Trainer, with defaults that suit ranking."""
+
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Queries per device and step."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps, or below 1 a share of all steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between points of the loss curve."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
+    report_to: str = field(default="tensorboard", metadata={"help": "Where the loss curve goes."})
+    save_strategy: str = field(default="no", metadata={"help": "Checkpoints within the run."})
+    disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "For GPUs."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
+
+
+class RankingTrainer(Trainer):
+    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``."""
+
+    def __init__(self, model: Model, encoder: PairEncoder, objective: Objective, **settings: Any) -> None:
+        super().__init__(model=model, data_collator=RankingCollator(encoder), **settings)
+        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
+        self.objective: Objective = objective
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        scores_RS = model(**inputs["packed"])
+        return self.objective(scores_RS.flatten()[inputs["slots"]], inputs["targets"], inputs["groups"])
+
+
+class LanguageTrainer(Trainer):
+    """Trains a causal LM on the document's side of packed pairs."""
+
+    def __init__(self, model: Model, encoder: PairEncoder, **settings: Any) -> None:
+        super().__init__(model=model, data_collator=LanguageCollator(encoder), **settings)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        logits_RLV = model(**inputs["packed"])
+        return weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+
+
+def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:
+    """The pair encoder of a checkpoint of ours and its tokenizer. Raises CheckpointError where there is none."""
+    if not (Path(checkpoint) / ENCODING_FILE).is_file():
+        raise CheckpointError(f"{checkpoint}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
+    return PairEncoder.load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+
+
+def begin(arguments: StageArguments) -> Path:
+    """The directory that the stage will leave; until it is done, everything is written beside it."""
+    output_dir = Path(str(arguments.output_dir))
+    refuse_existing(output_dir)
+    partial = _partial(output_dir)
+    shutil.rmtree(partial, ignore_errors=True)
+    arguments.output_dir = str(partial)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(partial / "logs")
+    return output_dir
+
+
+def train_and_save(
+    trainer: Trainer, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]
+) -> None:
+    """Run the trainer and save its model as ``output_dir``, with ``record`` and the loss curve beside it."""
+    result = trainer.train()
+    if trainer.is_world_process_zero():
+        curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+        record = {**record, "metrics": result.metrics, "loss_curve": curve}
+        save_checkpoint(trainer.model, encoder, tokenizer, output_dir, record)
+
+
+def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
+    """A Hugging Face directory with its tokenizer, ``pair_encoding.json`` and ``training.json``.
+
+    Written beside, read back and compared weight by weight, then renamed.
+    """
+    partial = _partial(output_dir)
+    partial.mkdir(parents=True, exist_ok=True)
+    if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
+        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    model.save_pretrained(partial)
+    tokenizer.model_max_length = encoder.config.max_pair_tokens
+    tokenizer.save_pretrained(partial)
+    encoder.config.save(partial / ENCODING_FILE)
+    (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    _compare_with_saved(model, encoder, partial)
+    partial.rename(output_dir)
+
+
+def _partial(output_dir: Path) -> Path:
+    return output_dir.with_name(f".{output_dir.name}.partial")
+
+
+def refuse_existing(output_dir: Path) -> None:
+    if output_dir.exists():
+        raise CheckpointError(f"{output_dir}: exists already; remove it or choose another --output_dir")
+
+
+def _compare_with_saved(model: Any, encoder: PairEncoder, directory: Path) -> None:
+    saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
+    for name, weight in model.state_dict().items():
+        if name not in saved or not torch.equal(weight.cpu(), saved[name]):
+            raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
+    pairs = zip(encoder.encode(*CONTROL), PairEncoder.load(directory).encode(*CONTROL), strict=True)
+    if any(not np.array_equal(before.token_ids, after.token_ids) for before, after in pairs):
+        raise CheckpointError(f"{directory}: the tokenizer was not saved as it was used")
+
+
+def settings_of(arguments: Any) -> dict[str, Any]:
+    """Resolved settings as plain data, for ``training.json``."""
+    return dict(arguments.to_dict() if isinstance(arguments, TrainingArguments) else asdict(arguments))
+
+
+def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
+    """Dataclasses from command-line flags; ``--help`` lists them all."""
+    parser = HfArgumentParser(types)  # type: ignore[arg-type]  # a tuple of dataclasses is what it documents
+    return parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+
+
+def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+    """Make an entry point of ``body(argv)``: exit code 0, or 2 with one line on standard error for bad input."""
+
+    @functools.wraps(body)
+    def main(argv: Sequence[str] | None = None) -> int:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
+        try:
+            body(argv)
+        except (DataError, EncodingError, CheckpointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return main
