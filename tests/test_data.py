@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,7 +130,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     write_scores(path, [("q1", "d1", 0.5)], teacher="first")
     before = path.read_bytes()
 
-    def broken():  # type: ignore[no-untyped-def]
+    def broken() -> Iterator[tuple[str, str, float]]:
         yield "q1", "d1", 1.0
         raise DataError("the teacher broke")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from trainer.models import (
     packed_logits,
 )
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -77,7 +78,7 @@ def test_packed_scores_equal_scores_one_by_one(kind: str, bert: Path, llama: Pat
 
 
 @pytest.mark.parametrize("config", [BertConfig, LlamaConfig, Qwen3Config])
-def test_families_that_pack(config: type, bert: Path, llama: Path) -> None:
+def test_families_that_pack(config: Any, bert: Path, llama: Path) -> None:
     settings = config(**SMALL, **({"head_dim": 8, "num_key_value_heads": 4} if config is Qwen3Config else {}))
     model = AutoModelForSequenceClassification.from_config(settings)
     check_packing(model, PairEncoder.load(bert if config is BertConfig else llama), config.__name__)

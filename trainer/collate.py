@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +29,23 @@ class TrainingGroup:
     targets: tuple[float, ...]
 
 
+class RankingBatch(TypedDict):
+    """A step of ranking; a dict, because Trainer moves only those to its device."""
+
+    packed: dict[str, Tensor]  # the model's inputs, [R, L] and [R, S]
+    slots: Tensor  # [N]
+    targets: Tensor  # [N]
+    groups: Tensor  # [N], which query of the step a pair belongs to
+
+
+class LanguageBatch(TypedDict):
+    """A step of continued pre-training."""
+
+    packed: dict[str, Tensor]
+    labels: Tensor  # [R, L], the document's tokens and the end token; IGNORED elsewhere
+    weights: Tensor  # [R, L], the weight of the token's pair
+
+
 def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDocument]) -> list[EncodedPair]:
     """The pairs of a query, in its documents' order; unlike a request, of any number."""
     texts = [Document(document.title, document.summary) for document in documents]
@@ -37,11 +55,11 @@ def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDoc
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Groups to ``{"packed": model inputs, "slots"[N], "targets"[N], "groups"[N]}``."""
+    """Groups of a step to one packed batch."""
 
     encoder: PairEncoder
 
-    def __call__(self, batch: Sequence[TrainingGroup]) -> dict[str, dict[str, Tensor] | Tensor]:
+    def __call__(self, batch: Sequence[TrainingGroup]) -> RankingBatch:
         pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
         packed = self.encoder.pack(pairs)
         return {
@@ -54,15 +72,11 @@ class RankingCollator:
 
 @dataclass(frozen=True)
 class LanguageCollator:
-    """Clicked pairs to the inputs of continued pre-training: loss on the document's side only.
-
-    ``labels[R, L]`` hold the document's tokens and the end token (elsewhere ``IGNORED``);
-    ``weights[R, L]`` their pair's weight, which is ``targets`` of the group.
-    """
+    """Clicked pairs to the inputs of continued pre-training: loss on the document's side only."""
 
     encoder: PairEncoder
 
-    def __call__(self, batch: Sequence[TrainingGroup]) -> dict[str, dict[str, Tensor] | Tensor]:
+    def __call__(self, batch: Sequence[TrainingGroup]) -> LanguageBatch:
         pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
         packed = self.encoder.pack(pairs)
         weights = [target for group in batch for target in group.targets]

@@ -187,7 +187,7 @@ def load_causal_lm(directory: str | Path) -> Model:
 
 def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple[Model, list[str], list[str]]:
     """The model, the names of weights that the checkpoint lacks, and of those that it alone has."""
-    _require_checkpoint(directory)
+    require_checkpoint(directory)
     try:
         model, report = kind.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True, **settings)
     except (OSError, ValueError, RuntimeError) as error:
@@ -238,8 +238,8 @@ def _alone(model: Model, pair: EncodedPair) -> float:
     return float(type(model).forward(model, **inputs).logits)
 
 
-def _require_checkpoint(directory: str | Path) -> None:
-    """A path must be a checkpoint; what is no path is left to the hub."""
+def require_checkpoint(directory: str | Path) -> None:
+    """A path must be a checkpoint (else CheckpointError); what is no path is left to the hub."""
     path = Path(directory)
     if path.exists() and not (path / "config.json").is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json)")

@@ -22,7 +22,7 @@ from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingErro
 from trainer.collate import LanguageCollator, RankingCollator
 from trainer.data import DataError
 from trainer.losses import weighted_language_loss
-from trainer.models import CONTROL, CheckpointError, Model, is_decoder
+from trainer.models import CONTROL, CheckpointError, Model, is_decoder, require_checkpoint
 
 RECORD_FILE = "training.json"
 
@@ -49,7 +49,8 @@ class RankingTrainer(Trainer):
     """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``."""
 
     def __init__(self, model: Model, encoder: PairEncoder, objective: Objective, **settings: Any) -> None:
-        super().__init__(model=model, data_collator=RankingCollator(encoder), **settings)
+        collator: Any = RankingCollator(encoder)
+        super().__init__(model=model, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
         self.objective: Objective = objective
 
@@ -64,7 +65,8 @@ class LanguageTrainer(Trainer):
     """Trains a causal LM on the document's side of packed pairs."""
 
     def __init__(self, model: Model, encoder: PairEncoder, **settings: Any) -> None:
-        super().__init__(model=model, data_collator=LanguageCollator(encoder), **settings)
+        collator: Any = LanguageCollator(encoder)
+        super().__init__(model=model, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
@@ -76,6 +78,7 @@ class LanguageTrainer(Trainer):
 
 def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:
     """The pair encoder of a checkpoint of ours and its tokenizer. Raises CheckpointError where there is none."""
+    require_checkpoint(checkpoint)
     if not (Path(checkpoint) / ENCODING_FILE).is_file():
         raise CheckpointError(f"{checkpoint}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
     return PairEncoder.load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
@@ -118,6 +121,7 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
     encoder.config.save(partial / ENCODING_FILE)
     (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
     _compare_with_saved(model, encoder, partial)
+    refuse_existing(output_dir)
     partial.rename(output_dir)
 
 

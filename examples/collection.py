@@ -1,0 +1,173 @@
+"""A generated search log in readable English: deterministic, and hard for word matching.
+
+    python -m examples.collection --output_dir runs/demo/collection
+
+A query asks for an object, an intent and an attribute ("mend cheap bike"); a document's grade is the
+number of these that it is about, 0 where the object is another. Every concept has two names that
+queries favour and two that documents favour, so words often do not meet; and documents mention in
+passing what they are not about. The concepts of the test queries are known from the log, their
+combinations are not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser
+
+CONCEPTS = Path(__file__).with_name("concepts.json")
+SLOTS = ("object", "intent", "attribute")
+SIZES = {"train": 200, "log": 1500, "dev": 50, "test": 200}
+CROSSING = 0.3  # how often a text uses a name that the other side favours
+CANDIDATES = 20
+SESSIONS = 4  # times that a logged query was asked
+EXAMINED = 0.8  # each place further down is examined this much less often
+ATTRACTION = (0.04, 0.15, 0.4, 0.8)  # clicks an examined document draws, by grade
+
+TITLES = (
+    "{attribute} {object} {intent}",
+    "{object} {intent}: the {attribute} way",
+    "{intent} for your {attribute} {object}",
+    "{object}, {attribute}: a guide to {intent}",
+    "A {attribute} {object} and its {intent}",
+)
+OPENINGS = (
+    "Everything about {intent} for a {attribute} {object}.",
+    "Our {object} pages explain {intent} step by step, with {attribute} choices in mind.",
+    "We look at {attribute} models and what {intent} means for the {object} at home.",
+    "If you own a {object}, read this about {intent}; {attribute} picks included.",
+    "This page covers {intent} of every {object} that we call {attribute}.",
+)
+CLOSINGS = (
+    "Written by our editors and updated every month.",
+    "Prices, pictures and answers to common questions.",
+    "Ask the community or call our help line today.",
+    "Rated useful by hundreds of readers last year.",
+)
+MENTIONS = (
+    "Looking for a {mention}? See our other pages.",
+    "People also visit: {mention}.",
+    "Not to be confused with {mention}.",
+)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What a query asks for or a document is about: one concept of each slot, by number."""
+
+    object: int
+    intent: int
+    attribute: int
+
+
+def grade(query: Topic, document: Topic) -> int:
+    """Slots that match, 0 without the object."""
+    if query.object != document.object:
+        return 0
+    return 1 + (query.intent == document.intent) + (query.attribute == document.attribute)
+
+
+class Collection:
+    """Writes the records of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+        self._names: dict[str, list[list[str]]] = json.loads(CONCEPTS.read_text(encoding="utf-8"))
+        self._written = 0
+
+    def splits(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """``(name, records)`` of each file; no two queries of the collection ask for the same topic."""
+        topics = [Topic(*numbers) for numbers in product(*(range(len(self._names[slot])) for slot in SLOTS))]
+        self._draw.shuffle(topics)
+        for name, size in SIZES.items():
+            part, topics = topics[:size], topics[size:]
+            yield name, [self._group(f"{name}-{number}", topic, name == "log") for number, topic in enumerate(part)]
+
+    def _group(self, query_id: str, topic: Topic, logged: bool) -> dict[str, Any]:
+        names = [self._name(slot, getattr(topic, slot), of_query=True) for slot in SLOTS]
+        self._draw.shuffle(names)
+        about = self._candidates(topic)
+        grades = [grade(topic, document) for document in about]
+        clicks = self._clicks(grades) if logged else [0] * len(about)
+        documents = [
+            {**self._document(document, topic), "label": None if logged else label, "clicks": count}
+            for document, label, count in zip(about, grades, clicks, strict=True)
+        ]
+        return {"query_id": query_id, "query": " ".join(names), "documents": documents}
+
+    def _candidates(self, topic: Topic) -> list[Topic]:
+        """One document about all of it, a few about a part, and the rest about other objects."""
+        about = [topic, self._other(topic, "intent"), self._other(topic, "attribute")]
+        about += [self._other(self._other(topic, "intent"), "attribute") for _ in range(self._draw.randint(2, 4))]
+        while len(about) < CANDIDATES:
+            elsewhere = self._other(topic, "object")
+            for slot in ("intent", "attribute"):
+                elsewhere = elsewhere if self._draw.random() < 0.5 else self._other(elsewhere, slot)
+            about.append(elsewhere)
+        self._draw.shuffle(about)
+        return about
+
+    def _other(self, topic: Topic, slot: str) -> Topic:
+        numbers = {name: getattr(topic, name) for name in SLOTS}
+        numbers[slot] = self._draw.choice([n for n in range(len(self._names[slot])) if n != numbers[slot]])
+        return Topic(**numbers)
+
+    def _document(self, about: Topic, asked: Topic) -> dict[str, Any]:
+        sentences = [self._draw.choice(OPENINGS), self._draw.choice(CLOSINGS)]
+        if about.object != asked.object and self._draw.random() < 0.5:
+            mention = self._name("object", asked.object, of_query=self._draw.random() < 0.5)
+            sentences.append(self._draw.choice(MENTIONS).replace("{mention}", mention))
+        title = self._filled(self._draw.choice(TITLES), about)
+        self._written += 1
+        return {
+            "doc_id": f"d{self._written:06d}",
+            "title": title[0].upper() + title[1:],
+            "summary": " ".join(self._filled(sentence, about) for sentence in sentences),
+        }
+
+    def _filled(self, template: str, about: Topic) -> str:
+        return template.format(**{slot: self._name(slot, getattr(about, slot), of_query=False) for slot in SLOTS})
+
+    def _name(self, slot: str, number: int, of_query: bool) -> str:
+        queries_favour, documents_favour = self._names[slot][number][:2], self._names[slot][number][2:]
+        crosses = self._draw.random() < CROSSING
+        return self._draw.choice(queries_favour if of_query != crosses else documents_favour)
+
+    def _clicks(self, grades: Sequence[int]) -> list[int]:
+        """Clicks of all sessions: a place must be examined (the higher the likelier) and attract."""
+        clicks = [0] * len(grades)
+        while not any(clicks):  # a log keeps queries with clicks
+            for place, label in enumerate(grades):
+                chance = EXAMINED**place * ATTRACTION[label]
+                clicks[place] = sum(self._draw.random() < chance for _ in range(SESSIONS))
+        return clicks
+
+
+@dataclass
+class CollectionArguments:
+    """Where the files go: train, log, dev and test, as JSONL."""
+
+    output_dir: str = field(metadata={"help": "Folder for train.jsonl, log.jsonl, dev.jsonl and test.jsonl."})
+    seed: int = field(default=0, metadata={"help": "Equal seeds give equal files."})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    (arguments,) = HfArgumentParser(CollectionArguments).parse_args_into_dataclasses(args=argv)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in Collection(arguments.seed).splits():
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{folder / f'{name}.jsonl'}: {len(records)} queries")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The README's commands, run as they stand in a copy of the project, on one shortened demo."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpc
+
+ROOT = Path(__file__).parent.parent
+SHORT = "--queries 60 --cpt_epochs 1 --sft_epochs 1 --student_steps 10"
+NOT_RUN = {"make test", "make check"}  # they run this file
+SERVER = "localhost:8001"
+
+
+def readme_commands() -> list[str]:
+    """Every line after ``$`` in a console block, continued lines joined."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL))
+    return [re.sub(r"\s*\\\n\s*", " ", found) for found in re.findall(r"^\$ ((?:.*\\\n)*.*)$", blocks, flags=re.MULTILINE)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git tracks, with this environment as its own."""
+    copy = tmp_path_factory.mktemp("project") / "disranker"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    (copy / ".venv").symlink_to(sys.prefix)
+    return copy
+
+
+def run(command: str, project: Path) -> str:
+    bin_folder = str(Path(sys.prefix) / "bin")
+    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "DEMO_FLAGS": SHORT}
+    # The environment is filled already: make must not fill it again from the copy.
+    command = re.sub(r"^make ", "make --old-file .venv/.installed ", command)
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=project, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(project: Path) -> str:
+    return run("make demo", project)
+
+
+@pytest.fixture(scope="module")
+def server(project: Path, demo: str) -> Iterator[None]:
+    (command,) = [command for command in readme_commands() if command.startswith("tritonserver")]
+    with (project / "server.log").open("w") as log:
+        environment = {**os.environ, "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"}
+        process = subprocess.Popen(command.split(), cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_ready(process, project / "server.log")
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    client = grpc.InferenceServerClient(SERVER)
+    for _ in range(120):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if client.is_model_ready("ranker"):
+                client.close()
+                return
+        except grpc.InferenceServerException:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"the server is not ready after a minute: {log.read_text()[-3000:]}")
+
+
+def test_the_two_commands_come_first_and_the_four_uses_follow() -> None:
+    commands = readme_commands()
+    assert commands[:2] == ["make demo", "make test"]
+    for start in ("tritonserver --model-repository", "python client/rank.py", "locust -f loadtest/"):
+        assert any(command.startswith(start) for command in commands), start
+    assert any(command.startswith("python -m trainer.distill") for command in commands)
+
+
+def test_the_demo_prints_its_table_and_a_ranking(demo: str, project: Path) -> None:
+    assert (project / "runs/demo/table.json").is_file()
+    for system in ("random", "bm25", "teacher-without-cpt", "teacher", "student-on-labels", "student"):
+        assert system in demo
+    assert "python client/rank.py --query" in demo
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in readme_commands() if not c.startswith(("make", "tritonserver", "git ", "cd "))]
+)
+def test_a_command_of_the_readme_runs(command: str, project: Path, server: None) -> None:
+    run(command, project)
