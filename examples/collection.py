@@ -40,19 +40,11 @@ TITLES = (
 )
 OPENINGS = (
     "Everything about {intent} for a {attribute} {object}.",
-    "Our {object} pages explain {intent} step by step, with {attribute} choices in mind.",
-    "We look at {attribute} models and what {intent} means for the {object} at home.",
-    "If you own a {object}, read this about {intent}; {attribute} picks included.",
-    "This page covers {intent} of every {object} that we call {attribute}.",
-)
-CLOSINGS = (
-    "Written by our editors and updated every month.",
-    "Prices, pictures and answers to common questions.",
-    "Ask the community or call our help line today.",
-    "Rated useful by hundreds of readers last year.",
+    "{object} pages on {intent}, {attribute} picks included.",
+    "We look at {intent}: what a {attribute} {object} needs.",
+    "{attribute} ideas for {object} owners, {intent} explained.",
 )
 MENTIONS = (
-    "Looking for a {mention}? See our other pages.",
     "People also visit: {mention}.",
     "Not to be confused with {mention}.",
 )
@@ -72,6 +64,10 @@ def grade(query: Topic, document: Topic) -> int:
     if query.object != document.object:
         return 0
     return 1 + (query.intent == document.intent) + (query.attribute == document.attribute)
+
+
+def capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 class Collection:
@@ -120,7 +116,7 @@ class Collection:
         return Topic(**numbers)
 
     def _document(self, about: Topic, asked: Topic) -> dict[str, Any]:
-        sentences = [self._draw.choice(OPENINGS), self._draw.choice(CLOSINGS)]
+        sentences = [self._draw.choice(OPENINGS)]
         if about.object != asked.object and self._draw.random() < 0.5:
             mention = self._name("object", asked.object, of_query=self._draw.random() < 0.5)
             sentences.append(self._draw.choice(MENTIONS).replace("{mention}", mention))
@@ -128,8 +124,8 @@ class Collection:
         self._written += 1
         return {
             "doc_id": f"d{self._written:06d}",
-            "title": title[0].upper() + title[1:],
-            "summary": " ".join(self._filled(sentence, about) for sentence in sentences),
+            "title": capitalised(title),
+            "summary": " ".join(capitalised(self._filled(sentence, about)) for sentence in sentences),
         }
 
     def _filled(self, template: str, about: Topic) -> str:

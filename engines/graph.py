@@ -1,0 +1,85 @@
+"""The one ONNX graph that every engine is built from: packed rows in, a score per pair out.
+
+Shapes: R rows (dynamic), L token slots a row and S pairs at most a row (fixed).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from engines.precision import typed_model
+from engines.records import INPUTS, OUTPUT, Dimensions, EngineError, Graph
+from trainer.models import PackedScorer
+
+OPSET = 18
+
+
+def export_graph(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> Graph:
+    """Write a float32 scorer as ONNX at ``path``: ``INPUTS`` int32 to ``scores[R, S]`` float32.
+
+    ``precision`` (a key of ``DTYPES``) is what the body's weights and matrix products are typed in.
+    Raises EngineError where the exporter lacks its packages.
+    """
+    rows = torch.export.Dim("rows", min=1, max=max(dimensions.max_rows, 2))
+    # Two rows, since the exporter takes an axis of 1 as fixed.
+    example = tuple(torch.zeros((2, dimensions.width(name) or 0), dtype=torch.int32) for name in INPUTS)
+    try:
+        with torch.no_grad(), _without_noise():
+            torch.onnx.export(
+                _Int32Scorer(typed_model(model, precision)).eval(),
+                example,
+                path,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=INPUTS,
+                output_names=[OUTPUT],
+                dynamic_shapes=tuple({0: rows} for _ in INPUTS),
+                external_data=True,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise EngineError(f"the ONNX export needs {error.name}: pip install onnx onnxscript") from error
+    return Graph(path, precision, dimensions)
+
+
+class _Int32Scorer(nn.Module):
+    """The wire is int32; PyTorch gathers by int64."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.scorer = PackedScorer(model)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        pool_positions: Tensor,
+    ) -> Tensor:
+        rows = (input_ids, token_type_ids, position_ids, segment_ids, pool_positions)
+        scores_RS: Tensor = self.scorer(*(tensor.long() for tensor in rows))
+        return scores_RS
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """The exporter's notes about its own insides, which nobody who builds an engine can act on."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # "torchvision is not installed"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        warnings.filterwarnings("ignore", r"# The axis name: rows will not be used", UserWarning)
+        try:
+            yield
+        finally:
+            log.setLevel(level)

@@ -1,0 +1,157 @@
+"""A new version of the student in a model repository: engine, tokenizer and dimensions as one set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engines.configs import changed_configs
+from engines.parity import ParityReport
+from engines.records import Dimensions, EngineError
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
+
+SKELETON = Path(__file__).parents[1] / "model_repository"
+TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
+MODELS = ("tokenizer", "student", "scores", "ranker")
+SERVER_MODEL = "student/model.py"  # Triton wants a Python model inside its version
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``: what a version is, and what it was measured to do.
+
+    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256.
+    """
+
+    engine: str
+    precision: str
+    runs_in: str
+    row_length: int
+    slots_per_row: int
+    max_rows: int
+    rows_per_call: int
+    encoding_hash: str
+    checkpoint_hash: str
+    versions: dict[str, str]
+    parity: ParityReport
+    created: str
+
+    @property
+    def dimensions(self) -> Dimensions:
+        return Dimensions(self.row_length, self.slots_per_row, self.max_rows)
+
+
+def install(
+    repository: Path, checkpoint: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool
+) -> Path:
+    """The directory of the new version, ``student/<highest + 1>``; it appears last, and whole.
+
+    A repository that does not exist is made from the project's own. ``server_model`` adds the Python
+    model that runs the engine. Raises EngineError for a directory that is no model repository.
+    """
+    try:
+        with _open_repository(repository) as root:
+            version = _next_version(root / "student")
+            _add_version(root, version, checkpoint, engine_files, manifest, server_model)
+    except OSError as error:
+        raise EngineError(f"{repository}: cannot be written: {error}") from error
+    return repository / "student" / str(version)
+
+
+def check_repository(repository: Path) -> None:
+    """Raises EngineError unless the directory is a model repository, or free to become one."""
+    free = not repository.exists() or (repository.is_dir() and not any(repository.iterdir()))
+    origin = SKELETON if free else repository
+    for name in ("student/config.pbtxt", "tokenizer/config.pbtxt"):
+        if not (origin / name).is_file():
+            raise EngineError(f"{origin}: not a model repository of ours (it has no {name})")
+
+
+@contextmanager
+def _open_repository(repository: Path) -> Iterator[Path]:
+    """The repository itself, or a copy of the skeleton that takes its name when the block succeeds."""
+    check_repository(repository)
+    if repository.exists() and any(repository.iterdir()):
+        yield repository
+        return
+    partial = repository.absolute().with_name(f".{repository.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _copy_skeleton(partial)
+        yield partial
+        partial.rename(repository)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_skeleton(target: Path) -> None:
+    for model in MODELS:
+        for source in (path for pattern in TRACKED for path in (SKELETON / model).rglob(pattern)):
+            relative = source.relative_to(SKELETON)
+            if model == "student" and relative.parts[1].lstrip(".")[:1].isdigit():
+                continue  # a built version
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / relative)
+
+
+def _add_version(
+    root: Path, version: int, checkpoint: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool
+) -> None:
+    partial = root / "student" / f".{version}.partial"
+    tokenizer = {
+        root / "tokenizer" / name: (checkpoint / name).read_bytes() for name in (TOKENIZER_FILE, ENCODING_FILE)
+    }
+    configs = changed_configs([root / model for model in MODELS], manifest.dimensions)
+    try:
+        _fill(partial, engine_files, manifest, server_model)
+        with _replaced({**tokenizer, **configs}):
+            partial.rename(root / "student" / str(version))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _next_version(student: Path) -> int:
+    return max((int(path.name) for path in student.iterdir() if path.name.isdigit()), default=0) + 1
+
+
+def _fill(partial: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    partial.mkdir()
+    for path in engine_files:
+        shutil.copyfile(path, partial / path.name)
+    if server_model:
+        shutil.copyfile(SKELETON / SERVER_MODEL, partial / "model.py")
+    (partial / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
+    """Files with new contents; if the block or a write fails, with their old ones."""
+    replaced: dict[Path, bytes | None] = {}
+    try:
+        for path, content in contents.items():
+            before = path.read_bytes() if path.exists() else None
+            _write_whole(path, content)
+            replaced[path] = before
+        yield
+    except BaseException:
+        for path, old in replaced.items():
+            if old is None:
+                path.unlink()
+            else:
+                _write_whole(path, old)
+        raise
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""What the builders, the gate and the installer hand to each other.
+
+Shapes: R rows, L token slots a row and S pairs at most a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncodingConfig
+
+INPUTS = PackedBatch._fields[:-1]  # the graph's inputs, all int32
+OUTPUT = "scores"  # float32 [R, S]
+
+Runner = Callable[[PackedBatch], FloatArray]  # a batch's rows to scores[R, S]
+
+
+class EngineError(ValueError):
+    """What keeps an engine from being built or installed; the message says how to mend it."""
+
+
+class ParityError(Exception):
+    """An engine that scores worse than its checkpoint; nothing of it is kept."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What a build fixes: L, S, and the most rows that a request can fill (each document one)."""
+
+    row_length: int
+    slots_per_row: int
+    max_rows: int
+
+    @classmethod
+    def of(cls, config: PairEncodingConfig) -> Dimensions:
+        return cls(config.row_length, config.slots_per_row, config.max_documents)
+
+    def width(self, tensor: str) -> int | None:
+        """The last dimension of a tensor of the packed layout, None for any other tensor."""
+        if tensor in (INPUTS[-1], OUTPUT):
+            return self.slots_per_row
+        return self.row_length if tensor in INPUTS else None
+
+
+class Graph(NamedTuple):
+    """An exported ONNX graph (its weights may lie beside it) and the types it computes in."""
+
+    path: Path
+    precision: str
+    dimensions: Dimensions
+
+
+class BuiltEngine(NamedTuple):
+    """An engine on disk, and what the gate runs to judge it.
+
+    ``runs_in`` is the precision it really computes in, ``version`` its library's; ``judged`` says what
+    ``run`` is: the engine, or what stands in for it where it cannot be opened.
+    """
+
+    files: tuple[Path, ...]
+    runs_in: str
+    version: str
+    run: Runner
+    judged: str
+
+
+def in_chunks(run: Runner, rows: int) -> Runner:
+    """``run`` on at most ``rows`` rows at a time."""
+
+    def chunked(batch: PackedBatch) -> FloatArray:
+        starts = range(0, len(batch.input_ids), rows)
+        parts = (
+            PackedBatch._make([*(array[start : start + rows] for array in batch[:-1]), batch.slots]) for start in starts
+        )
+        return np.concatenate([run(part) for part in parts])
+
+    return chunked

@@ -1,0 +1,40 @@
+"""What the gate runs where an engine cannot be opened: the engine's own graph, on this processor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines import openvino
+from engines.records import INPUTS, OUTPUT, EngineError, Graph, Runner, in_chunks
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+
+ROWS = 8
+
+
+def stand_in(graph: Graph) -> tuple[Runner, str]:
+    """A runner of the graph, and what it is in words.
+
+    ONNX Runtime rounds to the graph's types after each operator, so float16 overflows here as it would
+    on a GPU. It has no kernels for bfloat16, which cannot overflow: there OpenVINO computes in float32
+    from the rounded weights.
+    """
+    if graph.precision == "bf16":
+        run, name = openvino.open_runner(graph.path, "fp32"), "OpenVINO in float32"
+    else:
+        run, name = _onnxruntime(graph), "ONNX Runtime"
+    return in_chunks(run, ROWS), f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"
+
+
+def _onnxruntime(graph: Graph) -> Runner:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "without a GPU that opens the engine, its graph is checked in ONNX Runtime: pip install onnxruntime"
+        ) from error
+    session = onnxruntime.InferenceSession(graph.path, providers=["CPUExecutionProvider"])
+
+    def run(batch: PackedBatch) -> FloatArray:
+        return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, batch[:-1], strict=True)))[0])
+
+    return run

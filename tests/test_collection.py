@@ -1,0 +1,149 @@
+"""The collection is what its users count on: readable by the trainer, new combinations, hard for words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import collection
+from trainer.baselines import bm25_scores, random_scores
+from trainer.data import JudgedDocument, QueryGroup, Scores, read_groups
+from trainer.metrics import judgments, per_query
+
+Splits = dict[str, list[QueryGroup]]
+NAMES: dict[str, list[list[str]]] = json.loads(collection.CONCEPTS.read_text(encoding="utf-8"))
+SLOTS = ("object", "intent", "attribute")
+NUMBERS = {slot: {name: number for number, names in enumerate(NAMES[slot]) for name in names} for slot in SLOTS}
+PATTERNS = {
+    slot: re.compile(rf"\b({'|'.join(sorted(map(re.escape, NUMBERS[slot]), key=len, reverse=True))})\b")
+    for slot in SLOTS
+}
+
+
+def written(folder: Path, seed: int) -> Splits:
+    assert collection.main(["--output_dir", str(folder), "--seed", str(seed)]) == 0
+    return {name: read_groups(folder / f"{name}.jsonl") for name in ("train", "log", "dev", "test")}
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return written(tmp_path_factory.mktemp("collection"), seed=0)
+
+
+def named(slot: str, text: str) -> set[int]:
+    """The concepts of ``slot`` that ``text`` names: what a reader who knows every synonym sees."""
+    return {NUMBERS[slot][name] for name in PATTERNS[slot].findall(text.lower())}
+
+
+def topic(text: str) -> tuple[int, ...]:
+    """The one concept of each slot; fails where a text is ambiguous."""
+    return tuple(number for slot in SLOTS for (number,) in [named(slot, text)])
+
+
+def grade(query: Sequence[int], document: Sequence[int]) -> int:
+    return sum(q == d for q, d in zip(query, document, strict=True)) if query[0] == document[0] else 0
+
+
+def ndcg(groups: Sequence[QueryGroup], scores: Scores) -> float:
+    return float(np.mean(list(per_query(judgments(groups), scores, "nDCG@10").values())))
+
+
+def documents(splits: Splits) -> list[JudgedDocument]:
+    return [document for groups in splits.values() for group in groups for document in group.documents]
+
+
+@pytest.fixture(scope="module")
+def log_grades(splits: Splits) -> list[list[int]]:
+    """Grades of the logged documents, which the log keeps to itself."""
+    return [[grade(topic(group.query), topic(each.title)) for each in group.documents] for group in splits["log"]]
+
+
+def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
+    for folder, seed in (("first", 3), ("again", 3), ("other", 4)):
+        written(tmp_path / folder, seed)
+    files = {
+        folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("first", "again", "other")
+    }
+    assert files["first"] == files["again"]
+    assert all(files["first"][name] != files["other"][name] for name in files["first"])
+
+
+def test_sizes(splits: Splits) -> None:
+    assert {name: len(groups) for name, groups in splits.items()} == {"train": 200, "log": 1500, "dev": 50, "test": 200}
+    assert {len(group.documents) for groups in splits.values() for group in groups} == {20}
+    ids = [document.doc_id for document in documents(splits)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_about_seventy_concepts_of_four_names_that_share_no_word() -> None:
+    concepts = list(chain.from_iterable(NAMES[slot] for slot in SLOTS))
+    assert len(concepts) == 70
+    assert {len(set(names)) for names in concepts} == {4}
+    words = [{word for name in names for word in name.split()} for names in concepts]
+    assert len(set().union(*words)) == sum(map(len, words))
+
+
+def test_queries_and_documents_favour_other_names(splits: Splits) -> None:
+    groups = list(chain.from_iterable(splits.values()))
+    for texts, favoured in (([g.query for g in groups], slice(2)), ([d.title for d in documents(splits)], slice(2, 4))):
+        found = [
+            name in NAMES[slot][NUMBERS[slot][name]][favoured]
+            for text in texts[:2000]
+            for slot in SLOTS
+            for name in PATTERNS[slot].findall(text.lower())
+        ]
+        assert 0.6 < np.mean(found) < 0.75
+
+
+def test_the_log_knows_each_concept_of_the_test_but_no_combination(splits: Splits) -> None:
+    asked = {name: [topic(group.query) for group in groups] for name, groups in splits.items()}
+    assert not set(asked["test"]) & set(chain(asked["train"], asked["log"], asked["dev"]))
+    for slot, names in enumerate(SLOTS):
+        counts = np.bincount([query[slot] for query in asked["log"]], minlength=len(NAMES[names]))
+        assert counts.min() >= 15
+
+
+def test_a_label_is_the_number_of_slots_that_match(splits: Splits) -> None:
+    groups = [*splits["train"], *splits["dev"], *splits["test"]]
+    labels = [document.label for group in groups for document in group.documents]
+    assert labels == [grade(topic(g.query), topic(document.title)) for g in groups for document in g.documents]
+    assert 0.65 < np.mean([label == 0 for label in labels]) < 0.75
+    assert all(any(document.label == 3 for document in group.documents) for group in groups)
+
+
+def test_only_the_log_has_clicks_and_it_has_no_labels(splits: Splits) -> None:
+    for name, groups in splits.items():
+        for group in groups:
+            assert any(document.clicks for document in group.documents) == (name == "log")
+            assert {document.label is None for document in group.documents} == {name == "log"}
+
+
+def test_clicks_follow_place_at_equal_relevance(splits: Splits, log_grades: list[list[int]]) -> None:
+    grades = np.array(log_grades)
+    clicks = np.array([[document.clicks for document in group.documents] for group in splits["log"]])
+    for relevance in (1, 2, 3):
+        high, low = (clicks[:, part][grades[:, part] == relevance].mean() for part in (slice(5), slice(15, None)))
+        assert high > 1.5 * low
+
+
+def test_clicks_follow_relevance_and_err(splits: Splits, log_grades: list[list[int]]) -> None:
+    grades = np.array(log_grades)
+    clicks = np.array([[document.clicks for document in group.documents] for group in splits["log"]])
+    rates = [clicks[grades == relevance].mean() for relevance in range(4)]
+    assert rates == sorted(rates)
+    assert rates[2] > 3 * rates[0]
+    assert 0.05 < clicks[grades == 0].sum() / clicks.sum() < 0.3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_words_alone_do_not_rank(tmp_path: Path, seed: int) -> None:
+    test = written(tmp_path, seed)["test"]
+    assert ndcg(test, random_scores(test, seed)) <= 0.40
+    assert 0.45 <= ndcg(test, bm25_scores(test)) <= 0.65

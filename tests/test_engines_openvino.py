@@ -1,0 +1,46 @@
+"""The OpenVINO engine as it lies on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from engines.graph import export_graph
+from engines.openvino import HINTS, build, runs_in
+from engines.records import INPUTS, OUTPUT, Dimensions
+from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
+from tests.checkpoints import tiny_llama, write_groups
+from trainer.collate import encode_group
+from trainer.data import read_groups
+from trainer.models import PackedScorer, load_scorer
+
+
+def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path) -> None:
+    checkpoint = tiny_llama(tmp_path / "checkpoint")
+    encoder = PairEncoder.load(checkpoint)
+    model = load_scorer(checkpoint, encoder)
+    graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "model.onnx")
+    built = build(graph, "fp32", rows_per_call=3, directory=tmp_path)
+    assert [path.name for path in built.files] == ["model.xml", "model.bin"]
+
+    opened = openvino.Core().read_model(built.files[0])
+    assert [port.get_names() for port in opened.inputs] == [{name} for name in INPUTS]
+    assert {port.get_element_type() for port in opened.inputs} == {openvino.Type.i32}
+    assert [port.get_names() for port in opened.outputs] == [{OUTPUT}]
+
+    group = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))[0]
+    batch = encoder.pack(encode_group(encoder, group.query, group.documents))
+    scores = unpack(built.run(batch), batch.slots)
+    np.testing.assert_allclose(scores, PackedScorer(model).score(batch), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_runs_in_is_what_a_compiled_model_reports(precision: str) -> None:
+    operators = openvino.opset13
+    square = operators.parameter([4, 4], np.float32)
+    product = openvino.Model([operators.matmul(square, square, False, False)], [square], "product")
+    compiled = openvino.Core().compile_model(product, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == HINTS[runs_in(precision)]

@@ -1,0 +1,75 @@
+"""TensorRT builds without a GPU: the types of the parsed network, and plans for named GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from transformers import PreTrainedModel
+
+from engines import tensorrt
+from engines.graph import export_graph
+from engines.records import INPUTS, OUTPUT, Dimensions, EngineError, Graph
+from tests.checkpoints import tiny_bert, tiny_llama
+from trainer.models import load_scorer
+
+RTX = "tensorrt_rtx"
+DIMENSIONS = Dimensions(row_length=64, slots_per_row=4, max_rows=40)
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+# The score head stays in float32: BERT's pooler and classifier, a decoder's score.
+HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1}
+# Query, key, value, logits, mixing, output and two or three of the feed-forward part, in two layers.
+BODY_PRODUCTS = {tiny_bert: 16, tiny_llama: 18}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[..., Path], PreTrainedModel]:
+    directory = tmp_path_factory.mktemp("models")
+    return {maker: load_scorer(maker(directory / maker.__name__)) for maker in (tiny_bert, tiny_llama)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("maker", [tiny_bert, tiny_llama])
+def test_types_of_the_network_and_plans_for_two_gpus(
+    models: dict[Callable[..., Path], PreTrainedModel], maker: Callable[..., Path], precision: str, tmp_path: Path
+) -> None:
+    graph = export_graph(models[maker], DIMENSIONS, precision, tmp_path / "model.onnx")
+    trt = tensorrt.library(RTX)
+    network = tensorrt.parse(trt, graph.path).network
+    assert [network.get_input(index).name for index in range(network.num_inputs)] == list(INPUTS)
+    assert (network.get_output(0).name, network.get_output(0).dtype) == (OUTPUT, trt.float32)
+
+    products = [product.types for product in tensorrt.matrix_products(trt, network)]
+    body, head = products[: BODY_PRODUCTS[maker]], products[BODY_PRODUCTS[maker] :]
+    assert body == [(TYPES[precision],) * 2] * BODY_PRODUCTS[maker]
+    assert head == [("FLOAT", "FLOAT")] * HEAD_PRODUCTS[maker]
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    delicate = {trt.LayerType.SOFTMAX, trt.LayerType.NORMALIZATION, trt.LayerType.REDUCE}
+    assert {layer.get_input(0).dtype for layer in layers if layer.type in delicate} == {trt.float32}
+
+    both = tensorrt.build(graph, RTX, ["8.6", "8.9"], tmp_path)
+    assert [path.name for path in both.files] == ["model.plan"]
+    assert both.runs_in == precision
+    size = both.files[0].stat().st_size
+    tensorrt.build(graph, RTX, ["8.6"], tmp_path)
+    assert size > both.files[0].stat().st_size, "a plan for two GPUs holds more than a plan for one"
+
+
+def test_unknown_and_missing_compute_capabilities_are_named() -> None:
+    with pytest.raises(EngineError, match=r"'9\.0' is not one that .* knows: 7\.5, 8\.0, 8\.6"):
+        tensorrt.check_capabilities(RTX, ["8.6", "9.0"])
+    tensorrt.check_capabilities(RTX, ["7.5", "12.0"])
+
+
+def test_what_the_parser_says_is_in_the_error(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"], name="odd", domain="ai.example")
+    graph = helper.make_graph([node], "unknown", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.example", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    with pytest.raises(EngineError, match="cannot read the graph: NoSuchOperator odd: "):
+        tensorrt.build(Graph(tmp_path / "model.onnx", "fp32", DIMENSIONS), RTX, ["8.6"], tmp_path)
+    assert not (tmp_path / "model.plan").exists()
