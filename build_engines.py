@@ -81,7 +81,7 @@ def build_version(arguments: BuildArguments) -> Path:
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
     groups = read_groups(arguments.data)
-    check_repository(Path(arguments.model_repository))
+    check_repository(Path(arguments.model_repository), arguments.engine)
     with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
         built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work))
         report = compare(built.run, built.judged, model, encoder, groups)
@@ -154,8 +154,6 @@ def _summary(installed: Path, manifest: Manifest) -> str:
     ]
     if manifest.runs_in != manifest.precision:
         lines.append(f"{manifest.precision} was asked for; this processor has no units for it, so it runs in fp32")
-    if manifest.engine == "tensorrt_rtx":
-        lines.append("Triton's TensorRT backend opens plans of tensorrt only: serve this one with TensorRT for RTX")
     return "\n".join(lines)
 
 

@@ -63,19 +63,31 @@ def install(
     return repository / "student" / str(version)
 
 
-def check_repository(repository: Path) -> None:
-    """Raises EngineError unless the directory is a model repository, or free to become one."""
+def check_repository(repository: Path, engine: str) -> None:
+    """Raises EngineError unless the directory is a model repository, or free to become one, and serves
+    ``engine``: Triton takes the newest version, and one of another kind would keep it from starting."""
+    if engine == "tensorrt_rtx" and repository.resolve() == SKELETON.resolve():
+        raise EngineError(
+            f"{repository}: Triton opens plans of tensorrt only; give those of tensorrt_rtx another --model_repository"
+        )
     free = not repository.exists() or (repository.is_dir() and not any(repository.iterdir()))
     origin = SKELETON if free else repository
     for name in ("student/config.pbtxt", "tokenizer/config.pbtxt"):
         if not (origin / name).is_file():
             raise EngineError(f"{origin}: not a model repository of ours (it has no {name})")
+    version = _next_version(origin / "student") - 1
+    if not free and version:
+        installed = json.loads((repository / "student" / str(version) / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if installed["engine"] != engine:
+            raise EngineError(
+                f"{repository}: student/{version} is for {installed['engine']}, and Triton serves the newest version "
+                f"whatever it is for; give {engine} a --model_repository of its own"
+            )
 
 
 @contextmanager
 def _open_repository(repository: Path) -> Iterator[Path]:
     """The repository itself, or a copy of the skeleton that takes its name when the block succeeds."""
-    check_repository(repository)
     if repository.exists() and any(repository.iterdir()):
         yield repository
         return

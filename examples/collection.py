@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
 
 CONCEPTS = Path(__file__).with_name("concepts.json")
 SLOTS = ("object", "intent", "attribute")
@@ -29,7 +30,7 @@ CROSSING = 0.3  # how often a text uses a name that the other side favours
 CANDIDATES = 20
 SESSIONS = 4  # times that a logged query was asked
 EXAMINED = 0.8  # each place further down is examined this much less often
-ATTRACTION = (0.04, 0.15, 0.4, 0.8)  # clicks an examined document draws, by grade
+ATTRACTION = (0.02, 0.15, 0.4, 0.8)  # clicks an examined document draws, by grade
 
 TITLES = (
     "{attribute} {object} {intent}",
@@ -117,8 +118,10 @@ class Collection:
 
     def _document(self, about: Topic, asked: Topic) -> dict[str, Any]:
         sentences = [self._draw.choice(OPENINGS)]
-        if about.object != asked.object and self._draw.random() < 0.5:
-            mention = self._name("object", asked.object, of_query=self._draw.random() < 0.5)
+        # Documents of every grade mention another object: else the mention alone would betray grade 0.
+        if self._draw.random() < 0.5:
+            mentioned = asked if about.object != asked.object else self._other(about, "object")
+            mention = self._name("object", mentioned.object, of_query=self._draw.random() < 0.5)
             sentences.append(self._draw.choice(MENTIONS).replace("{mention}", mention))
         title = self._filled(self._draw.choice(TITLES), about)
         self._written += 1
@@ -155,7 +158,7 @@ class CollectionArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    (arguments,) = HfArgumentParser(CollectionArguments).parse_args_into_dataclasses(args=argv)
+    (arguments,) = HfArgumentParser(DataClassType(CollectionArguments)).parse_args_into_dataclasses(args=argv)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in Collection(arguments.seed).splits():

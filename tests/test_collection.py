@@ -147,3 +147,14 @@ def test_words_alone_do_not_rank(tmp_path: Path, seed: int) -> None:
     test = written(tmp_path, seed)["test"]
     assert ndcg(test, random_scores(test, seed)) <= 0.40
     assert 0.45 <= ndcg(test, bm25_scores(test)) <= 0.65
+
+
+def test_no_template_betrays_a_grade(splits: Splits) -> None:
+    """Neither length nor a mention in passing ranks better than chance does."""
+    test = splits["test"]
+    texts = {document.doc_id: f"{document.title}. {document.summary}" for group in test for document in group.documents}
+    words = {doc_id: -float(len(text.split())) for doc_id, text in texts.items()}
+    mentions = {doc_id: -float(len(named("object", text))) for doc_id, text in texts.items()}
+    for shortcut in (words, mentions):
+        scores = {group.query_id: {each.doc_id: shortcut[each.doc_id] for each in group.documents} for group in test}
+        assert ndcg(test, scores) <= 0.40

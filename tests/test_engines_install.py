@@ -184,7 +184,18 @@ def test_new_repository_does_not_appear_by_halves(repository: Path, checkpoint: 
 
 def test_other_directories_are_refused(repository: Path, checkpoint: Path) -> None:
     with pytest.raises(EngineError, match=r"checkpoint: not a model repository of ours"):
-        check_repository(checkpoint)
+        check_repository(checkpoint, "openvino")
     with pytest.raises(EngineError, match=r"model\.xml: not a model repository of ours"):
-        check_repository(checkpoint / "model.xml")
-    check_repository(repository)
+        check_repository(checkpoint / "model.xml", "openvino")
+    check_repository(repository, "openvino")
+
+
+def test_one_repository_serves_one_kind_of_engine(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Triton takes the newest version: an engine that its configuration cannot open would stop the server."""
+    install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    check_repository(repository, "openvino")
+    with pytest.raises(EngineError, match=r"student/1 is for openvino.*give tensorrt a --model_repository of its own"):
+        check_repository(repository, "tensorrt")
+    with pytest.raises(EngineError, match="Triton opens plans of tensorrt only"):
+        check_repository(installer.SKELETON, "tensorrt_rtx")
+    check_repository(tmp_path / "new", "tensorrt_rtx")
