@@ -40,9 +40,9 @@ class DemoArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
-    cpt_epochs: float = field(default=14.0, metadata={"help": "Epochs over the clicked documents of the log."})
+    cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
-    student_steps: int = field(default=700, metadata={"help": "Steps of both students."})
+    student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 
 class StageFailedError(RuntimeError):
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_teachers(arguments: DemoArguments, root: Path) -> None:
     """CPT and then rank-SFT; and rank-SFT alone, for as long as the two took."""
     train, log = root / "collection/train.jsonl", root / "collection/log.jsonl"
-    first_checkpoint(arguments, root / "llm", arguments.teacher, EXAMPLES / "teacher.json")
+    first_checkpoint(arguments, root / "llm", arguments.teacher, EXAMPLES / "teacher.json", "--row_length", 128)
     cpt = stage(
         pretrain, "--model", root / "llm", "--data", log, "--output_dir", root / "cpt",
         "--num_train_epochs", arguments.cpt_epochs,
@@ -90,7 +90,7 @@ def train_students(arguments: DemoArguments, root: Path) -> None:
     train, log = root / "collection/train.jsonl", root / "collection/log.jsonl"
     first_checkpoint(arguments, root / "bert", arguments.student, EXAMPLES / "student.json")
     same = ["--model", root / "bert", "--max_steps", arguments.student_steps]
-    same += step(arguments, queries=4, learning_rate=2e-3)
+    same += step(arguments, queries=8, learning_rate=2e-3)
     stage(rank_sft, *same, "--data", train, "--output_dir", root / "student-on-labels")
     scores = root / "teacher_scores.parquet"
     stage(score, "--model", root / "teacher", "--data", log, train, "--output", scores)
@@ -148,10 +148,12 @@ def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
     raise StageFailedError(f"the server is not ready after two minutes: see {log}")
 
 
-def first_checkpoint(arguments: DemoArguments, output_dir: Path, pretrained: str | None, config: Path) -> None:
+def first_checkpoint(
+    arguments: DemoArguments, output_dir: Path, pretrained: str | None, config: Path, *limits: object
+) -> None:
     """A pretrained one with the usual limits, or a fresh one for texts as short as the collection's."""
     texts = [output_dir.parent / "collection" / name for name in ("train.jsonl", "log.jsonl")]
-    short = ["--max_query_tokens", 24, "--max_pair_tokens", 96]
+    short = ["--max_query_tokens", 24, "--max_pair_tokens", 96, *limits]
     source = ["--pretrained", pretrained] if pretrained else ["--config", config, "--data", *texts, *short]
     stage(init, *source, "--seed", arguments.seed, "--output_dir", output_dir)
 

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 ROOT = Path(__file__).parent.parent
-SHORT = "--queries 60 --cpt_epochs 1 --sft_epochs 1 --student_steps 10"
+SHORT = "--cpt_epochs 0.3 --sft_epochs 1 --student_steps 20"
 NOT_RUN = {"make test", "make check"}  # they run this file
 SERVER = "localhost:8001"
 
@@ -25,7 +25,8 @@ def readme_commands() -> list[str]:
     """Every line after ``$`` in a console block, continued lines joined."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL))
-    return [re.sub(r"\s*\\\n\s*", " ", found) for found in re.findall(r"^\$ ((?:.*\\\n)*.*)$", blocks, flags=re.MULTILINE)]
+    commands = re.findall(r"^\$ ((?:.*\\\n)*.*)$", blocks, flags=re.MULTILINE)
+    return [re.sub(r"\s*\\\n\s*", " ", command) for command in commands]
 
 
 @pytest.fixture(scope="module")

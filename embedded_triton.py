@@ -1,0 +1,243 @@
+"""The command ``tritonserver``: NVIDIA Triton out of the nvidia-pytriton wheel, for a machine with nothing.
+
+    tritonserver --model-repository model_repository --model-config-name cpu
+
+It takes Triton's own flags, and its exit code is Triton's (2 for what keeps it from starting). It has
+the Python backend and ensembles only, and listens on loopback: to serve other machines, or a GPU's
+engines, there is Triton's container.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import ipaddress
+import os
+import re
+import signal
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+PYTHON_LIBRARY = f"libpython{VERSION}.so.1.0"
+LOOPBACK = "127.0.0.1"
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REGIONS = f"tritonserver-{os.getpid()}-"  # shared memory of the Python backend, by its names
+DEFAULTS = {
+    **{f"--{endpoint}-address": LOOPBACK for endpoint in PORTS},
+    # There is no GPU for this build, and complaints about its absence would open the log.
+    "--allow-gpu-metrics": "false",
+    "--pinned-memory-pool-byte-size": "0",
+}
+BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
+
+
+class EmbeddedTritonError(Exception):
+    """What keeps the server from starting; the message says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Where the parts of the installed nvidia-pytriton lie, and the Python library that its stub loads."""
+
+    server: Path
+    stub: Path
+    backend: Path
+    libraries: Path
+    python_library: Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Triton's exit code (128 and the signal's number if one killed it), or 2 if it could not be started."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        wheel = find_wheel()
+        if "--help" not in arguments:
+            check(arguments)
+            arguments = [*defaults(arguments, wheel), *arguments]
+        return run([str(wheel.server), *arguments], environment(wheel))
+    except (EmbeddedTritonError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def run(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run Triton, hand it the signals that end this process, and let nothing of it stay behind.
+
+    Stopped while it loads, Triton leaves its Python processes and their shared memory to whoever
+    started it: so it is not enough to become Triton.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, signal.SIGCHLD})
+    triton = os.posix_spawn(command[0], command, environment, setpgroup=0, setsigmask=(), setsigdef=STOP)
+    ended = status = 0
+    while not ended:
+        received = signal.sigwait({*STOP, signal.SIGCHLD})
+        if received == signal.SIGCHLD:
+            ended, status = os.waitpid(triton, os.WNOHANG)
+        else:
+            os.kill(triton, received)
+    with suppress(ProcessLookupError):
+        os.killpg(triton, signal.SIGKILL)
+    for region in Path("/dev/shm").glob(f"{REGIONS}*"):
+        region.unlink(missing_ok=True)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def find_wheel() -> Wheel:
+    """Raises EmbeddedTritonError for a Python or an environment that the server cannot run in."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedTritonError("the embedded Triton is not installed: pip install 'disranker[server]'")
+    package = Path(spec.submodule_search_locations[0])
+    triton = package / "tritonserver"
+    stub = triton / "python_backend_stubs" / VERSION / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise EmbeddedTritonError(f"nvidia-pytriton has no Python backend for Python {VERSION}: use Python 3.11")
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.partition(".")[0]) >= 2:
+        raise EmbeddedTritonError(f"Triton's Python backend garbles text under numpy {numpy}: pip install 'numpy<2'")
+    return Wheel(
+        triton / "bin/tritonserver",
+        stub,
+        triton / "backends/python",
+        package.parent / "nvidia_pytriton.libs",
+        _python_library(),
+    )
+
+
+def _python_library() -> Path:
+    folders = [Path(sys.base_prefix) / "lib", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
+    folders += [folder / (sysconfig.get_config_var("MULTIARCH") or "") for folder in folders]
+    for folder in folders:
+        if (folder / PYTHON_LIBRARY).is_file():
+            return folder / PYTHON_LIBRARY
+    raise EmbeddedTritonError(
+        f"this Python has no {PYTHON_LIBRARY}, which Triton's Python backend loads: install it "
+        f"(Debian: apt-get install libpython{VERSION}; pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared)"
+    )
+
+
+def environment(wheel: Wheel) -> dict[str, str]:
+    """This process's variables, with which the backend finds its libraries and this Python's packages."""
+    folders = [str(wheel.libraries), str(wheel.python_library.parent), os.environ.get("LD_LIBRARY_PATH")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
+        # The backend's Python takes its prefix from the first python3 on the path.
+        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH") or os.defpath]),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ in the repository looks like a version to Triton
+    }
+
+
+def defaults(arguments: Sequence[str], wheel: Wheel) -> list[str]:
+    """The flags that this server needs and that were not given."""
+    missing = [f"{name}={value}" for name, value in DEFAULTS.items() if not values(arguments, name)]
+    if not values(arguments, "--backend-directory"):
+        missing.append(f"--backend-directory={_backend_directory(wheel)}")
+    missing.append(f"--backend-config=python,shm-region-prefix-name={REGIONS}")
+    return missing
+
+
+def _backend_directory(wheel: Wheel) -> Path:
+    """Links to the backend with its stub beside it, where Triton looks for it; the wheel keeps a stub per Python."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    installation = hashlib.sha256(os.fsencode(wheel.stub)).hexdigest()[:12]
+    folder = cache / "disranker" / f"triton-{installation}" / "python"
+    folder.mkdir(parents=True, exist_ok=True)
+    for target in (*wheel.backend.glob("*.*"), wheel.stub):
+        if not (folder / target.name).exists():
+            partial = folder / f".{target.name}.{os.getpid()}"
+            partial.symlink_to(target)
+            partial.replace(folder / target.name)  # another server may be starting
+    return folder.parent
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Raises EmbeddedTritonError for what would keep Triton from starting, or open it to other machines."""
+    for endpoint, default in PORTS.items():
+        _check_endpoint(arguments, endpoint, default)
+    repositories = values(arguments, "--model-repository") + values(arguments, "--model-store")
+    if not repositories:
+        raise EmbeddedTritonError("--model-repository is needed: the directory of the models, such as model_repository")
+    for repository in repositories:
+        _check_repository(Path(repository), (values(arguments, "--model-config-name") or [""])[-1])
+
+
+def _check_endpoint(arguments: Sequence[str], endpoint: str, default: int) -> None:
+    address = (values(arguments, f"--{endpoint}-address") or [LOOPBACK])[-1]
+    if not _is_loopback(address):
+        raise EmbeddedTritonError(
+            f"--{endpoint}-address {address}: the embedded server has no access control and stays on loopback; "
+            "serve other machines from Triton's container"
+        )
+    allowed = (values(arguments, f"--allow-{endpoint}") or ["true"])[-1].lower() in ("true", "1")
+    port = (values(arguments, f"--{endpoint}-port") or [str(default)])[-1]
+    if not allowed or not port.isdigit():
+        return  # what is no number, Triton refuses itself
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, int(port)))
+        except (OSError, OverflowError) as error:
+            raise EmbeddedTritonError(
+                f"port {port} of {address} cannot be used ({getattr(error, 'strerror', error)}): stop what listens "
+                f"there, or choose another port with --{endpoint}-port"
+            ) from error
+
+
+def _check_repository(repository: Path, config_name: str) -> None:
+    if not repository.is_dir():
+        raise EmbeddedTritonError(f"--model-repository {repository}: no such directory")
+    for model in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
+        _check_model(model, config_name)
+
+
+def _check_model(model: Path, config_name: str) -> None:
+    versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdigit()]
+    if not versions:
+        raise EmbeddedTritonError(f"the model {model.name!r} is not built yet: {BUILD} {model.parent}")
+    chosen = model / "configs" / f"{config_name}.pbtxt"
+    text = (chosen if config_name and chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
+    kind = re.search(r'^\s*(?:platform|backend)\s*:\s*"([^"]*)"', text, flags=re.MULTILINE)
+    if kind is None or kind[1] == "ensemble":
+        return
+    if kind[1] != "python":
+        mend = "--model-config-name cpu" if (model / "configs/cpu.pbtxt").is_file() else "Triton's container"
+        raise EmbeddedTritonError(
+            f"the model {model.name!r} is configured for {kind[1]}, which needs a GPU: use {mend}"
+        )
+    newest = max(versions, key=lambda path: int(path.name))
+    if not (newest / "model.py").is_file():
+        raise EmbeddedTritonError(f"{newest} was built for a GPU: {BUILD} ANOTHER_REPOSITORY, and serve that one")
+
+
+def values(arguments: Sequence[str], name: str) -> list[str]:
+    """What a flag was given, each time; Triton takes ``--flag value``, ``--flag=value`` and shortened names."""
+    return [value for flag, value in _flags(arguments) if len(flag) > 2 and name.startswith(flag)]
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            following = arguments[index + 1] if index + 1 < len(arguments) else ""
+            yield flag, value if equals else following
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

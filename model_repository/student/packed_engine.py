@@ -1,0 +1,47 @@
+"""The student in OpenVINO: packed rows of any number to scores, in chunks of the size it was built for.
+
+Shapes: R rows, L token slots a row, S pairs at most a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+INPUTS = ("input_ids", "token_type_ids", "position_ids", "segment_ids", "pool_positions")
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+Rows = tuple[npt.NDArray[np.int32], ...]  # one array [R, L] or [R, S] for each of INPUTS
+Scores = npt.NDArray[np.float32]  # [R, S], logits
+
+
+class PackedEngine:
+    """A version directory of the student, compiled for this machine's cores."""
+
+    def __init__(self, directory: Path) -> None:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        self._rows_per_call: int = manifest["rows_per_call"]
+        # The gate judged the engine in this precision; left unsaid, the library chooses by processor.
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[manifest["runs_in"]], "PERFORMANCE_HINT": "LATENCY"}
+        self._compiled = openvino.Core().compile_model(directory / "model.xml", "CPU", settings)
+
+    def score(self, rows: Rows) -> Scores:
+        """``scores[R, S]`` of any number of rows."""
+        size = self._rows_per_call
+        starts = range(0, len(rows[0]), size)
+        return np.concatenate([self._run(tuple(array[start : start + size] for array in rows)) for start in starts])
+
+    def score_requests(self, requests: Sequence[Rows]) -> list[Scores]:
+        """Scores of each request, computed in one run over the rows of all."""
+        joined = tuple(np.concatenate(arrays) for arrays in zip(*requests, strict=True))
+        ends = np.cumsum([len(rows[0]) for rows in requests])[:-1]
+        return np.split(self.score(joined), ends)
+
+    def _run(self, rows: Rows) -> Scores:
+        result = self._compiled(dict(zip(INPUTS, rows, strict=True)))
+        return np.array(result["scores"], dtype=np.float32)

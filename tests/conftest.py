@@ -1,0 +1,34 @@
+"""What more than one test file shares: one server for most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny_bert
+from tests.servers import Reference, Server, build, running
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with the tracked dimensions."""
+    directory = tmp_path_factory.mktemp("served") / "bert"
+    return tiny_bert(directory, max_pair_tokens=256, row_length=256, slots_per_row=16, max_documents=1000)
+
+
+@pytest.fixture(scope="session")
+def served_repository(served_checkpoint: Path) -> Path:
+    return build(served_checkpoint, served_checkpoint.parent / "model_repository", "fp32")
+
+
+@pytest.fixture(scope="session")
+def server(served_repository: Path) -> Iterator[Server]:
+    with running(served_repository, served_repository.parent / "server.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def reference(served_checkpoint: Path) -> Reference:
+    return Reference(served_checkpoint)

@@ -1,0 +1,150 @@
+"""The command ``tritonserver``: what it refuses, in one line, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.servers import COMMAND, STOP_S, alive, descendants, start, wait_until_ready
+
+ROOT = Path(__file__).parent.parent
+CPU = "--model-config-name=cpu"
+
+
+def refusal(*flags: str, command: tuple[str, ...] = (str(COMMAND),), **variables: str) -> str:
+    """The one line of an exit code 2."""
+    result = subprocess.run(
+        [*command, *flags], env={**os.environ, **variables}, capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """As a build leaves it, by its looks."""
+    copy = tmp_path / "model_repository"
+    for model in ("tokenizer", "student", "scores", "ranker"):
+        shutil.copytree(ROOT / "model_repository" / model, copy / model, ignore=shutil.ignore_patterns("[0-9]*"))
+        (copy / model / "1").mkdir()
+        (copy / model / "1/model.py").touch()
+    return copy
+
+
+def test_a_repository_is_needed() -> None:
+    assert "--model-repository is needed" in refusal(CPU)
+
+
+def test_a_repository_must_exist(tmp_path: Path) -> None:
+    assert f"--model-repository {tmp_path / 'none'}: no such directory" in refusal(
+        CPU, "--model-repository", str(tmp_path / "none")
+    )
+
+
+def test_a_student_must_be_built(repository: Path) -> None:
+    shutil.rmtree(repository / "student/1")
+    line = refusal(CPU, f"--model-repository={repository}")
+    assert "'student' is not built yet: python build_engines.py --engine openvino" in line
+    assert line.endswith(str(repository))
+
+
+def test_the_gpus_configuration_is_refused_with_the_flag_that_helps(repository: Path) -> None:
+    line = refusal("--model-repository", str(repository))
+    assert "configured for tensorrt_plan, which needs a GPU: use --model-config-name cpu" in line
+
+
+def test_the_gpus_engine_is_refused(repository: Path) -> None:
+    (repository / "student/2").mkdir()
+    (repository / "student/2/model.plan").touch()
+    assert "student/2 was built for a GPU" in refusal(CPU, "--model-repository", str(repository))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--http-address", "0.0.0.0"], ["--grpc-address=::"], ["--metrics-addr", "10.0.0.1"]]
+)
+def test_other_machines_are_not_served(repository: Path, flags: list[str]) -> None:
+    assert "stays on loopback" in refusal(CPU, "--model-repository", str(repository), *flags)
+
+
+@pytest.mark.parametrize("endpoint", ["http", "grpc", "metrics"])
+def test_a_port_in_use_is_named(repository: Path, endpoint: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refusal(CPU, f"--model-repository={repository}", *_free_but(endpoint), f"--{endpoint}-port={port}")
+    assert f"port {port} of 127.0.0.1 cannot be used (Address already in use)" in line
+    assert f"another port with --{endpoint}-port" in line
+
+
+def _free_but(endpoint: str) -> list[str]:
+    """Endpoints that this test is not about are off."""
+    return [f"--allow-{name}=false" for name in ("http", "grpc", "metrics") if name != endpoint]
+
+
+def test_numpy_2_is_refused(tmp_path: Path) -> None:
+    information = tmp_path / "numpy-2.3.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.3.0\n")
+    assert "under numpy 2.3.0: pip install 'numpy<2'" in refusal(CPU, PYTHONPATH=str(tmp_path))
+
+
+def test_an_environment_without_the_wheel_is_refused() -> None:
+    command = (sys.executable, "-S", str(ROOT / "embedded_triton.py"))
+    assert "pip install 'disranker[server]'" in refusal(CPU, command=command)
+
+
+def test_a_python_without_its_library_is_refused() -> None:
+    elsewhere = (
+        "import sys, sysconfig, embedded_triton; sys.base_prefix = sysconfig.get_config_vars()['LIBDIR'] = '/nowhere';"
+        "sys.exit(embedded_triton.main(sys.argv[1:]))"
+    )
+    line = refusal(CPU, command=(sys.executable, "-c", elsewhere))
+    assert f"this Python has no libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0" in line
+
+
+def test_help_is_tritons_own() -> None:
+    result = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=30)
+    assert "--model-repository" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_and_all_of_its_processes(
+    served_repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    server = start(served_repository, tmp_path / "log")
+    wait_until_ready(server)
+    family = descendants(server.process.pid)
+    assert len(family) >= 4  # Triton and a process for each Python model
+    server.process.send_signal(number)
+    assert server.process.wait(STOP_S) == 0
+    assert not alive(family)
+    assert not _shared_memory(server.process.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_models_load_leaves_nothing_either(
+    served_repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    server = start(served_repository, tmp_path / "log")
+    while len(family := descendants(server.process.pid)) < 2:
+        time.sleep(0.005)
+    server.process.send_signal(number)
+    assert server.process.wait(STOP_S) in (0, 128 + number)
+    assert not alive(family | descendants(server.process.pid))
+    assert not _shared_memory(server.process.pid)
+
+
+def _shared_memory(pid: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"tritonserver-{pid}-*"))
