@@ -82,7 +82,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> int:
         if received == signal.SIGCHLD:
             ended, status = os.waitpid(triton, os.WNOHANG)
         else:
-            os.kill(triton, received)
+            os.kill(triton, signal.SIGTERM)  # SIGINT would be lost on a Triton that waits for a shell of its own
     with suppress(ProcessLookupError):
         os.killpg(triton, signal.SIGKILL)
     for region in Path("/dev/shm").glob(f"{REGIONS}*"):
@@ -133,7 +133,6 @@ def environment(wheel: Wheel) -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
         # The backend's Python takes its prefix from the first python3 on the path.
         "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH") or os.defpath]),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a __pycache__ in the repository looks like a version to Triton
     }
 
 

@@ -41,7 +41,7 @@ class DemoArguments:
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
-    sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
+    sft_epochs: float = field(default=10.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import subprocess
 import sys
@@ -54,30 +53,31 @@ def ports() -> dict[str, int]:
     return free
 
 
-def start(repository: Path, log: Path, *flags: str) -> Server:
-    """A server that may not be ready yet."""
+@contextmanager
+def starting(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
+    """A server that may not be ready yet; at the end of the block it is stopped, if it runs still."""
     free = ports()
     command = [str(COMMAND), f"--model-repository={repository}", "--model-config-name=cpu", *flags]
     command += [f"--{name}-port={port}" for name, port in free.items()]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    return Server(process, f"127.0.0.1:{free['grpc']}", log)
+    try:
+        yield Server(process, f"127.0.0.1:{free['grpc']}", log)
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
 
 
 @contextmanager
 def running(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
     """A server that is ready; it ends with exit code 0 and leaves no process."""
-    server = start(repository, log, *flags)
-    try:
+    with starting(repository, log, *flags) as server:
         wait_until_ready(server)
         yield server
         family = descendants(server.process.pid)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.terminate()
         assert server.process.wait(STOP_S) == 0, log.read_text()
         assert not alive(family)
-    finally:
-        server.process.terminate()
-        server.process.wait(STOP_S)
 
 
 def wait_until_ready(server: Server) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import COMMAND, STOP_S, alive, descendants, start, wait_until_ready
+from tests.servers import COMMAND, STOP_S, alive, descendants, starting, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
 CPU = "--model-config-name=cpu"
@@ -123,27 +123,28 @@ def test_help_is_tritons_own() -> None:
 def test_a_signal_ends_the_server_and_all_of_its_processes(
     served_repository: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    server = start(served_repository, tmp_path / "log")
-    wait_until_ready(server)
-    family = descendants(server.process.pid)
-    assert len(family) >= 4  # Triton and a process for each Python model
-    server.process.send_signal(number)
-    assert server.process.wait(STOP_S) == 0
-    assert not alive(family)
-    assert not _shared_memory(server.process.pid)
+    with starting(served_repository, tmp_path / "log") as server:
+        wait_until_ready(server)
+        family = descendants(server.process.pid)
+        assert len(family) >= 4  # Triton and a process for each Python model
+        server.process.send_signal(number)
+        assert server.process.wait(STOP_S) == 0
+        assert not alive(family)
+        assert not _shared_memory(server.process.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("processes", [1, 2, 3])
 def test_a_signal_while_the_models_load_leaves_nothing_either(
-    served_repository: Path, tmp_path: Path, number: signal.Signals
+    served_repository: Path, tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:
-    server = start(served_repository, tmp_path / "log")
-    while len(family := descendants(server.process.pid)) < 2:
-        time.sleep(0.005)
-    server.process.send_signal(number)
-    assert server.process.wait(STOP_S) in (0, 128 + number)
-    assert not alive(family | descendants(server.process.pid))
-    assert not _shared_memory(server.process.pid)
+    with starting(served_repository, tmp_path / "log") as server:
+        while len(family := descendants(server.process.pid)) < processes:
+            time.sleep(0.005)
+        server.process.send_signal(number)
+        assert server.process.wait(STOP_S) in (0, 128 + signal.SIGTERM)
+        assert not alive(family)
+        assert not _shared_memory(server.process.pid)
 
 
 def _shared_memory(pid: int) -> list[Path]:

@@ -16,7 +16,7 @@ import tritonclient.grpc as grpc
 from client.rank import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import TEXT, tiny_bert
-from tests.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, start
+from tests.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, starting
 from trainer.metrics import kendall_tau
 
 TOLERANCE = 1e-4
@@ -183,8 +183,8 @@ def test_the_tokenizer_refuses_a_student_built_for_another_encoding(served_repos
     shutil.copytree(repository / "student/1", repository / "student/10")  # newer than 9 and 1, and not by its name
     manifest = repository / "student/10/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "encoding_hash": "0" * 64}))
-    refused = start(repository, tmp_path / "log")
-    assert refused.process.wait(READY_S + STOP_S) == 1
+    with starting(repository, tmp_path / "log") as refused:
+        assert refused.process.wait(READY_S + STOP_S) == 1
     assert "student version 10 was built for another tokenizer or other encoding settings" in refused.log.read_text()
 
 
