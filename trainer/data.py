@@ -91,13 +91,14 @@ def read_scores(path: str | Path) -> Scores:
     return scores
 
 
-def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], teacher: str) -> None:
-    """Parquet rows ``query_id, doc_id, score, teacher``; the file appears whole or not at all."""
+def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], teacher: str) -> int:
+    """Parquet rows ``query_id, doc_id, score, teacher``, and their number; the file appears whole or not at all."""
     rows = [(query_id, doc_id, score, teacher) for query_id, doc_id, score in scores]
     columns = list(zip(*rows, strict=True)) or [()] * len(SCORE_SCHEMA)
     table = pa.table([list(column) for column in columns], schema=SCORE_SCHEMA)
     with appears_whole(Path(path)) as partial:
         pq.write_table(table, partial)
+    return len(rows)
 
 
 def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path) -> None:

@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_known(scores, groups, arguments.scores)
     mean, deviation = statistics(scores, arguments.scores)
     taught = standardised(groups, scores, mean, deviation)
+    without = sum(len(group.documents) for group in groups) - sum(len(group.documents) for group in taught)
+    if without:
+        print(f"{without:,} pairs have no teacher score: skipped", file=sys.stderr)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)

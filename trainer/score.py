@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores = run_scores(arguments.run, groups)
     else:
         scores = model_scores(arguments.model, groups, arguments.rows_per_batch)
-    write_scores(arguments.output, scores, teacher=Path(arguments.model or arguments.run).name)
-    print(f"{arguments.output}: {sum(len(group.documents) for group in groups):,} pairs of {len(groups):,} queries")
+    pairs = write_scores(arguments.output, scores, teacher=Path(arguments.model or arguments.run).name)
+    everything = sum(len(group.documents) for group in groups)
+    print(f"{arguments.output}: {pairs:,} of {everything:,} pairs of {len(groups):,} queries")
 
 
 if __name__ == "__main__":
