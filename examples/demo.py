@@ -40,8 +40,8 @@ class DemoArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
-    cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
-    sft_epochs: float = field(default=10.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
+    cpt_epochs: float = field(default=14.0, metadata={"help": "Epochs over the clicked documents of the log."})
+    sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 
@@ -75,7 +75,7 @@ def train_teachers(arguments: DemoArguments, root: Path) -> None:
     cpt = stage(
         pretrain, "--model", root / "llm", "--data", log, "--output_dir", root / "cpt",
         "--num_train_epochs", arguments.cpt_epochs,
-        *step(arguments, queries=16, learning_rate=6e-3),
+        *step(arguments, queries=16, learning_rate=5e-3),
     )  # fmt: skip
     ranking = ["--data", train, *step(arguments, queries=4, learning_rate=1e-3)]
     epochs = arguments.sft_epochs
