@@ -82,7 +82,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> int:
         if received == signal.SIGCHLD:
             ended, status = os.waitpid(triton, os.WNOHANG)
         else:
-            os.kill(triton, signal.SIGTERM)  # SIGINT would be lost on a Triton that waits for a shell of its own
+            os.kill(triton, signal.SIGTERM)  # whatever came: Triton did not always end on SIGINT
     with suppress(ProcessLookupError):
         os.killpg(triton, signal.SIGKILL)
     for region in Path("/dev/shm").glob(f"{REGIONS}*"):

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engines.records import INPUTS, OUTPUT, BuiltEngine, EngineError, Graph, Runner, in_chunks
+from engines.records import INPUTS, OUTPUT, BuiltEngine, EngineError, Graph, Runner
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 MODEL_FILE = "model.xml"
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def library() -> Any:
@@ -42,16 +39,19 @@ def build(graph: Graph, precision: str, rows_per_call: int, directory: Path) -> 
         files=(path, path.with_suffix(".bin")),
         runs_in=really,
         version=openvino.__version__,
-        run=in_chunks(open_runner(path, really), rows_per_call),
+        run=open_runner(path, really, rows_per_call),
         judged="the engine",
     )
 
 
-def open_runner(path: Path, precision: str) -> Runner:
-    """An IR or ONNX file, compiled to compute in ``precision``: left unsaid, OpenVINO chooses by processor."""
-    compiled = library().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
+def open_runner(path: Path, precision: str, rows_per_call: int) -> Runner:
+    """An IR or ONNX file in the engine that the server has."""
+    library()
+    from model_repository.student.packed_engine import PackedEngine  # not before: it imports openvino at its top
+
+    engine = PackedEngine(path, precision, rows_per_call)
 
     def run(batch: PackedBatch) -> FloatArray:
-        return np.array(compiled(dict(zip(INPUTS, batch[:-1], strict=True)))[OUTPUT])
+        return engine.score(batch[:-1])
 
     return run

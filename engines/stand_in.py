@@ -19,10 +19,10 @@ def stand_in(graph: Graph) -> tuple[Runner, str]:
     from the rounded weights.
     """
     if graph.precision == "bf16":
-        run, name = openvino.open_runner(graph.path, "fp32"), "OpenVINO in float32"
+        run, name = openvino.open_runner(graph.path, "fp32", ROWS), "OpenVINO in float32"
     else:
-        run, name = _onnxruntime(graph), "ONNX Runtime"
-    return in_chunks(run, ROWS), f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"
+        run, name = in_chunks(_onnxruntime(graph), ROWS), "ONNX Runtime"
+    return run, f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"
 
 
 def _onnxruntime(graph: Graph) -> Runner:

@@ -93,7 +93,7 @@ def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
     encoder = PairEncoder.load(built / "tokenizer")
     group = read_groups(inputs.data)[0]
     batch = encoder.pack(encode_group(encoder, group.query, group.documents))
-    scores = unpack(PackedEngine(built / "student" / "1").score(batch[:-1]), batch.slots)
+    scores = unpack(PackedEngine.load(built / "student" / "1").score(batch[:-1]), batch.slots)
     assert scores == pytest.approx(PackedScorer(load_scorer(inputs.bert)).score(batch), abs=1e-5)
 
 

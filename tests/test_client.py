@@ -86,7 +86,7 @@ def test_a_lone_surrogate_is_what_it_is_in_training(client: RankingClient, refer
 @pytest.mark.parametrize(
     ("query", "documents", "message"),
     [
-        (" ", ["river"], "QUERY is empty"),
+        (" ", ["river"], "the query is empty"),
         (QUERY, [], "TITLES has 0 elements; a request takes 1 to 1000 documents"),
         (QUERY, ["river"] * 1001, "TITLES has 1001 elements"),
         (QUERY, ["a", "b" * 1_000_001], "document 1 has 1000001 bytes"),
@@ -167,7 +167,7 @@ def test_a_bad_line_is_named(given: bytes, message: str) -> None:
 
 def test_other_bad_input_is_one_line(server: Server, file: Path, tmp_path: Path) -> None:
     assert "none.jsonl: No such file" in refusal(2, "--query", QUERY, tmp_path / "none.jsonl")
-    assert "QUERY is empty" in refusal(2, "--query", "", "--url", server.url, file)
+    assert "the query is empty" in refusal(2, "--query", "", "--url", server.url, file)
     assert "no server answers at" in refusal(2, "--query", QUERY, "--url", f"127.0.0.1:{ports()['grpc']}", file)
     assert "does not serve the model" in refusal(2, "--query", QUERY, "--url", server.url, "--model", "other", file)
 

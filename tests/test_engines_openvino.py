@@ -9,8 +9,9 @@ import openvino
 import pytest
 
 from engines.graph import export_graph
-from engines.openvino import HINTS, build, runs_in
+from engines.openvino import build, runs_in
 from engines.records import INPUTS, OUTPUT, Dimensions
+from model_repository.student.packed_engine import HINTS
 from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
 from tests.checkpoints import tiny_llama, write_groups
 from trainer.collate import encode_group

@@ -159,6 +159,8 @@ def test_requests_that_cannot_be_encoded_are_refused(bert: PairEncoder) -> None:
         bert.encode("river", [document] * 41)
     with pytest.raises(EncodingError, match="document 1 has 1000001 bytes"):
         bert.encode("river", [document, Document("x" * 1_000_001, "")])
+    with pytest.raises(EncodingError, match="the query has 1000001 bytes"):
+        bert.encode("x" * 1_000_001, [document])
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ BAD = {
     "no documents": ([b"q"], [], [], "TITLES has 0 elements"),
     "too many documents": ([b"q"], [b"t"] * 1001, [b"s"] * 1001, "TITLES has 1001 elements; a request takes 1 to 1000"),
     "fewer summaries": ([b"q"], [b"t", b"u"], [b"s"], "TITLES has 2 elements and SUMMARIES 1"),
-    "empty query": ([b" \t"], [b"t"], [b"s"], "QUERY is empty"),
+    "empty query": ([b" \t"], [b"t"], [b"s"], "the query is empty"),
     "two queries": ([b"q", b"r"], [b"t"], [b"s"], r"shape for input 'QUERY'.*Expected \[1\], got \[2\]"),
     "no query": ([], [b"t"], [b"s"], r"shape for input 'QUERY'.*Expected \[1\], got \[0\]"),
     "a matrix of titles": ([b"q"], [[b"t"]], [b"s"], "shape for input 'TITLES'"),
@@ -113,7 +113,7 @@ BAD = {
     "a title that is not UTF-8": ([b"q"], [b"t", b"u\xe4"], [b"s", b"s"], r"TITLES\[1\] is not UTF-8"),
     "a surrogate in bytes": ([b"q"], [b"t"], [b"\xed\xa0\x80"], r"SUMMARIES\[0\] is not UTF-8"),
     "a document too large": ([b"q"], [b"t", b"t"], [b"s", b"s" * 1_000_001], "document 1 has 1000003 bytes"),
-    "a query too large": ([b"q" * 1_000_001], [b"t"], [b"s"], r"QUERY\[0\] has 1000001 bytes"),
+    "a query too large": ([b"q" * 1_000_001], [b"t"], [b"s"], "the query has 1000001 bytes"),
 }
 
 

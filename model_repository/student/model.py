@@ -10,7 +10,7 @@ from packed_engine import INPUTS, PackedEngine, Rows
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self.engine = PackedEngine(Path(args["model_repository"]) / args["model_version"])
+        self.engine = PackedEngine.load(Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         scores = self.engine.score_requests([self._rows(request) for request in requests])

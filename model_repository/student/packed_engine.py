@@ -21,14 +21,21 @@ Scores = npt.NDArray[np.float32]  # [R, S], logits
 
 
 class PackedEngine:
-    """A version directory of the student, compiled for this machine's cores."""
+    """The student's graph (IR or ONNX), compiled for this machine's cores.
 
-    def __init__(self, directory: Path) -> None:
+    ``precision`` is that of the matrix products: left unsaid, the library would choose by processor.
+    """
+
+    def __init__(self, model: Path, precision: str, rows_per_call: int) -> None:
+        self._rows_per_call = rows_per_call
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+
+    @classmethod
+    def load(cls, directory: Path) -> PackedEngine:
+        """The engine of a version directory, as the gate judged it."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        self._rows_per_call: int = manifest["rows_per_call"]
-        # The gate judged the engine in this precision; left unsaid, the library chooses by processor.
-        settings = {"INFERENCE_PRECISION_HINT": HINTS[manifest["runs_in"]], "PERFORMANCE_HINT": "LATENCY"}
-        self._compiled = openvino.Core().compile_model(directory / "model.xml", "CPU", settings)
+        return cls(directory / "model.xml", manifest["runs_in"], manifest["rows_per_call"])
 
     def score(self, rows: Rows) -> Scores:
         """``scores[R, S]`` of any number of rows."""

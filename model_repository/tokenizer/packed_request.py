@@ -34,19 +34,15 @@ def pack_request(encoder: PairEncoder, query: Strings, titles: Strings, summarie
     limit = encoder.config.max_documents
     if not 1 <= titles.size <= limit:
         raise EncodingError(f"TITLES has {titles.size} elements; a request takes 1 to {limit} documents")
-    (query_text,) = _texts("QUERY", query, encoder.config.max_document_bytes)
-    if not query_text.strip():
-        raise EncodingError("QUERY is empty")
+    (query_text,) = _texts("QUERY", query)
     parts = (_texts(name, array) for name, array in (("TITLES", titles), ("SUMMARIES", summaries)))
     pairs = encoder.encode(query_text, [Document(*texts) for texts in zip(*parts, strict=True)])
     return PackedRequest(encoder.pack(pairs), np.array([pair.truncated for pair in pairs], dtype=np.bool_))
 
 
-def _texts(name: str, array: Strings, max_bytes: int | None = None) -> list[str]:
+def _texts(name: str, array: Strings) -> list[str]:
     texts = []
     for index, element in enumerate(array.tolist()):
-        if max_bytes is not None and len(element) > max_bytes:
-            raise EncodingError(f"{name}[{index}] has {len(element)} bytes; at most {max_bytes} are taken")
         try:
             texts.append(element.decode("utf-8"))
         except UnicodeDecodeError as error:

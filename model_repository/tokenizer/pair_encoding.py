@@ -155,12 +155,16 @@ class PairEncoder:
 
     def encode(self, query: str, documents: Sequence[Document]) -> list[EncodedPair]:
         """One pair per document, in order. Raises EncodingError for an empty query, no documents,
-        more than ``max_documents`` or a document above ``max_document_bytes``."""
+        more than ``max_documents``, or a query or document above ``max_document_bytes``."""
+        query = self._checked("the query", query)
         if not query.strip():
             raise EncodingError("the query is empty")
         if not 1 <= len(documents) <= self.config.max_documents:
             raise EncodingError(f"{len(documents)} documents; a request takes 1 to {self.config.max_documents}")
-        texts = [self._document_text(index, document) for index, document in enumerate(documents)]
+        texts = [
+            self._checked(f"document {index}", " ".join(part for part in document if part))
+            for index, document in enumerate(documents)
+        ]
         all_query_ids = self._ids(query)
         query_ids = all_query_ids[: self.config.max_query_tokens]
         head = self._start + self._query_prefix + query_ids + self._middle
@@ -184,13 +188,11 @@ class PairEncoder:
             position_offset=config.position_offset,
         )
 
-    def _document_text(self, index: int, document: Document) -> str:
-        text = _encodable(" ".join(part for part in document if part))
-        size = len(text.encode("utf-8"))
-        if size > self.config.max_document_bytes:
-            raise EncodingError(
-                f"document {index} has {size} bytes; at most {self.config.max_document_bytes} are taken"
-            )
+    def _checked(self, name: str, text: str) -> str:
+        text = _encodable(text)
+        size, most = len(text.encode("utf-8")), self.config.max_document_bytes
+        if size > most:
+            raise EncodingError(f"{name} has {size} bytes; at most {most} are taken")
         return text
 
     def _ids(self, text: str) -> list[int]:
