@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-SOURCES := trainer engines client loadtest examples tests build_engines.py embedded_triton.py
+SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
 .PHONY: demo test check lint
 demo: $(VENV)/.installed

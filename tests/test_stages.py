@@ -150,6 +150,7 @@ def test_evaluate_compares_systems_and_writes_the_table(stages: Path, data: Path
     low, high = rows["bm25"]["ndcg@10_interval"]
     assert low <= rows["bm25"]["ndcg@10"] <= high
     assert rows["bm25"]["pnr"] > 0
+    assert {name for name, row in rows.items() if row["documents_per_second"] is None} == {"S"}  # scored elsewhere
 
 
 def test_a_checkpoint_that_changed_on_the_way_to_disk_is_no_checkpoint(stages: Path, tmp_path: Path) -> None:

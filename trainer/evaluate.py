@@ -83,7 +83,8 @@ def _evaluate(system: str, groups: Sequence[QueryGroup], qrels: Scores, argument
     name, _, source = system.rpartition("=")
     started = time.perf_counter()
     scores = _scores(source, groups, arguments.seed)
-    seconds = time.perf_counter() - started
+    documents = sum(len(group.documents) for group in groups)
+    speed = None if _is_file(source) else documents / (time.perf_counter() - started)
     row: dict[str, Any] = {"system": name or source, "queries": len(qrels)}
     values = {}
     for measure in arguments.measures:
@@ -98,8 +99,13 @@ def _evaluate(system: str, groups: Sequence[QueryGroup], qrels: Scores, argument
     ]
     row["pnr"], row["pnr_interval"] = pnr(counts), pnr_interval(counts, arguments.seed)
     row["tied_pairs"] = sum(count.tied for count in counts)
-    row["documents_per_second"] = sum(len(group.documents) for group in groups) / seconds
+    row["documents_per_second"] = speed
     return SystemResult(name or source, values, row)
+
+
+def _is_file(source: str) -> bool:
+    """Whether the system is a file of what was scored elsewhere, so that its speed is not known here."""
+    return source not in ("random", "bm25") and not Path(source).is_dir()
 
 
 def _scores(source: str, groups: Sequence[QueryGroup], seed: int) -> Scores:
@@ -107,8 +113,8 @@ def _scores(source: str, groups: Sequence[QueryGroup], seed: int) -> Scores:
         return random_scores(groups, seed)
     if source == "bm25":
         return bm25_scores(groups)
-    if Path(source).is_dir():
-        scores: Scores = {}
+    scores: Scores = {}
+    if not _is_file(source):
         for query_id, doc_id, score in model_scores(source, groups):
             scores.setdefault(query_id, {})[doc_id] = score
         return scores
@@ -141,7 +147,9 @@ def _table(results: Sequence[SystemResult], title: str) -> Table:
         for key in columns:
             low, high = result.row[f"{key}_interval"]
             cells.append(f"{result.row[key]:.3f} [{low:.3f}, {high:.3f}]")
-        table.add_row(result.name, *cells, *(f"{result.row[key]:,.0f}" for key in plain))
+        table.add_row(
+            result.name, *cells, *("" if result.row[key] is None else f"{result.row[key]:,.0f}" for key in plain)
+        )
     return table
 
 
