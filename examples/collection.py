@@ -30,20 +30,20 @@ CROSSING = 0.3  # how often a text uses a name that the other side favours
 CANDIDATES = 20
 SESSIONS = 4  # times that a logged query was asked
 EXAMINED = 0.8  # each place further down is examined this much less often
-ATTRACTION = (0.02, 0.15, 0.4, 0.8)  # clicks an examined document draws, by grade
+ATTRACTION = (0.02, 0.1, 0.3, 0.9)  # clicks an examined document draws, by grade
 
 TITLES = (
-    "{attribute} {object} {intent}",
-    "{object} {intent}: the {attribute} way",
-    "{intent} for your {attribute} {object}",
-    "{object}, {attribute}: a guide to {intent}",
-    "A {attribute} {object} and its {intent}",
+    "Your {attribute} {object}: {intent}",
+    "All on {intent} for your {attribute} {object}",
+    "About the {object}, {attribute}: a guide to {intent}",
+    "The {attribute} {object} and its {intent}",
+    "On {intent}, for any {object} that is {attribute}",
 )
 OPENINGS = (
-    "Everything about {intent} for a {attribute} {object}.",
-    "{object} pages on {intent}, {attribute} picks included.",
-    "We look at {intent}: what a {attribute} {object} needs.",
-    "{attribute} ideas for {object} owners, {intent} explained.",
+    "Everything about {intent} for your {attribute} {object}.",
+    "Our {object} pages on {intent}, {attribute} picks included.",
+    "We look at {intent}: what the {attribute} {object} needs.",
+    "More {attribute} ideas for {object} owners, {intent} explained.",
 )
 MENTIONS = (
     "People also visit: {mention}.",
@@ -65,10 +65,6 @@ def grade(query: Topic, document: Topic) -> int:
     if query.object != document.object:
         return 0
     return 1 + (query.intent == document.intent) + (query.attribute == document.attribute)
-
-
-def capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 class Collection:
@@ -127,8 +123,8 @@ class Collection:
         self._written += 1
         return {
             "doc_id": f"d{self._written:06d}",
-            "title": capitalised(title),
-            "summary": " ".join(capitalised(self._filled(sentence, about)) for sentence in sentences),
+            "title": title,
+            "summary": " ".join(self._filled(sentence, about) for sentence in sentences),
         }
 
     def _filled(self, template: str, about: Topic) -> str:

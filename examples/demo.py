@@ -2,22 +2,25 @@
 
     python -m examples.demo --output_dir runs/demo
 
-Each stage is the command that is printed before it; it runs in this process only to save imports.
+Each stage is the command that is printed before it; most run in this process, to save imports.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
@@ -27,8 +30,10 @@ from client.rank import RankingClient
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.data import read_groups
+from trainer.stage import RECORD_FILE
 
 EXAMPLES = Path(__file__).parent
+THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of the two processes that train
 
 
 @dataclass
@@ -40,9 +45,9 @@ class DemoArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
-    cpt_epochs: float = field(default=14.0, metadata={"help": "Epochs over the clicked documents of the log."})
+    cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
-    student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
+    student_steps: int = field(default=500, metadata={"help": "Steps of both students."})
 
 
 class StageFailedError(RuntimeError):
@@ -54,10 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     root = Path(arguments.output_dir)
     shutil.rmtree(root, ignore_errors=True)
+    torch.set_num_threads(THREADS)
     try:
         stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed)
-        train_teachers(arguments, root)
-        train_students(arguments, root)
+        first_checkpoints(arguments, root)
+        with beside(rank_sft, *student_on_labels(arguments, root), log=root / "student-on-labels.log"):
+            train_teacher(arguments, root)
+        with beside(rank_sft, *teacher_without_cpt(arguments, root), log=root / "teacher-without-cpt.log"):
+            distil_student(arguments, root)
         install(arguments, root)
         compare(root)
         rank_through_server(arguments, root)
@@ -68,33 +77,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train_teachers(arguments: DemoArguments, root: Path) -> None:
-    """CPT and then rank-SFT; and rank-SFT alone, for as long as the two took."""
-    train, log = root / "collection/train.jsonl", root / "collection/log.jsonl"
-    first_checkpoint(arguments, root / "llm", arguments.teacher, EXAMPLES / "teacher.json", "--row_length", 128)
-    cpt = stage(
-        pretrain, "--model", root / "llm", "--data", log, "--output_dir", root / "cpt",
-        "--num_train_epochs", arguments.cpt_epochs,
-        *step(arguments, queries=16, learning_rate=5e-3),
+def first_checkpoints(arguments: DemoArguments, root: Path) -> None:
+    """Pretrained ones with the usual limits, or fresh ones for texts as short as the collection's."""
+    texts = ["--data", root / "collection/train.jsonl", root / "collection/log.jsonl"]
+    short = ["--max_query_tokens", 24, "--max_pair_tokens", 96]
+    for name, pretrained, config, limits in (
+        ("llm", arguments.teacher, EXAMPLES / "teacher.json", [*short, "--row_length", 128]),
+        ("bert", arguments.student, EXAMPLES / "student.json", short),
+    ):
+        source = ["--pretrained", pretrained] if pretrained else ["--config", config, *texts, *limits]
+        stage(init, *source, "--seed", arguments.seed, "--output_dir", root / name)
+
+
+def train_teacher(arguments: DemoArguments, root: Path) -> None:
+    """CPT on the log's clicks, then rank-SFT on the judged queries."""
+    stage(
+        pretrain, "--model", root / "llm", "--data", root / "collection/log.jsonl", "--output_dir", root / "cpt",
+        "--num_train_epochs", arguments.cpt_epochs, *step(arguments, queries=16, learning_rate=2e-3),
     )  # fmt: skip
-    ranking = ["--data", train, *step(arguments, queries=4, learning_rate=1e-3)]
-    epochs = arguments.sft_epochs
-    flags = ["--num_train_epochs", epochs, "--output_dir", root / "teacher"]
-    sft = stage(rank_sft, "--model", root / "cpt", *ranking, *flags)
-    flags = ["--num_train_epochs", f"{epochs * (cpt + sft) / sft:.1f}", "--output_dir", root / "teacher-without-cpt"]
-    stage(rank_sft, "--model", root / "llm", *ranking, *flags)
+    stage(
+        rank_sft, "--model", root / "cpt", "--num_train_epochs", arguments.sft_epochs,
+        *teacher_ranking(arguments, root), "--output_dir", root / "teacher",
+    )  # fmt: skip
 
 
-def train_students(arguments: DemoArguments, root: Path) -> None:
-    """One encoder, twice the same number of steps: on the labels alone, and on the teacher's scores."""
-    train, log = root / "collection/train.jsonl", root / "collection/log.jsonl"
-    first_checkpoint(arguments, root / "bert", arguments.student, EXAMPLES / "student.json")
-    same = ["--model", root / "bert", "--max_steps", arguments.student_steps]
-    same += step(arguments, queries=8, learning_rate=2e-3)
-    stage(rank_sft, *same, "--data", train, "--output_dir", root / "student-on-labels")
+def teacher_without_cpt(arguments: DemoArguments, root: Path) -> list[object]:
+    """Rank-SFT alone, for as long as the teacher's two stages took."""
+    cpt, sft = training_seconds(root / "cpt"), training_seconds(root / "teacher")
+    epochs = f"{arguments.sft_epochs * (cpt + sft) / sft:.1f}"
+    ranking = [*teacher_ranking(arguments, root), "--output_dir", root / "teacher-without-cpt"]
+    return ["--model", root / "llm", "--num_train_epochs", epochs, *ranking]
+
+
+def teacher_ranking(arguments: DemoArguments, root: Path) -> list[object]:
+    return ["--data", root / "collection/train.jsonl", *step(arguments, queries=4, learning_rate=1e-3)]
+
+
+def distil_student(arguments: DemoArguments, root: Path) -> None:
+    """The teacher's scores for the log and the judged queries, then a student that learns them."""
+    pool = ["--data", root / "collection/log.jsonl", root / "collection/train.jsonl"]
     scores = root / "teacher_scores.parquet"
-    stage(score, "--model", root / "teacher", "--data", log, train, "--output", scores)
-    stage(distill, *same, "--data", log, train, "--scores", scores, "--output_dir", root / "student")
+    stage(score, "--model", root / "teacher", *pool, "--output", scores)
+    stage(distill, *student(arguments, root), *pool, "--scores", scores, "--output_dir", root / "student")
+
+
+def student_on_labels(arguments: DemoArguments, root: Path) -> list[object]:
+    """The same encoder for the same number of steps, on the judged queries alone."""
+    data = ["--data", root / "collection/train.jsonl", "--output_dir", root / "student-on-labels"]
+    return [*student(arguments, root), *data]
+
+
+def student(arguments: DemoArguments, root: Path) -> list[object]:
+    same = ["--model", root / "bert", "--max_steps", arguments.student_steps]
+    return [*same, *step(arguments, queries=8, learning_rate=1.5e-3)]
 
 
 def install(arguments: DemoArguments, root: Path) -> None:
@@ -148,31 +183,55 @@ def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
     raise StageFailedError(f"the server is not ready after two minutes: see {log}")
 
 
-def first_checkpoint(
-    arguments: DemoArguments, output_dir: Path, pretrained: str | None, config: Path, *limits: object
-) -> None:
-    """A pretrained one with the usual limits, or a fresh one for texts as short as the collection's."""
-    texts = [output_dir.parent / "collection" / name for name in ("train.jsonl", "log.jsonl")]
-    short = ["--max_query_tokens", 24, "--max_pair_tokens", 96, *limits]
-    source = ["--pretrained", pretrained] if pretrained else ["--config", config, "--data", *texts, *short]
-    stage(init, *source, "--seed", arguments.seed, "--output_dir", output_dir)
-
-
 def step(arguments: DemoArguments, queries: int, learning_rate: float) -> list[object]:
     size = ["--per_device_train_batch_size", queries, "--learning_rate", learning_rate]
     return [*size, "--adam_beta2", 0.98, "--seed", arguments.seed]
 
 
-def stage(module: Any, *flags: object) -> float:
-    """Run a command of ours in this process; returns the seconds that it took."""
+def training_seconds(checkpoint: Path) -> float:
+    record = json.loads((checkpoint / RECORD_FILE).read_text(encoding="utf-8"))
+    return float(record["metrics"]["train_runtime"])
+
+
+def stage(module: Any, *flags: object) -> None:
+    """Run a command of ours in this process."""
     argv = [str(flag) for flag in flags]
-    scripts = {build_engines: "build_engines.py", rank: "client/rank.py"}
-    name = scripts.get(module, f"-m {module.__name__}")
-    print(f"\n$ python {name} {shlex.join(argv)}", flush=True)
-    started = time.perf_counter()
+    print(f"\n$ {as_typed(module, argv)}", flush=True)
     if code := module.main(argv):
         raise StageFailedError(f"{module.__name__} ended with exit code {code}")
-    return time.perf_counter() - started
+
+
+@contextmanager
+def beside(module: Any, *flags: object, log: Path) -> Iterator[None]:
+    """Run a command of ours in a process of its own beside the body, which ends when both have.
+
+    Two small models on half of the cores each train faster than one after the other. An accelerator has
+    no such halves: there the command goes first.
+    """
+    if torch.accelerator.is_available():
+        stage(module, *flags)
+        yield
+        return
+    argv = [str(flag) for flag in flags]
+    print(f"\n$ {as_typed(module, argv)} > {log} 2>&1 &", flush=True)
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module.__name__, *argv],
+            stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
+        )  # fmt: skip
+        try:
+            yield
+            print(f"\n$ wait  # for {log}", flush=True)
+            if code := process.wait():
+                raise StageFailedError(f"{module.__name__} ended with exit code {code}: see {log}")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def as_typed(module: Any, argv: Sequence[str]) -> str:
+    scripts = {build_engines: "build_engines.py", rank: "client/rank.py"}
+    return f"python {scripts.get(module, f'-m {module.__name__}')} {shlex.join(argv)}"
 
 
 if __name__ == "__main__":
