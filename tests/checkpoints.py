@@ -22,8 +22,8 @@ LIMITS = {"max_query_tokens": 12, "max_pair_tokens": 48, "row_length": 64, "slot
 SPREAD = 0.2  # drawn at the usual 0.02, weights this few would score all pairs alike
 
 
-def tiny_bert(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
-    """A two-layer BERT scorer with a WordPiece tokenizer; ``encoding`` overrides PairEncodingConfig."""
+def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: Any) -> Path:
+    """A BERT scorer with a WordPiece tokenizer; ``encoding`` overrides PairEncodingConfig."""
     tokenizer = _wordpiece()
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -31,7 +31,7 @@ def tiny_bert(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=256,
         initializer_range=SPREAD,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     LlamaConfig,
     MistralConfig,
-    Qwen3Config,
     RobertaConfig,
 )
 
@@ -77,16 +77,44 @@ def test_packed_scores_equal_scores_one_by_one(kind: str, bert: Path, llama: Pat
     assert together.std() > 1e-3
 
 
-@pytest.mark.parametrize("config", [BertConfig, LlamaConfig, Qwen3Config])
-def test_families_that_pack(config: Any, bert: Path, llama: Path) -> None:
-    settings = config(**SMALL, **({"head_dim": 8, "num_key_value_heads": 4} if config is Qwen3Config else {}))
-    model = AutoModelForSequenceClassification.from_config(settings)
-    check_packing(model, PairEncoder.load(bert if config is BertConfig else llama), config.__name__)
+ENCODERS: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {}),
+    ("electra", {"embedding_size": 32}),
+    ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256}),
+    ("albert", {"embedding_size": 16}),
+    ("nomic_bert", {}),
+    ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "bos"}),
+]
+DECODERS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("qwen2", {"num_key_value_heads": 4}),
+    ("qwen3", {"head_dim": 8, "num_key_value_heads": 4}),
+    ("gemma", {"head_dim": 8, "num_key_value_heads": 4}),
+    ("gpt2", {}),
+    ("gpt_neox", {}),
+    ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), [*ENCODERS, *DECODERS])
+def test_families_that_pack(family: str, settings: dict[str, Any], bert: Path, llama: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SMALL, **settings})
+    model = AutoModelForSequenceClassification.from_config(config)
+    encoder = PairEncoder.load(llama if (family, settings) in DECODERS else bert)
+    check_packing(model, encoder, family)
+    assert PackedScorer(model.eval()).score(encoder.pack(encoder.encode("river", DOCUMENTS))).std() > 1e-3
+
+
+def test_a_head_that_pools_over_all_tokens_is_refused(bert: Path) -> None:
+    config = AutoConfig.for_model("eurobert", **SMALL, num_key_value_heads=4, classifier_pooling="mean")
+    with pytest.raises(CheckpointError, match='eurobert model pools over all tokens: set "classifier_pooling": "bos"'):
+        check_packing(AutoModelForSequenceClassification.from_config(config), PairEncoder.load(bert), "base")
 
 
 def test_families_whose_positions_or_masks_are_their_own_are_refused(bert: Path, llama: Path) -> None:
     roberta = AutoModelForSequenceClassification.from_config(RobertaConfig(**SMALL, type_vocab_size=2))
-    with pytest.raises(CheckpointError, match="the score head of a roberta model"):
+    with pytest.raises(CheckpointError, match="roberta model differ from scores alone"):
         check_packing(roberta, PairEncoder.load(bert), "base")
     window = AutoModelForSequenceClassification.from_config(
         MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=4)

@@ -6,7 +6,7 @@ Shapes: N pairs, R rows, L token slots a row, S pairs at most a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -21,12 +21,14 @@ IGNORED = -100  # the label that PyTorch's cross entropy skips
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """One query's pairs as a step sees them: ``targets`` are labels or teacher scores, one a document."""
+    """One query's pairs as a step sees them: ``targets`` are labels or teacher scores, one a document;
+    ``labels``, where the objective wants both, are NaN for pairs that nobody judged."""
 
     query_id: str
     query: str
     documents: tuple[JudgedDocument, ...]
     targets: tuple[float, ...]
+    labels: tuple[float, ...] = ()
 
 
 class RankingBatch(TypedDict):
@@ -36,6 +38,7 @@ class RankingBatch(TypedDict):
     slots: Tensor  # [N]
     targets: Tensor  # [N]
     groups: Tensor  # [N], which query of the step a pair belongs to
+    labels: Tensor  # [N] as the groups have them, or [0]
 
 
 class LanguageBatch(TypedDict):
@@ -55,11 +58,16 @@ def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDoc
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Groups of a step to one packed batch."""
+    """Groups of a step to one packed batch; of larger groups ``documents_per_query``, drawn anew each time.
+
+    The draw is PyTorch's, whose state the Trainer keeps in its checkpoints.
+    """
 
     encoder: PairEncoder
+    documents_per_query: int | None = None
 
     def __call__(self, batch: Sequence[TrainingGroup]) -> RankingBatch:
+        batch = [self._drawn(group) for group in batch]
         pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
         packed = self.encoder.pack(pairs)
         return {
@@ -67,7 +75,18 @@ class RankingCollator:
             "slots": torch.from_numpy(packed.slots).long(),
             "targets": torch.tensor([target for group in batch for target in group.targets]),
             "groups": torch.tensor([index for index, group in enumerate(batch) for _ in group.targets]),
+            "labels": torch.tensor([label for group in batch for label in group.labels]),
         }
+
+    def _drawn(self, group: TrainingGroup) -> TrainingGroup:
+        if self.documents_per_query is None or len(group.documents) <= self.documents_per_query:
+            return group
+        chosen = torch.randperm(len(group.documents))[: self.documents_per_query].tolist()
+        documents, targets, labels = (
+            tuple(values[index] for index in chosen) if values else ()
+            for values in (group.documents, group.targets, group.labels)
+        )
+        return replace(group, documents=documents, targets=targets, labels=labels)
 
 
 @dataclass(frozen=True)

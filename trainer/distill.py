@@ -8,21 +8,25 @@ Source: arXiv 2411.04539, section 3.3.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from trainer.collate import TrainingGroup
+from trainer.collate import RankingCollator, TrainingGroup
 from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups, read_scores
-from trainer.losses import hybrid_mse
-from trainer.models import check_packing, load_for_training, use_packed_forward
+from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
+from trainer.models import check_packing, keep_layers, load_for_training, use_packed_forward
 from trainer.stage import (
+    Objective,
     RankingTrainer,
     StageArguments,
     begin,
+    check_documents_per_query,
     command,
     load_encoder,
     parse,
@@ -33,13 +37,41 @@ from trainer.stage import (
 
 @dataclass
 class DistillArguments:
-    """What to learn from, and how the two terms of the loss weigh."""
+    """What to learn from, and by which loss."""
 
     model: str = field(metadata={"help": "Checkpoint of the student to start from (see trainer.init)."})
     data: list[str] = field(metadata={"help": "Pool of pairs (JSONL, Parquet)."})
-    scores: str = field(metadata={"help": "Teacher scores of the pool, by trainer.score."})
-    pointwise_weight: float = field(default=1.0, metadata={"help": "Weight of the point-wise MSE."})
-    margin_weight: float = field(default=1.0, metadata={"help": "Weight of the margin MSE."})
+    scores: list[str] = field(
+        metadata={"help": "Teacher scores of the pool, by trainer.score; of several teachers, a file each."}
+    )
+    objective: Literal["hybrid", "ranknet", "kl"] = field(
+        default="hybrid",
+        metadata={"help": "Point-wise and margin MSE; RankNet on the teacher's order; KL over a query's documents."},
+    )
+    pointwise_weight: float = field(default=1.0, metadata={"help": "Weight of the point-wise MSE (hybrid)."})
+    margin_weight: float = field(default=1.0, metadata={"help": "Weight of the margin MSE (hybrid)."})
+    temperature: float = field(default=1.0, metadata={"help": "Both sides' scores are divided by it (kl)."})
+    label_weight: float = field(
+        default=0.0, metadata={"help": "Share of the loss, 0 to 1, that is RankNet on the labels of judged pairs."}
+    )
+    missing: Literal["fail", "skip"] = field(
+        default="fail", metadata={"help": "What to do about documents without a score of every teacher."}
+    )
+    documents_per_query: int | None = field(
+        default=None, metadata={"help": "Documents of a query in one step, drawn anew each time; all by default."}
+    )
+    student_layers: int | None = field(
+        default=None, metadata={"help": "Layers of the student to keep, evenly spaced; all by default."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise DataError(f"--temperature must be above 0, not {self.temperature:g}")
+        if not 0 <= self.label_weight < 1:
+            raise DataError(f"--label_weight must be at least 0 and below 1, not {self.label_weight:g}")
+        if min(self.pointwise_weight, self.margin_weight) < 0 or self.pointwise_weight + self.margin_weight == 0:
+            raise DataError("--pointwise_weight and --margin_weight must not be negative, nor both 0")
+        check_documents_per_query(self.documents_per_query)
 
 
 @command
@@ -47,43 +79,83 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse(argv, DistillArguments, StageArguments)
     output_dir = begin(training)
     groups = [group for path in arguments.data for group in read_groups(path)]
-    scores = read_scores(arguments.scores)
-    check_known(scores, groups, arguments.scores)
-    mean, deviation = statistics(scores, arguments.scores)
-    taught = standardised(groups, scores, mean, deviation)
-    without = sum(len(group.documents) for group in groups) - sum(len(group.documents) for group in taught)
-    if without:
-        print(f"{without:,} pairs have no teacher score: skipped", file=sys.stderr)
+    teachers = [read_teacher(path, groups) for path in arguments.scores]
+    taught = standardised(groups, teachers, arguments.missing)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
+    if arguments.student_layers is not None:
+        keep_layers(model, arguments.student_layers)
     check_packing(model, encoder, arguments.model)
-    objective = partial(hybrid_mse, pointwise_weight=arguments.pointwise_weight, margin_weight=arguments.margin_weight)
-    trainer = RankingTrainer(use_packed_forward(model), encoder, objective, args=training, train_dataset=taught)
-    record = {"stage": "distill", "arguments": settings_of(arguments), "training": settings_of(training)}
-    record["teacher_scores"] = {"mean": mean, "standard_deviation": deviation}
+    collator = RankingCollator(encoder, arguments.documents_per_query)
+    trainer = RankingTrainer(
+        use_packed_forward(model), collator, objective(arguments), arguments.label_weight,
+        args=training, train_dataset=taught,
+    )  # fmt: skip
+    record: dict[str, Any] = {"stage": "distill", "arguments": settings_of(arguments)}
+    record["training"] = settings_of(training)
+    record["teacher_scores"] = [
+        {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
+        for teacher in teachers
+    ]
     train_and_save(trainer, encoder, tokenizer, output_dir, record)
 
 
-def statistics(scores: Scores, source: str) -> tuple[float, float]:
-    """Mean and standard deviation of all teacher scores; raises DataError where they are all equal."""
+def objective(arguments: DistillArguments) -> Objective:
+    if arguments.objective == "ranknet":
+        return pairwise_logistic
+    if arguments.objective == "kl":
+        return partial(kl_divergence, temperature=arguments.temperature)
+    return partial(hybrid_mse, pointwise_weight=arguments.pointwise_weight, margin_weight=arguments.margin_weight)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One teacher's scores of the pool, and their mean and standard deviation over all pairs."""
+
+    source: str
+    scores: Scores
+    mean: float
+    deviation: float
+
+    def standard_score(self, query_id: str, doc_id: str) -> float:
+        """Brought to mean 0 and deviation 1; NaN where this teacher did not score the pair."""
+        return (self.scores.get(query_id, {}).get(doc_id, math.nan) - self.mean) / self.deviation
+
+
+def read_teacher(path: str, groups: Sequence[QueryGroup]) -> Teacher:
+    """Raises DataError for scores of pairs that are not in the pool, and where all scores are equal."""
+    scores = read_scores(path)
+    check_known(scores, groups, path)
     values = np.array([score for documents in scores.values() for score in documents.values()])
     if values.size == 0 or values.std() == 0:
-        raise DataError(f"{source}: all {values.size} teacher scores are equal: nothing to learn from")
-    return float(values.mean()), float(values.std())
+        raise DataError(f"{path}: all {values.size} teacher scores are equal: nothing to learn from")
+    return Teacher(path, scores, float(values.mean()), float(values.std()))
 
 
-def standardised(groups: Sequence[QueryGroup], scores: Scores, mean: float, deviation: float) -> list[TrainingGroup]:
-    """The scored documents of each query, their scores brought to mean 0 and deviation 1 over all pairs.
+def standardised(
+    groups: Sequence[QueryGroup], teachers: Sequence[Teacher], missing: str = "fail"
+) -> list[TrainingGroup]:
+    """The documents of each query that every teacher scored, with the mean of the standardised scores.
 
     A teacher on a scale of its own (0 to 1, say) would under margin MSE collapse the student to a constant.
     """
-    kept = []
+    kept, skipped = [], []
     for group in groups:
-        known = scores.get(group.query_id, {})
-        documents = tuple(document for document in group.documents if document.doc_id in known)
-        targets = tuple((known[document.doc_id] - mean) / deviation for document in documents)
-        if documents:
-            kept.append(TrainingGroup(group.query_id, group.query, documents, targets))
+        taught = []
+        for document in group.documents:
+            score = float(np.mean([teacher.standard_score(group.query_id, document.doc_id) for teacher in teachers]))
+            if math.isnan(score):
+                skipped.append(f"document {document.doc_id!r} of query {group.query_id!r}")
+            else:
+                taught.append((document, score, math.nan if document.label is None else document.label))
+        if taught:
+            documents, scores, labels = zip(*taught, strict=True)
+            kept.append(TrainingGroup(group.query_id, group.query, documents, scores, labels))
+    if skipped:
+        message = f"{len(skipped):,} pairs have no teacher score, the first is {skipped[0]}"
+        if missing == "fail":
+            raise DataError(f"{message}; --missing skip trains on the others")
+        print(f"{message}: skipped", file=sys.stderr)
     return kept
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import Document, EncodedPair, FloatArray, PackedBatch, PairEncoder, unpack
+from trainer.heads import UnknownHeadError, score_head
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -58,7 +59,11 @@ def packed_scores(
     """Float32 logits [R, S] of the pairs in the rows; slots without a pair hold a meaningless number."""
     hidden_RLH = _hidden(model, input_ids, token_type_ids, position_ids, segment_ids)
     index = pool_positions[:, :, None].expand(-1, -1, hidden_RLH.shape[-1])
-    return _head(model, torch.gather(hidden_RLH, 1, index))
+    pooled_RSH = torch.gather(hidden_RLH, 1, index)
+    try:
+        return score_head(model, pooled_RSH.flatten(0, 1)).reshape(pool_positions.shape)
+    except UnknownHeadError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def packed_logits(
@@ -89,20 +94,6 @@ def _hidden(
         inputs["use_cache"] = False
     hidden_RLH: Tensor = model.base_model(**inputs).last_hidden_state
     return hidden_RLH
-
-
-def _head(model: Model, pooled_RSH: Tensor) -> Tensor:
-    """The score head of the sequence-classification class, on the pooled tokens only."""
-    if hasattr(model, "score"):
-        logits = model.score(pooled_RSH)
-    elif getattr(model.base_model, "pooler", None) is not None:
-        # A BERT pooler takes the first token of [rows, tokens, H]: make each pair a row of one token.
-        pooled = model.base_model.pooler(pooled_RSH.flatten(0, 1)[:, None])
-        logits = model.classifier(model.dropout(pooled)).unflatten(0, pooled_RSH.shape[:2])
-    else:
-        raise CheckpointError(f"the score head of a {model.config.model_type} model is not supported")
-    scores_RS: Tensor = logits[..., 0].float()
-    return scores_RS
 
 
 class PackedScorer(nn.Module):
@@ -138,6 +129,31 @@ def use_packed_forward(model: Model) -> Model:
     packed = packed_logits if model.get_output_embeddings() is not None else packed_scores
     model.forward = types.MethodType(packed, model)
     return model
+
+
+def keep_layers(model: Model, count: int) -> None:
+    """Cut an encoder or decoder to ``count`` of its layers, the first, the last and evenly spaced ones between.
+
+    Raises CheckpointError for a model whose layers are not found, or that has fewer than two or ``count``.
+    """
+    depth = model.config.num_hidden_layers
+    if not 1 <= count <= depth:
+        raise CheckpointError(f"cannot keep {count} layers of a model that has {depth}")
+    stacks = [
+        (module, name)
+        for module in model.base_model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
+    if len(stacks) != 1:
+        raise CheckpointError(f"the layers of a {model.config.model_type} model are not one list: cannot choose some")
+    (owner, name) = stacks[0]
+    layers = getattr(owner, name)
+    kept = [round(place) for place in np.linspace(0, depth - 1, count).tolist()]
+    setattr(owner, name, nn.ModuleList([layers[index] for index in kept]))
+    model.config.num_hidden_layers = count
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in kept]
 
 
 def is_decoder(model: Model) -> bool:

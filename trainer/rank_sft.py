@@ -11,15 +11,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
-from trainer.collate import TrainingGroup
+from trainer import losses
+from trainer.collate import RankingCollator, TrainingGroup
 from trainer.data import DataError, QueryGroup, read_groups
-from trainer.losses import pairwise_logistic
 from trainer.models import check_packing, load_for_training, use_packed_forward
 from trainer.stage import (
+    Objective,
     RankingTrainer,
     StageArguments,
     begin,
+    check_documents_per_query,
     command,
     load_encoder,
     parse,
@@ -34,6 +38,20 @@ class RankArguments:
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
     data: list[str] = field(metadata={"help": "Judged queries (JSONL, Parquet)."})
+    objective: Literal["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"] = field(
+        default="pairwise_logistic", metadata={"help": "Loss over a query's documents, see trainer/losses.py."}
+    )
+    gap_weights: bool = field(
+        default=False, metadata={"help": "Weigh each pair by the gap of its labels (the pairwise objectives)."}
+    )
+    documents_per_query: int | None = field(
+        default=None, metadata={"help": "Documents of a query in one step, drawn anew each time; all by default."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.gap_weights and not self.objective.startswith("pairwise_"):
+            raise DataError(f"--gap_weights is for the pairwise objectives, not for {self.objective}")
+        check_documents_per_query(self.documents_per_query)
 
 
 @command
@@ -44,9 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
-    trainer = RankingTrainer(use_packed_forward(model), encoder, pairwise_logistic, args=training, train_dataset=groups)
+    collator = RankingCollator(encoder, arguments.documents_per_query)
+    trainer = RankingTrainer(
+        use_packed_forward(model), collator, objective(arguments), args=training, train_dataset=groups
+    )
     record = {"stage": "rank_sft", "arguments": settings_of(arguments), "training": settings_of(training)}
     train_and_save(trainer, encoder, tokenizer, output_dir, record)
+
+
+def objective(arguments: RankArguments) -> Objective:
+    chosen: Any = getattr(losses, arguments.objective)
+    return partial(chosen, gap_weights=True) if arguments.gap_weights else chosen
 
 
 def judged(groups: Sequence[QueryGroup]) -> list[TrainingGroup]:

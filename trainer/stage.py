@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
 from trainer.collate import LanguageCollator, RankingCollator
 from trainer.data import DataError
-from trainer.losses import weighted_language_loss
+from trainer.losses import mixed_with_labels, weighted_language_loss
 from trainer.models import CONTROL, CheckpointError, Model, is_decoder, require_checkpoint
 
 RECORD_FILE = "training.json"
@@ -46,19 +46,29 @@ class StageArguments(TrainingArguments):
 
 
 class RankingTrainer(Trainer):
-    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``."""
+    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``.
 
-    def __init__(self, model: Model, encoder: PairEncoder, objective: Objective, **settings: Any) -> None:
-        collator: Any = RankingCollator(encoder)
-        super().__init__(model=model, data_collator=collator, **settings)
+    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
+    """
+
+    def __init__(
+        self, model: Model, collator: RankingCollator, objective: Objective, label_weight: float = 0.0, **settings: Any
+    ) -> None:
+        any_collator: Any = collator
+        super().__init__(model=model, data_collator=any_collator, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
         self.objective: Objective = objective
+        self.label_weight = label_weight
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         scores_RS = model(**inputs["packed"])
-        return self.objective(scores_RS.flatten()[inputs["slots"]], inputs["targets"], inputs["groups"])
+        student, groups = scores_RS.flatten()[inputs["slots"]], inputs["groups"]
+        loss = self.objective(student, inputs["targets"], groups)
+        if self.label_weight:
+            loss = mixed_with_labels(loss, student, inputs["labels"], groups, self.label_weight)
+        return loss
 
 
 class LanguageTrainer(Trainer):
@@ -74,6 +84,12 @@ class LanguageTrainer(Trainer):
     ) -> Tensor:
         logits_RLV = model(**inputs["packed"])
         return weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+
+
+def check_documents_per_query(count: int | None) -> None:
+    """Raises DataError for a ``--documents_per_query`` that leaves nothing to compare."""
+    if count is not None and count < 2:
+        raise DataError(f"--documents_per_query must be at least 2, not {count}: a rank loss compares documents")
 
 
 def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:

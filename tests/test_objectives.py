@@ -1,0 +1,157 @@
+"""What rank_sft and distill make of their data, and the choices of their losses, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, Qwen3Config
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.checkpoints import tiny_bert, write_groups
+from tests.test_stages import FEW, fails, run
+from trainer import distill, rank_sft
+from trainer.collate import RankingCollator, TrainingGroup
+from trainer.data import QueryGroup, read_groups, write_scores
+from trainer.models import CheckpointError, keep_layers, load_scorer
+
+Scorer = Callable[[int, int], float]  # of query and document, by number
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "bert", layers=4)
+
+
+def teacher(path: Path, groups: list[QueryGroup], score: Scorer, without: str = "") -> Path:
+    rows = [
+        (group.query_id, document.doc_id, score(number, place))
+        for number, group in enumerate(groups)
+        for place, document in enumerate(group.documents)
+        if document.doc_id != without
+    ]
+    write_scores(path, rows, teacher=path.stem)
+    return path
+
+
+def test_standardised_scores_have_mean_0_and_deviation_1(data: Path, tmp_path: Path) -> None:
+    groups = read_groups(data)
+    path = teacher(tmp_path / "t.parquet", groups, lambda _, place: 0.1 * place)
+    taught = distill.standardised(groups, [distill.read_teacher(str(path), groups)])
+    targets = np.concatenate([group.targets for group in taught])
+    assert targets.mean() == pytest.approx(0, abs=1e-6)
+    assert targets.std() == pytest.approx(1)
+    labels = [label for group in taught for label in group.labels]
+    known = [document.label for group in groups for document in group.documents]
+    assert all(
+        math.isnan(ours) if theirs is None else ours == theirs for ours, theirs in zip(labels, known, strict=True)
+    )
+
+
+def test_teachers_of_different_scales_count_alike(data: Path, tmp_path: Path) -> None:
+    groups = read_groups(data)
+    up = teacher(tmp_path / "up.parquet", groups, lambda _, place: 100.0 * place)
+    down = teacher(tmp_path / "down.parquet", groups, lambda _, place: -0.01 * place)
+    taught = distill.standardised(groups, [distill.read_teacher(str(path), groups) for path in (up, down)])
+    assert np.allclose([target for group in taught for target in group.targets], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--objective", "ranknet"],
+        ["--objective", "kl", "--temperature", "2"],
+        ["--pointwise_weight", "0"],
+        ["--margin_weight", "0", "--label_weight", "0.5"],
+        ["--documents_per_query", "3", "--student_layers", "2"],
+    ],
+)
+def test_every_way_to_distil_learns(bert: Path, data: Path, tmp_path: Path, flags: list[str]) -> None:
+    """The student is taught that later documents are better, and finds that out."""
+    scores = teacher(tmp_path / "t.parquet", read_groups(data), lambda _, place: float(place))
+    steps = ["--max_steps", "12", "--per_device_train_batch_size", "4", "--learning_rate", "3e-3", *FEW[4:]]
+    source = ["--model", bert, "--data", data, "--scores", scores]
+    run(distill, *source, "--output_dir", tmp_path / "student", *steps, *flags)
+    curve = json.loads((tmp_path / "student/training.json").read_text())["loss_curve"]
+    losses = [point["loss"] for point in curve]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    layers = 2 if "--student_layers" in flags else 4
+    assert load_scorer(tmp_path / "student").config.num_hidden_layers == layers
+
+
+@pytest.mark.parametrize("objective", ["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"])
+def test_every_rank_objective_learns(bert: Path, data: Path, tmp_path: Path, objective: str) -> None:
+    gaps = ["--gap_weights", "true"] if objective == "pairwise_hinge" else []
+    steps = ["--max_steps", "12", "--per_device_train_batch_size", "4", "--learning_rate", "3e-3", *FEW[4:]]
+    flags = ["--model", bert, "--data", data, "--output_dir", tmp_path / "scorer", "--objective", objective]
+    run(rank_sft, *flags, *steps, *gaps)
+    curve = [point["loss"] for point in json.loads((tmp_path / "scorer/training.json").read_text())["loss_curve"]]
+    assert np.mean(curve[-3:]) < np.mean(curve[:3])
+
+
+def test_documents_are_drawn_anew_with_their_targets(bert: Path, data: Path) -> None:
+    group = read_groups(data)[0]
+    numbers = tuple(float(place) for place in range(len(group.documents)))
+    collator = RankingCollator(PairEncoder.load(bert), documents_per_query=3)
+    pairs = TrainingGroup("q", group.query, group.documents, numbers, numbers)
+    whole = RankingCollator(PairEncoder.load(bert))([pairs])
+    seen = set()
+    torch.manual_seed(0)
+    for _ in range(20):
+        batch = collator([pairs])
+        assert batch["targets"].tolist() == batch["labels"].tolist()
+        assert len(set(batch["targets"].tolist())) == 3
+        for target, tokens in zip(batch["targets"].tolist(), tokens_of(batch), strict=True):
+            assert tokens == tokens_of(whole)[int(target)]
+        seen |= set(batch["targets"].tolist())
+    assert seen == set(numbers)
+
+
+def tokens_of(batch: Any) -> list[list[int]]:
+    """The token ids of each pair, in the order of the targets."""
+    packed, slots_per_row = batch["packed"], batch["packed"]["pool_positions"].shape[1]
+    places = (divmod(int(slot), slots_per_row) for slot in batch["slots"])
+    return [packed["input_ids"][row][packed["segment_ids"][row] == place + 1].tolist() for row, place in places]
+
+
+@pytest.mark.parametrize("config", [BertConfig, LlamaConfig, Qwen3Config])
+def test_kept_layers_are_the_first_the_last_and_evenly_between(config: Any) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
+    model: Any = AutoModelForSequenceClassification.from_config(config(**small, num_hidden_layers=12, num_labels=1))
+    layers = next(list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    keep_layers(model, 6)
+    kept = next(list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    assert [layers.index(layer) for layer in kept] == [0, 2, 4, 7, 9, 11]
+    assert model.config.num_hidden_layers == 6
+    assert torch.isfinite(model(input_ids=torch.tensor([[1, 2, 3]])).logits).all()
+    with pytest.raises(CheckpointError, match="cannot keep 7 layers of a model that has 6"):
+        keep_layers(model, 7)
+
+
+def test_bad_choices_are_refused(bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = read_groups(data)
+    some = teacher(tmp_path / "some.parquet", groups, lambda _, place: float(place), without="d1")
+    taught = ["--model", bert, "--data", data, "--scores", some, "--output_dir", tmp_path / "out", *FEW]
+    judged = ["--model", bert, "--data", data, "--output_dir", tmp_path / "out", *FEW]
+    missing = f"{len(groups)} pairs have no teacher score, the first is document 'd1' of query 'q0'"
+    assert missing in fails(distill, capsys, *taught)
+    assert "--temperature must be above 0" in fails(distill, capsys, *taught, "--temperature", 0)
+    assert "--label_weight must be at least 0" in fails(distill, capsys, *taught, "--label_weight", 1.5)
+    weights = ["--pointwise_weight", 0, "--margin_weight", 0]
+    assert "nor both 0" in fails(distill, capsys, *taught, *weights)
+    assert "at least 2, not 1" in fails(distill, capsys, *taught, "--documents_per_query", 1)
+    assert "cannot keep 9 layers" in fails(distill, capsys, *taught, "--missing", "skip", "--student_layers", 9)
+    lists = ["--objective", "listwise_softmax", "--gap_weights", "true"]
+    assert "--gap_weights is for the pairwise objectives" in fails(rank_sft, capsys, *judged, *lists)
+    assert {path.name for path in tmp_path.iterdir()} == {"some.parquet"}
