@@ -22,10 +22,11 @@ ALLOWED = {
     "trainer/metrics.py": {"trainer.data"},
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
+    "trainer/resume.py": set(),
     "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
-    "trainer/stage.py": STAGE_PARTS - {"trainer.stage"},
+    "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage"},
     **{
         f"trainer/{stage}.py": STAGE_PARTS for stage in ("init", "pretrain", "rank_sft", "score", "distill", "evaluate")
     },

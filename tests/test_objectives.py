@@ -13,11 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, Qwen3Config
 
-from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_bert, write_groups
 from tests.test_stages import FEW, fails, run
 from trainer import distill, rank_sft
-from trainer.collate import RankingCollator, TrainingGroup
+from trainer.collate import DrawnGroups, TrainingGroup
 from trainer.data import QueryGroup, read_groups, write_scores
 from trainer.models import CheckpointError, keep_layers, load_scorer
 
@@ -100,29 +99,21 @@ def test_every_rank_objective_learns(bert: Path, data: Path, tmp_path: Path, obj
     assert np.mean(curve[-3:]) < np.mean(curve[:3])
 
 
-def test_documents_are_drawn_anew_with_their_targets(bert: Path, data: Path) -> None:
+def test_documents_are_drawn_anew_in_each_epoch_with_their_targets(data: Path) -> None:
     group = read_groups(data)[0]
     numbers = tuple(float(place) for place in range(len(group.documents)))
-    collator = RankingCollator(PairEncoder.load(bert), documents_per_query=3)
-    pairs = TrainingGroup("q", group.query, group.documents, numbers, numbers)
-    whole = RankingCollator(PairEncoder.load(bert))([pairs])
+    groups = DrawnGroups([TrainingGroup("q", group.query, group.documents, numbers, numbers)] * 3, 3, seed=0)
     seen = set()
-    torch.manual_seed(0)
-    for _ in range(20):
-        batch = collator([pairs])
-        assert batch["targets"].tolist() == batch["labels"].tolist()
-        assert len(set(batch["targets"].tolist())) == 3
-        for target, tokens in zip(batch["targets"].tolist(), tokens_of(batch), strict=True):
-            assert tokens == tokens_of(whole)[int(target)]
-        seen |= set(batch["targets"].tolist())
-    assert seen == set(numbers)
-
-
-def tokens_of(batch: Any) -> list[list[int]]:
-    """The token ids of each pair, in the order of the targets."""
-    packed, slots_per_row = batch["packed"], batch["packed"]["pool_positions"].shape[1]
-    places = (divmod(int(slot), slots_per_row) for slot in batch["slots"])
-    return [packed["input_ids"][row][packed["segment_ids"][row] == place + 1].tolist() for row, place in places]
+    for epoch in range(10):
+        groups.set_epoch(epoch)
+        drawn = groups[0]
+        assert drawn == groups[0]  # whenever it is asked for
+        assert drawn.targets == drawn.labels
+        assert [group.documents[int(target)] for target in drawn.targets] == list(drawn.documents)
+        assert len(set(drawn.targets)) == 3
+        seen.add(drawn.targets)
+    assert len(seen) > 3
+    assert len({groups[index].targets for index in range(3)}) > 1
 
 
 @pytest.mark.parametrize("config", [BertConfig, LlamaConfig, Qwen3Config])

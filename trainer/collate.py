@@ -12,6 +12,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from model_repository.tokenizer.pair_encoding import Document, EncodedPair, PackedBatch, PairEncoder
 from trainer.data import JudgedDocument
@@ -39,6 +40,7 @@ class RankingBatch(TypedDict):
     targets: Tensor  # [N]
     groups: Tensor  # [N], which query of the step a pair belongs to
     labels: Tensor  # [N] as the groups have them, or [0]
+    queries: list[str]  # ids, to name in errors
 
 
 class LanguageBatch(TypedDict):
@@ -47,6 +49,7 @@ class LanguageBatch(TypedDict):
     packed: dict[str, Tensor]
     labels: Tensor  # [R, L], the document's tokens and the end token; IGNORED elsewhere
     weights: Tensor  # [R, L], the weight of the token's pair
+    queries: list[str]  # ids, to name in errors
 
 
 def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDocument]) -> list[EncodedPair]:
@@ -56,18 +59,41 @@ def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDoc
     return [pair for start in range(0, len(texts), step) for pair in encoder.encode(query, texts[start : start + step])]
 
 
-@dataclass(frozen=True)
-class RankingCollator:
-    """Groups of a step to one packed batch; of larger groups ``documents_per_query``, drawn anew each time.
+class DrawnGroups(Dataset[TrainingGroup]):
+    """Groups of at most ``documents_per_query`` documents, drawn anew in each epoch.
 
-    The draw is PyTorch's, whose state the Trainer keeps in its checkpoints.
+    The draw depends on the seed, the epoch and the place alone: a run that goes on draws the same.
     """
 
+    def __init__(self, groups: Sequence[TrainingGroup], documents_per_query: int, seed: int) -> None:
+        self._groups, self._count, self._seed, self._epoch = groups, documents_per_query, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> TrainingGroup:
+        group = self._groups[index]
+        if len(group.documents) <= self._count:
+            return group
+        draw = np.random.default_rng((self._seed, self._epoch, index))
+        chosen = sorted(draw.choice(len(group.documents), self._count, replace=False).tolist())
+        documents, targets, labels = (
+            tuple(values[place] for place in chosen) if values else ()
+            for values in (group.documents, group.targets, group.labels)
+        )
+        return replace(group, documents=documents, targets=targets, labels=labels)
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Groups of a step to one packed batch."""
+
     encoder: PairEncoder
-    documents_per_query: int | None = None
 
     def __call__(self, batch: Sequence[TrainingGroup]) -> RankingBatch:
-        batch = [self._drawn(group) for group in batch]
         pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
         packed = self.encoder.pack(pairs)
         return {
@@ -76,17 +102,8 @@ class RankingCollator:
             "targets": torch.tensor([target for group in batch for target in group.targets]),
             "groups": torch.tensor([index for index, group in enumerate(batch) for _ in group.targets]),
             "labels": torch.tensor([label for group in batch for label in group.labels]),
+            "queries": [group.query_id for group in batch],
         }
-
-    def _drawn(self, group: TrainingGroup) -> TrainingGroup:
-        if self.documents_per_query is None or len(group.documents) <= self.documents_per_query:
-            return group
-        chosen = torch.randperm(len(group.documents))[: self.documents_per_query].tolist()
-        documents, targets, labels = (
-            tuple(values[index] for index in chosen) if values else ()
-            for values in (group.documents, group.targets, group.labels)
-        )
-        return replace(group, documents=documents, targets=targets, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,7 @@ class LanguageCollator:
             "packed": _model_inputs(packed),
             "labels": torch.from_numpy(labels_RL),
             "weights": torch.from_numpy(weights_RL),
+            "queries": [group.query_id for group in batch],
         }
 
 

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from trainer.collate import RankingCollator, TrainingGroup
+from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups, read_scores
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
 from trainer.models import check_packing, keep_layers, load_for_training, use_packed_forward
@@ -28,9 +28,9 @@ from trainer.stage import (
     begin,
     check_documents_per_query,
     command,
+    drawn,
     load_encoder,
     parse,
-    settings_of,
     train_and_save,
 )
 
@@ -77,7 +77,7 @@ class DistillArguments:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse(argv, DistillArguments, StageArguments)
-    output_dir = begin(training)
+    run = begin(arguments, training)
     groups = [group for path in arguments.data for group in read_groups(path)]
     teachers = [read_teacher(path, groups) for path in arguments.scores]
     taught = standardised(groups, teachers, arguments.missing)
@@ -86,18 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.student_layers is not None:
         keep_layers(model, arguments.student_layers)
     check_packing(model, encoder, arguments.model)
-    collator = RankingCollator(encoder, arguments.documents_per_query)
     trainer = RankingTrainer(
-        use_packed_forward(model), collator, objective(arguments), arguments.label_weight,
-        args=training, train_dataset=taught,
+        use_packed_forward(model), encoder, objective(arguments), arguments.label_weight,
+        args=training, train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
     )  # fmt: skip
-    record: dict[str, Any] = {"stage": "distill", "arguments": settings_of(arguments)}
-    record["training"] = settings_of(training)
-    record["teacher_scores"] = [
+    statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
         for teacher in teachers
     ]
-    train_and_save(trainer, encoder, tokenizer, output_dir, record)
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "distill", "teacher_scores": statistics})
 
 
 def objective(arguments: DistillArguments) -> Objective:

@@ -21,7 +21,6 @@ from trainer.stage import (
     command,
     load_encoder,
     parse,
-    settings_of,
     train_and_save,
 )
 
@@ -40,13 +39,12 @@ class PretrainArguments:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse(argv, PretrainArguments, StageArguments)
-    output_dir = begin(training)
+    run = begin(arguments, training)
     groups = clicked([group for path in arguments.data for group in read_groups(path)], arguments.min_label)
     encoder, tokenizer = load_encoder(arguments.model)
     model = use_packed_forward(load_causal_lm(arguments.model))
     trainer = LanguageTrainer(model, encoder, args=training, train_dataset=groups)
-    record = {"stage": "pretrain", "arguments": settings_of(arguments), "training": settings_of(training)}
-    train_and_save(trainer, encoder, tokenizer, output_dir, record)
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"})
 
 
 def clicked(groups: Sequence[QueryGroup], min_label: float | None = None) -> list[TrainingGroup]:

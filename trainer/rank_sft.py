@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from trainer import losses
-from trainer.collate import RankingCollator, TrainingGroup
+from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, read_groups
 from trainer.models import check_packing, load_for_training, use_packed_forward
 from trainer.stage import (
@@ -25,9 +25,9 @@ from trainer.stage import (
     begin,
     check_documents_per_query,
     command,
+    drawn,
     load_encoder,
     parse,
-    settings_of,
     train_and_save,
 )
 
@@ -57,17 +57,16 @@ class RankArguments:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, training = parse(argv, RankArguments, StageArguments)
-    output_dir = begin(training)
+    run = begin(arguments, training)
     groups = judged([group for path in arguments.data for group in read_groups(path)])
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
-    collator = RankingCollator(encoder, arguments.documents_per_query)
+    dataset = drawn(groups, arguments.documents_per_query, training.seed)
     trainer = RankingTrainer(
-        use_packed_forward(model), collator, objective(arguments), args=training, train_dataset=groups
+        use_packed_forward(model), encoder, objective(arguments), args=training, train_dataset=dataset
     )
-    record = {"stage": "rank_sft", "arguments": settings_of(arguments), "training": settings_of(training)}
-    train_and_save(trainer, encoder, tokenizer, output_dir, record)
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
 
 
 def objective(arguments: RankArguments) -> Objective:

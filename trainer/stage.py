@@ -19,12 +19,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
-from trainer.collate import LanguageCollator, RankingCollator
+from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
 from trainer.data import DataError
 from trainer.losses import mixed_with_labels, weighted_language_loss
 from trainer.models import CONTROL, CheckpointError, Model, is_decoder, require_checkpoint
+from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
 
 RECORD_FILE = "training.json"
+LOGS = "logs"
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
 
@@ -39,7 +41,8 @@ class StageArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between points of the loss curve."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     report_to: str = field(default="tensorboard", metadata={"help": "Where the loss curve goes."})
-    save_strategy: str = field(default="no", metadata={"help": "Checkpoints within the run."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to keep a checkpoint to go on from."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep while the run lasts."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "For GPUs."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
@@ -52,10 +55,10 @@ class RankingTrainer(Trainer):
     """
 
     def __init__(
-        self, model: Model, collator: RankingCollator, objective: Objective, label_weight: float = 0.0, **settings: Any
+        self, model: Model, encoder: PairEncoder, objective: Objective, label_weight: float = 0.0, **settings: Any
     ) -> None:
-        any_collator: Any = collator
-        super().__init__(model=model, data_collator=any_collator, **settings)
+        collator: Any = RankingCollator(encoder)
+        super().__init__(model=model, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
         self.objective: Objective = objective
         self.label_weight = label_weight
@@ -68,7 +71,7 @@ class RankingTrainer(Trainer):
         loss = self.objective(student, inputs["targets"], groups)
         if self.label_weight:
             loss = mixed_with_labels(loss, student, inputs["labels"], groups, self.label_weight)
-        return loss
+        return finite(loss, self.state.global_step, inputs["queries"])
 
 
 class LanguageTrainer(Trainer):
@@ -83,7 +86,23 @@ class LanguageTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         logits_RLV = model(**inputs["packed"])
-        return weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+        loss = weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+        return finite(loss, self.state.global_step, inputs["queries"])
+
+
+def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
+    """The loss; raises NonFiniteLossError, which names the queries of the step, if it is no number."""
+    if not torch.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} after {steps} steps, and no weight was changed by it; "
+            f"the queries of this step: {', '.join(queries)}"
+        )
+    return loss
+
+
+def drawn(groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> Any:
+    """The groups as a Trainer takes them: whole, or with documents drawn anew in each epoch."""
+    return groups if documents_per_query is None else DrawnGroups(groups, documents_per_query, seed)
 
 
 def check_documents_per_query(count: int | None) -> None:
@@ -100,26 +119,44 @@ def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:
     return PairEncoder.load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
 
 
-def begin(arguments: StageArguments) -> Path:
-    """The directory that the stage will leave; until it is done, everything is written beside it."""
-    output_dir = Path(str(arguments.output_dir))
+@dataclass(frozen=True)
+class Run:
+    """A stage on its way: where its result goes, where it lies until then, and the checkpoint to go on from."""
+
+    output_dir: Path
+    directory: Path
+    settings: dict[str, Any]
+    checkpoint: Path | None
+
+
+def begin(arguments: Any, training: StageArguments) -> Run:
+    """Start a stage, or go on with the one that was interrupted here. Raises ResumeError for changed settings."""
+    output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
-    partial = _partial(output_dir)
-    shutil.rmtree(partial, ignore_errors=True)
-    arguments.output_dir = str(partial)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(partial / "logs")
-    return output_dir
+    settings = {"arguments": settings_of(arguments), "training": settings_of(training)}
+    directory = output_dir.with_name(f".{output_dir.name}.run")
+    with training.main_process_first(desc="the interrupted run"):
+        checkpoint = checkpoint_of(directory, settings)
+    training.output_dir = str(directory)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / LOGS)
+    if checkpoint is not None and training.should_save:
+        print(f"{output_dir}: goes on from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
+    return Run(output_dir, directory, settings, checkpoint)
 
 
-def train_and_save(
-    trainer: Trainer, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]
-) -> None:
-    """Run the trainer and save its model as ``output_dir``, with ``record`` and the loss curve beside it."""
-    result = trainer.train()
+def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: Run, record: dict[str, Any]) -> None:
+    """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it."""
+    if run.checkpoint is None and trainer.is_world_process_zero():
+        start(run.directory, run.settings)
+    trainer.add_callback(Resumable(trainer, run.checkpoint))
+    result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
-        record = {**record, "metrics": result.metrics, "loss_curve": curve}
-        save_checkpoint(trainer.model, encoder, tokenizer, output_dir, record)
+        record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve}
+        save_checkpoint(trainer.model, encoder, tokenizer, run.output_dir, record)
+        if (run.directory / LOGS).exists():
+            (run.directory / LOGS).rename(run.output_dir / LOGS)
+        shutil.rmtree(run.directory)
 
 
 def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
@@ -127,8 +164,9 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
 
     Written beside, read back and compared weight by weight, then renamed.
     """
-    partial = _partial(output_dir)
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model.save_pretrained(partial)
@@ -139,10 +177,6 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
     _compare_with_saved(model, encoder, partial)
     refuse_existing(output_dir)
     partial.rename(output_dir)
-
-
-def _partial(output_dir: Path) -> Path:
-    return output_dir.with_name(f".{output_dir.name}.partial")
 
 
 def refuse_existing(output_dir: Path) -> None:
@@ -172,7 +206,8 @@ def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
 
 
 def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
-    """Make an entry point of ``body(argv)``: exit code 0, or 2 with one line on standard error for bad input."""
+    """Make an entry point of ``body(argv)``: its exit code is 0, 1 where training broke down, 2 for bad input
+    (each with one line on standard error), or 128 and the number of the signal that stopped it."""
 
     @functools.wraps(body)
     def main(argv: Sequence[str] | None = None) -> int:
@@ -180,9 +215,15 @@ def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         try:
             body(argv)
-        except (DataError, EncodingError, CheckpointError) as error:
+        except (DataError, EncodingError, CheckpointError, ResumeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except InterruptedRunError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+        except NonFiniteLossError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         return 0
 
     return main

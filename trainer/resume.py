@@ -1,0 +1,149 @@
+"""Runs that may be interrupted at any moment: whole checkpoints, and settings that must not change.
+
+While a stage runs, its directory lies beside the one that it will become. It holds ``settings.json``
+and checkpoints of transformers' Trainer, each with ``whole.json``, which is written last: a
+checkpoint without one was cut off and is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+SETTINGS_FILE = "settings.json"
+WHOLE_FILE = "whole.json"
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+# What may differ when a run goes on: it changes no weight.
+FREE = {
+    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir",
+    "logging_steps", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+}  # fmt: skip
+
+
+class ResumeError(ValueError):
+    """A directory of an interrupted run that this command cannot go on with."""
+
+
+class InterruptedRunError(Exception):
+    """A signal stopped the run; its newest checkpoint is whole, and the same command goes on from there."""
+
+    def __init__(self, received: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(received).name} at step {step}; the same command goes on there")
+        self.exit_code = 128 + received
+
+
+class NonFiniteLossError(Exception):
+    """A loss that is no number; raised before it changed a weight."""
+
+
+def checkpoint_of(directory: Path, settings: dict[str, Any]) -> Path | None:
+    """The checkpoint from which the run in ``directory`` goes on, if there is one.
+
+    Raises ResumeError, which lists the differences, where that run had other settings.
+    """
+    checkpoint = newest_whole(directory)
+    if checkpoint is not None:
+        before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if changes := differences(before, as_saved(settings)):
+            raise ResumeError(
+                f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
+                "give it those again, or remove it to start anew"
+            )
+    return checkpoint
+
+
+def start(directory: Path, settings: dict[str, Any]) -> None:
+    """Make the directory of a run that begins."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (directory / SETTINGS_FILE).write_text(json.dumps(as_saved(settings), indent=2) + "\n", encoding="utf-8")
+
+
+def as_saved(settings: dict[str, Any]) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return saved
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], name: str = "") -> list[str]:
+    """``name: before -> now`` of every setting that counts and is not the same."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        left, right = before.get(key), now.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += differences(left, right, key)
+        elif key not in FREE and left != right:
+            found.append(f"{key}: {left} -> {right}")
+    return found
+
+
+def newest_whole(directory: Path) -> Path | None:
+    """The checkpoint of the latest step that is whole and not the run's last; the others after it are removed.
+
+    From the last step the Trainer would take one more.
+    """
+    steps = {int(path.name.rpartition("-")[2]): path for path in directory.glob("checkpoint-*")}
+    for step in sorted(steps, reverse=True):
+        if (steps[step] / WHOLE_FILE).is_file() and (directory / SETTINGS_FILE).is_file():
+            state = json.loads((steps[step] / "trainer_state.json").read_text(encoding="utf-8"))
+            if step < state["max_steps"]:
+                return steps[step]
+        shutil.rmtree(steps[step])
+    return None
+
+
+class Resumable(TrainerCallback):
+    """Marks checkpoints as whole, restores what the Trainer forgets, and turns a signal into a checkpoint."""
+
+    def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
+        self._trainer, self._checkpoint = trainer, checkpoint
+        self._handlers: dict[int, Any] = {}
+        self.received: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._handlers = {number: signal.signal(number, self._receive) for number in STOPPING}
+        if self._checkpoint is not None:  # the loss since the last point of the curve
+            whole = json.loads((self._checkpoint / WHOLE_FILE).read_text(encoding="utf-8"))
+            self._trainer._tr_loss = torch.tensor(whole["loss"], device=args.device)
+            self._trainer._globalstep_last_logged = whole["logged"]
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        dataset: Any = self._trainer.train_dataset  # Accelerate forgets it where batches are skipped
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # all that is left is to save the result
+            control.should_save = control.should_save and args.load_best_model_at_end
+        elif self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            left = {"loss": self._trainer._tr_loss.item(), "logged": self._trainer._globalstep_last_logged}
+            (directory / f".{WHOLE_FILE}").write_text(json.dumps(left), encoding="utf-8")
+            (directory / f".{WHOLE_FILE}").rename(directory / WHOLE_FILE)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.received is not None and state.global_step < state.max_steps:
+            raise InterruptedRunError(self.received, state.global_step)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._handlers[number])  # a second one is no longer put off
