@@ -27,6 +27,8 @@ ALLOWED = {
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
     "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage"},
+    "trainer/costs.py": {"trainer.models"},
+    "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{
         f"trainer/{stage}.py": STAGE_PARTS for stage in ("init", "pretrain", "rank_sft", "score", "distill", "evaluate")
     },

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from trainer import losses
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, read_groups
+from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
 from trainer.models import check_packing, load_for_training, use_packed_forward
 from trainer.stage import (
     Objective,
@@ -30,6 +30,9 @@ from trainer.stage import (
     parse,
     train_and_save,
 )
+
+PAIRWISE = {"pairwise_logistic": pairwise_logistic, "pairwise_hinge": pairwise_hinge}
+LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}
 
 
 @dataclass
@@ -49,7 +52,7 @@ class RankArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.gap_weights and not self.objective.startswith("pairwise_"):
+        if self.gap_weights and self.objective not in PAIRWISE:
             raise DataError(f"--gap_weights is for the pairwise objectives, not for {self.objective}")
         check_documents_per_query(self.documents_per_query)
 
@@ -70,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def objective(arguments: RankArguments) -> Objective:
-    chosen: Any = getattr(losses, arguments.objective)
-    return partial(chosen, gap_weights=True) if arguments.gap_weights else chosen
+    if arguments.objective in PAIRWISE:
+        return partial(PAIRWISE[arguments.objective], gap_weights=arguments.gap_weights)
+    return LISTWISE[arguments.objective]
 
 
 def judged(groups: Sequence[QueryGroup]) -> list[TrainingGroup]:

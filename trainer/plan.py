@@ -1,0 +1,188 @@
+"""What training will cost: memory of a GPU by part, FLOPs, speed and days, before any GPU is rented.
+
+    python -m trainer.plan --model Qwen/Qwen3-8B --student google-bert/bert-base-uncased --gpus 8 \\
+        --gpu_memory_gib 80 --peak_tflops 989 --utilisation 0.4 --pairs 59e6 --sharding fsdp
+
+What the figures take for granted:
+
+- Weights, gradients and both moments of AdamW are float32: ``Trainer(bf16=True)`` leaves them so, and autocast
+  makes bf16 copies of the matrices for a step.
+- LoRA adapters lie on every matrix of the layers; the rest of the LLM is frozen, but for the score head. The student
+  is trained in full.
+- ``trainer.score`` computes in float32, a whole model on each GPU, each with its share of the pool.
+- "exchange" is, unsharded, DDP's buckets, a second copy of the gradients; with FSDP, the weights gathered from other
+  GPUs: two layers at a time, and all that lies outside of the layers. This part of FSDP was not measured.
+- The total adds what need not peak together: gradients and activations (they do when gradients accumulate), logits
+  and the layer that checkpointing computes again. The CUDA context and fragmentation are not in it: leave a tenth of
+  the memory free.
+- Rows are full, and attention reads whole rows: with a mask, SDPA computes what the mask hides too.
+- The utilisation is of all FLOPs that are computed, those of activation checkpointing included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.costs import Work, flops_per_token, memory_bytes, read_shape, trained_parameters
+from trainer.data import DataError, appears_whole
+from trainer.stage import command, parse
+
+STAGES = ("pretrain", "rank_sft", "score", "distill")
+GIB = 2**30
+
+
+@dataclass
+class PlanArguments:
+    """The models, the machines and the amount of work."""
+
+    model: str = field(metadata={"help": "The LLM: JSON configuration, checkpoint or hub id."})
+    gpus: int = field(metadata={"help": "GPUs in all."})
+    gpu_memory_gib: float = field(metadata={"help": "Memory of one GPU, GiB."})
+    peak_tflops: float = field(metadata={"help": "Peak of one GPU at --precision, dense matrices, TFLOP/s."})
+    utilisation: float = field(metadata={"help": "Share of the peak that is reached, above 0 and up to 1."})
+    pairs: float = field(metadata={"help": "Query-document pairs that each stage reads."})
+    student: str | None = field(default=None, metadata={"help": "What distill trains, given like --model."})
+    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Of {', '.join(STAGES)}."})
+    fp32_tflops: float | None = field(default=None, metadata={"help": "Peak in float32, for score; TFLOP/s."})
+    pair_tokens: float = field(default=150.0, metadata={"help": "Mean tokens of a pair."})
+    row_length: int = field(default=1024, metadata={"help": "Token slots of a packed row."})
+    rows_per_device: int = field(default=8, metadata={"help": "Packed rows on a GPU in one forward pass."})
+    epochs: float = field(default=1.0, metadata={"help": "Passes over the pairs (score makes one)."})
+    days: float = field(default=7.0, metadata={"help": "Days in which each stage has to be done."})
+    lora_rank: int = field(default=0, metadata={"help": "Rank of the LLM's LoRA adapters; 0 trains full weights."})
+    precision: Literal["bf16", "fp32"] = field(default="bf16", metadata={"help": "Of training; bf16 is autocast."})
+    sharding: Literal["none", "fsdp"] = field(default="none", metadata={"help": "fsdp: full shards over all GPUs."})
+    activation_checkpointing: bool = field(default=False, metadata={"help": "Keep layers' inputs, compute again."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's figures: memory of one GPU, speed of all together."""
+
+    stage: str
+    model: str
+    precision: str
+    parameters: int
+    trained_parameters: int
+    memory_gib: dict[str, float]
+    total_gib: float
+    fits: bool
+    flops_per_token: float
+    tokens_per_second: float
+    pairs_per_second: float
+    days: float
+    pairs_per_second_needed: float
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, PlanArguments)
+    _check(arguments)
+    stages = [stage for stage in arguments.stages if stage != "distill" or arguments.student is not None]
+    plans = [plan(stage, arguments) for stage in stages]
+    if len(stages) < len(arguments.stages):
+        print("distill is left out: give its model with --student", file=sys.stderr)
+    if "score" in stages and arguments.precision == "bf16" and arguments.fp32_tflops is None:
+        print("score computes in float32, slower than --peak_tflops says: give --fp32_tflops too", file=sys.stderr)
+    console = Console()
+    console = console if console.is_terminal else Console(width=140)
+    for figures in plans:
+        console.print(_table(figures, arguments))
+    if arguments.output:
+        with appears_whole(Path(arguments.output)) as partial:
+            partial.write_text(json.dumps([asdict(figures) for figures in plans], indent=2) + "\n", encoding="utf-8")
+
+
+def plan(stage: str, arguments: PlanArguments) -> StagePlan:
+    """The figures of one of ``STAGES``. Raises CheckpointError for a model that the stage cannot have."""
+    shape = read_shape(str(arguments.student if stage == "distill" else arguments.model), causal=stage == "pretrain")
+    work = _work(stage, arguments)
+    memory = {part: size / GIB for part, size in memory_bytes(shape, work).items()}
+    flops = flops_per_token(shape, work)
+    peak = arguments.peak_tflops if work.training else arguments.fp32_tflops or arguments.peak_tflops
+    tokens_per_second = arguments.gpus * peak * 1e12 * arguments.utilisation / flops
+    pairs_per_second = tokens_per_second / arguments.pair_tokens
+    pairs = arguments.pairs * (arguments.epochs if work.training else 1)
+    return StagePlan(
+        stage=stage,
+        model=shape.family,
+        precision="bf16" if work.bf16 else "fp32",
+        parameters=shape.parameters,
+        trained_parameters=trained_parameters(shape, work),
+        memory_gib=memory,
+        total_gib=sum(memory.values()),
+        fits=sum(memory.values()) <= arguments.gpu_memory_gib,
+        flops_per_token=flops,
+        tokens_per_second=tokens_per_second,
+        pairs_per_second=pairs_per_second,
+        days=pairs / pairs_per_second / 86400,
+        pairs_per_second_needed=pairs / arguments.days / 86400,
+    )
+
+
+def _work(stage: str, arguments: PlanArguments) -> Work:
+    rows, row_length, gpus = arguments.rows_per_device, arguments.row_length, arguments.gpus
+    if stage == "score":
+        return Work(False, rows, row_length, gpus)
+    return Work(
+        True,
+        rows,
+        row_length,
+        gpus,
+        bf16=arguments.precision == "bf16",
+        fsdp=arguments.sharding == "fsdp",
+        checkpointing=arguments.activation_checkpointing,
+        lora_rank=0 if stage == "distill" else arguments.lora_rank,
+    )
+
+
+def _check(arguments: PlanArguments) -> None:
+    """Raises DataError with the name of the flag."""
+    positive = ["gpus", "gpu_memory_gib", "peak_tflops", "utilisation", "pairs", "pair_tokens", "row_length"]
+    positive += ["rows_per_device", "epochs", "days"] + ["fp32_tflops"] * (arguments.fp32_tflops is not None)
+    for name in positive:
+        if not 0 < getattr(arguments, name) < math.inf:
+            raise DataError(f"--{name} {getattr(arguments, name)}: must be above 0")
+    if arguments.utilisation > 1:
+        raise DataError(f"--utilisation {arguments.utilisation}: a share of the peak is at most 1")
+    if arguments.lora_rank < 0:
+        raise DataError(f"--lora_rank {arguments.lora_rank}: must be at least 0")
+    if arguments.pair_tokens > arguments.row_length:
+        raise DataError(f"--pair_tokens {arguments.pair_tokens:g}: longer than a row of {arguments.row_length}")
+    if unknown := set(arguments.stages) - set(STAGES):
+        raise DataError(f"--stages {min(unknown)}: the stages are {', '.join(STAGES)}")
+    if set(arguments.stages) <= {"distill"} and arguments.student is None:
+        raise DataError("--stages distill: give its model with --student")
+
+
+def _table(figures: StagePlan, arguments: PlanArguments) -> Table:
+    table = Table(title=f"{figures.stage}: {figures.model}, {figures.parameters:,} parameters, {figures.precision}")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for part, size in figures.memory_gib.items():
+        table.add_row(f"{part}, GiB of one GPU", f"{size:,.2f}")
+    fits = "fits into" if figures.fits else "DOES NOT FIT into"
+    table.add_row(f"total, {fits} {arguments.gpu_memory_gib:g} GiB", f"{figures.total_gib:,.2f}", end_section=True)
+    for name, value in (
+        ("GFLOPs for a token", figures.flops_per_token / 1e9),
+        (f"tokens/s of {arguments.gpus} GPUs", figures.tokens_per_second),
+        (f"pairs/s of {arguments.gpus} GPUs", figures.pairs_per_second),
+        (f"pairs/s that {arguments.days:g} days need", figures.pairs_per_second_needed),
+        (f"days for {arguments.pairs:,.0f} pairs", figures.days),
+    ):
+        table.add_row(name, f"{value:,.2f}" if value < 100 else f"{value:,.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
