@@ -9,13 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
-STAGE_PARTS = {
-    ENCODING,
-    *(
-        f"trainer.{name}"
-        for name in ("data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines")
-    ),
-}
+SHARED = (
+    "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
+)  # fmt: skip
+STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
     "trainer/losses.py": set(),
     "trainer/data.py": set(),
@@ -26,6 +23,8 @@ ALLOWED = {
     "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
+    "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
+    "trainer/lora.py": {"trainer.data", "trainer.models"},
     "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage"},
     "trainer/costs.py": {"trainer.models"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},

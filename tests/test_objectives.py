@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, Qwen3Config
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig, Qwen3Config
 
-from tests.checkpoints import tiny_bert, write_groups
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.test_stages import FEW, fails, run
-from trainer import distill, rank_sft
+from trainer import distill, pretrain, rank_sft
 from trainer.collate import DrawnGroups, TrainingGroup
 from trainer.data import QueryGroup, read_groups, write_scores
+from trainer.held_out import HeldOut
 from trainer.models import CheckpointError, keep_layers, load_scorer
 
 Scorer = Callable[[int, int], float]  # of query and document, by number
@@ -146,3 +149,49 @@ def test_bad_choices_are_refused(bert: Path, data: Path, tmp_path: Path, capsys:
     lists = ["--objective", "listwise_softmax", "--gap_weights", "true"]
     assert "--gap_weights is for the pairwise objectives" in fails(rank_sft, capsys, *judged, *lists)
     assert {path.name for path in tmp_path.iterdir()} == {"some.parquet"}
+
+
+def test_lora_trains_adapters_and_leaves_a_plain_checkpoint(data: Path, tmp_path: Path) -> None:
+    """What is frozen is as it was, what is adapted has moved by a matrix of the rank, the head has moved."""
+    llama = tiny_llama(tmp_path / "llama")
+    flags = ["--model", llama, "--data", data, "--output_dir", tmp_path / "scorer", "--learning_rate", "3e-3"]
+    run(rank_sft, *flags, *FEW, "--lora_rank", 2, "--lora_dropout", 0.1)
+    before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "scorer/model.safetensors")
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        rank = torch.linalg.matrix_rank(after[name] - weight, tol=1e-6) if weight.ndim == 2 else None
+        if "_proj" in name:
+            assert rank == 2, name
+        else:
+            assert torch.equal(after[name], weight) == (name != "score.weight"), name
+
+
+def test_lora_in_continued_pre_training(data: Path, tmp_path: Path) -> None:
+    llama = tiny_llama(tmp_path / "llama")
+    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
+    flags = ["--model", llama, "--data", data, "--output_dir", tmp_path / "cpt", "--learning_rate", "3e-3"]
+    run(pretrain, *flags, *FEW, "--lora_rank", 2)
+    before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "cpt/model.safetensors")
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert moved == {name for name in before if "_proj" in name}
+
+
+def test_the_best_checkpoint_on_held_out_queries_wins(bert: Path, data: Path, tmp_path: Path) -> None:
+    flags = ["--model", bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
+    steps = ["--max_steps", 20, "--save_steps", 2, "--learning_rate", "0.02", "--per_device_train_batch_size", 4]
+    run(rank_sft, *flags, *steps, *FEW[4:])
+    looks = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
+    values = [look["eval_nDCG@10"] for look in looks]
+    assert len(values) == 10
+    assert len(set(values)) > 2
+    held_out = HeldOut(read_groups(data), None)
+    best = held_out.evaluate(load_scorer(tmp_path / "scorer"), PairEncoder.load(bert))
+    assert best["eval_nDCG@10"] == max(values)
+
+
+def test_training_ends_early_when_held_out_queries_gain_no_more(bert: Path, data: Path, tmp_path: Path) -> None:
+    flags = ["--model", bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
+    steps = ["--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]
+    run(rank_sft, *flags, *steps, *FEW[4:])
+    looks = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
+    assert len(looks) == 4  # the first is the best so far, three others were no better

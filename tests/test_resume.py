@@ -61,7 +61,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)  # the scorer's body with a fresh head
     return {
         "pretrain": ["--model", llama, "--data", data],
-        "rank_sft": ["--model", llama, "--data", data],
+        "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups, read_scores
+from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
 from trainer.models import check_packing, keep_layers, load_for_training, use_packed_forward
 from trainer.stage import (
@@ -76,8 +77,8 @@ class DistillArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training = parse(argv, DistillArguments, StageArguments)
-    run = begin(arguments, training)
+    arguments, looks, training = parse(argv, DistillArguments, HeldOutArguments, StageArguments)
+    run = begin(training, arguments, looks)
     groups = [group for path in arguments.data for group in read_groups(path)]
     teachers = [read_teacher(path, groups) for path in arguments.scores]
     taught = standardised(groups, teachers, arguments.missing)
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_layers(model, arguments.student_layers)
     check_packing(model, encoder, arguments.model)
     trainer = RankingTrainer(
-        use_packed_forward(model), encoder, objective(arguments), arguments.label_weight,
-        args=training, train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
+        use_packed_forward(model), encoder, objective(arguments), training, arguments.label_weight,
+        held_out=read_held_out(looks), train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}

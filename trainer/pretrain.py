@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, JudgedDocument, QueryGroup, read_groups
+from trainer.lora import LoraArguments, add_adapters
 from trainer.models import load_causal_lm, use_packed_forward
 from trainer.stage import (
     LanguageTrainer,
@@ -38,11 +39,12 @@ class PretrainArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training = parse(argv, PretrainArguments, StageArguments)
-    run = begin(arguments, training)
+    arguments, lora, training = parse(argv, PretrainArguments, LoraArguments, StageArguments)
+    run = begin(training, arguments, lora)
     groups = clicked([group for path in arguments.data for group in read_groups(path)], arguments.min_label)
     encoder, tokenizer = load_encoder(arguments.model)
     model = use_packed_forward(load_causal_lm(arguments.model))
+    add_adapters(model, lora)
     trainer = LanguageTrainer(model, encoder, args=training, train_dataset=groups)
     train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"})
 

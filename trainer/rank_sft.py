@@ -16,6 +16,8 @@ from typing import Literal
 
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, read_groups
+from trainer.held_out import HeldOutArguments, read_held_out
+from trainer.lora import LoraArguments, add_adapters
 from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
 from trainer.models import check_packing, load_for_training, use_packed_forward
 from trainer.stage import (
@@ -59,16 +61,18 @@ class RankArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, training = parse(argv, RankArguments, StageArguments)
-    run = begin(arguments, training)
+    arguments, looks, lora, training = parse(argv, RankArguments, HeldOutArguments, LoraArguments, StageArguments)
+    run = begin(training, arguments, looks, lora)
     groups = judged([group for path in arguments.data for group in read_groups(path)])
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
+    add_adapters(model, lora)
     dataset = drawn(groups, arguments.documents_per_query, training.seed)
     trainer = RankingTrainer(
-        use_packed_forward(model), encoder, objective(arguments), args=training, train_dataset=dataset
-    )
+        use_packed_forward(model), encoder, objective(arguments), training,
+        held_out=read_held_out(looks), train_dataset=dataset,
+    )  # fmt: skip
     train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
 
 

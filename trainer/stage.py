@@ -21,6 +21,8 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
 from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
 from trainer.data import DataError
+from trainer.held_out import HeldOut
+from trainer.lora import merge_adapters
 from trainer.losses import mixed_with_labels, weighted_language_loss
 from trainer.models import CONTROL, CheckpointError, Model, is_decoder, require_checkpoint
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
@@ -55,13 +57,23 @@ class RankingTrainer(Trainer):
     """
 
     def __init__(
-        self, model: Model, encoder: PairEncoder, objective: Objective, label_weight: float = 0.0, **settings: Any
+        self,
+        model: Model,
+        encoder: PairEncoder,
+        objective: Objective,
+        args: StageArguments,
+        label_weight: float = 0.0,
+        held_out: HeldOut | None = None,
+        **settings: Any,
     ) -> None:
         collator: Any = RankingCollator(encoder)
-        super().__init__(model=model, data_collator=collator, **settings)
+        if held_out is not None:
+            settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
+        super().__init__(model=model, data_collator=collator, args=args, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
         self.objective: Objective = objective
         self.label_weight = label_weight
+        self._encoder, self._held_out = encoder, held_out
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -72,6 +84,15 @@ class RankingTrainer(Trainer):
         if self.label_weight:
             loss = mixed_with_labels(loss, student, inputs["labels"], groups, self.label_weight)
         return finite(loss, self.state.global_step, inputs["queries"])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The measure on the held-out queries, logged like a loss."""
+        if self._held_out is None:
+            raise ValueError("this trainer has no held-out queries")
+        metrics = self._held_out.evaluate(self.model, self._encoder)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 class LanguageTrainer(Trainer):
@@ -129,11 +150,12 @@ class Run:
     checkpoint: Path | None
 
 
-def begin(arguments: Any, training: StageArguments) -> Run:
+def begin(training: StageArguments, *arguments: Any) -> Run:
     """Start a stage, or go on with the one that was interrupted here. Raises ResumeError for changed settings."""
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
-    settings = {"arguments": settings_of(arguments), "training": settings_of(training)}
+    chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
+    settings = {"arguments": chosen, "training": settings_of(training)}
     directory = output_dir.with_name(f".{output_dir.name}.run")
     with training.main_process_first(desc="the interrupted run"):
         checkpoint = checkpoint_of(directory, settings)
@@ -152,7 +174,9 @@ def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: 
     result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
-        record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve}
+        looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
+        record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve, "held_out": looks}
+        merge_adapters(trainer.model)
         save_checkpoint(trainer.model, encoder, tokenizer, run.output_dir, record)
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
