@@ -47,7 +47,7 @@ class DemoArguments:
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
-    student_steps: int = field(default=500, metadata={"help": "Steps of both students."})
+    student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 
 class StageFailedError(RuntimeError):

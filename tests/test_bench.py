@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from bench import rerank
 from model_repository.tokenizer.pair_encoding import Document
@@ -40,6 +41,20 @@ def test_candidates_of_a_run_are_ranked_as_pytorch_ranks_them(
         scores = dict(zip(doc_ids, reference(group.query, [texts[doc_id] for doc_id in doc_ids]).scores, strict=True))
         order = sorted(served[query_id], key=lambda doc_id: -served[query_id][doc_id])
         assert order == sorted(doc_ids, key=lambda doc_id: -scores[doc_id])
+
+
+def test_a_bi_encoder_ranks_by_the_cosine_of_its_vectors(served_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    found = {"q1": ["d0", "d1", "d2", "d3"]}
+    run = first_stage(tmp_path / "first.run", found)
+    flags = ["--data", data, "--run", run, "--output", tmp_path / "bi.run", "--bi_encoder", served_checkpoint]
+    assert rerank.main([str(flag) for flag in flags]) == 0
+    (group,) = (group for group in read_groups(data) if group.query_id == "q1")
+    texts = {each.doc_id: f"{each.title} {each.summary}" for each in group.documents if each.doc_id in found["q1"]}
+    model = SentenceTransformer(str(served_checkpoint))
+    query, documents = model.encode(group.query), model.encode(list(texts.values()))
+    cosines = dict(zip(texts, model.similarity(query, documents)[0].tolist(), strict=True))
+    ranking = read_run(tmp_path / "bi.run")["q1"]
+    assert sorted(ranking, key=lambda doc_id: -ranking[doc_id]) == sorted(texts, key=lambda doc_id: -cosines[doc_id])
 
 
 def test_bad_input_is_named_and_no_run_is_left(

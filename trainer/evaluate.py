@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.baseline is not None:
         _compare(results, arguments.baseline, arguments.seed)
     console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    console = console if console.is_terminal else Console(width=240)
     console.print(_table(results, f"{len(groups)} queries, 95% bootstrap intervals"))
     if arguments.output:
         with appears_whole(Path(arguments.output)) as partial:
