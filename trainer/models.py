@@ -151,6 +151,10 @@ def keep_layers(model: Model, count: int) -> None:
     layers = getattr(owner, name)
     kept = [round(place) for place in np.linspace(0, depth - 1, count).tolist()]
     setattr(owner, name, nn.ModuleList([layers[index] for index in kept]))
+    for place, layer in enumerate(getattr(owner, name)):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # its place in the cache of keys and values
+                module.layer_idx = place
     model.config.num_hidden_layers = count
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in kept]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -104,13 +106,31 @@ class Resumable(TrainerCallback):
 
     def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
         self._trainer, self._checkpoint = trainer, checkpoint
-        self._handlers: dict[int, Any] = {}
-        self.received: int | None = None
+        self._received: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While the block trains, a signal ends it with a checkpoint; it then ends with InterruptedRunError."""
+        before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            self._received = number
+            signal.signal(number, before[number])  # a second one is no longer put off
+
+        for number in STOPPING:
+            signal.signal(number, receive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        state = self._trainer.state
+        if self._received is not None and state.global_step < state.max_steps:
+            raise InterruptedRunError(self._received, state.global_step)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._handlers = {number: signal.signal(number, self._receive) for number in STOPPING}
         if self._checkpoint is not None:  # the loss since the last point of the curve
             whole = json.loads((self._checkpoint / WHOLE_FILE).read_text(encoding="utf-8"))
             self._trainer._tr_loss = torch.tensor(whole["loss"], device=args.device)
@@ -126,7 +146,7 @@ class Resumable(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # all that is left is to save the result
             control.should_save = control.should_save and args.load_best_model_at_end
-        elif self.received is not None:
+        elif self._received is not None:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -135,15 +155,3 @@ class Resumable(TrainerCallback):
             left = {"loss": self._trainer._tr_loss.item(), "logged": self._trainer._globalstep_last_logged}
             (directory / f".{WHOLE_FILE}").write_text(json.dumps(left), encoding="utf-8")
             (directory / f".{WHOLE_FILE}").rename(directory / WHOLE_FILE)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self.received is not None and state.global_step < state.max_steps:
-            raise InterruptedRunError(self.received, state.global_step)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._handlers[number])  # a second one is no longer put off

@@ -170,8 +170,10 @@ def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: 
     """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it."""
     if run.checkpoint is None and trainer.is_world_process_zero():
         start(run.directory, run.settings)
-    trainer.add_callback(Resumable(trainer, run.checkpoint))
-    result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
+    resumable = Resumable(trainer, run.checkpoint)
+    trainer.add_callback(resumable)
+    with resumable.listening():
+        result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
         looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
