@@ -22,18 +22,8 @@ from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups
 from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
 from trainer.models import check_packing, keep_layers, load_for_training, use_packed_forward
-from trainer.stage import (
-    Objective,
-    RankingTrainer,
-    StageArguments,
-    begin,
-    check_documents_per_query,
-    command,
-    drawn,
-    load_encoder,
-    parse,
-    train_and_save,
-)
+from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
+from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
 
 
 @dataclass

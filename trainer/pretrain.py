@@ -15,15 +15,8 @@ from trainer.collate import TrainingGroup
 from trainer.data import DataError, JudgedDocument, QueryGroup, read_groups
 from trainer.lora import LoraArguments, add_adapters
 from trainer.models import load_causal_lm, use_packed_forward
-from trainer.stage import (
-    LanguageTrainer,
-    StageArguments,
-    begin,
-    command,
-    load_encoder,
-    parse,
-    train_and_save,
-)
+from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
+from trainer.training import LanguageTrainer
 
 
 @dataclass

@@ -20,18 +20,8 @@ from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.lora import LoraArguments, add_adapters
 from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
 from trainer.models import check_packing, load_for_training, use_packed_forward
-from trainer.stage import (
-    Objective,
-    RankingTrainer,
-    StageArguments,
-    begin,
-    check_documents_per_query,
-    command,
-    drawn,
-    load_encoder,
-    parse,
-    train_and_save,
-)
+from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
+from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
 
 PAIRWISE = {"pairwise_logistic": pairwise_logistic, "pairwise_hinge": pairwise_hinge}
 LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}

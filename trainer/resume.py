@@ -122,8 +122,8 @@ class Resumable(TrainerCallback):
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for stopping, handler in before.items():
+                signal.signal(stopping, handler)
         state = self._trainer.state
         if self._received is not None and state.global_step < state.max_steps:
             raise InterruptedRunError(self._received, state.global_step)

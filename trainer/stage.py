@@ -15,22 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
-from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
 from trainer.data import DataError
-from trainer.held_out import HeldOut
 from trainer.lora import merge_adapters
-from trainer.losses import mixed_with_labels, weighted_language_loss
-from trainer.models import CONTROL, CheckpointError, Model, is_decoder, require_checkpoint
+from trainer.models import CONTROL, CheckpointError, is_decoder, require_checkpoint
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
 
 RECORD_FILE = "training.json"
 LOGS = "logs"
-
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
 
 
 @dataclass
@@ -48,88 +42,6 @@ class StageArguments(TrainingArguments):
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "For GPUs."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
-
-
-class RankingTrainer(Trainer):
-    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``.
-
-    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        encoder: PairEncoder,
-        objective: Objective,
-        args: StageArguments,
-        label_weight: float = 0.0,
-        held_out: HeldOut | None = None,
-        **settings: Any,
-    ) -> None:
-        collator: Any = RankingCollator(encoder)
-        if held_out is not None:
-            settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
-        super().__init__(model=model, data_collator=collator, args=args, **settings)
-        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
-        self.objective: Objective = objective
-        self.label_weight = label_weight
-        self._encoder, self._held_out = encoder, held_out
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        scores_RS = model(**inputs["packed"])
-        student, groups = scores_RS.flatten()[inputs["slots"]], inputs["groups"]
-        loss = self.objective(student, inputs["targets"], groups)
-        if self.label_weight:
-            loss = mixed_with_labels(loss, student, inputs["labels"], groups, self.label_weight)
-        return finite(loss, self.state.global_step, inputs["queries"])
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The measure on the held-out queries, logged like a loss."""
-        if self._held_out is None:
-            raise ValueError("this trainer has no held-out queries")
-        metrics = self._held_out.evaluate(self.model, self._encoder)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class LanguageTrainer(Trainer):
-    """Trains a causal LM on the document's side of packed pairs."""
-
-    def __init__(self, model: Model, encoder: PairEncoder, **settings: Any) -> None:
-        collator: Any = LanguageCollator(encoder)
-        super().__init__(model=model, data_collator=collator, **settings)
-        self.model_accepts_loss_kwargs = False
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        logits_RLV = model(**inputs["packed"])
-        loss = weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
-        return finite(loss, self.state.global_step, inputs["queries"])
-
-
-def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
-    """The loss; raises NonFiniteLossError, which names the queries of the step, if it is no number."""
-    if not torch.isfinite(loss):
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} after {steps} steps, and no weight was changed by it; "
-            f"the queries of this step: {', '.join(queries)}"
-        )
-    return loss
-
-
-def drawn(groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> Any:
-    """The groups as a Trainer takes them: whole, or with documents drawn anew in each epoch."""
-    return groups if documents_per_query is None else DrawnGroups(groups, documents_per_query, seed)
-
-
-def check_documents_per_query(count: int | None) -> None:
-    """Raises DataError for a ``--documents_per_query`` that leaves nothing to compare."""
-    if count is not None and count < 2:
-        raise DataError(f"--documents_per_query must be at least 2, not {count}: a rank loss compares documents")
 
 
 def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:
@@ -159,6 +71,7 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     directory = output_dir.with_name(f".{output_dir.name}.run")
     with training.main_process_first(desc="the interrupted run"):
         checkpoint = checkpoint_of(directory, settings)
+    set_seed(training.seed)  # a score head that is new is drawn before the Trainer does so
     training.output_dir = str(directory)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / LOGS)
     if checkpoint is not None and training.should_save:

@@ -1,0 +1,156 @@
+"""The Trainers of the stages: packed batches to losses, whatever number of processes trains.
+
+A loss is a mean over the pairs (or tokens) of the whole step, so that two processes with half of the
+queries each train as one does. Shapes: N pairs of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
+from trainer.data import DataError
+from trainer.held_out import HeldOut
+from trainer.losses import mixed_with_labels, weighted_language_loss
+from trainer.models import Model
+from trainer.resume import NonFiniteLossError
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
+
+
+class ScoredPairs(NamedTuple):
+    """What an objective sees of a step; ``labels`` is empty where no objective wants it."""
+
+    student: Tensor  # [N]
+    targets: Tensor  # [N]
+    groups: Tensor  # [N]
+    labels: Tensor  # [N] or [0]
+
+    def of_all_processes(self) -> ScoredPairs:
+        """The pairs of every process, in order, each with the queries' numbers of its own.
+
+        Each process then has the same loss; the gradient that comes back through the gathering is the
+        sum of all processes', which DDP divides by their number again.
+        """
+        if not _several():
+            return self
+        apart = self._replace(groups=self.groups + dist.get_rank() * 2**32)
+        return ScoredPairs(*(_gathered(values) for values in apart))
+
+
+def share_of_all_processes(weight: Tensor) -> Tensor:
+    """By what to multiply a mean over ``weight`` (a scalar) so that DDP's mean is one over all processes."""
+    if not _several():
+        return torch.ones_like(weight)
+    everything = weight.clone()
+    dist.all_reduce(everything)
+    return weight * dist.get_world_size() / everything
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gathered(values: Tensor) -> Tensor:
+    """[N] of each process, one after the other; processes may have different N."""
+    sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
+    if values.requires_grad:
+        parts = list(differentiable.all_gather(padded))  # type: ignore[no-untyped-call]
+    else:
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+class RankingTrainer(Trainer):
+    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``.
+
+    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encoder: PairEncoder,
+        objective: Objective,
+        args: TrainingArguments,
+        label_weight: float = 0.0,
+        held_out: HeldOut | None = None,
+        **settings: Any,
+    ) -> None:
+        collator: Any = RankingCollator(encoder)
+        if held_out is not None:
+            settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
+        super().__init__(model=model, data_collator=collator, args=args, **settings)
+        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
+        self.objective: Objective = objective
+        self.label_weight = label_weight
+        self._encoder, self._held_out = encoder, held_out
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        scores_RS = model(**inputs["packed"])
+        local = ScoredPairs(scores_RS.flatten()[inputs["slots"]], inputs["targets"], inputs["groups"], inputs["labels"])
+        pairs = local.of_all_processes()
+        loss = self.objective(pairs.student, pairs.targets, pairs.groups)
+        if self.label_weight:
+            loss = mixed_with_labels(loss, pairs.student, pairs.labels, pairs.groups, self.label_weight)
+        return finite(loss, self.state.global_step, inputs["queries"])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The measure on the held-out queries, logged like a loss."""
+        if self._held_out is None:
+            raise ValueError("this trainer has no held-out queries")
+        metrics = self._held_out.evaluate(self.model, self._encoder)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class LanguageTrainer(Trainer):
+    """Trains a causal LM on the document's side of packed pairs."""
+
+    def __init__(self, model: Model, encoder: PairEncoder, **settings: Any) -> None:
+        collator: Any = LanguageCollator(encoder)
+        super().__init__(model=model, data_collator=collator, **settings)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        logits_RLV = model(**inputs["packed"])
+        loss = weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+        return finite(loss * share_of_all_processes(inputs["weights"].sum()), self.state.global_step, inputs["queries"])
+
+
+def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
+    """The loss; raises NonFiniteLossError, which names the queries of the step, if it is no number."""
+    if not torch.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} after {steps} steps, and no weight was changed by it; "
+            f"the queries of this step: {', '.join(queries)}"
+        )
+    return loss
+
+
+def drawn(groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> Any:
+    """The groups as a Trainer takes them: whole, or with documents drawn anew in each epoch."""
+    return groups if documents_per_query is None else DrawnGroups(groups, documents_per_query, seed)
+
+
+def check_documents_per_query(count: int | None) -> None:
+    """Raises DataError for a ``--documents_per_query`` that leaves nothing to compare."""
+    if count is not None and count < 2:
+        raise DataError(f"--documents_per_query must be at least 2, not {count}: a rank loss compares documents")
