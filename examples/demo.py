@@ -46,7 +46,7 @@ class DemoArguments:
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
-    sft_epochs: float = field(default=4.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
+    sft_epochs: float = field(default=6.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 
@@ -110,7 +110,7 @@ def teacher_without_cpt(arguments: DemoArguments, root: Path) -> list[object]:
 
 
 def teacher_ranking(arguments: DemoArguments, root: Path) -> list[object]:
-    return ["--data", root / "collection/train.jsonl", *step(arguments, queries=4, learning_rate=1e-3)]
+    return ["--data", root / "collection/train.jsonl", *step(arguments, queries=4, learning_rate=4e-4)]
 
 
 def distil_student(arguments: DemoArguments, root: Path) -> None:
