@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
     "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
+    "resume",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
@@ -25,8 +26,8 @@ ALLOWED = {
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
     "trainer/lora.py": {"trainer.data", "trainer.models"},
-    "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
-    "trainer/training.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
+    "trainer/stage.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
+    "trainer/training.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
     "trainer/costs.py": {"trainer.models"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{

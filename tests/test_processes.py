@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -38,9 +39,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     }
 
 
-def train(stage: str, processes: int, *flags: str) -> None:
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={ports()['http']}"]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", f"trainer.{stage}", *SAME, *flags]
+def launch(stage: str, processes: int, *flags: str) -> None:
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={ports()['http']}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", f"trainer.{stage}", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -49,7 +50,7 @@ def train(stage: str, processes: int, *flags: str) -> None:
 def test_two_processes_train_as_one_does(stage: str, material: dict[str, list[str]], tmp_path: Path) -> None:
     for processes in (1, 2):
         size = ["--per_device_train_batch_size", str(8 // processes), "--max_steps", "8"]
-        train(stage, processes, *material[stage], *size, "--output_dir", str(tmp_path / str(processes)))
+        launch(stage, processes, *SAME, *material[stage], *size, "--output_dir", str(tmp_path / str(processes)))
     one, two = (json.loads((tmp_path / name / "training.json").read_text())["loss_curve"] for name in "12")
     assert len(one) == len(two) == 8
     np.testing.assert_allclose([point["loss"] for point in two], [point["loss"] for point in one], rtol=1e-5)
@@ -58,7 +59,17 @@ def test_two_processes_train_as_one_does(stage: str, material: dict[str, list[st
 def test_an_uneven_last_batch_does_not_hang(material: dict[str, list[str]], tmp_path: Path) -> None:
     """16 queries, 3 a process and step: in the last step of an epoch one process has fewer."""
     size = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2"]
-    train("distill", 2, *material["distill"], *size, "--output_dir", str(tmp_path / "out"))
+    launch("distill", 2, *SAME, *material["distill"], *size, "--output_dir", str(tmp_path / "out"))
     curve = json.loads((tmp_path / "out/training.json").read_text())["loss_curve"]
     assert len(curve) == 6
     assert np.isfinite([point["loss"] for point in curve]).all()
+
+
+def test_two_processes_score_every_pair_once(material: dict[str, list[str]], tmp_path: Path) -> None:
+    teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=20)
+    for processes in (1, 2):
+        flags = ["--model", str(teacher), "--data", str(data), "--pairs_per_shard", "12"]
+        launch("score", processes, *flags, "--output", str(tmp_path / f"{processes}.parquet"))
+    one, two = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "12")
+    assert all(one[column] == two[column] for column in ("query_id", "doc_id"))
+    np.testing.assert_allclose(two["score"], one["score"], atol=1e-5)

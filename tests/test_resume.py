@@ -14,13 +14,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
-from trainer import distill, rank_sft
+from trainer import distill, rank_sft, score
 from trainer.data import read_groups, write_scores
 from trainer.resume import WHOLE_FILE, differences, newest_whole
 
@@ -179,3 +180,37 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(
     assert "error: the loss is nan after" in error
     assert "the queries of this step: q" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_relabelling_that_is_killed_scores_every_pair_once(material: dict[str, list[object]], tmp_path: Path) -> None:
+    """After each shard that is done: the next start goes on behind it."""
+    teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=60)
+    flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 12, "--rows_per_batch", 1]
+    assert finish("score", *flags, "--output", tmp_path / "whole.parquet") == 0
+    shards, seen = tmp_path / ".killed.parquet.shards", 0
+    while seen < 20 and not (tmp_path / "killed.parquet").exists():
+        process = started("score", *flags, "--output", tmp_path / "killed.parquet")
+        while len(list(shards.glob("0*.parquet"))) < seen + 7 and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        seen = len(list(shards.glob("0*.parquet")))
+    assert finish("score", *flags, "--output", tmp_path / "killed.parquet") == 0
+    tables = [pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("killed", "whole")]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == sum(len(group.documents) for group in read_groups(data))
+    assert not shards.exists()
+
+
+def test_shards_of_another_teacher_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=200)
+    flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 6, "--output", tmp_path / "scores.parquet"]
+    process = started("score", *flags)
+    while not list((tmp_path / ".scores.parquet.shards").glob("0*.parquet")):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    shutil.rmtree(teacher)
+    tiny_bert(teacher, seed=1)
+    assert score.main([str(flag) for flag in flags]) == 2
+    assert "an interrupted run with other settings" in capsys.readouterr().err

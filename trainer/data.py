@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,13 @@ def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], tea
     with appears_whole(Path(path)) as partial:
         pq.write_table(table, partial)
     return len(rows)
+
+
+def join_scores(shards: Sequence[Path], path: Path) -> None:
+    """One file of the rows of all shards, in their order; it appears whole or not at all."""
+    with appears_whole(path) as partial, pq.ParquetWriter(partial, SCORE_SCHEMA) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard))
 
 
 def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path) -> None:

@@ -26,7 +26,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 # What may differ when a run goes on: it changes no weight.
 FREE = {
     "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir",
-    "logging_steps", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+    "logging_steps", "report_to", "resume_from_checkpoint", "rows_per_batch", "run_name", "save_steps",
+    "save_total_limit",
 }  # fmt: skip
 
 
@@ -53,13 +54,25 @@ def checkpoint_of(directory: Path, settings: dict[str, Any]) -> Path | None:
     """
     checkpoint = newest_whole(directory)
     if checkpoint is not None:
-        before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-        if changes := differences(before, as_saved(settings)):
-            raise ResumeError(
-                f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
-                "give it those again, or remove it to start anew"
-            )
+        _refuse_changes(directory, settings)
     return checkpoint
+
+
+def open_shards(directory: Path, settings: dict[str, Any]) -> None:
+    """Make a directory for shards, or go on with the one there. Raises ResumeError for one of other settings."""
+    if (directory / SETTINGS_FILE).is_file():
+        _refuse_changes(directory, settings)
+    else:
+        start(directory, settings)
+
+
+def _refuse_changes(directory: Path, settings: dict[str, Any]) -> None:
+    before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+    if changes := differences(before, as_saved(settings)):
+        raise ResumeError(
+            f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
+            "give it those again, or remove it to start anew"
+        )
 
 
 def start(directory: Path, settings: dict[str, Any]) -> None:
