@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
     "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
-    "resume",
+    "resume", "forward", "memory",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
@@ -28,6 +28,8 @@ ALLOWED = {
     "trainer/lora.py": {"trainer.data", "trainer.models"},
     "trainer/stage.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
     "trainer/training.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
+    "trainer/forward.py": {ENCODING, "trainer.collate", "trainer.data", "trainer.losses", "trainer.models"},
+    "trainer/memory.py": set(),
     "trainer/costs.py": {"trainer.models"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{

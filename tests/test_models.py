@@ -29,7 +29,6 @@ from trainer.models import (
     load_causal_lm,
     load_for_training,
     load_scorer,
-    packed_logits,
 )
 
 SMALL: dict[str, Any] = {
@@ -133,21 +132,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(bert: Path) -> None:
     model = AutoModelForSequenceClassification.from_config(BertConfig(**{**SMALL, "vocab_size": 20}))
     with pytest.raises(CheckpointError, match="the model knows 20 tokens"):
         check_packing(model, PairEncoder.load(bert), "few")
-
-
-def test_language_model_logits_do_not_leak_between_pairs(llama: Path) -> None:
-    encoder = PairEncoder.load(llama)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval()
-    pairs = encoder.encode("river", DOCUMENTS[:3])
-    batch = encoder.pack(pairs)
-    inputs = [torch.from_numpy(array).long() for array in batch[:-1]]
-    with torch.inference_mode():
-        logits_RLV = packed_logits(model, *inputs)
-        for pair, slot in zip(pairs, batch.slots, strict=True):
-            row, place = divmod(int(slot), batch.pool_positions.shape[1])
-            alone = model(torch.from_numpy(pair.token_ids)[None].long()).logits[0]
-            packed = logits_RLV[row][inputs[3][row] == place + 1]
-            assert torch.allclose(packed, alone, atol=1e-5)
 
 
 def test_a_saved_student_scores_the_same_in_cross_encoder(bert: Path) -> None:

@@ -9,21 +9,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_llama, write_groups
+from tests.memory import Peak
 from trainer import plan
 from trainer.collate import LanguageBatch, LanguageCollator, TrainingGroup
 from trainer.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 from trainer.data import read_groups
-from trainer.losses import weighted_language_loss
-from trainer.models import use_packed_forward
+from trainer.forward import use_packed_forward
 
 # PEFT asks for an attribute by the name that transformers is giving up.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -91,10 +88,17 @@ def size(tensors: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def forward(model: Any, batch: LanguageBatch) -> torch.Tensor:
+    """Scores, or of a causal LM the losses of all its tokens."""
+    labels = {} if model.get_output_embeddings() is None else {"labels": batch["packed"]["input_ids"]}
+    output: torch.Tensor = model(**batch["packed"], **labels)
+    return output
+
+
 def step(model: Any, batch: LanguageBatch) -> torch.optim.Optimizer:
     """One step of AdamW, as a Trainer makes it."""
     optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
-    model(**batch["packed"]).square().mean().backward()
+    torch.autograd.backward(forward(model, batch).square().mean())
     optimiser.step()
     return optimiser
 
@@ -114,30 +118,9 @@ def saved_bytes(model: Any, batch: LanguageBatch, bf16: bool = False) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        output = model(**batch["packed"])
+        output = forward(model, batch)
     assert output.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
-
-
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's modes have no types
-    """The most bytes that were alive at once after any operation, of tensors made within."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
-                reference = StorageWeakRef(leaf.untyped_storage())  # type: ignore[no-untyped-call]
-                self.alive[reference.cdata] = (reference, leaf.untyped_storage().nbytes())
-        gone = [key for key, (storage, _) in self.alive.items() if storage.expired()]  # type: ignore[no-untyped-call]
-        for key in gone:
-            del self.alive[key]
-        self.bytes = max(self.bytes, sum(nbytes for _, nbytes in self.alive.values()))
-        return output
 
 
 @pytest.mark.parametrize(
@@ -210,10 +193,8 @@ def test_a_step_peaks_near_the_total(
     parts = memory_bytes(shape, work(batch, bf16=bf16, checkpointing=checkpointing))
     with Peak() as peak:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(**batch["packed"]).float()  # as Accelerate returns them
-        loss = weighted_language_loss(logits, batch["labels"], batch["weights"])
-        del logits
-        torch.autograd.backward(loss)
+            losses = forward(model, batch)
+        torch.autograd.backward(losses.mean())
     planned = sum(parts.values()) - parts["weights"] - parts["optimiser states"]
     # A layer is computed again after the logits are gone, and the total has room for both.
     assert 0.95 < planned / peak.bytes < (1.7 if checkpointing else 1.1)
@@ -225,7 +206,7 @@ def test_scoring_peaks_below_what_one_layer_keeps_in_training(
 ) -> None:
     model, shape = built(tmp_path, family, "wide")
     with Peak() as peak, torch.inference_mode():
-        model.eval()(**batch["packed"])
+        forward(model.eval(), batch)
     planned = memory_bytes(shape, work(batch, training=False))["activations"]
     assert 1 <= planned / peak.bytes < 3
 
@@ -243,9 +224,9 @@ def test_flops_are_those_that_pytorch_counts(
     model, shape = built(tmp_path, family, "small", causal)
     model = with_adapters(model, rank) if rank else model
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        output = model(**batch["packed"])
+        output = forward(model, batch)
         if training:
-            output.square().mean().backward()
+            torch.autograd.backward(output.square().mean())
     planned = flops_per_token(shape, work(batch, lora_rank=rank, training=training))
     assert planned * batch["labels"].numel() == pytest.approx(counter.get_total_flops(), rel=0.05 if rank else 0.02)
 
@@ -254,7 +235,7 @@ def test_checkpointing_adds_a_forward_pass_of_the_layers(tmp_path: Path, batch: 
     model, shape = built(tmp_path, "llama", "wide")
     model.activation_checkpointing_enable()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**batch["packed"]).square().mean().backward()
+        torch.autograd.backward(forward(model, batch).square().mean())
     planned = flops_per_token(shape, work(batch, checkpointing=True)) * batch["labels"].numel()
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.1)
 

@@ -132,9 +132,9 @@ def test_a_signal_leaves_a_checkpoint_and_the_curve_goes_on(material: dict[str, 
     assert [point["loss"] for point in curve] == [point["loss"] for point in whole_curve]
 
 
-def interrupted(material: dict[str, list[object]], root: Path) -> Path:
+def interrupted(material: dict[str, list[object]], root: Path, *more: object) -> Path:
     """The directory of a run with two whole checkpoints that was then cut off."""
-    process = started("distill", *material["distill"], *SHORT, "--output_dir", root / "out")
+    process = started("distill", *material["distill"], *SHORT, *more, "--output_dir", root / "out")
     directory = root / ".out.run"
     while not (directory / "checkpoint-6" / WHOLE_FILE).exists():
         time.sleep(0.01)
@@ -169,6 +169,16 @@ def test_what_changes_no_weight_may_change() -> None:
     before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}}
     now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}}
     assert differences(before, now) == ["data: ['a'] -> ['a', 'b']", "seed: 0 -> 1"]
+
+
+def test_when_checkpoints_are_made_counts_where_the_best_of_them_wins(
+    material: dict[str, list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ["--held_out", material["distill"][3]]
+    interrupted(material, tmp_path, *held_out)
+    flags = [*material["distill"], *SHORT, *held_out, "--output_dir", tmp_path / "out", "--save_steps", 7]
+    assert distill.main([str(flag) for flag in flags]) == 2
+    assert "other settings (save_steps: 3 -> 7" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(

@@ -21,7 +21,7 @@ from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups, read_scores
 from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
-from trainer.models import check_packing, keep_layers, load_for_training, use_packed_forward
+from trainer.models import check_packing, keep_layers, load_for_training
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
 from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
 
@@ -78,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_layers(model, arguments.student_layers)
     check_packing(model, encoder, arguments.model)
     trainer = RankingTrainer(
-        use_packed_forward(model), encoder, objective(arguments), training, arguments.label_weight,
-        held_out=read_held_out(looks), train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
+        model, encoder, objective(arguments), training, arguments.label_weight,
+        token_budget=training.token_budget, held_out=read_held_out(looks),
+        train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from trainer.baselines import bm25_scores, random_scores
@@ -34,7 +33,7 @@ from trainer.data import (
 )
 from trainer.metrics import bootstrap_interval, judgments, pair_counts, per_query, pnr, pnr_interval
 from trainer.scoring import model_scores
-from trainer.stage import command, parse
+from trainer.stage import command, console_of, parse
 
 
 @dataclass
@@ -71,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [_evaluate(system, groups, qrels, arguments) for system in arguments.systems]
     if arguments.baseline is not None:
         _compare(results, arguments.baseline, arguments.seed)
-    console = Console()
-    console = console if console.is_terminal else Console(width=240)
+    console = console_of(240)
     console.print(_table(results, f"{len(groups)} queries, 95% bootstrap intervals"))
     if arguments.output:
         with appears_whole(Path(arguments.output)) as partial:

@@ -99,15 +99,9 @@ def mixed_with_labels(loss: Tensor, student: Tensor, labels: Tensor, groups: Ten
     return (1 - weight) * loss + weight * pairwise_logistic(student[judged], labels[judged], groups[judged])
 
 
-def weighted_language_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Next-token cross entropy, the mean over labelled tokens weighted by their pair's clicks.
-
-    ``logits[R, L, V]``, ``labels[R, L]`` with -100 for tokens that bear no loss, ``weights[R, L]``.
-    Token t is predicted at t - 1, which lies in the same pair: a document's side is never first.
-    """
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none")
-    weight = weights[:, 1:].flatten()
-    return (losses * weight).sum() / weight.sum()
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Mean of ``losses[R, L]`` weighted by ``weights[R, L]``: a token's weight is its pair's clicks, or 0."""
+    return (losses * weights).sum() / weights.sum()
 
 
 def _same_group(groups: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: R rows, L token slots a row, S pairs at most a row, N pairs, H hidden.
 from __future__ import annotations
 
 import os
-import types
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +57,33 @@ def packed_scores(
     pool_positions: Tensor,
 ) -> Tensor:
     """Float32 logits [R, S] of the pairs in the rows; slots without a pair hold a meaningless number."""
-    hidden_RLH = _hidden(model, input_ids, token_type_ids, position_ids, segment_ids)
+    hidden_RLH = hidden_states(model, input_ids, token_type_ids, position_ids, segment_ids)
     index = pool_positions[:, :, None].expand(-1, -1, hidden_RLH.shape[-1])
     pooled_RSH = torch.gather(hidden_RLH, 1, index)
     try:
-        return score_head(model, pooled_RSH.flatten(0, 1)).reshape(pool_positions.shape)
+        with _full_precision(pooled_RSH):
+            return score_head(model, pooled_RSH.flatten(0, 1).to(head_precision(model))).reshape(pool_positions.shape)
     except UnknownHeadError as error:
         raise CheckpointError(str(error)) from error
 
 
-def packed_logits(
-    model: Model,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    segment_ids: Tensor,
-    pool_positions: Tensor,
-) -> Tensor:
-    """Next-token logits [R, L, vocabulary] of a causal LM whose rows hold several pairs."""
-    logits: Tensor = model.get_output_embeddings()(_hidden(model, input_ids, token_type_ids, position_ids, segment_ids))
-    return logits
+def head_precision(model: Model) -> torch.dtype:
+    """What the score head computes in, whatever the layers under it do."""
+    head: Model = getattr(model, "score", None) or getattr(model, "classifier", None) or model
+    precision: torch.dtype = next(weight.dtype for weight in head.parameters())
+    return precision
 
 
-def _hidden(
+def _full_precision(values: Tensor) -> AbstractContextManager[None]:
+    """No autocast within: logits of bfloat16 tie."""
+    device = values.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def hidden_states(
     model: Model, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, segment_ids: Tensor
 ) -> Tensor:
+    """The last states [R, L, H] of rows that hold several pairs."""
     causal = is_decoder(model)
     inputs: dict[str, Any] = {
         "input_ids": input_ids,
@@ -118,17 +120,6 @@ class PackedScorer(nn.Module):
         """Float32 logits [N], in the order of the pairs that were packed."""
         rows = (torch.from_numpy(array).long().to(self.model.device) for array in batch[:-1])
         return unpack(self(*rows).cpu().numpy(), batch.slots)
-
-
-def use_packed_forward(model: Model) -> Model:
-    """Bind ``packed_scores`` (a causal LM: ``packed_logits``) as the model's own forward.
-
-    The Trainer then trains, wraps and saves the Hugging Face model itself; a module around it would
-    be saved without its configuration.
-    """
-    packed = packed_logits if model.get_output_embeddings() is not None else packed_scores
-    model.forward = types.MethodType(packed, model)
-    return model
 
 
 def keep_layers(model: Model, count: int) -> None:

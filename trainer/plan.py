@@ -29,12 +29,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from trainer.costs import Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 from trainer.data import DataError, appears_whole
-from trainer.stage import command, parse
+from trainer.stage import command, console_of, parse
 
 STAGES = ("pretrain", "rank_sft", "score", "distill")
 GIB = 2**30
@@ -94,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("distill is left out: give its model with --student", file=sys.stderr)
     if "score" in stages and arguments.precision == "bf16" and arguments.fp32_tflops is None:
         print("score computes in float32, slower than --peak_tflops says: give --fp32_tflops too", file=sys.stderr)
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    console = console_of(140)
     for figures in plans:
         console.print(_table(figures, arguments))
     if arguments.output:

@@ -19,7 +19,7 @@ from trainer.data import DataError, QueryGroup, read_groups
 from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.lora import LoraArguments, add_adapters
 from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
-from trainer.models import check_packing, load_for_training, use_packed_forward
+from trainer.models import check_packing, load_for_training
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
 from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
 
@@ -60,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_adapters(model, lora)
     dataset = drawn(groups, arguments.documents_per_query, training.seed)
     trainer = RankingTrainer(
-        use_packed_forward(model), encoder, objective(arguments), training,
-        held_out=read_held_out(looks), train_dataset=dataset,
+        model, encoder, objective(arguments), training,
+        token_budget=training.token_budget, held_out=read_held_out(looks),
+        train_dataset=dataset,
     )  # fmt: skip
     train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
 

@@ -68,7 +68,8 @@ def open_shards(directory: Path, settings: dict[str, Any]) -> None:
 
 def _refuse_changes(directory: Path, settings: dict[str, Any]) -> None:
     before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if changes := differences(before, as_saved(settings)):
+    chosen_among = settings.get("arguments", {}).get("held_out")  # checkpoints, by when they are made
+    if changes := differences(before, as_saved(settings), FREE - {"save_steps"} if chosen_among else FREE):
         raise ResumeError(
             f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
             "give it those again, or remove it to start anew"
@@ -87,14 +88,14 @@ def as_saved(settings: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], name: str = "") -> list[str]:
-    """``name: before -> now`` of every setting that counts and is not the same."""
+def differences(before: dict[str, Any], now: dict[str, Any], free: set[str] = FREE, name: str = "") -> list[str]:
+    """``name: before -> now`` of every setting that is not among the ``free`` ones and not the same."""
     found = []
     for key in sorted(before.keys() | now.keys()):
         left, right = before.get(key), now.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, key)
-        elif key not in FREE and left != right:
+            found += differences(left, right, free, key)
+        elif key not in free and left != right:
             found.append(f"{key}: {left} -> {right}")
     return found
 

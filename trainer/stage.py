@@ -15,16 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from rich.console import Console
+from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
 from trainer.data import DataError
 from trainer.lora import merge_adapters
+from trainer.memory import OutOfMemoryError, naming_flags
 from trainer.models import CONTROL, CheckpointError, is_decoder, require_checkpoint
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
 
 RECORD_FILE = "training.json"
 LOGS = "logs"
+LESS_MEMORY = (
+    "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
+    "--gradient_checkpointing true",
+    "--bf16 true on a GPU",
+    "fewer --per_device_train_batch_size, with more --gradient_accumulation_steps, or --documents_per_query",
+)
 
 
 @dataclass
@@ -41,6 +50,12 @@ class StageArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep while the run lasts."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "For GPUs."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token slots of one forward pass on a device; a larger step goes in parts, each computed twice."
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
 
@@ -85,7 +100,7 @@ def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: 
         start(run.directory, run.settings)
     resumable = Resumable(trainer, run.checkpoint)
     trainer.add_callback(resumable)
-    with resumable.listening():
+    with naming_flags(*LESS_MEMORY), resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -144,6 +159,12 @@ def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
     return parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
 
 
+def console_of(width: int) -> Console:
+    """The terminal; where output goes elsewhere, lines of ``width`` characters, so that no table breaks."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """Make an entry point of ``body(argv)``: its exit code is 0, 1 where training broke down, 2 for bad input
     (each with one line on standard error), or 128 and the number of the signal that stopped it."""
@@ -155,14 +176,18 @@ def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         try:
             body(argv)
         except (DataError, EncodingError, CheckpointError, ResumeError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _complain(error)
             return 2
         except InterruptedRunError as error:
-            print(error, file=sys.stderr)
+            tqdm.write(str(error), file=sys.stderr)
             return error.exit_code
-        except NonFiniteLossError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (NonFiniteLossError, OutOfMemoryError) as error:
+            _complain(error)
             return 1
         return 0
 
     return main
+
+
+def _complain(error: Exception) -> None:
+    tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, also under a progress bar

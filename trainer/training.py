@@ -18,8 +18,9 @@ from transformers import Trainer, TrainingArguments
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
 from trainer.data import DataError
+from trainer.forward import rows_within, use_packed_forward
 from trainer.held_out import HeldOut
-from trainer.losses import mixed_with_labels, weighted_language_loss
+from trainer.losses import mixed_with_labels, weighted_mean
 from trainer.models import Model
 from trainer.resume import NonFiniteLossError
 
@@ -74,9 +75,10 @@ def _gathered(values: Tensor) -> Tensor:
 
 
 class RankingTrainer(Trainer):
-    """Trains a scorer (its forward packed, see ``use_packed_forward``) on ``objective``.
+    """Trains a scorer on ``objective``.
 
-    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
+    ``label_weight`` is the share of the loss that is RankNet on the groups' labels; ``token_budget`` is the
+    number of token slots of a forward pass, all of a step's by default.
     """
 
     def __init__(
@@ -86,12 +88,14 @@ class RankingTrainer(Trainer):
         objective: Objective,
         args: TrainingArguments,
         label_weight: float = 0.0,
+        token_budget: int | None = None,
         held_out: HeldOut | None = None,
         **settings: Any,
     ) -> None:
         collator: Any = RankingCollator(encoder)
         if held_out is not None:
             settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
+        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
         super().__init__(model=model, data_collator=collator, args=args, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
         self.objective: Objective = objective
@@ -120,18 +124,19 @@ class RankingTrainer(Trainer):
 
 
 class LanguageTrainer(Trainer):
-    """Trains a causal LM on the document's side of packed pairs."""
+    """Trains a causal LM on the document's side of packed pairs; ``token_budget`` as in RankingTrainer."""
 
-    def __init__(self, model: Model, encoder: PairEncoder, **settings: Any) -> None:
+    def __init__(self, model: Model, encoder: PairEncoder, token_budget: int | None = None, **settings: Any) -> None:
         collator: Any = LanguageCollator(encoder)
+        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
         super().__init__(model=model, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        logits_RLV = model(**inputs["packed"])
-        loss = weighted_language_loss(logits_RLV, inputs["labels"], inputs["weights"])
+        losses_RL = model(**inputs["packed"], labels=inputs["labels"])
+        loss = weighted_mean(losses_RL, inputs["weights"])
         return finite(loss * share_of_all_processes(inputs["weights"].sum()), self.state.global_step, inputs["queries"])
 
 
