@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from trainer.data import DataError, QueryGroup, join_scores, read_groups, write_scores
@@ -60,7 +61,7 @@ def score_in_shards(arguments: ScoreArguments, groups: Sequence[QueryGroup]) -> 
 
     Raises ResumeError for shards of other settings.
     """
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     output, model = Path(arguments.output), str(arguments.model)
     directory = output.with_name(f".{output.name}.shards")
     scorer = GroupScorer(model, arguments.rows_per_batch)
