@@ -11,7 +11,8 @@ from bench import rerank
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import write_groups
 from tests.servers import Reference, Server
-from trainer.data import read_groups, read_run
+from trainer.data import read_groups
+from trainer.rankings import read_run
 
 
 @pytest.fixture

@@ -8,16 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.data import (
-    DataError,
-    appears_whole,
-    check_known,
-    read_groups,
-    read_qrels,
-    read_run,
-    read_scores,
-    write_scores,
-)
+from trainer.data import DataError, appears_whole, read_groups
+from trainer.rankings import write_scores
 
 DOCUMENT = {"doc_id": "d1", "title": "A title", "summary": "", "label": 2, "clicks": 1}
 GROUP = {"query_id": "q1", "query": "a query", "documents": [DOCUMENT, {**DOCUMENT, "doc_id": "d2", "label": None}]}
@@ -50,7 +42,7 @@ def test_label_and_clicks_may_be_left_out(tmp_path: Path) -> None:
         ({"query": "no id", "documents": [DOCUMENT]}, "no field 'query_id'"),
         ({**GROUP, "query_id": 7}, "'query_id' must be a string, not 7"),
         ({**GROUP, "query_id": ""}, "'query_id' is empty"),
-        (GROUP, "query_id 'q1' again; it was on line 1"),
+        (GROUP, "query_id 'q1' again; it was in "),
         ({**GROUP, "query_id": "q2", "query": " "}, "query 'q2': the query is empty"),
         ({**GROUP, "query_id": "q2", "documents": []}, "query 'q2': no documents"),
         ({**GROUP, "query_id": "q2", "documents": "d"}, "'documents' must be a list"),
@@ -79,50 +71,24 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         read_groups(tmp_path / "latin.jsonl")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read_groups(written(tmp_path / "a.parquet", "text"))
+    pq.write_table(pa.table({"query_id": ["q1"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet: no column 'documents'; it has \['query_id'\]"):
+        read_groups(tmp_path / "b.parquet")
 
 
-def test_runs_and_qrels(tmp_path: Path) -> None:
-    run = read_run(written(tmp_path / "a.run", "q1 Q0 d2 1 9.5 bm25", "q1 Q0 d1 2 9.5 bm25"))
-    assert run == {"q1": {"d2": -1.0, "d1": -2.0}}
-    assert read_qrels(written(tmp_path / "a.qrels", "q1 0 d1 3", "q1 0 d2 -2")) == {"q1": {"d1": 3.0, "d2": -2.0}}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("q1 Q0 d2 1 9.5", "5 columns where 6 are needed"),
-        ("q1 Q0 d1 2 9.5 bm25", "document 'd1' of query 'q1' again"),
-        ("q1 Q0 d2 first 9.5 bm25", "'first' is not a whole number"),
-    ],
-)
-def test_a_bad_run_line_is_named(tmp_path: Path, line: str, message: str) -> None:
-    path = written(tmp_path / "a.run", "q1 Q0 d1 1 9.9 bm25", line)
+def test_a_query_that_comes_again_in_another_file_is_named_with_both_places(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.jsonl", {**GROUP, "query_id": "q0"}, GROUP)
+    second = written(tmp_path / "b.jsonl", {**GROUP, "query_id": "q2"}, GROUP)
     with pytest.raises(DataError) as error:
-        read_run(path)
-    assert str(error.value) == f"{path}:2: {message}"
+        read_groups(first, second)
+    assert str(error.value) == f"{second}:2: query_id 'q1' again; it was in {first}:2"
 
 
-def test_scores_come_back_and_unknown_documents_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "scores.parquet"
-    write_scores(path, [("q1", "d1", 0.5), ("q1", "d9", -1.0)], teacher="t")
-    assert pq.read_table(path).column("teacher").to_pylist() == ["t", "t"]
-    scores = read_scores(path)
-    assert scores == {"q1": {"d1": 0.5, "d9": -1.0}}
-    groups = read_groups(written(tmp_path / "a.jsonl", GROUP))
-    with pytest.raises(DataError, match="document 'd9' of query 'q1' is not in the data"):
-        check_known(scores, groups, path)
-    with pytest.raises(DataError, match="query 'q7' is not in the data"):
-        check_known({"q7": {}}, groups, path)
-
-
-def test_scores_that_are_no_numbers_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "scores.parquet"
-    write_scores(path, [("q1", "d1", 0.5), ("q1", "d2", float("nan"))], teacher="t")
-    with pytest.raises(DataError, match="row 2, query 'q1', document 'd2': the score is nan"):
-        read_scores(path)
-    write_scores(path, [("q1", "d1", 0.5), ("q1", "d1", 0.5)], teacher="t")
-    with pytest.raises(DataError, match="scored twice"):
-        read_scores(path)
+def test_labels_outside_of_the_scale_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", GROUP)
+    assert read_groups(path, label_scale=(0, 2)) == read_groups(path)
+    with pytest.raises(DataError, match=r"a.jsonl:1: query 'q1', document 0 \('d1'\): label 2 is outside of the scale"):
+        read_groups(path, label_scale=(0, 1))
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -11,19 +11,22 @@ ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
     "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
-    "resume", "forward", "memory",
+    "resume", "forward", "memory", "rankings", "streams",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
     "trainer/losses.py": set(),
-    "trainer/data.py": set(),
+    "trainer/ir_sources.py": set(),
+    "trainer/data.py": {"trainer.ir_sources"},
+    "trainer/rankings.py": {"trainer.data"},
+    "trainer/streams.py": {"trainer.collate", "trainer.data"},
     "trainer/metrics.py": {"trainer.data"},
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
     "trainer/resume.py": set(),
     "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
-    "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
+    "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.rankings", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
     "trainer/lora.py": {"trainer.data", "trainer.models"},
     "trainer/stage.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},

@@ -18,10 +18,12 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.test_stages import FEW, fails, run
 from trainer import distill, pretrain, rank_sft
-from trainer.collate import DrawnGroups, TrainingGroup
-from trainer.data import JudgedDocument, QueryGroup, read_groups, write_scores
+from trainer.collate import TrainingGroup
+from trainer.data import JudgedDocument, QueryGroup, read_groups
 from trainer.held_out import HeldOut
 from trainer.models import CheckpointError, keep_layers, load_scorer
+from trainer.rankings import write_scores
+from trainer.streams import GroupList
 
 LEARNING = ["--max_steps", "45", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
 Scorer = Callable[[int, int], float]  # of query and document, by number
@@ -62,7 +64,8 @@ def learnt(checkpoint: Path) -> bool:
 def test_standardised_scores_have_mean_0_and_deviation_1(data: Path, tmp_path: Path) -> None:
     groups = read_groups(data)
     path = teacher(tmp_path / "t.parquet", groups, lambda _, place: 0.1 * place)
-    taught = distill.standardised(groups, [distill.read_teacher(str(path), groups)])
+    teach = distill.Taught([distill.read_teacher(str(path))])
+    taught = [chosen for group in groups if (chosen := teach(group))]
     targets = np.concatenate([group.targets for group in taught])
     assert targets.mean() == pytest.approx(0, abs=1e-6)
     assert targets.std() == pytest.approx(1)
@@ -77,7 +80,8 @@ def test_teachers_of_different_scales_count_alike(data: Path, tmp_path: Path) ->
     groups = read_groups(data)
     up = teacher(tmp_path / "up.parquet", groups, lambda _, place: 100.0 * place)
     down = teacher(tmp_path / "down.parquet", groups, lambda _, place: -0.01 * place)
-    taught = distill.standardised(groups, [distill.read_teacher(str(path), groups) for path in (up, down)])
+    teach = distill.Taught([distill.read_teacher(str(path)) for path in (up, down)])
+    taught = [chosen for group in groups if (chosen := teach(group))]
     assert np.allclose([target for group in taught for target in group.targets], 0, atol=1e-4)
 
 
@@ -113,7 +117,7 @@ def test_every_rank_objective_learns(bert: Path, data: Path, tmp_path: Path, obj
 def test_documents_are_drawn_anew_in_each_epoch_with_their_targets(data: Path) -> None:
     group = read_groups(data)[0]
     numbers = tuple(float(place) for place in range(len(group.documents)))
-    groups = DrawnGroups([TrainingGroup("q", group.query, group.documents, numbers, numbers)] * 3, 3, seed=0)
+    groups = GroupList([TrainingGroup("q", group.query, group.documents, numbers, numbers)] * 3, 3, seed=0)
     seen = set()
     for epoch in range(10):
         groups.set_epoch(epoch)

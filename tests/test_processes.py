@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.servers import ports
-from trainer.data import read_groups, write_scores
+from trainer.data import read_groups
+from trainer.rankings import write_scores
 
 ROOT = Path(__file__).parent.parent
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
@@ -33,7 +34,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     AutoModelForSequenceClassification.from_pretrained(bert, **still).save_pretrained(bert)
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
     return {
-        "pretrain": ["--model", str(llama), "--data", str(data)],
+        "pretrain": ["--model", str(llama), "--data", str(data), "--shuffle_buffer", "6"],
         "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank"],
         "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3"],
     }

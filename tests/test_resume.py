@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from trainer import distill, rank_sft, score
-from trainer.data import read_groups, write_scores
+from trainer.data import read_groups
+from trainer.rankings import write_scores
 from trainer.resume import WHOLE_FILE, differences, newest_whole
 
 # A process that has imported everything already: what is killed is a stage, not the start of Python.
@@ -62,7 +63,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]
     llama, bert = tiny_llama(root / "llama"), tiny_bert(root / "bert")
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)  # the scorer's body with a fresh head
     return {
-        "pretrain": ["--model", llama, "--data", data],
+        "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }

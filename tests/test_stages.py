@@ -16,8 +16,9 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.collate import IGNORED, LanguageCollator, RankingCollator, TrainingGroup, encode_group
-from trainer.data import read_groups, read_scores, write_scores
+from trainer.data import read_groups
 from trainer.models import load_scorer
+from trainer.rankings import read_scores, write_scores
 from trainer.stage import save_checkpoint
 
 FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
@@ -178,16 +179,37 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("checkpoint", ["teacher", "student"])
+def test_layers_in_bfloat16_give_scores_close_by_that_do_not_tie(
+    stages: Path, data: Path, tmp_path: Path, checkpoint: str
+) -> None:
+    scores = []
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / f"{precision}.parquet"
+        flags = ["--model", stages / checkpoint, "--data", data, "--output", output, "--precision", precision]
+        run(score, *flags)
+        scores.append([value for documents in read_scores(output).values() for value in documents.values()])
+    whole, half = map(np.array, scores)
+    assert np.abs(whole - half).max() < 0.1 * whole.std() + 0.02
+    assert not np.array_equal(whole, half)
+    assert len(set(half)) > 0.9 * len(set(whole))
+
+
 def test_scores_that_do_not_fit_are_named(
     stages: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query = read_groups(data)[0]
     ids = [document.doc_id for document in query.documents]
+    known = (query.query_id, ids[0], 2.0)
     flags = ["--model", stages / "bert", "--data", data, "--output_dir", tmp_path / "out", *FEW]
     path = tmp_path / "scores.parquet"
     for rows, message in (
-        ([(query.query_id, "unheard-of", 1.0)], "document 'unheard-of' of query"),
-        ([("unheard-of", ids[0], 1.0)], "query 'unheard-of' is not in the data"),
+        ([known, (query.query_id, "unheard-of", 1.0)], "row 2: document 'unheard-of' of query"),
+        ([known, ("unheard-of", ids[0], 1.0)], "of query 'unheard-of' is not in the data (1 such rows)"),
+        (
+            [known, (query.query_id, ids[1], 1.0), known],
+            f"row 3, query {query.query_id!r}, document {ids[0]!r}: ",
+        ),
         ([(query.query_id, ids[0], float("inf"))], "the score is inf"),
         ([(query.query_id, doc_id, 1.0) for doc_id in ids], "teacher scores are equal"),
     ):

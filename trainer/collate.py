@@ -5,19 +5,19 @@ Shapes: N pairs, R rows, L token slots a row, S pairs at most a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from model_repository.tokenizer.pair_encoding import Document, EncodedPair, PackedBatch, PairEncoder
 from trainer.data import JudgedDocument
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
+SKIPPED = None  # stands for a group that the run was trained on before it was interrupted
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,18 @@ def encode_group(encoder: PairEncoder, query: str, documents: Sequence[JudgedDoc
     return [pair for start in range(0, len(texts), step) for pair in encoder.encode(query, texts[start : start + step])]
 
 
-class DrawnGroups(Dataset[TrainingGroup]):
-    """Groups of at most ``documents_per_query`` documents, drawn anew in each epoch.
-
-    The draw depends on the seed, the epoch and the place alone: a run that goes on draws the same.
-    """
-
-    def __init__(self, groups: Sequence[TrainingGroup], documents_per_query: int, seed: int) -> None:
-        self._groups, self._count, self._seed, self._epoch = groups, documents_per_query, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __getitem__(self, index: int) -> TrainingGroup:
-        group = self._groups[index]
-        if len(group.documents) <= self._count:
-            return group
-        draw = np.random.default_rng((self._seed, self._epoch, index))
-        chosen = sorted(draw.choice(len(group.documents), self._count, replace=False).tolist())
-        documents, targets, labels = (
-            tuple(values[place] for place in chosen) if values else ()
-            for values in (group.documents, group.targets, group.labels)
-        )
-        return replace(group, documents=documents, targets=targets, labels=labels)
+def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: int, place: int) -> TrainingGroup:
+    """The group with at most ``count`` of its documents, drawn by the seed, the epoch and the group's place alone:
+    a run that goes on draws the same."""
+    if count is None or len(group.documents) <= count:
+        return group
+    draw = np.random.default_rng((seed, epoch, place))
+    chosen = sorted(draw.choice(len(group.documents), count, replace=False).tolist())
+    documents, targets, labels = (
+        tuple(values[place] for place in chosen) if values else ()
+        for values in (group.documents, group.targets, group.labels)
+    )
+    return replace(group, documents=documents, targets=targets, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -130,6 +116,17 @@ class LanguageCollator:
             "weights": torch.from_numpy(weights_RL),
             "queries": [group.query_id for group in batch],
         }
+
+
+@dataclass(frozen=True)
+class PassOver:
+    """A collator that does no work for steps that the run was trained on before it was interrupted."""
+
+    collate: Callable[[Sequence[TrainingGroup]], RankingBatch | LanguageBatch]
+
+    def __call__(self, batch: Sequence[TrainingGroup | None]) -> RankingBatch | LanguageBatch | dict[str, Any]:
+        groups = [group for group in batch if group is not SKIPPED]
+        return self.collate(groups) if groups else {}
 
 
 def _model_inputs(packed: PackedBatch) -> dict[str, Tensor]:

@@ -1,31 +1,35 @@
-"""Records of the search log, and the files they come in: JSONL, Parquet, TREC runs and qrels."""
+"""Records of the search log, and what they come in: JSONL, Parquet, datasets of ir_datasets."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
+from trainer.ir_sources import ir_datasets_records
 
-SCORE_SCHEMA = pa.schema(
-    [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]
-)
+Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
+LabelScale = tuple[float, float]  # the lowest and the highest
+
+IR_DATASETS = "ir_datasets:"
 
 
 class DataError(ValueError):
     """Input that is not what it should be; the message says which file, line, query or document."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JudgedDocument:
     """A candidate of a query: ``label`` is None where nobody judged the pair."""
 
@@ -36,7 +40,7 @@ class JudgedDocument:
     clicks: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class QueryGroup:
     """One query with its candidate documents, in the order of the file."""
 
@@ -45,78 +49,52 @@ class QueryGroup:
     documents: tuple[JudgedDocument, ...]
 
 
-def read_groups(path: str | Path) -> list[QueryGroup]:
-    """All groups of a ``.jsonl`` or ``.parquet`` file.
+def read_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> list[QueryGroup]:
+    """All groups of ``iter_groups``, in memory."""
+    return list(iter_groups(*sources, label_scale=label_scale))
 
-    Raises DataError that names the file and the line (row) for what is malformed, missing, of the
-    wrong type, duplicate or empty.
+
+def iter_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> Iterator[QueryGroup]:
+    """The groups of ``.jsonl`` and ``.parquet`` files and of ``ir_datasets:ID``, in order, one at a time.
+
+    Raises DataError that names the file and the line (row) for what is malformed, missing, of the wrong
+    type, duplicate or empty, and for labels outside ``label_scale``; a query that comes twice is only
+    known at the end.
     """
-    path = Path(path)
-    groups: list[QueryGroup] = []
-    seen: dict[str, int] = {}
-    for number, record in _records(path):
-        where = f"{path}:{number}"
-        group = _group(where, record)
-        if group.query_id in seen:
-            raise DataError(f"{where}: query_id {group.query_id!r} again; it was on line {seen[group.query_id]}")
-        seen[group.query_id] = number
-        groups.append(group)
-    if not groups:
-        raise DataError(f"{path}: no queries in this file")
-    return groups
+    identities = array("Q")
+    for source in sources:
+        before = len(identities)
+        for where, record in _records(source):
+            group = _group(where, record, label_scale)
+            identities.append(identity(group.query_id))
+            yield group
+        if len(identities) == before:
+            raise DataError(f"{source}: no queries in this file")
+    _refuse_repeated(identities, sources)
 
 
-def read_run(path: str | Path) -> Scores:
-    """A TREC run (``qid Q0 docid rank score tag``): -rank as the score, so the order is the run's."""
-    return _trec(Path(path), columns=6, key=2, value=3, sign=-1.0)
+def identity(*names: str) -> int:
+    """64 bits that stand for a query id, or a pair of ids, where millions of them must be in memory."""
+    return int.from_bytes(hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest(), "little")
 
 
-def read_qrels(path: str | Path) -> Scores:
-    """TREC judgments (``qid 0 docid grade``) as grades."""
-    return _trec(Path(path), columns=4, key=2, value=3, sign=1.0)
+def repeated(identities: array[int]) -> set[int]:
+    values, counts = np.unique(np.frombuffer(identities, dtype=np.uint64), return_counts=True)
+    return set(values[counts > 1].tolist())
 
 
-def read_scores(path: str | Path) -> Scores:
-    """Teacher scores that ``trainer.score`` wrote: float32 logits."""
-    table = _open_parquet(Path(path), set(SCORE_SCHEMA.names))
-    scores: Scores = {}
-    rows = zip(*(table.column(name).to_pylist() for name in ("query_id", "doc_id", "score")), strict=True)
-    for number, (query_id, doc_id, score) in enumerate(rows, start=1):
-        where = f"{path}: row {number}, query {query_id!r}, document {doc_id!r}"
-        if score is None or not math.isfinite(score):
-            raise DataError(f"{where}: the score is {score}, not a finite number")
-        if doc_id in scores.setdefault(query_id, {}):
-            raise DataError(f"{where}: scored twice")
-        scores[query_id][doc_id] = score
-    return scores
-
-
-def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], teacher: str) -> int:
-    """Parquet rows ``query_id, doc_id, score, teacher``, and their number; the file appears whole or not at all."""
-    rows = [(query_id, doc_id, score, teacher) for query_id, doc_id, score in scores]
-    columns = list(zip(*rows, strict=True)) or [()] * len(SCORE_SCHEMA)
-    table = pa.table([list(column) for column in columns], schema=SCORE_SCHEMA)
-    with appears_whole(Path(path)) as partial:
-        pq.write_table(table, partial)
-    return len(rows)
-
-
-def join_scores(shards: Sequence[Path], path: Path) -> None:
-    """One file of the rows of all shards, in their order; it appears whole or not at all."""
-    with appears_whole(path) as partial, pq.ParquetWriter(partial, SCORE_SCHEMA) as writer:
-        for shard in shards:
-            writer.write_table(pq.read_table(shard))
-
-
-def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path) -> None:
-    """Raises DataError for the first query or document of ``scores`` that no group has."""
-    known = {group.query_id: {document.doc_id for document in group.documents} for group in groups}
-    for query_id, documents in scores.items():
-        if query_id not in known:
-            raise DataError(f"{source}: query {query_id!r} is not in the data")
-        for doc_id in documents:
-            if doc_id not in known[query_id]:
-                raise DataError(f"{source}: document {doc_id!r} of query {query_id!r} is not in the data")
+def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:
+    """Raises DataError that names both places of a query that comes twice; reads again only if there is one."""
+    if not (suspects := repeated(identities)):
+        return
+    places: dict[str, str] = {}
+    for source in sources:
+        for where, record in _records(source):
+            query_id = record["query_id"]
+            if identity(query_id) in suspects:
+                if query_id in places:
+                    raise DataError(f"{where}: query_id {query_id!r} again; it was in {places[query_id]}")
+                places[query_id] = where
 
 
 @contextmanager
@@ -133,19 +111,33 @@ def appears_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.suffix == ".parquet":
-        table = _open_parquet(path, {"query_id", "query", "documents"})
-        yield from enumerate((row for batch in table.to_batches(1024) for row in batch.to_pylist()), start=1)
+def _records(source: str | Path) -> Iterator[tuple[str, Any]]:
+    """Records as they were written, and where."""
+    if str(source).startswith(IR_DATASETS):
+        yield from ((f"{source}", record) for record in _of_ir_datasets(str(source)))
         return
-    for number, line in _lines(path):
+    path = Path(source)
+    if path.suffix == ".parquet":
+        rows = parquet_rows(path, {"query_id", "query", "documents"})
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
+        return
+    for number, line in lines_of(path):
         try:
-            yield number, json.loads(line)
+            yield f"{path}:{number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _of_ir_datasets(source: str) -> Iterator[Any]:
+    try:
+        yield from ir_datasets_records(source.removeprefix(IR_DATASETS))
+    except (LookupError, OSError) as error:
+        reason = error.args[0] if error.args else error
+        raise DataError(f"{source}: cannot be read: {reason}") from error
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text that are not blank, and their numbers."""
     number = 0
     try:
         with path.open("rb") as lines:
@@ -158,17 +150,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}:{number}: not UTF-8: {error.reason} at byte {error.start} of the line") from error
 
 
-def _open_parquet(path: Path, columns: set[str]) -> pa.Table:
+def parquet_rows(path: Path, columns: set[str], rows_at_once: int = 64) -> Iterator[dict[str, Any]]:
+    """The rows of a file that must have ``columns``, a few in memory at a time."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := sorted(columns - set(names)):
+                raise DataError(f"{path}: no column {missing[0]!r}; it has {names}")
+            for batch in file.iter_batches(rows_at_once, columns=sorted(columns)):
+                yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
-    if missing := sorted(columns - set(table.column_names)):
-        raise DataError(f"{path}: no column {missing[0]!r}; it has {table.column_names}")
-    return table
 
 
-def _group(where: str, record: Any) -> QueryGroup:
+def _group(where: str, record: Any, label_scale: LabelScale | None) -> QueryGroup:
     query_id = _text(where, record, "query_id")
     where = f"{where}: query {query_id!r}"
     query = _text(where, record, "query")
@@ -179,7 +174,9 @@ def _group(where: str, record: Any) -> QueryGroup:
         raise DataError(f"{where}: 'documents' must be a list, not {documents!r:.80}")
     if not documents:
         raise DataError(f"{where}: no documents")
-    parsed = tuple(_document(f"{where}, document {index}", document) for index, document in enumerate(documents))
+    parsed = tuple(
+        _document(f"{where}, document {index}", document, label_scale) for index, document in enumerate(documents)
+    )
     ids = [document.doc_id for document in parsed]
     if len(set(ids)) < len(ids):
         duplicate = next(doc_id for doc_id in ids if ids.count(doc_id) > 1)
@@ -187,7 +184,7 @@ def _group(where: str, record: Any) -> QueryGroup:
     return QueryGroup(query_id, query, parsed)
 
 
-def _document(where: str, record: Any) -> JudgedDocument:
+def _document(where: str, record: Any, label_scale: LabelScale | None) -> JudgedDocument:
     doc_id = _text(where, record, "doc_id")
     where = f"{where} ({doc_id!r})"
     label = record.get("label")
@@ -195,6 +192,8 @@ def _document(where: str, record: Any) -> JudgedDocument:
         isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label)
     ):
         raise DataError(f"{where}: 'label' must be a number or null, not {label!r:.80}")
+    if label is not None and label_scale is not None and not label_scale[0] <= label <= label_scale[1]:
+        raise DataError(f"{where}: label {label:g} is outside of the scale, {label_scale[0]:g} to {label_scale[1]:g}")
     clicks = record.get("clicks", 0)
     if isinstance(clicks, bool) or not isinstance(clicks, int) or clicks < 0:
         raise DataError(f"{where}: 'clicks' must be a whole number of at least 0, not {clicks!r:.80}")
@@ -213,21 +212,3 @@ def _text(where: str, record: Any, field: str) -> str:
     if field.endswith("_id") and not value:
         raise DataError(f"{where}: {field!r} is empty")
     return value
-
-
-def _trec(path: Path, columns: int, key: int, value: int, sign: float) -> Scores:
-    scores: Scores = {}
-    for number, line in _lines(path):
-        parts = line.split()
-        if len(parts) != columns:
-            raise DataError(f"{path}:{number}: {len(parts)} columns where {columns} are needed")
-        query_id, doc_id = parts[0], parts[key]
-        if doc_id in scores.setdefault(query_id, {}):
-            raise DataError(f"{path}:{number}: document {doc_id!r} of query {query_id!r} again")
-        try:
-            scores[query_id][doc_id] = sign * int(parts[value])
-        except ValueError:
-            raise DataError(f"{path}:{number}: {parts[value]!r} is not a whole number") from None
-    if not scores:
-        raise DataError(f"{path}: no lines in this file")
-    return scores

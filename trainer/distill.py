@@ -18,12 +18,14 @@ from typing import Literal
 import numpy as np
 
 from trainer.collate import TrainingGroup
-from trainer.data import DataError, QueryGroup, Scores, check_known, read_groups, read_scores
+from trainer.data import DataError, QueryGroup
 from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
 from trainer.models import check_packing, keep_layers, load_for_training
+from trainer.rankings import ScoreTable
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
-from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
+from trainer.streams import DataArguments, training_groups
+from trainer.training import Objective, RankingTrainer, check_documents_per_query
 
 
 @dataclass
@@ -31,7 +33,6 @@ class DistillArguments:
     """What to learn from, and by which loss."""
 
     model: str = field(metadata={"help": "Checkpoint of the student to start from (see trainer.init)."})
-    data: list[str] = field(metadata={"help": "Pool of pairs (JSONL, Parquet)."})
     scores: list[str] = field(
         metadata={"help": "Teacher scores of the pool, by trainer.score; of several teachers, a file each."}
     )
@@ -48,9 +49,6 @@ class DistillArguments:
     missing: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "What to do about documents without a score of every teacher."}
     )
-    documents_per_query: int | None = field(
-        default=None, metadata={"help": "Documents of a query in one step, drawn anew each time; all by default."}
-    )
     student_layers: int | None = field(
         default=None, metadata={"help": "Layers of the student to keep, evenly spaced; all by default."}
     )
@@ -62,16 +60,17 @@ class DistillArguments:
             raise DataError(f"--label_weight must be at least 0 and below 1, not {self.label_weight:g}")
         if min(self.pointwise_weight, self.margin_weight) < 0 or self.pointwise_weight + self.margin_weight == 0:
             raise DataError("--pointwise_weight and --margin_weight must not be negative, nor both 0")
-        check_documents_per_query(self.documents_per_query)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, looks, training = parse(argv, DistillArguments, HeldOutArguments, StageArguments)
-    run = begin(training, arguments, looks)
-    groups = [group for path in arguments.data for group in read_groups(path)]
-    teachers = [read_teacher(path, groups) for path in arguments.scores]
-    taught = standardised(groups, teachers, arguments.missing)
+    arguments, data, looks, training = parse(argv, DistillArguments, DataArguments, HeldOutArguments, StageArguments)
+    check_documents_per_query(data.documents_per_query)
+    run = begin(training, arguments, data, looks)
+    teachers = [read_teacher(path) for path in arguments.scores]
+    taught = Taught(teachers)
+    check = partial(taught.check, arguments.missing)
+    groups = training_groups(data, taught, training, "no document has a score of every teacher", check)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     if arguments.student_layers is not None:
@@ -79,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_packing(model, encoder, arguments.model)
     trainer = RankingTrainer(
         model, encoder, objective(arguments), training, arguments.label_weight,
-        token_budget=training.token_budget, held_out=read_held_out(looks),
-        train_dataset=drawn(taught, arguments.documents_per_query, training.seed),
+        token_budget=training.token_budget, held_out=read_held_out(looks), train_dataset=groups,
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
@@ -102,50 +100,58 @@ class Teacher:
     """One teacher's scores of the pool, and their mean and standard deviation over all pairs."""
 
     source: str
-    scores: Scores
+    scores: ScoreTable
     mean: float
     deviation: float
 
     def standard_score(self, query_id: str, doc_id: str) -> float:
         """Brought to mean 0 and deviation 1; NaN where this teacher did not score the pair."""
-        return (self.scores.get(query_id, {}).get(doc_id, math.nan) - self.mean) / self.deviation
+        return (self.scores.get(query_id, doc_id) - self.mean) / self.deviation
 
 
-def read_teacher(path: str, groups: Sequence[QueryGroup]) -> Teacher:
-    """Raises DataError for scores of pairs that are not in the pool, and where all scores are equal."""
-    scores = read_scores(path)
-    check_known(scores, groups, path)
-    values = np.array([score for documents in scores.values() for score in documents.values()])
+def read_teacher(path: str) -> Teacher:
+    """Raises DataError where all scores are equal."""
+    table = ScoreTable(path)
+    values = table.scores.astype(np.float64)
     if values.size == 0 or values.std() == 0:
         raise DataError(f"{path}: all {values.size} teacher scores are equal: nothing to learn from")
-    return Teacher(path, scores, float(values.mean()), float(values.std()))
+    return Teacher(path, table, float(values.mean()), float(values.std()))
 
 
-def standardised(
-    groups: Sequence[QueryGroup], teachers: Sequence[Teacher], missing: str = "fail"
-) -> list[TrainingGroup]:
-    """The documents of each query that every teacher scored, with the mean of the standardised scores.
+class Taught:
+    """The documents of a query that every teacher scored, with the mean of the standardised scores.
 
     A teacher on a scale of its own (0 to 1, say) would under margin MSE collapse the student to a constant.
     """
-    kept, skipped = [], []
-    for group in groups:
+
+    def __init__(self, teachers: Sequence[Teacher]) -> None:
+        self._teachers = teachers
+        self._missing, self._first = 0, ""
+
+    def __call__(self, group: QueryGroup) -> TrainingGroup | None:
         taught = []
         for document in group.documents:
-            score = float(np.mean([teacher.standard_score(group.query_id, document.doc_id) for teacher in teachers]))
+            score = float(np.mean([each.standard_score(group.query_id, document.doc_id) for each in self._teachers]))
             if math.isnan(score):
-                skipped.append(f"document {document.doc_id!r} of query {group.query_id!r}")
+                self._missing += 1
+                self._first = self._first or f"document {document.doc_id!r} of query {group.query_id!r}"
             else:
                 taught.append((document, score, math.nan if document.label is None else document.label))
-        if taught:
-            documents, scores, labels = zip(*taught, strict=True)
-            kept.append(TrainingGroup(group.query_id, group.query, documents, scores, labels))
-    if skipped:
-        message = f"{len(skipped):,} pairs have no teacher score, the first is {skipped[0]}"
-        if missing == "fail":
-            raise DataError(f"{message}; --missing skip trains on the others")
-        print(f"{message}: skipped", file=sys.stderr)
-    return kept
+        if not taught:
+            return None
+        documents, scores, labels = zip(*taught, strict=True)
+        return TrainingGroup(group.query_id, group.query, documents, scores, labels)
+
+    def check(self, missing: str) -> None:
+        """After a pass over the data, raises DataError for scores of pairs that are not in it, and for documents
+        without a score if ``missing`` is ``fail``."""
+        for teacher in self._teachers:
+            teacher.scores.check_known()
+        if self._missing:
+            message = f"{self._missing:,} pairs have no teacher score, the first is {self._first}"
+            if missing == "fail":
+                raise DataError(f"{message}; --missing skip trains on the others")
+            print(f"{message}: skipped", file=sys.stderr)
 
 
 if __name__ == "__main__":

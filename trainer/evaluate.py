@@ -20,18 +20,9 @@ import numpy as np
 from rich.table import Table
 
 from trainer.baselines import bm25_scores, random_scores
-from trainer.data import (
-    DataError,
-    QueryGroup,
-    Scores,
-    appears_whole,
-    check_known,
-    read_groups,
-    read_qrels,
-    read_run,
-    read_scores,
-)
+from trainer.data import DataError, QueryGroup, Scores, appears_whole, read_groups
 from trainer.metrics import bootstrap_interval, judgments, pair_counts, per_query, pnr, pnr_interval
+from trainer.rankings import check_known, read_qrels, read_run, read_scores
 from trainer.scoring import model_scores
 from trainer.stage import command, console_of, parse
 
@@ -61,7 +52,7 @@ class SystemResult:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, EvaluateArguments)
-    groups = [group for path in arguments.data for group in read_groups(path)]
+    groups = read_groups(*arguments.data)
     qrels = read_qrels(arguments.qrels) if arguments.qrels else judgments(groups)
     groups = [group for group in groups if group.query_id in qrels]
     if not groups:

@@ -72,7 +72,7 @@ def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
     """Raises DataError where none of the queries is judged."""
     if not arguments.held_out:
         return None
-    groups = [group for path in arguments.held_out for group in read_groups(path)]
+    groups = read_groups(*arguments.held_out)
     if not judgments(groups):
         raise DataError(f"{arguments.held_out[0]}: no query is judged; --held_out needs labels")
     return HeldOut(groups, arguments.early_stop)

@@ -91,7 +91,7 @@ def _fresh(arguments: InitArguments) -> tuple[Any, Any]:
     config = _read_config(Path(str(arguments.config)))
     if not arguments.data:
         raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
-    groups = [group for path in arguments.data for group in read_groups(path)]
+    groups = read_groups(*arguments.data)
     causal = _is_causal(config)
     tokenizer = _train_tokenizer(groups, arguments.vocab_size, causal)
     config.vocab_size = len(tokenizer)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from trainer.collate import TrainingGroup
-from trainer.data import DataError, JudgedDocument, QueryGroup, read_groups
+from trainer.data import JudgedDocument, QueryGroup
 from trainer.forward import check_language_model
 from trainer.lora import LoraArguments, add_adapters
 from trainer.models import load_causal_lm
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
+from trainer.streams import DataArguments, training_groups
 from trainer.training import LanguageTrainer
 
 
@@ -25,7 +27,6 @@ class PretrainArguments:
     """What to train on."""
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM (see trainer.init)."})
-    data: list[str] = field(metadata={"help": "Logs with clicks (JSONL, Parquet)."})
     min_label: float | None = field(
         default=None, metadata={"help": "For sets without clicks: documents at or above this label, each of weight 1."}
     )
@@ -33,9 +34,10 @@ class PretrainArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, lora, training = parse(argv, PretrainArguments, LoraArguments, StageArguments)
-    run = begin(training, arguments, lora)
-    groups = clicked([group for path in arguments.data for group in read_groups(path)], arguments.min_label)
+    arguments, data, lora, training = parse(argv, PretrainArguments, DataArguments, LoraArguments, StageArguments)
+    run = begin(training, arguments, data, lora)
+    nothing = "no document has clicks; for judged data without clicks give --min_label"
+    groups = training_groups(data, partial(clicked, min_label=arguments.min_label), training, nothing)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_causal_lm(arguments.model)
     check_language_model(model, encoder, arguments.model)
@@ -44,18 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"})
 
 
-def clicked(groups: Sequence[QueryGroup], min_label: float | None = None) -> list[TrainingGroup]:
-    """The clicked documents of each query, their clicks as weights; or those at or above ``min_label``."""
-    kept = []
-    for group in groups:
-        weighted = [(document, _weight(document, min_label)) for document in group.documents]
-        chosen = [(document, weight) for document, weight in weighted if weight > 0]
-        if chosen:
-            documents, weights = zip(*chosen, strict=True)
-            kept.append(TrainingGroup(group.query_id, group.query, documents, weights))
-    if not kept:
-        raise DataError("no document has clicks; for judged data without clicks give --min_label")
-    return kept
+def clicked(group: QueryGroup, min_label: float | None = None) -> TrainingGroup | None:
+    """The clicked documents of a query, their clicks as weights; or those at or above ``min_label``."""
+    weighted = [(document, _weight(document, min_label)) for document in group.documents]
+    chosen = [(document, weight) for document, weight in weighted if weight > 0]
+    if not chosen:
+        return None
+    documents, weights = zip(*chosen, strict=True)
+    return TrainingGroup(group.query_id, group.query, documents, weights)
 
 
 def _weight(document: JudgedDocument, min_label: float | None) -> float:

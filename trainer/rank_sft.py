@@ -15,13 +15,14 @@ from functools import partial
 from typing import Literal
 
 from trainer.collate import TrainingGroup
-from trainer.data import DataError, QueryGroup, read_groups
+from trainer.data import DataError, JudgedDocument, QueryGroup
 from trainer.held_out import HeldOutArguments, read_held_out
 from trainer.lora import LoraArguments, add_adapters
 from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
 from trainer.models import check_packing, load_for_training
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
-from trainer.training import Objective, RankingTrainer, check_documents_per_query, drawn
+from trainer.streams import DataArguments, training_groups
+from trainer.training import Objective, RankingTrainer, check_documents_per_query
 
 PAIRWISE = {"pairwise_logistic": pairwise_logistic, "pairwise_hinge": pairwise_hinge}
 LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}
@@ -32,37 +33,34 @@ class RankArguments:
     """What to train on."""
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
-    data: list[str] = field(metadata={"help": "Judged queries (JSONL, Parquet)."})
     objective: Literal["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"] = field(
         default="pairwise_logistic", metadata={"help": "Loss over a query's documents, see trainer/losses.py."}
     )
     gap_weights: bool = field(
         default=False, metadata={"help": "Weigh each pair by the gap of its labels (the pairwise objectives)."}
     )
-    documents_per_query: int | None = field(
-        default=None, metadata={"help": "Documents of a query in one step, drawn anew each time; all by default."}
-    )
 
     def __post_init__(self) -> None:
         if self.gap_weights and self.objective not in PAIRWISE:
             raise DataError(f"--gap_weights is for the pairwise objectives, not for {self.objective}")
-        check_documents_per_query(self.documents_per_query)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, looks, lora, training = parse(argv, RankArguments, HeldOutArguments, LoraArguments, StageArguments)
-    run = begin(training, arguments, looks, lora)
-    groups = judged([group for path in arguments.data for group in read_groups(path)])
+    arguments, data, looks, lora, training = parse(
+        argv, RankArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
+    )
+    check_documents_per_query(data.documents_per_query)
+    run = begin(training, arguments, data, looks, lora)
+    judged = Judged()
+    groups = training_groups(data, judged, training, "no two documents have different labels", judged.report)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
     add_adapters(model, lora)
-    dataset = drawn(groups, arguments.documents_per_query, training.seed)
     trainer = RankingTrainer(
         model, encoder, objective(arguments), training,
-        token_budget=training.token_budget, held_out=read_held_out(looks),
-        train_dataset=dataset,
+        token_budget=training.token_budget, held_out=read_held_out(looks), train_dataset=groups,
     )  # fmt: skip
     train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
 
@@ -73,21 +71,32 @@ def objective(arguments: RankArguments) -> Objective:
     return LISTWISE[arguments.objective]
 
 
-def judged(groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
-    """The judged documents of each query that has two different labels; other queries teach no order."""
-    kept = []
-    for group in groups:
+class Judged:
+    """The judged documents of a query; None where they have one label: it teaches no order.
+
+    Texts that one query has twice, with different labels, are trained on as they are, and counted.
+    """
+
+    def __init__(self) -> None:
+        self._contradictions, self._first = 0, ""
+
+    def __call__(self, group: QueryGroup) -> TrainingGroup | None:
         documents = tuple(document for document in group.documents if document.label is not None)
         labels = tuple(document.label for document in documents if document.label is not None)
-        if len(set(labels)) > 1:
-            kept.append(TrainingGroup(group.query_id, group.query, documents, labels))
-    if not kept:
-        raise DataError("no query has documents with different labels: nothing to learn an order from")
-    if len(kept) < len(groups):
-        print(
-            f"{len(groups) - len(kept)} of {len(groups)} queries have no two different labels: skipped", file=sys.stderr
-        )
-    return kept
+        seen: dict[tuple[str, str], JudgedDocument] = {}
+        for document in documents:
+            other = seen.setdefault((document.title, document.summary), document)
+            if other.label != document.label:
+                self._contradictions += 1
+                self._first = self._first or (
+                    f"documents {other.doc_id!r} ({other.label:g}) and {document.doc_id!r} ({document.label:g}) "
+                    f"of query {group.query_id!r}"
+                )
+        return TrainingGroup(group.query_id, group.query, documents, labels) if len(set(labels)) > 1 else None
+
+    def report(self) -> None:
+        if self._contradictions:
+            print(f"{self._contradictions:,} texts have two labels, the first are {self._first}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -153,8 +153,10 @@ class Resumable(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        dataset: Any = self._trainer.train_dataset  # Accelerate forgets it where batches are skipped
-        if hasattr(dataset, "set_epoch"):
+        dataset: Any = self._trainer.train_dataset
+        if hasattr(dataset, "go_on_at"):
+            dataset.go_on_at(state.epoch or 0.0)
+        else:  # Accelerate forgets it where batches are skipped
             dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -16,25 +16,35 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
+from tqdm import tqdm
 
-from trainer.data import DataError, QueryGroup, join_scores, read_groups, write_scores
+from trainer.data import DataError, iter_groups, read_groups
+from trainer.memory import naming_flags
+from trainer.rankings import join_scores, write_scores
 from trainer.resume import open_shards
 from trainer.scoring import GroupScorer, parts, progress, run_scores
 from trainer.stage import command, parse
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 
 @dataclass
 class ScoreArguments:
     """Whose scores, of which pairs."""
 
-    data: list[str] = field(metadata={"help": "Pool of pairs (JSONL, Parquet)."})
+    data: list[str] = field(metadata={"help": "Pool of pairs: JSONL, Parquet, or ir_datasets:ID."})
     output: str = field(metadata={"help": "Parquet file to write: query_id, doc_id, score, teacher."})
     model: str | None = field(default=None, metadata={"help": "Checkpoint of the teacher."})
     run: str | None = field(default=None, metadata={"help": "TREC run file to take the order from instead."})
     rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, about."})
+    precision: Literal["fp32", "bf16", "fp16"] = field(
+        default="fp32", metadata={"help": "Of the teacher's layers; its score head computes in fp32."}
+    )
     pairs_per_shard: int = field(default=100_000, metadata={"help": "Pairs after which scores are safe, about."})
 
 
@@ -45,18 +55,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError("give either --model (a teacher's checkpoint) or --run (a TREC run file)")
     if min(arguments.rows_per_batch, arguments.pairs_per_shard) < 1:
         raise DataError("--rows_per_batch and --pairs_per_shard must be at least 1")
-    groups = [group for path in arguments.data for group in read_groups(path)]
     if arguments.run is not None:
+        groups = read_groups(*arguments.data)
         scores = run_scores(arguments.run, groups)
+        size = Size(len(groups), sum(len(group.documents) for group in groups))
         pairs = write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
     else:
-        pairs = score_in_shards(arguments, groups)
+        size = survey(arguments.data)
+        pairs = score_in_shards(arguments, size)
     if PartialState().is_main_process:
-        everything = sum(len(group.documents) for group in groups)
-        print(f"{arguments.output}: {pairs:,} of {everything:,} pairs of {len(groups):,} queries")
+        print(f"{arguments.output}: {pairs:,} of {size.pairs:,} pairs of {size.queries:,} queries")
 
 
-def score_in_shards(arguments: ScoreArguments, groups: Sequence[QueryGroup]) -> int:
+class Size(NamedTuple):
+    """Of a pool."""
+
+    queries: int
+    pairs: int
+
+
+def survey(sources: Sequence[str]) -> Size:
+    """Read everything once: what is wrong with it shows before the teacher's hours are spent."""
+    queries = pairs = 0
+    for group in tqdm(iter_groups(*sources), desc="reading", unit="query", delay=5):
+        queries, pairs = queries + 1, pairs + len(group.documents)
+    return Size(queries, pairs)
+
+
+def score_in_shards(arguments: ScoreArguments, size: Size) -> int:
     """Score every shard that is not there yet, join them, and return the number of pairs.
 
     Raises ResumeError for shards of other settings.
@@ -64,33 +90,29 @@ def score_in_shards(arguments: ScoreArguments, groups: Sequence[QueryGroup]) -> 
     processes = PartialState(cpu=not torch.accelerator.is_available())
     output, model = Path(arguments.output), str(arguments.model)
     directory = output.with_name(f".{output.name}.shards")
-    scorer = GroupScorer(model, arguments.rows_per_batch)
+    scorer = GroupScorer(model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
+    files = [*map(Path, arguments.data), *sorted(Path(model).glob("*"))]
     with processes.main_process_first():
-        open_shards(directory, {**asdict(arguments), "files": stamps([*arguments.data, *checkpoint_files(model)])})
-    shards = [
-        (directory / f"{number:06}.parquet", part)
-        for number, part in enumerate(parts(groups, arguments.pairs_per_shard))
-    ]
-    with progress(model, groups, disable=not processes.is_main_process) as bar:
-        for number, (path, part) in enumerate(shards):
+        open_shards(directory, {**asdict(arguments), "files": stamps(files)})
+    shards = []
+    with progress(model, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
+        for number, part in enumerate(parts(iter_groups(*arguments.data), arguments.pairs_per_shard)):
+            shards.append(path := directory / f"{number:06}.parquet")
             if path.exists():
                 bar.update(sum(len(group.documents) for group in part))
             elif number % processes.num_processes == processes.process_index:
                 write_scores(path, scorer.scores(part, bar), teacher=Path(model).name)
     processes.wait_for_everyone()
     if processes.is_main_process:
-        join_scores([path for path, _ in shards], output)
+        join_scores(shards, output)
         shutil.rmtree(directory)
-    return sum(len(group.documents) for group in groups)
+    return size.pairs
 
 
-def checkpoint_files(model: str) -> list[str]:
-    return sorted(str(path) for path in Path(model).glob("*") if path.is_file())
-
-
-def stamps(paths: Sequence[str]) -> dict[str, str]:
+def stamps(paths: Sequence[Path]) -> dict[str, str]:
     """Size and time of files: shards are not to be joined with those of other pairs or of another teacher."""
-    return {path: f"{(stat := Path(path).stat()).st_size} bytes of {stat.st_mtime_ns}" for path in paths}
+    files = ((path, path.stat()) for path in paths if path.is_file())
+    return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 
 
 if __name__ == "__main__":

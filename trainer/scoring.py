@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.collate import encode_group
-from trainer.data import DataError, QueryGroup, check_known, read_run
-from trainer.models import PackedScorer, load_scorer, to_device
+from trainer.data import DataError, QueryGroup
+from trainer.models import Model, PackedScorer, load_scorer, to_device
+from trainer.rankings import check_known, read_run
 
 
 class GroupScorer:
     """The model of a checkpoint, on the accelerator where there is one, scoring whole groups.
 
+    ``rows_per_batch`` are the packed rows of one forward pass, about; ``precision`` is that of the layers.
     Raises CheckpointError for what is no trained scorer.
     """
 
-    def __init__(self, checkpoint: str, rows_per_batch: int = 32) -> None:
+    def __init__(self, checkpoint: str, rows_per_batch: int = 32, precision: torch.dtype = torch.float32) -> None:
         self._checkpoint, self._encoder = checkpoint, PairEncoder.load(checkpoint)
-        self._scorer = PackedScorer(to_device(load_scorer(checkpoint, self._encoder)))
+        model = load_scorer(checkpoint, self._encoder)
+        lower_precision(model, precision)
+        self._scorer = PackedScorer(to_device(model))
         self._pairs_per_batch = rows_per_batch * self._encoder.config.slots_per_row // 2
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
@@ -41,15 +47,22 @@ class GroupScorer:
             bar.update(len(pairs))
 
 
+def lower_precision(model: Model, precision: torch.dtype) -> None:
+    """Bring the layers to ``precision``; the score head stays in float32, in which scores do not tie."""
+    model.base_model.to(precision)
+    if isinstance(pooler := getattr(model.base_model, "pooler", None), nn.Module):
+        pooler.float()
+
+
 def model_scores(checkpoint: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
     """The scores of all groups, with a progress bar."""
     scorer = GroupScorer(checkpoint)
-    with progress(checkpoint, groups) as bar:
+    with progress(checkpoint, sum(len(group.documents) for group in groups)) as bar:
         yield from scorer.scores(groups, bar)
 
 
-def progress(name: str, groups: Sequence[QueryGroup], **settings: Any) -> tqdm[NoReturn]:
-    return tqdm(total=sum(len(group.documents) for group in groups), unit="pair", desc=Path(name).name, **settings)
+def progress(name: str, pairs: int, **settings: Any) -> tqdm[NoReturn]:
+    return tqdm(total=pairs, unit="pair", desc=Path(name).name, **settings)
 
 
 def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
@@ -61,13 +74,15 @@ def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, s
             yield query_id, doc_id, -math.log(rank)
 
 
-def parts(groups: Sequence[QueryGroup], pairs_per_part: int) -> Iterator[list[QueryGroup]]:
+def parts(groups: Iterable[QueryGroup], pairs_per_part: int) -> Iterator[list[QueryGroup]]:
     """Groups in order, in lists of at least ``pairs_per_part`` pairs (the last may have fewer)."""
     part: list[QueryGroup] = []
+    pairs = 0
     for group in groups:
         part.append(group)
-        if sum(len(kept.documents) for kept in part) >= pairs_per_part:
+        pairs += len(group.documents)
+        if pairs >= pairs_per_part:
             yield part
-            part = []
+            part, pairs = [], 0
     if part:
         yield part

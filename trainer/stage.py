@@ -88,6 +88,8 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
         checkpoint = checkpoint_of(directory, settings)
     set_seed(training.seed)  # a score head that is new is drawn before the Trainer does so
     training.output_dir = str(directory)
+    loading: Any = training.accelerator_config
+    loading.dispatch_batches = False  # it would cut all tensors by the rows of the first: packed ones have others
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / LOGS)
     if checkpoint is not None and training.should_save:
         print(f"{output_dir}: goes on from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)

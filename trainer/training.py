@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from trainer.collate import DrawnGroups, LanguageCollator, RankingCollator, TrainingGroup
+from trainer.collate import LanguageCollator, PassOver, RankingCollator
 from trainer.data import DataError
 from trainer.forward import rows_within, use_packed_forward
 from trainer.held_out import HeldOut
@@ -92,7 +92,7 @@ class RankingTrainer(Trainer):
         held_out: HeldOut | None = None,
         **settings: Any,
     ) -> None:
-        collator: Any = RankingCollator(encoder)
+        collator: Any = PassOver(RankingCollator(encoder))
         if held_out is not None:
             settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
         use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
@@ -127,7 +127,7 @@ class LanguageTrainer(Trainer):
     """Trains a causal LM on the document's side of packed pairs; ``token_budget`` as in RankingTrainer."""
 
     def __init__(self, model: Model, encoder: PairEncoder, token_budget: int | None = None, **settings: Any) -> None:
-        collator: Any = LanguageCollator(encoder)
+        collator: Any = PassOver(LanguageCollator(encoder))
         use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
         super().__init__(model=model, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False
@@ -148,11 +148,6 @@ def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
             f"the queries of this step: {', '.join(queries)}"
         )
     return loss
-
-
-def drawn(groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> Any:
-    """The groups as a Trainer takes them: whole, or with documents drawn anew in each epoch."""
-    return groups if documents_per_query is None else DrawnGroups(groups, documents_per_query, seed)
 
 
 def check_documents_per_query(count: int | None) -> None:
