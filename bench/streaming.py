@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_column(heading, justify="left" if heading == "file" else "right")
     for share in (0.1, 1.0):
         for path in written(Path(arguments.directory), int(arguments.gigabytes * share * 1e9)):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                queries, peak, seconds = pool.apply(read, (str(path), arguments.shuffle_buffer))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                queries, peak, seconds = process.submit(read, str(path), arguments.shuffle_buffer).result()
             size = path.stat().st_size / 1e6
             cells = (size, queries, peak / 1e6, seconds, size / seconds)
             table.add_row(path.name, *(f"{value:,.0f}" for value in cells))

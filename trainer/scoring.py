@@ -51,7 +51,8 @@ def lower_precision(model: Model, precision: torch.dtype) -> None:
     """Bring the layers to ``precision``; the score head stays in float32, in which scores do not tie."""
     model.base_model.to(precision)
     if isinstance(pooler := getattr(model.base_model, "pooler", None), nn.Module):
-        pooler.float()
+        pooler.float()  # a part of the head; the body calls it too
+        pooler.register_forward_pre_hook(lambda _, states: tuple(state.float() for state in states))
 
 
 def model_scores(checkpoint: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
