@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
-    "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
+    "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
+    "training", "packed", "families", "control_tokens", "packing_check",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
@@ -20,17 +21,23 @@ ALLOWED = {
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
     "trainer/resume.py": set(),
-    "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
+    "trainer/families.py": set(),
+    "trainer/packed.py": {"trainer.heads"},
+    "trainer/models.py": {ENCODING, "trainer.packed", "trainer.packing_check"},
+    "trainer/packing_check.py": {ENCODING, "trainer.heads", "trainer.families", "trainer.packed"},
+    "trainer/layers.py": {"trainer.models"},
+    "trainer/control_tokens.py": {"trainer.models"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
-    "trainer/lora.py": {"trainer.data", "trainer.models"},
+    "trainer/lora.py": {"trainer.data", "trainer.models", "trainer.layers", "trainer.packed"},
     "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
     "trainer/training.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
-    "trainer/costs.py": {"trainer.models"},
+    "trainer/costs.py": {"trainer.models", "trainer.layers", "trainer.packed"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{
-        f"trainer/{stage}.py": STAGE_PARTS for stage in ("init", "pretrain", "rank_sft", "score", "distill", "evaluate")
+        f"trainer/{stage}.py": STAGE_PARTS
+        for stage in ("init", "pretrain", "rank_sft", "merge", "score", "distill", "evaluate")
     },
     "embedded_triton.py": set(),
 }

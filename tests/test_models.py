@@ -21,16 +21,14 @@ from transformers import (
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests.checkpoints import tiny_bert, tiny_llama
 from trainer.models import (
-    MASKED,
     CheckpointError,
     PackedScorer,
-    attention_mask,
     check_packing,
     load_causal_lm,
     load_for_training,
     load_scorer,
-    packed_logits,
 )
+from trainer.packed import MASKED, attention_mask, packed_logits
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -114,12 +112,12 @@ def test_a_head_that_pools_over_all_tokens_is_refused(bert: Path) -> None:
 
 def test_families_whose_positions_or_masks_are_their_own_are_refused(bert: Path, llama: Path) -> None:
     roberta = AutoModelForSequenceClassification.from_config(RobertaConfig(**SMALL, type_vocab_size=2))
-    with pytest.raises(CheckpointError, match="roberta model differ from scores alone"):
+    with pytest.raises(CheckpointError, match="positions of this roberta model begin at 1"):
         check_packing(roberta, PairEncoder.load(bert), "base")
     window = AutoModelForSequenceClassification.from_config(
         MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=4)
     )
-    with pytest.raises(CheckpointError, match="mistral model differ from scores alone"):
+    with pytest.raises(CheckpointError, match="above the 4 tokens that the sliding window of this mistral model sees"):
         check_packing(window, PairEncoder.load(llama), "mistral")
 
 

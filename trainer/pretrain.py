@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, JudgedDocument, QueryGroup, read_groups
 from trainer.lora import LoraArguments, add_adapters
-from trainer.models import load_causal_lm, use_packed_forward
+from trainer.models import check_packing, load_causal_lm, use_packed_forward
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
 from trainer.training import LanguageTrainer
 
@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = begin(training, arguments, lora)
     groups = clicked([group for path in arguments.data for group in read_groups(path)], arguments.min_label)
     encoder, tokenizer = load_encoder(arguments.model)
-    model = use_packed_forward(load_causal_lm(arguments.model))
-    add_adapters(model, lora)
-    trainer = LanguageTrainer(model, encoder, args=training, train_dataset=groups)
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"})
+    model = load_causal_lm(arguments.model)
+    check_packing(model, encoder, arguments.model)
+    add_adapters(model, lora, arguments.model)
+    trainer = LanguageTrainer(use_packed_forward(model), encoder, args=training, train_dataset=groups)
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"}, lora.lora_merge)
 
 
 def clicked(groups: Sequence[QueryGroup], min_label: float | None = None) -> list[TrainingGroup]:

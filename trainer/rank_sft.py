@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
-    add_adapters(model, lora)
+    add_adapters(model, lora, arguments.model)
     dataset = drawn(groups, arguments.documents_per_query, training.seed)
     trainer = RankingTrainer(
         use_packed_forward(model), encoder, objective(arguments), training,
         held_out=read_held_out(looks), train_dataset=dataset,
     )  # fmt: skip
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"}, lora.lora_merge)
 
 
 def objective(arguments: RankArguments) -> Objective:

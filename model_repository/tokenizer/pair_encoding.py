@@ -53,7 +53,7 @@ class PackedBatch(NamedTuple):
 
     input_ids: IntArray  # [R, L]
     token_type_ids: IntArray  # [R, L], 1 on the document's side (encoder style only)
-    position_ids: IntArray  # [R, L], restart at 0 in each pair
+    position_ids: IntArray  # [R, L], restart in each pair at the offset, 0 in empty slots
     segment_ids: IntArray  # [R, L], 1.. within a row, 0 = empty slot
     pool_positions: IntArray  # [R, S], the token that stands for the pair, 0 where no pair is
     slots: IntArray  # [N], in the caller's order
@@ -66,6 +66,7 @@ class PairEncodingConfig:
     ``style`` is ``encoder`` (``[CLS] query [SEP] document [SEP]``, pooled at the first token) or
     ``decoder`` (``query_prefix query document_prefix document </s>``, pooled at the last token).
     ``start_token`` is the first token of a pair (BOS for a decoder) or null, ``end_token`` the last.
+    RoBERTa and its kin have two ``separators`` in the middle and begin at a ``position_offset``.
     The document is ``title`` and ``summary`` with one space between, cut at its end by tokens;
     the query is cut only above ``max_query_tokens``.
     """
@@ -82,15 +83,17 @@ class PairEncodingConfig:
     max_documents: int = 1000
     max_document_bytes: int = 1_000_000
     position_offset: int = 0
+    separators: int = 1
 
     def __post_init__(self) -> None:
         if self.style not in ("encoder", "decoder"):
             raise EncodingError(f"style must be 'encoder' or 'decoder', not {self.style!r}")
         if self.style == "encoder" and (self.start_token is None or self.query_prefix or self.document_prefix):
             raise EncodingError("the encoder style needs a start_token and takes no prefixes")
-        for name in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents"):
-            if getattr(self, name) < 1:
-                raise EncodingError(f"{name} must be at least 1, not {getattr(self, name)}")
+        sizes = ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents", "separators")
+        for name, least in (*((size, 1) for size in sizes), ("position_offset", 0)):
+            if getattr(self, name) < least:
+                raise EncodingError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.max_pair_tokens > self.row_length:
             raise EncodingError(
                 f"max_pair_tokens {self.max_pair_tokens} is above row_length {self.row_length}: a pair must fit a row"
@@ -135,7 +138,7 @@ class PairEncoder:
         self._start = [] if config.start_token is None else [self._control_id(config.start_token)]
         self._end = [self._control_id(config.end_token)]
         self._query_prefix = self._ids(config.query_prefix)
-        self._middle = self._end if config.style == "encoder" else self._ids(config.document_prefix)
+        self._middle = self._end * config.separators if config.style == "encoder" else self._ids(config.document_prefix)
         fixed = len(self._start) + len(self._query_prefix) + len(self._middle) + len(self._end)
         self._text_budget = config.max_pair_tokens - fixed
         if self._text_budget < config.max_query_tokens:
