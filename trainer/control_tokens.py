@@ -15,9 +15,7 @@ def check_tokenizer(tokenizer: Any, model: Model, causal: bool, name: str) -> No
     Two vocabularies of one size with the same control tokens cannot be told apart.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(
-            f"{name}: its tokenizer has no tokenizer.json: packing needs one of the tokenizers library"
-        )
+        raise CheckpointError(f"{name}: its tokenizer has no tokenizer.json, which packing and serving need")
     for token in ("eos",) if causal else ("cls", "sep", "pad"):
         if getattr(tokenizer, f"{token}_token") is None:
             raise CheckpointError(f"{name}: its tokenizer has no {token}_token, which a pair needs")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 TOKENIZER_FILE = "tokenizer.json"
 ENCODING_FILE = "pair_encoding.json"
@@ -124,8 +125,9 @@ class PairEncodingConfig:
 class PairEncoder:
     """Query, title and summary to token ids, by the tokenizer and the settings of one artefact.
 
-    Text never becomes a control token, whatever it spells: a tokenizer that would read one out
-    of text is refused when the encoder is made.
+    Text never becomes a control token, whatever it spells: where a SentencePiece vocabulary reads one
+    out of text it becomes the unknown token, and any other tokenizer that does so is refused when the
+    encoder is made.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PairEncodingConfig) -> None:
@@ -134,6 +136,8 @@ class PairEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        self._unknown = _unknown_piece(tokenizer)
+        self._control_ids = {key for key, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._refuse_control_tokens_in_text()
         self._start = [] if config.start_token is None else [self._control_id(config.start_token)]
         self._end = [self._control_id(config.end_token)]
@@ -175,7 +179,7 @@ class PairEncoder:
         query_cut = len(all_query_ids) > len(query_ids)
         pairs = []
         for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            ids = encoding.ids
+            ids = self._as_text(encoding.ids)
             tokens = np.asarray(head + ids[:budget] + self._end, dtype=np.int32)
             pairs.append(EncodedPair(tokens, len(head), query_cut or len(ids) > budget))
         return pairs
@@ -199,8 +203,12 @@ class PairEncoder:
         return text
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids
-        return ids
+        return self._as_text(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        if self._unknown is None:
+            return ids
+        return [self._unknown if token_id in self._control_ids else token_id for token_id in ids]
 
     def _control_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
@@ -211,7 +219,7 @@ class PairEncoder:
     def _refuse_control_tokens_in_text(self) -> None:
         unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for text, so text may become it
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            if token.special and token.content != unknown and token_id in self._ids(token.content):
+            if token.special and token.content != unknown and token_id in {*self._ids(token.content)} - {self._unknown}:
                 raise EncodingError(f"this tokenizer reads the control token {token.content!r} out of ordinary text")
 
 
@@ -274,6 +282,14 @@ def encoding_hash(directory: str | Path) -> str:
     for name in (TOKENIZER_FILE, ENCODING_FILE):
         digest.update((Path(directory) / name).read_bytes())
     return digest.hexdigest()
+
+
+def _unknown_piece(tokenizer: Tokenizer) -> int | None:
+    """Of a Unigram model (XLM-R, ALBERT), whose vocabulary has the control tokens among its pieces of text."""
+    if not isinstance(tokenizer.model, Unigram):
+        return None
+    unknown: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
+    return unknown
 
 
 def _encodable(text: str) -> str:
