@@ -30,7 +30,7 @@ from engines.parity import ParityReport, compare
 from engines.records import BuiltEngine, Dimensions, EngineError, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, read_groups
-from trainer.models import CheckpointError, load_scorer
+from trainer.models import CheckpointError, load_scorer, require_checkpoint
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def build_version(arguments: BuildArguments) -> Path:
     """Build, judge and install; the new version's directory. Raises ParityError for a refused engine."""
     capabilities = _capabilities(arguments)
     checkpoint = Path(arguments.checkpoint)
+    require_checkpoint(checkpoint)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: no checkpoint here (it has no config.json)")
     encoder = PairEncoder.load(checkpoint)

@@ -19,6 +19,9 @@ river bridge engine market garden window planet silver copper forest winter summ
 bread cheese apple tunnel harbor captain letter number paper music guitar violin theatre cinema camera
 """
 LIMITS = {"max_query_tokens": 12, "max_pair_tokens": 48, "row_length": 64, "slots_per_row": 4, "max_documents": 40}
+NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+ENCODER_NAMES = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SPREAD = 0.2  # drawn at the usual 0.02, weights this few would score all pairs alike
 
 
@@ -42,9 +45,38 @@ def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: An
     return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
 
 
+def tiny_roberta(directory: Path, *, seed: int = 0, family: str = "roberta", **encoding: Any) -> Path:
+    """A RoBERTa scorer as the hub has them: two separators, positions from 2 on, no token types."""
+    tokenizer = (byte_level if family == "roberta" else unigram)(ROBERTA_TOKENS, **NAMES, **ENCODER_NAMES)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=130,
+        type_vocab_size=1,
+        initializer_range=SPREAD,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        num_labels=1,
+    )
+    limits = {**LIMITS, "position_offset": 2, "separators": 2, **encoding}
+    settings = PairEncodingConfig(style="encoder", start_token="<s>", end_token="</s>", **limits)
+    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+
+
+def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
+    """The same with XLM-R's kind of tokenizer, SentencePiece's Unigram."""
+    return tiny_roberta(directory, family="xlm-roberta", **encoding)
+
+
 def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
     """A two-layer Llama scorer with a byte-level BPE tokenizer; ``encoding`` overrides PairEncodingConfig."""
-    tokenizer = _byte_level()
+    tokenizer = byte_level(["<pad>", "<unk>", "<s>", "</s>"], **NAMES)
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         "llama",
@@ -109,20 +141,40 @@ def _wordpiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
-def _byte_level() -> PreTrainedTokenizerFast:
+def byte_level(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose first tokens are ``special``; ``names`` says what they are for (``eos_token``...)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<pad>", "<unk>", "<s>", "</s>"],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    return _named(tokenizer, names)
+
+
+def unigram(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
+    """A SentencePiece-like Unigram, the control tokens among its pieces as in XLM-R."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=list(special), unk_token=names["unk_token"], show_progress=False
     )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return _named(tokenizer, names)
+
+
+def _named(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    if "cls_token" in names:  # RoBERTa's template
+        vocabulary = tokenizer.get_vocab()
+        end, start = ((names[name], vocabulary[names[name]]) for name in ("sep_token", "cls_token"))
+        tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def _texts() -> Sequence[str]:

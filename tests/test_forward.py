@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GraniteConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.memory import Peak
 from trainer.collate import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
 from trainer.data import DataError, read_groups
-from trainer.forward import check_language_model, packed_token_losses, rows_within, use_packed_forward
+from trainer.forward import packed_token_losses, rows_within, use_packed_forward
 from trainer.lora import LoraArguments, add_adapters
 from trainer.losses import margin_mse, pairwise_logistic, weighted_mean
-from trainer.models import CheckpointError, load_for_training
+from trainer.models import CheckpointError, check_packing, load_for_training
 
 SMALL: dict[str, Any] = {
     "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -101,7 +101,7 @@ def test_activation_checkpointing_leaves_the_gradient_as_it_is(tmp_path: Path, r
     directory = tiny_llama(tmp_path / "model")
     model = load_for_training(directory)
     torch.manual_seed(0)
-    add_adapters(model, LoraArguments(lora_rank=rank))
+    add_adapters(model, LoraArguments(lora_rank=rank), str(directory))
     batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=2))
     use_packed_forward(model)
     plain = gradients(model, batch, pairwise_logistic)
@@ -167,15 +167,14 @@ def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path
     assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
 
 
-def test_logits_that_a_family_caps_are_capped_and_what_it_scales_is_refused(tmp_path: Path) -> None:
+def test_next_tokens_of_families_that_cap_or_scale_their_logits(tmp_path: Path) -> None:
     encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
     make = partial(AutoModelForCausalLM.from_config, attn_implementation="eager")
-    capped = make(Gemma2Config(**SMALL, final_logit_softcapping=1.0, sliding_window=64))
-    check_language_model(capped, encoder, "gemma2")
-    check_language_model(make(GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=600)), encoder, "gpt2")
     small = {name: value for name, value in SMALL.items() if name != "head_dim"}
-    with pytest.raises(CheckpointError, match=r"granite model is .* this family cannot be packed"):
-        check_language_model(make(GraniteConfig(**small, logits_scaling=8.0)), encoder, "granite")
+    check_packing(make(Gemma2Config(**SMALL, final_logit_softcapping=1.0, sliding_window=64)), encoder, "gemma2")
+    check_packing(make(GraniteConfig(**small, logits_scaling=8.0)), encoder, "granite")
+    with pytest.raises(CheckpointError, match="cohere model differ from scores alone"):
+        check_packing(make(CohereConfig(**small, logit_scale=0.5)), encoder, "cohere")
 
 
 def test_what_does_not_fit_into_memory_names_the_flags(tmp_path: Path) -> None:

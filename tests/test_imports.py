@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
-    "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
-    "resume", "forward", "memory", "rankings", "streams",
+    "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
+    "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
+    "streams",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
@@ -24,19 +25,25 @@ ALLOWED = {
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
     "trainer/resume.py": set(),
-    "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
+    "trainer/families.py": set(),
+    "trainer/packed.py": {"trainer.heads"},
+    "trainer/models.py": {ENCODING, "trainer.packed", "trainer.packing_check"},
+    "trainer/packing_check.py": {ENCODING, "trainer.heads", "trainer.families", "trainer.packed"},
+    "trainer/layers.py": {"trainer.models"},
+    "trainer/control_tokens.py": {"trainer.models"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.rankings", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
-    "trainer/lora.py": {"trainer.data", "trainer.models"},
+    "trainer/lora.py": {"trainer.data", "trainer.models", "trainer.layers", "trainer.packed"},
     "trainer/stage.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
     "trainer/training.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
-    "trainer/forward.py": {ENCODING, "trainer.collate", "trainer.data", "trainer.losses", "trainer.models"},
+    "trainer/forward.py": {"trainer.collate", "trainer.data", "trainer.packed"},
     "trainer/memory.py": set(),
-    "trainer/costs.py": {"trainer.models"},
+    "trainer/costs.py": {"trainer.models", "trainer.layers", "trainer.packed"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{
-        f"trainer/{stage}.py": STAGE_PARTS for stage in ("init", "pretrain", "rank_sft", "score", "distill", "evaluate")
+        f"trainer/{stage}.py": STAGE_PARTS
+        for stage in ("init", "pretrain", "rank_sft", "merge", "score", "distill", "evaluate")
     },
     "embedded_triton.py": set(),
 }
@@ -70,7 +77,10 @@ def allowed(path: str) -> set[str]:
     if path.startswith("loadtest/"):
         return {"client.rank"}
     if path.startswith("bench/"):
-        return {"client.rank", *STAGE_PARTS}
+        return {
+            "client.rank", ENCODING,
+            *(name.removesuffix(".py").replace("/", ".") for name in (*sources("trainer"), *sources("bench"))),
+        }  # fmt: skip
     return set()
 
 

@@ -21,7 +21,8 @@ from trainer import distill, pretrain, rank_sft
 from trainer.collate import TrainingGroup
 from trainer.data import JudgedDocument, QueryGroup, read_groups
 from trainer.held_out import HeldOut
-from trainer.models import CheckpointError, keep_layers, load_scorer
+from trainer.layers import keep_layers
+from trainer.models import CheckpointError, load_scorer
 from trainer.rankings import write_scores
 from trainer.streams import GroupList
 

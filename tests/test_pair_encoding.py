@@ -20,7 +20,7 @@ from model_repository.tokenizer.pair_encoding import (
     pack,
     unpack,
 )
-from tests.checkpoints import tiny_bert, tiny_llama
+from tests.checkpoints import tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # any code point, lone surrogates too
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -36,6 +36,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> PairEncoder:
     return PairEncoder.load(tiny_llama(tmp_path_factory.mktemp("llama")))
 
 
+@pytest.fixture(scope="module")
+def xlm_roberta(tmp_path_factory: pytest.TempPathFactory) -> PairEncoder:
+    return PairEncoder.load(tiny_xlm_roberta(tmp_path_factory.mktemp("xlm_roberta")))
+
+
 def pairs_of(lengths: list[int]) -> list[EncodedPair]:
     """Pairs whose tokens name their pair: 1000 * pair + place."""
     return [
@@ -44,10 +49,13 @@ def pairs_of(lengths: list[int]) -> list[EncodedPair]:
     ]
 
 
-@given(LENGTHS, st.integers(1, 8), st.booleans())
-def test_every_token_is_packed_once_and_the_order_comes_back(lengths: list[int], slots: int, pool_last: bool) -> None:
+@given(LENGTHS, st.integers(1, 8), st.booleans(), st.sampled_from([0, 2]))
+def test_every_token_is_packed_once_and_the_order_comes_back(
+    lengths: list[int], slots: int, pool_last: bool, offset: int
+) -> None:
     pairs = pairs_of(lengths)
-    batch = pack(pairs, 40, slots, pool_last=pool_last)
+    batch = pack(pairs, 40, slots, pool_last=pool_last, position_offset=offset)
+    assert not batch.position_ids[batch.segment_ids == 0].any()
     assert batch.input_ids.shape[1] == 40
     packed = batch.input_ids[batch.segment_ids > 0]
     assert sorted(packed) == sorted(np.concatenate([pair.token_ids for pair in pairs]))
@@ -55,7 +63,7 @@ def test_every_token_is_packed_once_and_the_order_comes_back(lengths: list[int],
         row, place = divmod(int(slot), slots)
         tokens = batch.segment_ids[row] == place + 1
         assert np.array_equal(batch.input_ids[row, tokens], pair.token_ids)
-        assert np.array_equal(batch.position_ids[row, tokens], np.arange(len(pair.token_ids)))
+        assert np.array_equal(batch.position_ids[row, tokens], np.arange(len(pair.token_ids)) + offset)
         assert batch.token_type_ids[row, tokens].sum() == (
             0 if pool_last else len(pair.token_ids) - pair.document_start
         )
@@ -85,15 +93,17 @@ def test_packing_refuses_what_does_not_fit() -> None:
 
 @settings(deadline=None)
 @given(TEXT.filter(lambda text: text.strip()), st.lists(st.builds(Document, TEXT, TEXT), min_size=1, max_size=4))
-def test_any_unicode_encodes_within_the_limit(bert: PairEncoder, llama: PairEncoder, query, documents) -> None:  # type: ignore[no-untyped-def]
-    for encoder in (bert, llama):
+def test_any_unicode_encodes_within_the_limit(
+    bert: PairEncoder, llama: PairEncoder, xlm_roberta: PairEncoder, query: str, documents: list[Document]
+) -> None:
+    for encoder, ends in ((bert, 2), (llama, 1), (xlm_roberta, 3)):
         pairs = encoder.encode(query, documents)
         assert len(pairs) == len(documents)
         end = encoder._control_id(encoder.config.end_token)
         for pair in pairs:
             assert len(pair.token_ids) <= encoder.config.max_pair_tokens
             assert pair.token_ids[-1] == end
-            assert np.count_nonzero(pair.token_ids == end) == (2 if encoder is bert else 1)
+            assert np.count_nonzero(pair.token_ids == end) == ends
 
 
 def test_encoder_style_is_cls_query_sep_document_sep(bert: PairEncoder) -> None:
@@ -101,6 +111,26 @@ def test_encoder_style_is_cls_query_sep_document_sep(bert: PairEncoder) -> None:
     tokens = [bert._tokenizer.id_to_token(token) for token in pair.token_ids]
     assert tokens == ["[CLS]", "river", "bridge", "[SEP]", "silver", "copper", "forest", "[SEP]"]
     assert pair.document_start == 4
+
+
+def test_roberta_has_two_separators_and_they_count(tmp_path: Path) -> None:
+    encoder = PairEncoder.load(tiny_roberta(tmp_path / "roberta"))
+    short, long = encoder.encode("river", [Document("silver", ""), Document("silver " * 100, "")])
+    tokens = [str(encoder._tokenizer.id_to_token(token)) for token in short.token_ids]
+    assert "".join(tokens) == "<s>river</s></s>silver</s>"
+    assert tokens[short.document_start - 2 : short.document_start] == ["</s>", "</s>"]
+    assert len(long.token_ids) == encoder.config.max_pair_tokens
+    first = encoder.pack([short]).position_ids[0]
+    assert first[: len(tokens)].tolist() == list(range(2, len(tokens) + 2))
+
+
+def test_settings_of_before_there_were_separators_and_offsets_stay_readable(tmp_path: Path) -> None:
+    directory = tiny_bert(tmp_path / "bert")
+    path = directory / "pair_encoding.json"
+    now = json.loads(path.read_text())
+    path.write_text(json.dumps({name: now[name] for name in now if name not in ("separators", "position_offset")}))
+    config = PairEncoder.load(directory).config
+    assert (config.separators, config.position_offset) == (1, 0)
 
 
 def test_decoder_style_ends_with_the_end_token_even_when_cut(llama: PairEncoder) -> None:
@@ -127,15 +157,17 @@ def test_empty_title_and_summary_leave_the_query(bert: PairEncoder) -> None:
     assert np.array_equal(title.token_ids, summary.token_ids)
 
 
-@pytest.mark.parametrize("text", ["[CLS] [SEP] [PAD] [MASK]", "a[SEP]b", "</s> <s> <pad>", "x</s>"])
-def test_text_never_becomes_a_control_token(bert: PairEncoder, llama: PairEncoder, text: str) -> None:
-    for encoder in (bert, llama):
+@pytest.mark.parametrize("text", ["[CLS] [SEP] [PAD] [MASK]", "a[SEP]b", "</s> <s> <pad>", "x</s>", "<mask>"])
+def test_text_never_becomes_a_control_token(
+    bert: PairEncoder, llama: PairEncoder, xlm_roberta: PairEncoder, text: str
+) -> None:
+    for encoder in (bert, llama, xlm_roberta):
         (plain,) = encoder.encode("river", [Document("bread", "")])
         (spelt,) = encoder.encode(text, [Document(text, text)])
         control = {
             number
             for number, token in encoder._tokenizer.get_added_tokens_decoder().items()
-            if token.special and token.content != "[UNK]"
+            if token.special and token.content not in ("[UNK]", "<unk>")
         }
         assert sum(token in control for token in spelt.token_ids) == sum(token in control for token in plain.token_ids)
 
@@ -169,6 +201,8 @@ def test_requests_that_cannot_be_encoded_are_refused(bert: PairEncoder) -> None:
         ({"style": "both"}, "style must be"),
         ({"max_pair_tokens": 65}, "max_pair_tokens 65 is above row_length 64"),
         ({"slots_per_row": 0}, "slots_per_row must be at least 1"),
+        ({"separators": 0}, "separators must be at least 1"),
+        ({"position_offset": -1}, "position_offset must be at least 0"),
         ({"unheard_of": 1}, "unknown settings"),
         ({"max_query_tokens": 47}, "leaves 45 tokens"),
         ({"end_token": "<nowhere>"}, "has no token '<nowhere>'"),

@@ -316,7 +316,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("unknown.json: no model whose cost is known", ["--model", str(tmp_path / "unknown.json")]),
         ("wrong.json: no model whose cost is known", ["--model", str(tmp_path / "wrong.json")]),
         ("needs a decoder", ["--model", str(tmp_path / "bert.json"), "--stages", "pretrain"]),
-        ("are not built as expected", ["--model", str(tmp_path / "shared.json"), "--stages", "rank_sft"]),
+        ("are not one list of 12", ["--model", str(tmp_path / "shared.json"), "--stages", "rank_sft"]),
     ):
         assert plan.main(["--model", llama, *MACHINES, *flags]) == 2, flags
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -15,7 +15,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from trainer.models import CheckpointError, is_decoder, require_checkpoint
+from trainer.layers import find_layers
+from trainer.models import CheckpointError, require_checkpoint
+from trainer.packed import is_decoder
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,19 @@ def _shape(model: Any, causal: bool) -> Shape:
     config = model.config
     if causal and not is_decoder(model):
         raise ValueError(f"continued pre-training needs a decoder, not a {config.model_type} model")
-    stacks = [stack for stack in model.base_model.modules() if isinstance(stack, nn.ModuleList)]
-    layers = next((stack for stack in stacks if len(stack) == config.num_hidden_layers), None)
+    layers = find_layers(model)
     head = model.get_output_embeddings() if causal else getattr(model, "score", getattr(model, "classifier", None))
-    linears = [module for module in layers.modules() if isinstance(module, nn.Linear)] if layers is not None else []
-    if layers is None or not linears or not isinstance(head, nn.Linear):
+    linears = list(layers.linear().values())
+    if not linears or not isinstance(head, nn.Linear):
         raise ValueError(f"the layers of a {config.model_type} model are not built as expected")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         family=config.model_type,
         decoder=is_decoder(model),
-        layers=len(layers),
+        layers=len(layers.modules),
         parameters=model.num_parameters(),
         tensors=len(list(model.parameters())),
-        layer_parameters=sum(weight.numel() for weight in layers.parameters()),
+        layer_parameters=sum(weight.numel() for weight in layers.modules.parameters()),
         matrices=sum(linear.weight.numel() for linear in linears),
         matrix_count=len(linears),
         adapter=sum(linear.in_features + linear.out_features for linear in linears),
@@ -99,7 +100,7 @@ def _shape(model: Any, causal: bool) -> Shape:
         f=config.intermediate_size,
         q=config.num_attention_heads * width,
         k=getattr(config, "num_key_value_heads", config.num_attention_heads) * width,
-        head_norms=any(name.endswith("q_norm") for name, _ in layers.named_modules()),
+        head_norms=any(name.endswith("q_norm") for name, _ in layers.modules.named_modules()),
     )
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from trainer.collate import TrainingGroup
 from trainer.data import DataError, QueryGroup
 from trainer.held_out import HeldOutArguments, read_held_out
+from trainer.layers import keep_layers
 from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
-from trainer.models import check_packing, keep_layers, load_for_training
+from trainer.models import check_packing, load_for_training
 from trainer.rankings import ScoreTable
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
 from trainer.streams import DataArguments, training_groups

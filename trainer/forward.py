@@ -18,11 +18,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model_repository.tokenizer.pair_encoding import EncodedPair, PairEncoder
-from trainer.collate import IGNORED, LanguageCollator, TrainingGroup
-from trainer.data import DataError, JudgedDocument
-from trainer.losses import weighted_mean
-from trainer.models import CONTROL, TOLERANCE, CheckpointError, Model, hidden_states, packed_scores
+from trainer.collate import IGNORED
+from trainer.data import DataError
+from trainer.packed import next_token_logits, packed_hidden, packed_scores
+
+Model = Any  # a transformers PreTrainedModel
 
 
 def use_packed_forward(model: Model, rows_per_part: int | None = None) -> Model:
@@ -77,41 +77,9 @@ def packed_token_losses(
     before it and bears no loss; a document's side is never first.
     """
     del pool_positions  # of scorers
-    hidden_RLH = hidden_states(model, input_ids, token_type_ids, position_ids, segment_ids)
+    hidden_RLH = packed_hidden(model, input_ids, token_type_ids, position_ids, segment_ids)
     bearing = labels[:, 1:] != IGNORED
     logits_TV = next_token_logits(model, hidden_RLH[:, :-1][bearing])
     losses_RL = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
     losses_RL[:, 1:][bearing] = F.cross_entropy(logits_TV, labels[:, 1:][bearing], reduction="none")
     return losses_RL
-
-
-def next_token_logits(model: Model, hidden: Tensor) -> Tensor:
-    """Float32 logits [..., vocabulary] from states [..., H], as the family's own class makes them."""
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-@torch.inference_mode()
-def check_language_model(model: Model, encoder: PairEncoder, name: str) -> None:
-    """Raises CheckpointError unless the packed losses of the control pairs are those of the model's own forward."""
-    query, texts = CONTROL
-    documents = tuple(JudgedDocument(str(place), *text, None, 1) for place, text in enumerate(texts))
-    batch = LanguageCollator(encoder)([TrainingGroup("control", query, documents, (1.0,) * len(documents))])
-    was_training = model.training
-    model.eval()
-    packed = weighted_mean(packed_token_losses(model, **batch["packed"], labels=batch["labels"]), batch["weights"])
-    alone = torch.cat([_losses_alone(model, pair) for pair in encoder.encode(query, texts)]).mean()
-    model.train(was_training)
-    if not abs(packed - alone) <= TOLERANCE * alone.clamp(min=1):
-        raise CheckpointError(
-            f"{name}: the loss of packed pairs of a {model.config.model_type} model is {packed:.6g}, of pairs alone "
-            f"{alone:.6g}; this family cannot be packed"
-        )
-
-
-def _losses_alone(model: Model, pair: EncodedPair) -> Tensor:
-    """Cross entropy [document's tokens] by the class's own forward."""
-    token_ids = torch.from_numpy(pair.token_ids).long()
-    logits_LV = type(model).forward(model, input_ids=token_ids[None]).logits[0].float()
-    return F.cross_entropy(logits_LV[:-1], token_ids[1:], reduction="none")[pair.document_start - 1 :]

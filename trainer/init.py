@@ -31,8 +31,10 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
+from trainer.control_tokens import check_tokenizer, choose_pad, separators
 from trainer.data import QueryGroup, read_groups
-from trainer.models import CheckpointError, check_packing, load_causal_lm, load_for_training
+from trainer.families import position_offset
+from trainer.models import CheckpointError, Model, check_packing, load_causal_lm, load_for_training, require_checkpoint
 from trainer.stage import command, parse, refuse_existing, save_checkpoint, settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -70,18 +72,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, tokenizer = _pretrained(arguments.pretrained)
     else:
         model, tokenizer = _fresh(arguments)
-    settings = _encoding(arguments, tokenizer, decoder=_is_causal(model.config))
+    name = str(arguments.pretrained or arguments.config)
+    causal = _is_causal(model.config)
+    check_tokenizer(tokenizer, model, causal, name)
+    padding = choose_pad(tokenizer, model) if causal else f"{tokenizer.pad_token} (the tokenizer's own)"
+    settings = _encoding(arguments, tokenizer, model, name)
     encoder = PairEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
-    if not _is_causal(model.config):
-        check_packing(model, encoder, arguments.pretrained or arguments.config)
-    save_checkpoint(model, encoder, tokenizer, output_dir, {"stage": "init", "arguments": settings_of(arguments)})
-    print(f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
+    check_packing(model, encoder, name)
+    record = {"stage": "init", "arguments": settings_of(arguments), "padding": padding}
+    save_checkpoint(model, encoder, tokenizer, output_dir, record)
+    print(
+        f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, "
+        f"padding {padding}"
+    )
 
 
 def _pretrained(name: str) -> tuple[Any, Any]:
+    require_checkpoint(name)
     try:
         config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model = load_causal_lm(name) if _is_causal(config) else load_for_training(name)
     return model, tokenizer
@@ -94,9 +104,12 @@ def _fresh(arguments: InitArguments) -> tuple[Any, Any]:
     groups = read_groups(*arguments.data)
     causal = _is_causal(config)
     tokenizer = _train_tokenizer(groups, arguments.vocab_size, causal)
+    if getattr(config, "type_vocab_size", 0) < 2:  # other loaders of an encoder would hand it token types
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     config.vocab_size = len(tokenizer)
-    config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
-    config.eos_token_id = tokenizer.eos_token_id
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(config, token):
+            setattr(config, token, getattr(tokenizer, token))
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     return kind.from_config(config, dtype=torch.float32), tokenizer
 
@@ -151,21 +164,29 @@ def _texts(groups: Sequence[QueryGroup]) -> Iterator[str]:
             yield document.summary
 
 
-def _encoding(arguments: InitArguments, tokenizer: Any, decoder: bool) -> PairEncodingConfig:
+def _encoding(arguments: InitArguments, tokenizer: Any, model: Model, name: str) -> PairEncodingConfig:
     limits = {
-        name: getattr(arguments, name)
-        for name in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
+        field: getattr(arguments, field)
+        for field in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
     }
-    if decoder:
+    if _is_causal(model.config):
         return PairEncodingConfig(
             style="decoder",
             start_token=tokenizer.bos_token if tokenizer.bos_token != tokenizer.eos_token else None,
             end_token=tokenizer.eos_token,
             query_prefix=arguments.query_prefix,
             document_prefix=arguments.document_prefix,
+            position_offset=position_offset(model),
             **limits,
         )
-    return PairEncodingConfig(style="encoder", start_token=tokenizer.cls_token, end_token=tokenizer.sep_token, **limits)
+    return PairEncodingConfig(
+        style="encoder",
+        start_token=tokenizer.cls_token,
+        end_token=tokenizer.sep_token,
+        position_offset=position_offset(model),
+        separators=separators(tokenizer, name),
+        **limits,
+    )
 
 
 if __name__ == "__main__":

@@ -1,101 +1,34 @@
-"""Packed forward over Hugging Face models: one row holds several pairs, one score per pair.
+"""Hugging Face models as scorers of packed rows: loaded, and checked that packed they score as alone.
 
-Shapes: R rows, L token slots a row, S pairs at most a row, N pairs, H hidden.
+Shapes: R rows, L token slots a row, S pairs at most a row, N pairs.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from model_repository.tokenizer.pair_encoding import Document, EncodedPair, FloatArray, PackedBatch, PairEncoder, unpack
-from trainer.heads import UnknownHeadError, score_head
+from model_repository.tokenizer.pair_encoding import (
+    FloatArray,
+    PackedBatch,
+    PairEncoder,
+    unpack,
+)
+from trainer.packed import packed_scores
+from trainer.packing_check import UnpackableError, require_packing
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
-# Finite, and representable in float16: infinities turn empty rows into NaN.
-MASKED = -30000.0
-TOLERANCE = 1e-4
-
-# What checkpoints are checked with, whenever one is loaded or saved.
-CONTROL = (
-    "a query to check",
-    (
-        Document("a short title", "and a summary that is somewhat longer than the title, of a document"),
-        Document("", "second"),
-        Document("a third", ""),
-    ),
-)
+ADAPTER_FILE = "adapter_config.json"  # as PEFT calls it
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, of the wrong kind, or that packing would score wrongly."""
-
-
-def attention_mask(segment_ids: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Block-diagonal additive mask [R, 1, L, L]: a token sees its own pair (if causal, up to itself)."""
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    if causal:
-        places = torch.arange(segment_ids.shape[1], device=segment_ids.device)
-        same = same & (places[None, :, None] >= places[None, None, :])
-    return torch.where(same, 0.0, MASKED).to(dtype)[:, None]
-
-
-def packed_scores(
-    model: Model,
-    input_ids: Tensor,
-    token_type_ids: Tensor,
-    position_ids: Tensor,
-    segment_ids: Tensor,
-    pool_positions: Tensor,
-) -> Tensor:
-    """Float32 logits [R, S] of the pairs in the rows; slots without a pair hold a meaningless number."""
-    hidden_RLH = hidden_states(model, input_ids, token_type_ids, position_ids, segment_ids)
-    index = pool_positions[:, :, None].expand(-1, -1, hidden_RLH.shape[-1])
-    pooled_RSH = torch.gather(hidden_RLH, 1, index)
-    try:
-        with _full_precision(pooled_RSH):
-            return score_head(model, pooled_RSH.flatten(0, 1).to(head_precision(model))).reshape(pool_positions.shape)
-    except UnknownHeadError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def head_precision(model: Model) -> torch.dtype:
-    """What the score head computes in, whatever the layers under it do."""
-    head: Model = getattr(model, "score", None) or getattr(model, "classifier", None) or model
-    precision: torch.dtype = next(weight.dtype for weight in head.parameters())
-    return precision
-
-
-def _full_precision(values: Tensor) -> AbstractContextManager[None]:
-    """No autocast within: logits of bfloat16 tie."""
-    device = values.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def hidden_states(
-    model: Model, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, segment_ids: Tensor
-) -> Tensor:
-    """The last states [R, L, H] of rows that hold several pairs."""
-    causal = is_decoder(model)
-    inputs: dict[str, Any] = {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "attention_mask": attention_mask(segment_ids, causal, model.dtype),
-    }
-    if takes_token_types(model):
-        inputs["token_type_ids"] = token_type_ids
-    if causal:
-        inputs["use_cache"] = False
-    hidden_RLH: Tensor = model.base_model(**inputs).last_hidden_state
-    return hidden_RLH
 
 
 class PackedScorer(nn.Module):
@@ -120,44 +53,6 @@ class PackedScorer(nn.Module):
         """Float32 logits [N], in the order of the pairs that were packed."""
         rows = (torch.from_numpy(array).long().to(self.model.device) for array in batch[:-1])
         return unpack(self(*rows).cpu().numpy(), batch.slots)
-
-
-def keep_layers(model: Model, count: int) -> None:
-    """Cut an encoder or decoder to ``count`` of its layers, the first, the last and evenly spaced ones between.
-
-    Raises CheckpointError for a model whose layers are not found, or that has fewer than two or ``count``.
-    """
-    depth = model.config.num_hidden_layers
-    if not 1 <= count <= depth:
-        raise CheckpointError(f"cannot keep {count} layers of a model that has {depth}")
-    stacks = [
-        (module, name)
-        for module in model.base_model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == depth
-    ]
-    if len(stacks) != 1:
-        raise CheckpointError(f"the layers of a {model.config.model_type} model are not one list: cannot choose some")
-    (owner, name) = stacks[0]
-    layers = getattr(owner, name)
-    kept = [round(place) for place in np.linspace(0, depth - 1, count).tolist()]
-    setattr(owner, name, nn.ModuleList([layers[index] for index in kept]))
-    for place, layer in enumerate(getattr(owner, name)):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):  # its place in the cache of keys and values
-                module.layer_idx = place
-    model.config.num_hidden_layers = count
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[index] for index in kept]
-
-
-def is_decoder(model: Model) -> bool:
-    """Whether a token sees only what comes before it: causal LMs, and scorers with their bias-free head."""
-    return hasattr(model, "score") or hasattr(model, "lm_head")
-
-
-def takes_token_types(model: Model) -> bool:
-    return getattr(model.config, "type_vocab_size", 0) > 1
 
 
 def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:
@@ -206,52 +101,22 @@ def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple
     return model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
-@torch.inference_mode()
 def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:
-    """Score three pairs in one row and one by one; raises CheckpointError unless they agree.
-
-    Families whose positions or masks do not follow what the packer says fail here, by name.
-    """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    pairs = encoder.encode(*CONTROL)
-    highest = max(int(pair.token_ids.max()) for pair in pairs)
-    if highest >= vocabulary:
-        raise CheckpointError(f"{name}: the tokenizer gives token {highest}; the model knows {vocabulary} tokens")
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and encoder.config.max_pair_tokens > limit:
-        raise CheckpointError(
-            f"{name}: max_pair_tokens {encoder.config.max_pair_tokens} is above the model's {limit} positions"
-        )
-    was_training = model.training
-    scorer = PackedScorer(model.eval())
-    together = scorer.score(encoder.pack(pairs))
-    alone = np.array([_alone(model, pair) for pair in pairs])
-    model.train(was_training)
-    difference = float(np.abs(together - alone).max())
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(alone).max())):
-        raise CheckpointError(
-            f"{name}: packed scores of a {model.config.model_type} model differ from scores alone by {difference:.2g}; "
-            "this family cannot be packed"
-        )
-
-
-def _alone(model: Model, pair: EncodedPair) -> float:
-    """The class's own forward on one unpadded pair, by its own defaults for masks and positions."""
-    input_ids = torch.from_numpy(pair.token_ids)[None].long().to(model.device)
-    if is_decoder(model):
-        hidden = model.base_model(input_ids, use_cache=False).last_hidden_state
-        return float(model.score(hidden[:, -1]))
-    inputs = {"input_ids": input_ids}
-    if takes_token_types(model):
-        inputs["token_type_ids"] = (
-            (torch.arange(input_ids.shape[1]) >= pair.document_start).long()[None].to(model.device)
-        )
-    return float(type(model).forward(model, **inputs).logits)
+    """Raises CheckpointError unless the model scores packed pairs as it scores them alone."""
+    try:
+        require_packing(model, encoder)
+    except UnpackableError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def require_checkpoint(directory: str | Path) -> None:
     """A path must be a checkpoint (else CheckpointError); what is no path is left to the hub."""
     path = Path(directory)
+    if (path / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"{directory}: a LoRA adapter without its model: merge them first, with "
+            f"python -m trainer.merge --adapter {directory} --output_dir ..."
+        )
     if path.exists() and not (path / "config.json").is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json)")
     if not path.exists() and (

@@ -14,9 +14,8 @@ from functools import partial
 
 from trainer.collate import TrainingGroup
 from trainer.data import JudgedDocument, QueryGroup
-from trainer.forward import check_language_model
 from trainer.lora import LoraArguments, add_adapters
-from trainer.models import load_causal_lm
+from trainer.models import check_packing, load_causal_lm
 from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
 from trainer.streams import DataArguments, training_groups
 from trainer.training import LanguageTrainer
@@ -40,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = training_groups(data, partial(clicked, min_label=arguments.min_label), training, nothing)
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_causal_lm(arguments.model)
-    check_language_model(model, encoder, arguments.model)
-    add_adapters(model, lora)
+    check_packing(model, encoder, arguments.model)
+    add_adapters(model, lora, arguments.model)
     trainer = LanguageTrainer(model, encoder, training.token_budget, args=training, train_dataset=groups)
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"})
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"}, lora.lora_merge)
 
 
 def clicked(group: QueryGroup, min_label: float | None = None) -> TrainingGroup | None:

@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder, tokenizer = load_encoder(arguments.model)
     model = load_for_training(arguments.model)
     check_packing(model, encoder, arguments.model)
-    add_adapters(model, lora)
+    add_adapters(model, lora, arguments.model)
     trainer = RankingTrainer(
         model, encoder, objective(arguments), training,
         token_budget=training.token_budget, held_out=read_held_out(looks), train_dataset=groups,
     )  # fmt: skip
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"})
+    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"}, lora.lora_merge)
 
 
 def objective(arguments: RankArguments) -> Objective:

@@ -21,9 +21,11 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
 from trainer.data import DataError
-from trainer.lora import merge_adapters
+from trainer.lora import has_adapters, merge_adapters, save_adapters
 from trainer.memory import OutOfMemoryError, naming_flags
-from trainer.models import CONTROL, CheckpointError, is_decoder, require_checkpoint
+from trainer.models import CheckpointError, require_checkpoint
+from trainer.packed import is_decoder
+from trainer.packing_check import CONTROL, control_readings
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
 
 RECORD_FILE = "training.json"
@@ -96,8 +98,13 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     return Run(output_dir, directory, settings, checkpoint)
 
 
-def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: Run, record: dict[str, Any]) -> None:
-    """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it."""
+def train_and_save(
+    trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: Run, record: dict[str, Any], merge: bool = True
+) -> None:
+    """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it.
+
+    ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
+    """
     if run.checkpoint is None and trainer.is_world_process_zero():
         start(run.directory, run.settings)
     resumable = Resumable(trainer, run.checkpoint)
@@ -108,7 +115,10 @@ def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: 
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
         looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
         record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve, "held_out": looks}
-        merge_adapters(trainer.model)
+        if merge:
+            merge_adapters(trainer.model)
+        else:
+            record["control"] = control_readings(trainer.model, encoder)
         save_checkpoint(trainer.model, encoder, tokenizer, run.output_dir, record)
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
@@ -116,7 +126,8 @@ def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: 
 
 
 def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
-    """A Hugging Face directory with its tokenizer, ``pair_encoding.json`` and ``training.json``.
+    """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json`` and
+    ``training.json``.
 
     Written beside, read back and compared weight by weight, then renamed.
     """
@@ -125,7 +136,7 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
     partial.mkdir(parents=True)
     if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    model.save_pretrained(partial)
+    save_adapters(model, partial) if has_adapters(model) else model.save_pretrained(partial)
     tokenizer.model_max_length = encoder.config.max_pair_tokens
     tokenizer.save_pretrained(partial)
     encoder.config.save(partial / ENCODING_FILE)
@@ -141,10 +152,11 @@ def refuse_existing(output_dir: Path) -> None:
 
 
 def _compare_with_saved(model: Any, encoder: PairEncoder, directory: Path) -> None:
-    saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
-    for name, weight in model.state_dict().items():
-        if name not in saved or not torch.equal(weight.cpu(), saved[name]):
-            raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
+    if not has_adapters(model):  # those were compared when they were written
+        saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
+        for name, weight in model.state_dict().items():
+            if name not in saved or not torch.equal(weight.cpu(), saved[name]):
+                raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
     pairs = zip(encoder.encode(*CONTROL), PairEncoder.load(directory).encode(*CONTROL), strict=True)
     if any(not np.array_equal(before.token_ids, after.token_ids) for before, after in pairs):
         raise CheckpointError(f"{directory}: the tokenizer was not saved as it was used")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 TOKENIZER_FILE = "tokenizer.json"
 ENCODING_FILE = "pair_encoding.json"
@@ -53,7 +54,7 @@ class PackedBatch(NamedTuple):
 
     input_ids: IntArray  # [R, L]
     token_type_ids: IntArray  # [R, L], 1 on the document's side (encoder style only)
-    position_ids: IntArray  # [R, L], restart at 0 in each pair
+    position_ids: IntArray  # [R, L], restart in each pair at the offset, 0 in empty slots
     segment_ids: IntArray  # [R, L], 1.. within a row, 0 = empty slot
     pool_positions: IntArray  # [R, S], the token that stands for the pair, 0 where no pair is
     slots: IntArray  # [N], in the caller's order
@@ -66,6 +67,7 @@ class PairEncodingConfig:
     ``style`` is ``encoder`` (``[CLS] query [SEP] document [SEP]``, pooled at the first token) or
     ``decoder`` (``query_prefix query document_prefix document </s>``, pooled at the last token).
     ``start_token`` is the first token of a pair (BOS for a decoder) or null, ``end_token`` the last.
+    RoBERTa and its kin have two ``separators`` in the middle and begin at a ``position_offset``.
     The document is ``title`` and ``summary`` with one space between, cut at its end by tokens;
     the query is cut only above ``max_query_tokens``.
     """
@@ -82,15 +84,17 @@ class PairEncodingConfig:
     max_documents: int = 1000
     max_document_bytes: int = 1_000_000
     position_offset: int = 0
+    separators: int = 1
 
     def __post_init__(self) -> None:
         if self.style not in ("encoder", "decoder"):
             raise EncodingError(f"style must be 'encoder' or 'decoder', not {self.style!r}")
         if self.style == "encoder" and (self.start_token is None or self.query_prefix or self.document_prefix):
             raise EncodingError("the encoder style needs a start_token and takes no prefixes")
-        for name in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents"):
-            if getattr(self, name) < 1:
-                raise EncodingError(f"{name} must be at least 1, not {getattr(self, name)}")
+        sizes = ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents", "separators")
+        for name, least in (*((size, 1) for size in sizes), ("position_offset", 0)):
+            if getattr(self, name) < least:
+                raise EncodingError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.max_pair_tokens > self.row_length:
             raise EncodingError(
                 f"max_pair_tokens {self.max_pair_tokens} is above row_length {self.row_length}: a pair must fit a row"
@@ -121,8 +125,9 @@ class PairEncodingConfig:
 class PairEncoder:
     """Query, title and summary to token ids, by the tokenizer and the settings of one artefact.
 
-    Text never becomes a control token, whatever it spells: a tokenizer that would read one out
-    of text is refused when the encoder is made.
+    Text never becomes a control token, whatever it spells: where a SentencePiece vocabulary reads one
+    out of text it becomes the unknown token, and any other tokenizer that does so is refused when the
+    encoder is made.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: PairEncodingConfig) -> None:
@@ -131,11 +136,13 @@ class PairEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        self._unknown = _unknown_piece(tokenizer)
+        self._control_ids = {key for key, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._refuse_control_tokens_in_text()
         self._start = [] if config.start_token is None else [self._control_id(config.start_token)]
         self._end = [self._control_id(config.end_token)]
         self._query_prefix = self._ids(config.query_prefix)
-        self._middle = self._end if config.style == "encoder" else self._ids(config.document_prefix)
+        self._middle = self._end * config.separators if config.style == "encoder" else self._ids(config.document_prefix)
         fixed = len(self._start) + len(self._query_prefix) + len(self._middle) + len(self._end)
         self._text_budget = config.max_pair_tokens - fixed
         if self._text_budget < config.max_query_tokens:
@@ -172,7 +179,7 @@ class PairEncoder:
         query_cut = len(all_query_ids) > len(query_ids)
         pairs = []
         for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            ids = encoding.ids
+            ids = self._as_text(encoding.ids)
             tokens = np.asarray(head + ids[:budget] + self._end, dtype=np.int32)
             pairs.append(EncodedPair(tokens, len(head), query_cut or len(ids) > budget))
         return pairs
@@ -196,8 +203,12 @@ class PairEncoder:
         return text
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids
-        return ids
+        return self._as_text(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        if self._unknown is None:
+            return ids
+        return [self._unknown if token_id in self._control_ids else token_id for token_id in ids]
 
     def _control_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
@@ -208,7 +219,7 @@ class PairEncoder:
     def _refuse_control_tokens_in_text(self) -> None:
         unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for text, so text may become it
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            if token.special and token.content != unknown and token_id in self._ids(token.content):
+            if token.special and token.content != unknown and token_id in {*self._ids(token.content)} - {self._unknown}:
                 raise EncodingError(f"this tokenizer reads the control token {token.content!r} out of ordinary text")
 
 
@@ -271,6 +282,14 @@ def encoding_hash(directory: str | Path) -> str:
     for name in (TOKENIZER_FILE, ENCODING_FILE):
         digest.update((Path(directory) / name).read_bytes())
     return digest.hexdigest()
+
+
+def _unknown_piece(tokenizer: Tokenizer) -> int | None:
+    """Of a Unigram model (XLM-R, ALBERT), whose vocabulary has the control tokens among its pieces of text."""
+    if not isinstance(tokenizer.model, Unigram):
+        return None
+    unknown: int | None = json.loads(tokenizer.to_str())["model"]["unk_id"]
+    return unknown
 
 
 def _encodable(text: str) -> str:
