@@ -292,6 +292,16 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert ranking["pairs_per_second_needed"] == pytest.approx(2 * score["pairs_per_second_needed"])
 
 
+def test_scoring_in_bf16_halves_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    flags = ["--model", written(tmp_path, LLAMA_8B), *MACHINES[:-2], "--output", str(output), "--stages", "score"]
+    assert plan.main([*flags, "--score_precision", "bf16"]) == 0
+    assert not capsys.readouterr().err
+    (score,) = json.loads(output.read_text())
+    assert score["memory_gib"]["weights"] == pytest.approx(score["parameters"] * 2 / 2**30)
+    assert score["tokens_per_second"] == pytest.approx(8 * 1000e12 * 0.4 / score["flops_per_token"])
+
+
 def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama = written(tmp_path, {"model_type": "llama", **COMMON, **SIZES["small"]})
     (tmp_path / "bert.json").write_text('{"model_type": "bert"}')

@@ -116,7 +116,8 @@ def memory_bytes(shape: Shape, work: Work) -> dict[str, float]:
     """Bytes on one GPU by part; trainer.plan's own text says what each part takes for granted."""
     shards = work.gpus if work.fsdp else 1
     adapters, trained = work.lora_rank * shape.adapter, trained_parameters(shape, work)
-    parts: dict[str, float] = {"weights": 4 * shape.parameters / shards}
+    width = 4 if work.training or not work.bf16 else 2
+    parts: dict[str, float] = {"weights": width * shape.parameters / shards}
     if work.lora_rank:
         parts["LoRA adapters"] = 4 * adapters / shards
     if work.training:

@@ -9,7 +9,7 @@ What the figures take for granted:
   makes bf16 copies of the matrices for a step.
 - LoRA adapters lie on every matrix of the layers; the rest of the LLM is frozen, but for the score head. The student
   is trained in full.
-- ``trainer.score`` computes in float32, a whole model on each GPU, each with its share of the pool.
+- ``trainer.score`` has a whole model on each GPU, each with its share of the pool.
 - "exchange" is, unsharded, DDP's buckets, a second copy of the gradients; with FSDP, the weights gathered from other
   GPUs: two layers at a time, and all that lies outside of the layers. This part of FSDP was not measured.
 - The total adds what need not peak together: gradients and activations (they do when gradients accumulate), logits
@@ -59,6 +59,9 @@ class PlanArguments:
     days: float = field(default=7.0, metadata={"help": "Days in which each stage has to be done."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of the LLM's LoRA adapters; 0 trains full weights."})
     precision: Literal["bf16", "fp32"] = field(default="bf16", metadata={"help": "Of training; bf16 is autocast."})
+    score_precision: Literal["fp32", "bf16"] = field(
+        default="fp32", metadata={"help": "Of trainer.score, as its --precision."}
+    )
     sharding: Literal["none", "fsdp"] = field(default="none", metadata={"help": "fsdp: full shards over all GPUs."})
     activation_checkpointing: bool = field(default=False, metadata={"help": "Keep layers' inputs, compute again."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
@@ -91,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     plans = [plan(stage, arguments) for stage in stages]
     if len(stages) < len(arguments.stages):
         print("distill is left out: give its model with --student", file=sys.stderr)
-    if "score" in stages and arguments.precision == "bf16" and arguments.fp32_tflops is None:
+    slower = arguments.precision == "bf16" and arguments.score_precision == "fp32"
+    if "score" in stages and slower and arguments.fp32_tflops is None:
         print("score computes in float32, slower than --peak_tflops says: give --fp32_tflops too", file=sys.stderr)
     console = console_of(140)
     for figures in plans:
@@ -107,7 +111,8 @@ def plan(stage: str, arguments: PlanArguments) -> StagePlan:
     work = _work(stage, arguments)
     memory = {part: size / GIB for part, size in memory_bytes(shape, work).items()}
     flops = flops_per_token(shape, work)
-    peak = arguments.peak_tflops if work.training else arguments.fp32_tflops or arguments.peak_tflops
+    fast = work.training or work.bf16
+    peak = arguments.peak_tflops if fast else arguments.fp32_tflops or arguments.peak_tflops
     tokens_per_second = arguments.gpus * peak * 1e12 * arguments.utilisation / flops
     pairs_per_second = tokens_per_second / arguments.pair_tokens
     pairs = arguments.pairs * (arguments.epochs if work.training else 1)
@@ -131,7 +136,7 @@ def plan(stage: str, arguments: PlanArguments) -> StagePlan:
 def _work(stage: str, arguments: PlanArguments) -> Work:
     rows, row_length, gpus = arguments.rows_per_device, arguments.row_length, arguments.gpus
     if stage == "score":
-        return Work(False, rows, row_length, gpus)
+        return Work(False, rows, row_length, gpus, bf16=arguments.score_precision == "bf16")
     return Work(
         True,
         rows,
