@@ -97,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     slower = arguments.precision == "bf16" and arguments.score_precision == "fp32"
     if "score" in stages and slower and arguments.fp32_tflops is None:
         print("score computes in float32, slower than --peak_tflops says: give --fp32_tflops too", file=sys.stderr)
-    console = console_of(140)
-    for figures in plans:
-        console.print(_table(figures, arguments))
+    console_of(140).print(_table(plans, arguments))
     if arguments.output:
         with appears_whole(Path(arguments.output)) as partial:
             partial.write_text(json.dumps([asdict(figures) for figures in plans], indent=2) + "\n", encoding="utf-8")
@@ -168,23 +166,38 @@ def _check(arguments: PlanArguments) -> None:
         raise DataError("--stages distill: give its model with --student")
 
 
-def _table(figures: StagePlan, arguments: PlanArguments) -> Table:
-    table = Table(title=f"{figures.stage}: {figures.model}, {figures.parameters:,} parameters, {figures.precision}")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for part, size in figures.memory_gib.items():
-        table.add_row(f"{part}, GiB of one GPU", f"{size:,.2f}")
-    fits = "fits into" if figures.fits else "DOES NOT FIT into"
-    table.add_row(f"total, {fits} {arguments.gpu_memory_gib:g} GiB", f"{figures.total_gib:,.2f}", end_section=True)
-    for name, value in (
-        ("GFLOPs for a token", figures.flops_per_token / 1e9),
-        (f"tokens/s of {arguments.gpus} GPUs", figures.tokens_per_second),
-        (f"pairs/s of {arguments.gpus} GPUs", figures.pairs_per_second),
-        (f"pairs/s that {arguments.days:g} days need", figures.pairs_per_second_needed),
-        (f"days for {arguments.pairs:,.0f} pairs", figures.days),
+def _table(plans: Sequence[StagePlan], arguments: PlanArguments) -> Table:
+    """A column for each stage."""
+    table = Table(title=f"{arguments.gpus} GPUs; memory in GiB, of one")
+    for heading in ("", *(figures.stage for figures in plans)):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in (
+        ("model", [figures.model for figures in plans]),
+        ("parameters", [f"{figures.parameters:,}" for figures in plans]),
+        ("precision", [figures.precision for figures in plans]),
     ):
-        table.add_row(name, f"{value:,.2f}" if value < 100 else f"{value:,.0f}")
+        table.add_row(name, *values)
+    table.add_section()
+    for part in dict.fromkeys(part for figures in plans for part in figures.memory_gib):
+        table.add_row(part, *(_number(figures.memory_gib.get(part)) for figures in plans))
+    table.add_row("total", *(_number(figures.total_gib) for figures in plans))
+    table.add_row(f"fits into {arguments.gpu_memory_gib:g}", *("yes" if figures.fits else "NO" for figures in plans))
+    table.add_section()
+    for name, numbers in (
+        ("GFLOPs for a token", [figures.flops_per_token / 1e9 for figures in plans]),
+        ("tokens/s", [figures.tokens_per_second for figures in plans]),
+        ("pairs/s", [figures.pairs_per_second for figures in plans]),
+        (f"pairs/s that {arguments.days:g} days need", [figures.pairs_per_second_needed for figures in plans]),
+        (f"days for {arguments.pairs:,.0f} pairs", [figures.days for figures in plans]),
+    ):
+        table.add_row(name, *map(_number, numbers))
     return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 if __name__ == "__main__":
