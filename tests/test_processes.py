@@ -35,7 +35,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
     return {
         "pretrain": ["--model", str(llama), "--data", str(data), "--shuffle_buffer", "6"],
-        "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank"],
+        "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank", "--token_budget", "128"],
         "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3"],
     }
 
