@@ -12,7 +12,7 @@ ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
     "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
     "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
-    "streams",
+    "streams", "last_layer",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 ALLOWED = {
@@ -26,7 +26,8 @@ ALLOWED = {
     "trainer/heads.py": set(),
     "trainer/resume.py": set(),
     "trainer/families.py": set(),
-    "trainer/packed.py": {"trainer.heads"},
+    "trainer/last_layer.py": set(),
+    "trainer/packed.py": {"trainer.heads", "trainer.last_layer"},
     "trainer/models.py": {ENCODING, "trainer.packed", "trainer.packing_check"},
     "trainer/packing_check.py": {ENCODING, "trainer.heads", "trainer.families", "trainer.packed"},
     "trainer/layers.py": {"trainer.models"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "trainer/training.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
     "trainer/forward.py": {"trainer.collate", "trainer.data", "trainer.packed"},
     "trainer/memory.py": set(),
-    "trainer/costs.py": {"trainer.models", "trainer.layers", "trainer.packed"},
+    "trainer/costs.py": {"trainer.models", "trainer.last_layer", "trainer.layers", "trainer.packed"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{
         f"trainer/{stage}.py": STAGE_PARTS

@@ -15,9 +15,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from trainer.last_layer import reads_pooled_tokens
 from trainer.layers import find_layers
 from trainer.models import CheckpointError, require_checkpoint
 from trainer.packed import is_decoder
+
+POOLED = 1 / 16  # slots of a row over its length: the tokens that a last layer is computed for, of those it could be
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Shape:
     q: int
     k: int
     head_norms: bool  # queries and keys are normalised head by head, as in Qwen3
+    pooled: bool  # the last layer is computed for pooled tokens only, see trainer/last_layer.py
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ def _shape(model: Any, causal: bool) -> Shape:
     if causal and not is_decoder(model):
         raise ValueError(f"continued pre-training needs a decoder, not a {config.model_type} model")
     layers = find_layers(model)
-    head = model.get_output_embeddings() if causal else getattr(model, "score", getattr(model, "classifier", None))
+    outputs = model.get_output_embeddings()
     linears = list(layers.linear().values())
-    if not linears or not isinstance(head, nn.Linear):
+    if not linears or causal != isinstance(outputs, nn.Linear):
         raise ValueError(f"the layers of a {config.model_type} model are not built as expected")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
@@ -94,13 +98,14 @@ def _shape(model: Any, causal: bool) -> Shape:
         matrices=sum(linear.weight.numel() for linear in linears),
         matrix_count=len(linears),
         adapter=sum(linear.in_features + linear.out_features for linear in linears),
-        head=head.weight.numel(),
-        vocabulary=head.out_features if causal else 0,
+        head=outputs.weight.numel() if causal else model.num_parameters() - model.base_model.num_parameters(),
+        vocabulary=outputs.out_features if causal else 0,
         h=config.hidden_size,
         f=config.intermediate_size,
         q=config.num_attention_heads * width,
         k=getattr(config, "num_key_value_heads", config.num_attention_heads) * width,
         head_norms=any(name.endswith("q_norm") for name, _ in layers.modules.named_modules()),
+        pooled=not causal and reads_pooled_tokens(model),
     )
 
 
@@ -173,7 +178,12 @@ def activation_bytes(shape: Shape, work: Work) -> float:
     outside = 12 * shape.h + 4 * work.row_length  # embeddings, the last norm, the mask
     if not work.training:
         return layer + outside
-    return outside + (layer + 4 * shape.h * shape.layers if work.checkpointing else layer * shape.layers)
+    if work.checkpointing:
+        return outside + layer + 4 * shape.h * shape.layers
+    if shape.pooled:  # all tokens have keys, values and what these are made of
+        of_all = size * ((2 if work.bf16 else 1) * shape.h + 2 * shape.q)
+        return outside + layer * (shape.layers - 1 + POOLED) + (1 - POOLED) * of_all
+    return outside + layer * shape.layers
 
 
 def flops_per_token(shape: Shape, work: Work) -> float:
@@ -184,8 +194,11 @@ def flops_per_token(shape: Shape, work: Work) -> float:
     adapters. Checkpointing adds a forward pass of the layers.
     """
     head = 2 * shape.head if shape.vocabulary else 0  # a score head sees one token of a pair
-    matrices = 2 * shape.matrices
-    forward = matrices + 2 * work.lora_rank * shape.adapter + 4 * work.row_length * shape.q * shape.layers
+    matrices, layers = 2.0 * shape.matrices, float(shape.layers)
+    if shape.pooled:
+        matrices -= 2 * (1 - POOLED) * (shape.matrices / shape.layers - 2 * shape.h * shape.k)
+        layers -= 1 - POOLED
+    forward = matrices + 2 * work.lora_rank * shape.adapter + 4 * work.row_length * shape.q * layers
     if not work.training:
         return forward + head
     frozen = matrices + head if work.lora_rank else 0

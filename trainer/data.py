@@ -157,8 +157,9 @@ def parquet_rows(path: Path, columns: set[str], rows_at_once: int = 64) -> Itera
             names = file.schema_arrow.names
             if missing := sorted(columns - set(names)):
                 raise DataError(f"{path}: no column {missing[0]!r}; it has {names}")
-            for batch in file.iter_batches(rows_at_once, columns=sorted(columns)):
-                yield from batch.to_pylist()
+            for row_group in range(file.num_row_groups):  # over all of them at once, memory grows
+                for batch in file.iter_batches(rows_at_once, [row_group], sorted(columns)):
+                    yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 

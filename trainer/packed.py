@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.heads import score_head
+from trainer.last_layer import at_positions, pooled_states, reads_pooled_tokens
 
 # Finite, and representable in float16: infinities turn empty rows into NaN.
 MASKED = -30000.0
@@ -38,9 +39,12 @@ def packed_scores(
 
     Raises UnknownHeadError, which ``trainer.models.check_packing`` looks for whenever a model is loaded.
     """
-    hidden_RLH = packed_hidden(model, input_ids, token_type_ids, position_ids, segment_ids)
-    index = pool_positions[:, :, None].expand(-1, -1, hidden_RLH.shape[-1])
-    pooled_RSH = torch.gather(hidden_RLH, 1, index)
+    inputs = _inputs(model, input_ids, token_type_ids, position_ids)
+    mask_R1LL = attention_mask(segment_ids, is_decoder(model), model.dtype)
+    if reads_pooled_tokens(model):
+        pooled_RSH = pooled_states(model, inputs, mask_R1LL, pool_positions)
+    else:
+        pooled_RSH = at_positions(_hidden(model, inputs, mask_R1LL), pool_positions)
     with _full_precision(pooled_RSH):
         return score_head(model, pooled_RSH.flatten(0, 1).to(_head_precision(model))).reshape(pool_positions.shape)
 
@@ -68,18 +72,19 @@ def packed_hidden(
     model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, segment_ids: Tensor
 ) -> Tensor:
     """The last layer's states [R, L, H]."""
-    causal = is_decoder(model)
-    inputs: dict[str, Any] = {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "attention_mask": attention_mask(segment_ids, causal, model.dtype),
-    }
-    if takes_token_types(model):
-        inputs["token_type_ids"] = token_type_ids
-    if causal:
-        inputs["use_cache"] = False
-    hidden_RLH: Tensor = model.base_model(**inputs).last_hidden_state
+    mask_R1LL = attention_mask(segment_ids, is_decoder(model), model.dtype)
+    return _hidden(model, _inputs(model, input_ids, token_type_ids, position_ids), mask_R1LL)
+
+
+def _hidden(model: Any, inputs: dict[str, Tensor], mask_R1LL: Tensor) -> Tensor:
+    settings = {"use_cache": False} if is_decoder(model) else {}
+    hidden_RLH: Tensor = model.base_model(**inputs, attention_mask=mask_R1LL, **settings).last_hidden_state
     return hidden_RLH
+
+
+def _inputs(model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> dict[str, Tensor]:
+    inputs = {"input_ids": input_ids, "position_ids": position_ids}
+    return inputs | {"token_type_ids": token_type_ids} if takes_token_types(model) else inputs
 
 
 def is_decoder(model: Any) -> bool:
