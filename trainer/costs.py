@@ -161,7 +161,7 @@ def activation_bytes(shape: Shape, work: Work) -> float:
     what it needs.
 
     Next to what autograd saved on a CPU (two to four layers, 64 to 256 hidden numbers, rows of 64 and 512): 0.98 to
-    1.02 of it for Llama and Qwen3, 1.00 to 1.05 with LoRA, 0.89 to 1.00 for BERT, whose dropout masks take s bytes
+    1.02 of it for Llama and Qwen3, 1.00 to 1.05 with LoRA, 0.92 to 1.00 for BERT, whose dropout masks take s bytes
     a number there and not 1. Weak: decoders without a gate, or with LayerNorm, are taken for gated ones with RMSNorm,
     and attention that falls back from the fused kernels keeps L scores for each head and token.
     """
