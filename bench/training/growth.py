@@ -15,8 +15,8 @@ from trainer.stage import load_encoder
 
 MEANS = (32, 64, 128, 256, 512)  # tokens of a pair
 SIZES = (2, 4, 8, 16, 32, 64, 128)  # documents of a group
-MEAN_OF_SIZES, SIZE_OF_MEANS = 64, 16
-TOKENS = 8192  # of a step, in every point
+MEAN_OF_SIZES, SIZE_OF_MEANS = 32, 16
+TOKENS = 4096  # of a step, in every point
 QUERY_WORDS = 4
 
 

@@ -65,7 +65,7 @@ def settings(job: Job) -> dict[str, Any]:
         "warmup_steps": 0,
         "bf16": job.precision == "bf16",
         "use_cpu": True,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
