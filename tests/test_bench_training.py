@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from bench.training import growth, material
 from bench.training.environments import BenchError
 from bench.training.job import Group, Job, Outcome, Shape
-from bench.training.report import Row, bf16_units, rows, table
+from bench.training.report import TOLERANCE, Row, bf16_units, rows, table
 from bench.training.rounds import Measured, Spread, System, compare, largest_difference, ratios, run
 from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
 from bench.training.workers import flat, ours
@@ -72,6 +72,14 @@ def test_ours_and_sentence_transformers_have_one_loss_curve(job: Job) -> None:
     one, other = ours.distil(job), cross_encoder.measure(job)
     assert largest_difference(one.losses, other.losses) < 1e-4
     assert (one.pairs, one.comparisons) == (other.pairs, other.comparisons)
+
+
+def test_bf16_has_the_same_losses_but_for_its_rounding(job: Job) -> None:
+    short = replace(job, precision="bf16", steps=1, warm_up=0)
+    one, other, exact = ours.distil(short), flat.measure(short), ours.distil(replace(short, precision="fp32"))
+    assert len(one.losses) == len(one.step_seconds) == 1
+    assert one.losses != exact.losses
+    assert largest_difference(one.losses, other.losses) < TOLERANCE["bf16"]
 
 
 @pytest.mark.parametrize("measure", [ours.distil, flat.measure])
@@ -225,6 +233,9 @@ def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: l
     for each in (pretraining_task(llama, load, pairs, OURS), rank_task(llama, load, OURS)):
         for system in each.systems:
             assert all(shape.per_step % shape.per_forward == 0 for shape in system.shapes)
+    assert {weight for group in pretraining_task(llama, load, pairs, OURS).job.groups for weight in group.targets} == {
+        1
+    }
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 

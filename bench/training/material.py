@@ -78,6 +78,11 @@ def graded(groups: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(Group(group.query, group.documents, _grades(group.targets)) for group in groups)
 
 
+def clicked_once(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The same, with one click on each document in place of the targets: trl knows no weights of pairs."""
+    return tuple(Group(group.query, group.documents, (1.0,) * len(group.documents)) for group in groups)
+
+
 def _grades(targets: Sequence[float]) -> tuple[float, ...]:
     ranks = np.argsort(np.argsort(targets))
     return tuple(float(rank * GRADES // len(targets)) for rank in ranks)

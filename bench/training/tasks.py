@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.training.job import Group, Job, Shape
-from bench.training.material import Lengths, enough, graded
+from bench.training.material import Lengths, clicked_once, enough, graded
 from bench.training.report import bf16_units
 from bench.training.rounds import Measured, System, run
 
@@ -81,6 +81,7 @@ def student_task(
 
 def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
     """Continued pre-training; trl packs before the loop, and about as many tokens as ours has make its step."""
+    load = replace(load, groups=clicked_once(load.groups))
     job = load.job(checkpoint)
     tokens = pairs.mean * load.queries * len(load.groups[0].documents)
     rows = max(2, 2 * round(tokens / ROW / 2))
