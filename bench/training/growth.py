@@ -93,7 +93,7 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
         key=lambda point: point.documents,
     )
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots(2, 2, sharex="col")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
     lengths, sizes = [point.mean_tokens for point in by_length], [float(point.documents) for point in by_size]
     _column(axes[:, 0], by_length, lengths, f"mean tokens of a pair (groups of {SIZE_OF_MEANS})")
     _column(axes[:, 1], by_size, sizes, f"documents of a group (mean {MEAN_OF_SIZES} tokens)")

@@ -66,7 +66,7 @@ class Outcome:
 
     step_seconds: list[float]
     pairs: float  # query-document pairs that went through the model
-    comparisons: int  # pairs of documents that the loss compared
+    comparisons: int  # pairs of documents that the loss compared; 0 where that is the same for all systems
     losses: list[float]
     peak_bytes: int  # of the process's resident memory, over its whole life
     versions: dict[str, str]

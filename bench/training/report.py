@@ -78,10 +78,12 @@ def rows(task: str, precision: str, measured: Sequence[Measured], losses: dict[s
 
 def table(made: Sequence[Row], title: str) -> Table:
     headings = ("task", "system", "forward of step", "pairs/s", "ratio", "comparisons/s", "ratio", "peak GiB", "memory",
-                "loss differs by", "")  # fmt: skip
+                "loss differs by", "tried: pairs/s", "")  # fmt: skip
     table = Table(title=title)
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place in (0, 1, 2, len(headings) - 1) else "right")
+        table.add_column(
+            heading, justify="left" if place in (0, 1, 2, len(headings) - 2, len(headings) - 1) else "right"
+        )
     for before, row in zip([None, *made], made, strict=False):
         if before is not None and (before.task, before.precision) != (row.task, row.precision):
             table.add_section()
@@ -99,6 +101,7 @@ def table(made: Sequence[Row], title: str) -> Table:
             f"{row.peak_gib:.2f}",
             "" if row.memory_ratio is None else f"{row.memory_ratio:.2f}x",
             loss,
+            "; ".join(f"{shape}: {speed:.1f}" for shape, speed in (row.trials or {}).items() if speed),
             row.note,
         )
     return table

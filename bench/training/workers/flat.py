@@ -49,8 +49,7 @@ def measure(job: Job) -> Outcome:
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False)
     data: Any = examples
     trainer = MarginTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
-    documents = [len(group.documents) for group in counted_groups(job)]
-    return timed(trainer, job, sum(documents), sum(count - 1 for count in documents))
+    return timed(trainer, job, sum(len(group.documents) for group in counted_groups(job)), 0)
 
 
 if __name__ == "__main__":
