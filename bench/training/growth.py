@@ -97,6 +97,8 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     lengths, sizes = [point.mean_tokens for point in by_length], [float(point.documents) for point in by_size]
     _column(axes[:, 0], by_length, lengths, f"mean tokens of a pair (groups of {SIZE_OF_MEANS})")
     _column(axes[:, 1], by_size, sizes, f"documents of a group (mean {MEAN_OF_SIZES} tokens)")
+    for ax in axes.flat:  # once all is drawn: a limit that is set early would not grow with the other column
+        ax.set_ylim(bottom=0)
     figure.suptitle(title)
     figure.savefig(path, dpi=120, format="png")
 
@@ -111,7 +113,6 @@ def _column(axes: Any, points: Sequence[Point], places: Sequence[float], label: 
         ax.fill_between(places, [value.low for value in values], [value.high for value in values], alpha=0.2)
         ax.set_xscale("log", base=2)
         ax.set_xticks(places, [f"{place:.0f}" for place in places])
-        ax.set_ylim(bottom=0)
         ax.set_ylabel(name)
         ax.grid(alpha=0.3)
     axes[-1].set_xlabel(label)
