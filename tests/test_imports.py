@@ -52,6 +52,7 @@ ENGINE_PARTS = {
     ENCODING, "model_repository.student.packed_engine",
     "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
 }  # fmt: skip
+WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
 OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
 
 
@@ -70,18 +71,21 @@ def sources(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py")
 
 
+def modules(folder: str) -> set[str]:
+    return {name.removesuffix(".py").replace("/", ".") for name in sources(folder)}
+
+
 def allowed(path: str) -> set[str]:
     if path in ALLOWED:
         return ALLOWED[path]
     if path == "build_engines.py" or path.startswith("engines/"):
-        return ENGINE_PARTS | {name.removesuffix(".py").replace("/", ".") for name in sources("engines")} | {"engines"}
+        return ENGINE_PARTS | modules("engines") | {"engines"}
     if path.startswith("loadtest/"):
         return {"client.rank"}
+    if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
+        return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
     if path.startswith("bench/"):
-        return {
-            "client.rank", ENCODING,
-            *(name.removesuffix(".py").replace("/", ".") for name in (*sources("trainer"), *sources("bench"))),
-        }  # fmt: skip
+        return {"client.rank", ENCODING, *modules("trainer"), "bench.training", *modules("bench")}
     return set()
 
 

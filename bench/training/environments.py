@@ -1,0 +1,62 @@
+"""An environment of its own for each peer, made once and again whenever its requirements change."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.data import DataError
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = Path(__file__).with_name("requirements")
+CONSTRAINTS = ROOT / "constraints.txt"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+
+
+class BenchError(DataError):
+    """An environment that cannot be made, or a worker that failed; the message has its last words."""
+
+
+def interpreter(peer: str, root: Path) -> Path:
+    """The Python of ``root/<peer>``, which holds what ``requirements/<peer>.txt`` pins and our own torch's version."""
+    requirements, python = REQUIREMENTS / f"{peer}.txt", root / peer / "bin" / "python"
+    wanted = hashlib.sha256(
+        b"\n".join([requirements.read_bytes(), CONSTRAINTS.read_bytes(), str(torch.__version__).encode()])
+    ).hexdigest()
+    done = root / peer / ".installed"
+    if done.exists() and done.read_text(encoding="ascii") == wanted:
+        return python
+    print(f"making the environment of {peer} in {root / peer}", file=sys.stderr)
+    _run([sys.executable, "-m", "venv", "--clear", str(root / peer)])
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _install_torch(pip)
+    _run([*pip, "--constraint", str(CONSTRAINTS), "--requirement", str(requirements)])
+    done.write_text(wanted, encoding="ascii")
+    return python
+
+
+def _install_torch(pip: list[str]) -> None:
+    """Our own build: where that is the CPU's, its index is asked only if the usual one has no such build."""
+    release = f"torch=={torch.__version__}"
+    if "+cpu" not in release:
+        _run([*pip, release.partition("+")[0]])
+        return
+    try:
+        _run([*pip, release])
+    except BenchError:
+        _run([*pip, release, "--index-url", CPU_WHEELS])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)}: {last_line(done.stderr)}")
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

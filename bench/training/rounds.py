@@ -1,0 +1,120 @@
+"""Systems side by side: a fresh process for every measurement, in rounds, so that what slows the machine slows all."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.training.environments import ROOT, BenchError, last_line
+from bench.training.job import Job, Outcome, Shape
+
+Progress = Callable[[], object]  # called after each measurement
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, and the lowest and highest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the systems that are compared: its Python, its worker, and the shapes that it may choose from."""
+
+    name: str
+    python: Path
+    worker: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system in all rounds, at the shape that was fastest; ``trials`` has the pairs a second of each shape."""
+
+    system: System
+    shape: Shape
+    trials: dict[str, float]
+    rounds: tuple[Outcome, ...]
+
+    @property
+    def pairs_per_second(self) -> list[float]:
+        return [outcome.pairs_per_second for outcome in self.rounds]
+
+    @property
+    def comparisons_per_second(self) -> list[float]:
+        return [outcome.comparisons / outcome.seconds for outcome in self.rounds]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(outcome.peak_bytes for outcome in self.rounds)
+
+
+def run(system: System, job: Job, threads: int) -> Outcome:
+    """Start the worker, wait for it, read what it answers. Raises BenchError with its last line if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
+                   "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
+        asked, answer = Path(name) / "job.json", Path(name) / "outcome.json"
+        job.save(asked)
+        done = subprocess.run(
+            [str(system.python), "-m", *system.worker, str(asked), str(answer)],
+            capture_output=True, text=True, check=False, env={**environment, "TMPDIR": name}, cwd=name,
+        )  # fmt: skip
+        if done.returncode or not answer.exists():
+            raise BenchError(f"{system.name} ({job.precision}, {job.shape}): {last_line(done.stderr)}")
+        return Outcome.load(answer)
+
+
+def compare(
+    systems: Sequence[System], job: Job, rounds: int, trial_steps: int, threads: int, progress: Progress
+) -> list[Measured]:
+    """Each system at its fastest shape, in ``rounds`` rounds of one measurement each; the first system is ours."""
+    trials = {system.name: _trials(system, replace(job, steps=trial_steps), threads, progress) for system in systems}
+    best = {name: max(tried, key=lambda shape: tried[shape]) for name, tried in trials.items()}
+    outcomes: dict[str, list[Outcome]] = {system.name: [] for system in systems}
+    for number in range(rounds):
+        order = systems if number % 2 == 0 else list(reversed(systems))  # nobody is always first
+        for system in order:
+            outcomes[system.name].append(run(system, replace(job, shape=best[system.name]), threads))
+            progress()
+    return [
+        Measured(
+            system,
+            best[system.name],
+            {str(shape): speed for shape, speed in trials[system.name].items()},
+            tuple(outcomes[system.name]),
+        )
+        for system in systems
+    ]
+
+
+def _trials(system: System, job: Job, threads: int, progress: Progress) -> Mapping[Shape, float]:
+    if len(system.shapes) == 1:
+        return {system.shapes[0]: 0.0}  # nothing to choose
+    speeds = {}
+    for shape in system.shapes:
+        speeds[shape] = run(system, replace(job, shape=shape), threads).pairs_per_second
+        progress()
+    return speeds
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours over theirs, round by round."""
+    return Spread.of([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Of two loss curves, step by step, relative to theirs."""
+    return max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))

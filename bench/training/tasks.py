@@ -1,0 +1,146 @@
+"""The three tasks that are compared: which systems, which data, in which steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.training.job import Group, Job, Shape
+from bench.training.material import Lengths, clicked_once, enough, graded
+from bench.training.report import bf16_units
+from bench.training.rounds import Measured, System, run
+
+OURS = Path(sys.executable)
+WORKERS = "bench.training.workers"
+ROW = 256  # tokens of a row, ours and trl's shorter one
+
+
+@dataclass(frozen=True)
+class Task:
+    """``systems``, ours first, on ``job`` (its shape is each system's own); ``rounds`` at most, ``trial_steps`` before.
+
+    ``check`` is for systems that go through the data in an order of their own: a job, small enough for one step to
+    hold all of it, and the shape of each system; it compares the losses where the measurement cannot.
+    """
+
+    name: str
+    job: Job
+    systems: tuple[System, ...]
+    rounds: int
+    trial_steps: int = 2
+    check: Job | None = None
+    check_shapes: tuple[Shape, ...] = ()
+
+    def measurements(self) -> int:
+        shapes = sum(len(system.shapes) for system in self.systems if len(system.shapes) > 1)
+        return shapes + self.rounds * len(self.systems) + len(self.check_shapes)
+
+    def losses(self, measured: Sequence[Measured], threads: int) -> dict[str, list[float]]:
+        """The curves to compare, by system."""
+        if self.check is None:
+            return {each.system.name: each.rounds[0].losses for each in measured}
+        shapes = zip(self.systems, self.check_shapes, strict=True)
+        return {system.name: run(system, replace(self.check, shape=shape), threads).losses for system, shape in shapes}
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much of the data a task takes."""
+
+    groups: Sequence[Group]
+    queries: int  # of a step
+    steps: int
+    rounds: int
+
+    def job(self, checkpoint: str, precision: str = "fp32", warm_up: int = 1) -> Job:
+        # One step more than is trained: the loop collates one batch ahead, in every step that counts.
+        count = self.queries * (warm_up + self.steps + 1)
+        return Job(
+            checkpoint, enough(self.groups, count), Shape(self.queries, self.queries), self.steps, precision, warm_up
+        )
+
+
+def student_task(
+    checkpoint: str, load: Load, precision: str, sentence_transformers: Path | None, transformers: Path | None
+) -> Task:
+    """Distillation by margin MSE. Without bf16 units a bf16 step takes minutes: one query, one step, no warm-up."""
+    job = load.job(checkpoint, precision)
+    if precision == "bf16" and not bf16_units():
+        load = replace(load, queries=1, steps=1, rounds=min(load.rounds, 2))
+        job = load.job(checkpoint, precision, warm_up=0)
+    shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries))
+    systems = [System("ours", OURS, (f"{WORKERS}.ours", "distil"), shapes[-2:])]
+    if sentence_transformers:
+        systems.append(System("sentence-transformers", sentence_transformers, (f"{WORKERS}.cross_encoder",), shapes))
+    if transformers:
+        systems.append(System("transformers, padded", transformers, (f"{WORKERS}.flat",), shapes))
+    return Task("distillation", job, tuple(systems), load.rounds)
+
+
+def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
+    """Continued pre-training; trl packs before the loop, and about as many tokens as ours has make its step."""
+    load = replace(load, groups=clicked_once(load.groups))
+    job = load.job(checkpoint)
+    tokens = pairs.mean * load.queries * len(load.groups[0].documents)
+    rows = max(2, 2 * round(tokens / ROW / 2))
+    long_rows = max(1, round(rows / 4))
+    shapes = (
+        Shape(1, rows, f"bfd {ROW}"),
+        Shape(1, long_rows, f"bfd {4 * ROW}"),
+        Shape(rows // 2, rows, f"wrapped {ROW}"),
+        Shape(rows, rows, f"wrapped {ROW}"),
+    )
+    steps = job.warm_up + job.steps
+    # Packed rows are not quite full, and there must be one step more than is trained.
+    job = replace(job, groups=enough(load.groups, 2 + round(load.queries * (steps + 1) * 1.3)))
+    few = enough(load.groups, load.queries)
+    check = replace(job, groups=few, steps=1, speed_counts=False)
+    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
+    return Task(
+        "continued pre-training",
+        job,
+        (
+            System("ours", OURS, (f"{WORKERS}.ours", "pretrain"), ours_shapes),
+            System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes),
+        ),
+        load.rounds,
+        check=check,
+        check_shapes=(Shape(load.queries, load.queries), Shape(1, 4 * rows, f"bfd {ROW}")),
+    )
+
+
+def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
+    """Rank fine-tuning; the step of trl's has as many comparisons as make our number of documents."""
+    job = load.job(checkpoint)
+    job = replace(job, groups=graded(job.groups))
+    comparisons = load.queries * len(load.groups[0].documents) // 2
+    shapes = tuple(Shape(count, comparisons) for count in divisors(comparisons)[-3:])
+    two = tuple(_two(group) for group in graded(enough(load.groups, 3 * load.queries)))
+    check = replace(job, groups=two, steps=1, speed_counts=False)
+    together = Shape(load.queries, load.queries)
+    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
+    return Task(
+        "rank fine-tuning",
+        job,
+        (
+            System("ours", OURS, (f"{WORKERS}.ours", "rank"), ours_shapes),
+            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), shapes),
+        ),
+        load.rounds,
+        check=check,
+        check_shapes=(together, together),
+    )
+
+
+def _two(group: Group) -> Group:
+    """The group's best and worst document: one comparison."""
+    places = (group.targets.index(max(group.targets)), group.targets.index(min(group.targets)))
+    return Group(
+        group.query, tuple(group.documents[place] for place in places), tuple(group.targets[place] for place in places)
+    )
+
+
+def divisors(number: int) -> list[int]:
+    return [count for count in range(1, number + 1) if number % count == 0]

@@ -1,0 +1,82 @@
+"""Our trainers: distillation of a student, continued pre-training and rank fine-tuning of a decoder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.training.job import Group, Job, Outcome
+from bench.training.workers.clock import counted_groups, main, settings, timed
+from trainer.collate import TrainingGroup
+from trainer.data import JudgedDocument
+from trainer.losses import pairwise_logistic
+from trainer.models import load_causal_lm, load_for_training
+from trainer.stage import StageArguments, load_encoder
+from trainer.training import LanguageTrainer, Objective, RankingTrainer
+
+
+def first_margin_mse(student: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
+    """Mean of ``((s_0 - s_j) - (t_0 - t_j))^2`` over the documents after each query's first: the loss of
+    sentence-transformers, which compares the first with each of the others.
+
+    ``student[N]``, ``targets[N]``, ``groups[N]`` 0, 1, .. in order.
+    """
+    first = torch.ones_like(groups, dtype=torch.bool)
+    first[1:] = groups[1:] != groups[:-1]
+    errors = student - targets
+    return (errors[first][groups] - errors)[~first].square().mean()
+
+
+def distil(job: Job) -> Outcome:
+    return _ranking(job, first_margin_mse, comparisons=0)
+
+
+def rank(job: Job) -> Outcome:
+    return _ranking(job, pairwise_logistic, sum(ordered(group) for group in counted_groups(job)))
+
+
+def pretrain(job: Job) -> Outcome:
+    encoder, _ = load_encoder(job.checkpoint)
+    model = load_causal_lm(job.checkpoint)
+    trainer = LanguageTrainer(model, encoder, args=_arguments(job), train_dataset=_records(job.groups))
+    return timed(trainer, job, _pairs(job), 0)
+
+
+def _ranking(job: Job, objective: Objective, comparisons: int) -> Outcome:
+    encoder, _ = load_encoder(job.checkpoint)
+    model = load_for_training(job.checkpoint)
+    trainer = RankingTrainer(model, encoder, objective, _arguments(job), train_dataset=_records(job.groups))
+    return timed(trainer, job, _pairs(job), comparisons)
+
+
+def ordered(group: Group) -> int:
+    """How many pairs of the group's documents have different targets."""
+    return sum(one > other for one in group.targets for other in group.targets)
+
+
+def _pairs(job: Job) -> int:
+    return sum(len(group.documents) for group in counted_groups(job))
+
+
+def _arguments(job: Job) -> StageArguments:
+    return StageArguments(**settings(job))
+
+
+def _records(groups: Sequence[Group]) -> Any:
+    return [
+        TrainingGroup(
+            f"q{number}",
+            group.query,
+            tuple(JudgedDocument(f"d{place}", "", text, None, 0) for place, text in enumerate(group.documents)),
+            group.targets,
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+if __name__ == "__main__":
+    main({"distil": distil, "rank": rank, "pretrain": pretrain}[sys.argv[1]], sys.argv[2:])
