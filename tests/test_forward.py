@@ -190,5 +190,5 @@ def test_what_does_not_fit_into_memory_names_the_flags(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=120)
     assert result.returncode == 1, result.stderr[-2000:]
     error = next((line for line in result.stderr.splitlines() if line.startswith("error: out of memory")), "")
-    assert all(flag in error for flag in ("--token_budget", "--gradient_checkpointing", "--documents_per_query"))
+    assert all(flag in error for flag in ("--token_budget", "--activation_checkpointing", "--documents_per_query"))
     assert not (tmp_path / "out").exists()

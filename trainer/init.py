@@ -103,7 +103,7 @@ def _fresh(arguments: InitArguments) -> tuple[Any, Any]:
         raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
     groups = read_groups(*arguments.data)
     causal = _is_causal(config)
-    tokenizer = _train_tokenizer(groups, arguments.vocab_size, causal)
+    tokenizer = train_tokenizer(groups, arguments.vocab_size, causal)
     if getattr(config, "type_vocab_size", 0) < 2:  # other loaders of an encoder would hand it token types
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     config.vocab_size = len(tokenizer)
@@ -129,7 +129,7 @@ def _is_causal(config: PreTrainedConfig) -> bool:
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def _train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool) -> PreTrainedTokenizerFast:
+def train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool) -> PreTrainedTokenizerFast:
     """WordPiece in lower case for an encoder, byte-level BPE for a decoder."""
     if causal:
         tokenizer = Tokenizer(models.BPE())

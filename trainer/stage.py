@@ -32,7 +32,7 @@ RECORD_FILE = "training.json"
 LOGS = "logs"
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
-    "--gradient_checkpointing true",
+    "--activation_checkpointing true",
     "--bf16 true on a GPU",
     "fewer --per_device_train_batch_size, with more --gradient_accumulation_steps, or --documents_per_query",
 )
