@@ -21,7 +21,7 @@ def reads_pooled_tokens(model: Any) -> bool:
     """Whether ``pooled_states`` knows the model's layers; those that FSDP has sharded only run whole."""
     if model.config.model_type not in FAMILIES or model.config._attn_implementation != "sdpa":
         return False
-    return not isinstance(next(model.parameters()), DTensor)
+    return not isinstance(next(model.base_model.encoder.layer[-1].parameters()), DTensor)
 
 
 def at_positions(values_RLX: Tensor, positions_RS: Tensor) -> Tensor:
