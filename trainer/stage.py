@@ -21,7 +21,9 @@ from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingErro
 from trainer.data import DataError
 from trainer.lora import merge_adapters
 from trainer.models import CONTROL, CheckpointError, is_decoder, require_checkpoint
+from trainer.processes import decided_by_first
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
+from trainer.sharded import ShardingError, WholeModel, check_sharding, sharding_of
 
 RECORD_FILE = "training.json"
 LOGS = "logs"
@@ -67,10 +69,18 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
-    settings = {"arguments": chosen, "training": settings_of(training)}
+    settings = {
+        "arguments": chosen,
+        "training": settings_of(training),
+        "processes": training.world_size,
+        "sharding": sharding_of(training),
+    }
     directory = output_dir.with_name(f".{output_dir.name}.run")
-    with training.main_process_first(desc="the interrupted run"):
-        checkpoint = checkpoint_of(directory, settings)
+    checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings))
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ResumeError(
+            f"{checkpoint}: process {training.process_index} does not see it: all machines need --output_dir"
+        )
     set_seed(training.seed)  # a score head that is new is drawn before the Trainer does so
     training.output_dir = str(directory)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / LOGS)
@@ -81,18 +91,21 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
 
 def train_and_save(trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: Run, record: dict[str, Any]) -> None:
     """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it."""
+    check_sharding(trainer)
+    whole = WholeModel(trainer)
     if run.checkpoint is None and trainer.is_world_process_zero():
         start(run.directory, run.settings)
     resumable = Resumable(trainer, run.checkpoint)
     trainer.add_callback(resumable)
     with resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
+    model = whole.gather()
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
         looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
         record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve, "held_out": looks}
-        merge_adapters(trainer.model)
-        save_checkpoint(trainer.model, encoder, tokenizer, run.output_dir, record)
+        merge_adapters(model)
+        save_checkpoint(model, encoder, tokenizer, run.output_dir, record)
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
         shutil.rmtree(run.directory)
@@ -154,7 +167,7 @@ def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         try:
             body(argv)
-        except (DataError, EncodingError, CheckpointError, ResumeError) as error:
+        except (DataError, EncodingError, CheckpointError, ResumeError, ShardingError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except InterruptedRunError as error:
