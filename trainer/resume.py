@@ -153,6 +153,9 @@ class Resumable(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = mean(self._trainer._tr_loss)  # and so every process has written its part of the checkpoint
+        if args.load_best_model_at_end and state.best_global_step:
+            # Of shards, the Trainer may look for the directory before it is there, and then in some processes only.
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
         if state.is_world_process_zero:
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             left = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
