@@ -21,7 +21,7 @@ from trainer import distill, pretrain, rank_sft
 from trainer.collate import DrawnGroups, TrainingGroup
 from trainer.data import JudgedDocument, QueryGroup, read_groups, write_scores
 from trainer.held_out import HeldOut
-from trainer.models import CheckpointError, keep_layers, load_scorer
+from trainer.models import CheckpointError, PackedScorer, keep_layers, load_scorer
 
 LEARNING = ["--max_steps", "45", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
 Scorer = Callable[[int, int], float]  # of query and document, by number

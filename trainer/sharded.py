@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import strtobool
 
 from trainer.models import Model, PackedScorer
@@ -30,6 +31,14 @@ def sharding_of(training: TrainingArguments) -> str:
     if training.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         return "fsdp"
     return "none"
+
+
+def check_whole_when_loaded() -> None:
+    """Before a model is loaded: raises ShardingError for ZeRO stage 3, which cuts weights up while they are read."""
+    if is_deepspeed_zero3_enabled():
+        raise ShardingError(
+            "DeepSpeed's zero_stage 3 leaves no whole model to check and to adapt: set zero_stage: 2, or use FSDP"
+        )
 
 
 def check_sharding(trainer: Trainer) -> None:

@@ -23,7 +23,7 @@ from trainer.lora import merge_adapters
 from trainer.models import CONTROL, CheckpointError, is_decoder, require_checkpoint
 from trainer.processes import decided_by_first
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
-from trainer.sharded import ShardingError, WholeModel, check_sharding, sharding_of
+from trainer.sharded import ShardingError, WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 RECORD_FILE = "training.json"
 LOGS = "logs"
@@ -68,6 +68,7 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     """Start a stage, or go on with the one that was interrupted here. Raises ResumeError for changed settings."""
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
+    check_whole_when_loaded()
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
     settings = {
         "arguments": chosen,
