@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import strtobool
 
 from trainer.models import Model, PackedScorer
@@ -89,11 +89,24 @@ class WholeModel:
         """Complete in the first process; the others get a model without weights where these are sharded."""
         if self._outline is None:
             return self._trainer.model
-        weights = self._trainer.accelerator.get_state_dict(self._trainer.model_wrapped)
+        weights = _whole_weights(self._trainer)
         if self._trainer.is_world_process_zero():
             self._outline.load_state_dict(weights, assign=True)
             self._outline.tie_weights()
         return self._outline
+
+
+def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """In float32; complete in the first process."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_deepspeed_enabled:  # its model computes with rounded weights, the optimiser has them in full
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model: Model = trainer.model
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weights[name] = safe_get_full_fp32_param(weight).cpu()
+    return {name: weight.float() for name, weight in weights.items()}
 
 
 def _without_weights(model: Model) -> Model:
