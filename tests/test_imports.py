@@ -13,20 +13,23 @@ SHARED = (
     "data", "collate", "models", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out", "training",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
+RUN_PARTS = {"trainer.resume", "trainer.processes", "trainer.sharded"}
 ALLOWED = {
     "trainer/losses.py": set(),
     "trainer/data.py": set(),
     "trainer/metrics.py": {"trainer.data"},
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
-    "trainer/resume.py": set(),
+    "trainer/processes.py": set(),
+    "trainer/sharded.py": {"trainer.models"},
+    "trainer/resume.py": {"trainer.processes"},
     "trainer/models.py": {ENCODING, "trainer.data", "trainer.heads"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
     "trainer/lora.py": {"trainer.data", "trainer.models"},
-    "trainer/stage.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
-    "trainer/training.py": {*STAGE_PARTS, "trainer.resume"} - {"trainer.stage", "trainer.training"},
+    "trainer/stage.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
+    "trainer/training.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
     "trainer/costs.py": {"trainer.models"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_llama, write_groups
 from tests.servers import ports
+from trainer import rank_sft
 from trainer.models import CONTROL, PackedScorer, load_scorer
 from trainer.resume import differences, newest_whole
 from trainer.sharded import sharding_of
@@ -148,6 +149,17 @@ def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material
 def test_other_processes_than_the_interrupted_run_had_are_refused() -> None:
     before = {"processes": 2, "sharding": "none"}
     assert differences(before, {"processes": 4, "sharding": "fsdp"}) == ["processes: 2 -> 4", "sharding: none -> fsdp"]
+
+
+def test_fsdp_without_gpus_is_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accelerate would silently train without."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert rank_sft.main(material.flags(1, tmp_path / "out")) == 2
+    assert "error: FSDP was asked for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def launch_arguments(name: str) -> Namespace:

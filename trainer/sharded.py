@@ -49,14 +49,26 @@ def check_sharding(trainer: Trainer) -> None:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         if sharding_of(trainer.args) == "fsdp":
-            raise ShardingError("FSDP was asked for, but Accelerate runs it on GPUs only, and found none")
+            raise ShardingError("FSDP was asked for, but Accelerate runs it in several processes with GPUs only")
         return
     if plugin.fsdp_version != 2:
         raise ShardingError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = _layers_to_gather(trainer.model)
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(
             plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
         )
+
+
+def _layers_to_gather(model: Model) -> list[str]:
+    """The classes whose weights are gathered together: the model's own choice, as far as it has such layers.
+
+    Not those around the input embedding (BERT's): Accelerate cuts that up on its own, and a second time fails.
+    """
+    embedding = model.get_input_embeddings()
+    chosen = {module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
+    return sorted({type(module).__name__ for module in chosen if embedding not in module.modules()})
 
 
 def scorer_of(trainer: Trainer) -> PackedScorer:
