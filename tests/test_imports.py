@@ -15,6 +15,7 @@ SHARED = (
     "streams", "last_layer",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
+RUN_PARTS = {"trainer.resume", "trainer.processes", "trainer.sharded"}
 ALLOWED = {
     "trainer/losses.py": set(),
     "trainer/ir_sources.py": set(),
@@ -24,7 +25,9 @@ ALLOWED = {
     "trainer/metrics.py": {"trainer.data"},
     "trainer/baselines.py": {"trainer.data"},
     "trainer/heads.py": set(),
-    "trainer/resume.py": set(),
+    "trainer/processes.py": set(),
+    "trainer/sharded.py": {ENCODING, "trainer.models"},
+    "trainer/resume.py": {"trainer.processes"},
     "trainer/families.py": set(),
     "trainer/last_layer.py": set(),
     "trainer/packed.py": {"trainer.heads", "trainer.last_layer"},
@@ -36,9 +39,9 @@ ALLOWED = {
     "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.rankings", "trainer.collate", "trainer.models"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
     "trainer/lora.py": {"trainer.data", "trainer.models", "trainer.layers", "trainer.packed"},
-    "trainer/stage.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
-    "trainer/training.py": STAGE_PARTS - {"trainer.stage", "trainer.training"},
-    "trainer/forward.py": {"trainer.collate", "trainer.data", "trainer.packed"},
+    "trainer/stage.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
+    "trainer/training.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
+    "trainer/forward.py": {"trainer.processes", "trainer.collate", "trainer.data", "trainer.packed"},
     "trainer/memory.py": set(),
     "trainer/costs.py": {"trainer.models", "trainer.last_layer", "trainer.layers", "trainer.packed"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},

@@ -22,7 +22,7 @@ from trainer.collate import TrainingGroup
 from trainer.data import JudgedDocument, QueryGroup, read_groups
 from trainer.held_out import HeldOut
 from trainer.layers import keep_layers
-from trainer.models import CheckpointError, load_scorer
+from trainer.models import CheckpointError, PackedScorer, load_scorer
 from trainer.rankings import write_scores
 from trainer.streams import GroupList
 
@@ -201,7 +201,7 @@ def test_the_best_checkpoint_on_held_out_queries_wins(bert: Path, data: Path, tm
     assert len(values) == 10
     assert len(set(values)) > 2
     held_out = HeldOut(read_groups(data), None)
-    best = held_out.evaluate(load_scorer(tmp_path / "scorer"), PairEncoder.load(bert))
+    best = held_out.evaluate(PackedScorer(load_scorer(tmp_path / "scorer")), PairEncoder.load(bert))
     assert best["eval_nDCG@10"] == max(values)
 
 

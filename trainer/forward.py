@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.collate import IGNORED
 from trainer.data import DataError
 from trainer.packed import next_token_logits, packed_hidden, packed_scores
+from trainer.processes import highest
 
 Model = Any  # a transformers PreTrainedModel
 
@@ -47,13 +48,18 @@ def _in_parts(packed: Callable[..., Tensor], rows_per_part: int) -> Callable[...
     @functools.wraps(packed)
     def forward(model: Model, **inputs: Tensor) -> Tensor:
         rows = inputs["input_ids"].shape[0]
-        if rows <= rows_per_part or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return packed(model, **inputs)
+        # Where weights are sharded, processes gather them together: all must make as many parts.
+        count = highest(-(-rows // rows_per_part), inputs["input_ids"].device)
+        if count == 1:
+            return packed(model, **inputs)
+        starts = [min(part * rows_per_part, rows - 1) for part in range(count)]
         parts = [
             checkpoint(packed, model, use_reentrant=False, **_rows(inputs, slice(start, start + rows_per_part)))
-            for start in range(0, rows, rows_per_part)
+            for start in starts
         ]
-        return torch.cat(parts)
+        return torch.cat(parts)[:rows]  # what a process computes only because others have more gets no gradient
 
     return forward
 

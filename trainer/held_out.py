@@ -14,7 +14,7 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.collate import encode_group
 from trainer.data import DataError, QueryGroup, Scores, read_groups
 from trainer.metrics import judgments, per_query
-from trainer.models import Model, PackedScorer
+from trainer.models import PackedScorer
 
 MEASURE = "nDCG@10"
 
@@ -53,18 +53,18 @@ class HeldOut:
         training.metric_for_best_model = f"eval_{MEASURE}"
         return [] if self.early_stop is None else [EarlyStoppingCallback(early_stopping_patience=self.early_stop)]
 
-    def evaluate(self, model: Model, encoder: PairEncoder) -> dict[str, Any]:
+    def evaluate(self, scorer: PackedScorer, encoder: PairEncoder) -> dict[str, Any]:
         """The mean of the measure over the judged queries, under the name that the Trainer looks for."""
         qrels = judgments(self.groups)
-        was_training = model.training
-        scorer = PackedScorer(model.eval())
+        was_training = scorer.model.training
+        scorer.model.eval()
         scores: Scores = {}
         for group in self.groups:
             if group.query_id in qrels:
                 values = scorer.score(encoder.pack(encode_group(encoder, group.query, group.documents))).tolist()
                 doc_ids = (document.doc_id for document in group.documents)
                 scores[group.query_id] = dict(zip(doc_ids, values, strict=True))
-        model.train(was_training)
+        scorer.model.train(was_training)
         return {f"eval_{MEASURE}": float(np.mean(list(per_query(qrels, scores, MEASURE).values())))}
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trainer.processes import highest, mean
+
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -120,7 +122,7 @@ class Resumable(TrainerCallback):
 
     def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
         self._trainer, self._checkpoint = trainer, checkpoint
-        self._received: int | None = None
+        self._received = self._stopped_by = 0  # the number of a signal, here and as all processes agreed
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -138,9 +140,8 @@ class Resumable(TrainerCallback):
         finally:
             for stopping, handler in before.items():
                 signal.signal(stopping, handler)
-        state = self._trainer.state
-        if self._received is not None and state.global_step < state.max_steps:
-            raise InterruptedRunError(self._received, state.global_step)
+        if self._stopped_by:
+            raise InterruptedRunError(self._stopped_by, self._trainer.state.global_step)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -162,12 +163,17 @@ class Resumable(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # all that is left is to save the result
             control.should_save = control.should_save and args.load_best_model_at_end
-        elif self._received is not None:
+        elif stopped_by := highest(self._received, args.device):  # it reaches processes in different steps
+            self._stopped_by = stopped_by
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = mean(self._trainer._tr_loss)  # and so every process has written its part of the checkpoint
+        if args.load_best_model_at_end and state.best_global_step:
+            # Of shards, the Trainer may look for the directory before it is there, and then in some processes only.
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
         if state.is_world_process_zero:
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            left = {"loss": self._trainer._tr_loss.item(), "logged": self._trainer._globalstep_last_logged}
+            left = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
             (directory / f".{WHOLE_FILE}").write_text(json.dumps(left), encoding="utf-8")
             (directory / f".{WHOLE_FILE}").rename(directory / WHOLE_FILE)

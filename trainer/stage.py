@@ -26,7 +26,9 @@ from trainer.memory import OutOfMemoryError, naming_flags
 from trainer.models import CheckpointError, require_checkpoint
 from trainer.packed import is_decoder
 from trainer.packing_check import CONTROL, control_readings
+from trainer.processes import decided_by_first
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
+from trainer.sharded import ShardingError, WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 RECORD_FILE = "training.json"
 LOGS = "logs"
@@ -83,11 +85,20 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     """Start a stage, or go on with the one that was interrupted here. Raises ResumeError for changed settings."""
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
+    check_whole_when_loaded()
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
-    settings = {"arguments": chosen, "training": settings_of(training)}
+    settings = {
+        "arguments": chosen,
+        "training": settings_of(training),
+        "processes": training.world_size,
+        "sharding": sharding_of(training),
+    }
     directory = output_dir.with_name(f".{output_dir.name}.run")
-    with training.main_process_first(desc="the interrupted run"):
-        checkpoint = checkpoint_of(directory, settings)
+    checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings))
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ResumeError(
+            f"{checkpoint}: process {training.process_index} does not see it: all machines need --output_dir"
+        )
     set_seed(training.seed)  # a score head that is new is drawn before the Trainer does so
     training.output_dir = str(directory)
     loading: Any = training.accelerator_config
@@ -105,21 +116,24 @@ def train_and_save(
 
     ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
     """
+    check_sharding(trainer)
+    whole = WholeModel(trainer)
     if run.checkpoint is None and trainer.is_world_process_zero():
         start(run.directory, run.settings)
     resumable = Resumable(trainer, run.checkpoint)
     trainer.add_callback(resumable)
     with naming_flags(*LESS_MEMORY), resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
+    model = whole.gather()
     if trainer.is_world_process_zero():
         curve = [entry for entry in trainer.state.log_history if "loss" in entry]
         looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
         record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve, "held_out": looks}
         if merge:
-            merge_adapters(trainer.model)
+            merge_adapters(model)
         else:
-            record["control"] = control_readings(trainer.model, encoder)
-        save_checkpoint(trainer.model, encoder, tokenizer, run.output_dir, record)
+            record["control"] = control_readings(model, encoder)
+        save_checkpoint(model, encoder, tokenizer, run.output_dir, record)
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
         shutil.rmtree(run.directory)
@@ -189,7 +203,7 @@ def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         try:
             body(argv)
-        except (DataError, EncodingError, CheckpointError, ResumeError) as error:
+        except (DataError, EncodingError, CheckpointError, ResumeError, ShardingError) as error:
             _complain(error)
             return 2
         except InterruptedRunError as error:

@@ -22,7 +22,9 @@ from trainer.forward import rows_within, use_packed_forward
 from trainer.held_out import HeldOut
 from trainer.losses import mixed_with_labels, weighted_mean
 from trainer.models import Model
+from trainer.processes import decided_by_first, several
 from trainer.resume import NonFiniteLossError
+from trainer.sharded import scorer_of
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
 
@@ -41,7 +43,7 @@ class ScoredPairs(NamedTuple):
         Each process then has the same loss; the gradient that comes back through the gathering is the
         sum of all processes', which DDP divides by their number again.
         """
-        if not _several():
+        if not several():
             return self
         apart = self._replace(groups=self.groups + dist.get_rank() * 2**32)
         return ScoredPairs(*(_gathered(values) for values in apart))
@@ -49,15 +51,11 @@ class ScoredPairs(NamedTuple):
 
 def share_of_all_processes(weight: Tensor) -> Tensor:
     """By what to multiply a mean over ``weight`` (a scalar) so that DDP's mean is one over all processes."""
-    if not _several():
+    if not several():
         return torch.ones_like(weight)
     everything = weight.clone()
     dist.all_reduce(everything)
     return weight * dist.get_world_size() / everything
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _gathered(values: Tensor) -> Tensor:
@@ -117,7 +115,8 @@ class RankingTrainer(Trainer):
         """The measure on the held-out queries, logged like a loss."""
         if self._held_out is None:
             raise ValueError("this trainer has no held-out queries")
-        metrics = self._held_out.evaluate(self.model, self._encoder)
+        found = self._held_out.evaluate(scorer_of(self), self._encoder)
+        metrics = decided_by_first(lambda: found)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,54 @@
+"""What the processes of one training run agree on. Every function here is called by all of them, or by none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Value = TypeVar("Value")
+
+
+def several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def decided_by_first(decide: Callable[[], Value]) -> Value:
+    """What ``decide`` returns in the first process, in all of them; its ValueError is raised in all of them, too.
+
+    Files and the last digits of a metric may look different from elsewhere, and processes that go
+    different ways wait for each other for ever.
+    """
+    if not several():
+        return decide()
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = decide()
+        except ValueError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    decision, refusal = answer
+    if refusal is not None:
+        raise refusal
+    return decision  # type: ignore[no-any-return]
+
+
+def highest(value: int, device: torch.device) -> int:
+    """The highest ``value`` of any process."""
+    if not several():
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def mean(value: torch.Tensor) -> float:
+    """The mean of a scalar over the processes. Whoever has it knows that all of them came this far."""
+    if several():
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value.item()
