@@ -30,7 +30,7 @@ from client.rank import RankingClient
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.data import read_groups
-from trainer.stage import RECORD_FILE
+from trainer.saving import RECORD_FILE
 
 EXAMPLES = Path(__file__).parent
 THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of the two processes that train

@@ -22,6 +22,17 @@ LIMITS = {"max_query_tokens": 12, "max_pair_tokens": 48, "row_length": 64, "slot
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 ENCODER_NAMES = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
 ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+# The shape of a model that is built from its configuration alone.
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_labels": 1,
+    "initializer_range": 0.3,
+    "vocab_size": 400,
+    "pad_token_id": 0,
+}
 SPREAD = 0.2  # drawn at the usual 0.02, weights this few would score all pairs alike
 
 

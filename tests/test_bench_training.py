@@ -14,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from bench.spread import Spread
 from bench.training import growth, material
 from bench.training.environments import BenchError
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.report import TOLERANCE, Row, bf16_units, rows, table
-from bench.training.rounds import Measured, Spread, System, compare, largest_difference, ratios, run
+from bench.training.rounds import Measured, System, compare, largest_difference, ratios, run
 from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
 from bench.training.workers import flat, ours
 from bench.training.workers.clock import Clock

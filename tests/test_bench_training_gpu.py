@@ -14,11 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from bench.spread import Spread
 from bench.training_gpu.__main__ import attempted, items_of, main
 from bench.training_gpu.attention import Layer, drawn, flex, full_rows, sdpa, sequences
 from bench.training_gpu.ceiling import SQUARE, square
 from bench.training_gpu.collection import encoder_of, groups_of
-from bench.training_gpu.records import GIB, USABLE, DoesNotFitError, Machine, Result, Results, Spread, Timing
+from bench.training_gpu.records import GIB, USABLE, DoesNotFitError, Machine, Result, Results, Timing
 from bench.training_gpu.sizes import FULL, QUICK
 from bench.training_gpu.stages import Training, built, choose_step, taught, train
 from bench.training_gpu.steps import Seen, figures

@@ -19,22 +19,12 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.checkpoints import LIMITS, tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
+from tests.checkpoints import LIMITS, SMALL, tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
 from trainer.families import narrowest_window, position_offset
 from trainer.models import CheckpointError, PackedScorer, check_packing, load_scorer
 
 LONGEST = LIMITS["max_pair_tokens"]
 CONTROL_TOKENS: dict[str, Any] = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_labels": 1,
-    "initializer_range": 0.3,
-    "vocab_size": 400,
-    "pad_token_id": 0,
-}
 SOME_LAYERS = {"use_sliding_window": True, "max_window_layers": 1}
 GROUPED = {"num_key_value_heads": 4, "head_dim": 8}
 DOCUMENTS = [Document("river " * size, "bridge " * (size // 2)) for size in range(1, 40)]  # the last ones are cut

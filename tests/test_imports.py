@@ -12,7 +12,7 @@ ENCODING = "model_repository.tokenizer.pair_encoding"
 SHARED = (
     "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
     "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
-    "streams", "last_layer",
+    "streams", "last_layer", "saving",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 RUN_PARTS = {"trainer.resume", "trainer.processes", "trainer.sharded"}
@@ -43,6 +43,7 @@ ALLOWED = {
     "trainer/training.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
     "trainer/forward.py": {"trainer.processes", "trainer.collate", "trainer.data", "trainer.packed"},
     "trainer/memory.py": set(),
+    "trainer/saving.py": {ENCODING, "trainer.lora", "trainer.models", "trainer.packed", "trainer.packing_check"},
     "trainer/costs.py": {"trainer.models", "trainer.last_layer", "trainer.layers", "trainer.packed"},
     "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
     **{

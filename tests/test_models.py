@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.checkpoints import tiny_bert, tiny_llama
+from tests.checkpoints import SMALL, tiny_bert, tiny_llama
 from trainer.models import (
     CheckpointError,
     PackedScorer,
@@ -26,16 +25,6 @@ from trainer.models import (
 )
 from trainer.packed import MASKED, attention_mask
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_labels": 1,
-    "initializer_range": 0.3,
-    "vocab_size": 400,
-    "pad_token_id": 0,
-}
 DOCUMENTS = [Document("river " * size, "bridge " * (size // 2)) for size in range(1, 20)]
 
 

@@ -166,6 +166,18 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(material: dict[str, list[o
     assert not newest.exists()
 
 
+def test_checkpoints_of_adapters_do_not_hold_what_is_frozen(material: dict[str, list[object]], tmp_path: Path) -> None:
+    process = started("rank_sft", *material["rank_sft"], *SHORT, "--output_dir", tmp_path / "out")
+    first = tmp_path / ".out.run" / "checkpoint-3"
+    while not (first / WHOLE_FILE).exists():
+        time.sleep(0.001)
+    names = load_file(first / "model.safetensors").keys()
+    process.kill()
+    process.join()
+    assert {"lora_" in name or name == "score.weight" for name in names} == {True}
+    assert len(names) == 1 + 2 * 7 * 2  # the head, two matrices beside each of seven in two layers
+
+
 def test_what_changes_no_weight_may_change() -> None:
     before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}}
     now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}}

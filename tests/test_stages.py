@@ -19,7 +19,7 @@ from trainer.collate import IGNORED, LanguageCollator, RankingCollator, Training
 from trainer.data import read_groups
 from trainer.models import load_scorer
 from trainer.rankings import read_scores, write_scores
-from trainer.stage import save_checkpoint
+from trainer.saving import save_checkpoint
 
 FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -35,7 +35,8 @@ from trainer.control_tokens import check_tokenizer, choose_pad, separators
 from trainer.data import QueryGroup, read_groups
 from trainer.families import position_offset
 from trainer.models import CheckpointError, Model, check_packing, load_causal_lm, load_for_training, require_checkpoint
-from trainer.stage import command, parse, refuse_existing, save_checkpoint, settings_of
+from trainer.saving import refuse_existing, save_checkpoint
+from trainer.stage import command, parse, settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 DECODER_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]

@@ -21,7 +21,8 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.lora import load_adapters, merge_adapters, read_config
 from trainer.models import CheckpointError, load_causal_lm, load_for_training
 from trainer.packing_check import control_readings
-from trainer.stage import RECORD_FILE, command, parse, refuse_existing, save_checkpoint, settings_of
+from trainer.saving import RECORD_FILE, refuse_existing, save_checkpoint
+from trainer.stage import command, parse, settings_of
 
 TOLERANCE = 1e-3  # other processors than the one that trained round otherwise
 

@@ -1,9 +1,8 @@
-"""What the training stages share: arguments, the Trainer over packed batches, checkpoints that appear whole."""
+"""What the training stages share: their arguments, how they begin, train and end, and their commands."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import sys
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from rich.console import Console
@@ -21,16 +19,15 @@ from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArgum
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, EncodingError, PairEncoder
 from trainer.data import DataError
-from trainer.lora import has_adapters, merge_adapters, save_adapters
+from trainer.lora import merge_adapters
 from trainer.memory import OutOfMemoryError, naming_flags
 from trainer.models import CheckpointError, require_checkpoint
-from trainer.packed import is_decoder
-from trainer.packing_check import CONTROL, control_readings
+from trainer.packing_check import control_readings
 from trainer.processes import decided_by_first
 from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
+from trainer.saving import refuse_existing, save_checkpoint
 from trainer.sharded import ShardingError, WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
-RECORD_FILE = "training.json"
 LOGS = "logs"
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
@@ -137,43 +134,6 @@ def train_and_save(
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
         shutil.rmtree(run.directory)
-
-
-def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
-    """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json`` and
-    ``training.json``.
-
-    Written beside, read back and compared weight by weight, then renamed.
-    """
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
-        model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    save_adapters(model, partial) if has_adapters(model) else model.save_pretrained(partial)
-    tokenizer.model_max_length = encoder.config.max_pair_tokens
-    tokenizer.save_pretrained(partial)
-    encoder.config.save(partial / ENCODING_FILE)
-    (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-    _compare_with_saved(model, encoder, partial)
-    refuse_existing(output_dir)
-    partial.rename(output_dir)
-
-
-def refuse_existing(output_dir: Path) -> None:
-    if output_dir.exists():
-        raise CheckpointError(f"{output_dir}: exists already; remove it or choose another --output_dir")
-
-
-def _compare_with_saved(model: Any, encoder: PairEncoder, directory: Path) -> None:
-    if not has_adapters(model):  # those were compared when they were written
-        saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
-        for name, weight in model.state_dict().items():
-            if name not in saved or not torch.equal(weight.cpu(), saved[name]):
-                raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
-    pairs = zip(encoder.encode(*CONTROL), PairEncoder.load(directory).encode(*CONTROL), strict=True)
-    if any(not np.array_equal(before.token_ids, after.token_ids) for before, after in pairs):
-        raise CheckpointError(f"{directory}: the tokenizer was not saved as it was used")
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:

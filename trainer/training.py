@@ -7,19 +7,23 @@ queries each train as one does. Shapes: N pairs of a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.collate import LanguageCollator, PassOver, RankingCollator
 from trainer.data import DataError
 from trainer.forward import rows_within, use_packed_forward
 from trainer.held_out import HeldOut
+from trainer.lora import has_adapters
 from trainer.losses import mixed_with_labels, weighted_mean
 from trainer.models import Model
 from trainer.processes import decided_by_first, several
@@ -72,7 +76,25 @@ def _gathered(values: Tensor) -> Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
 
-class RankingTrainer(Trainer):
+class StageTrainer(Trainer):
+    """Whose checkpoints to go on from hold, beside the optimiser's states, the weights that are trained.
+
+    With adapters that spares the LLM's own, which the next start has from ``--model``.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not has_adapters(self.model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            directory = Path(str(output_dir or self.args.output_dir))
+            directory.mkdir(parents=True, exist_ok=True)
+            whole = self.model.state_dict() if state_dict is None else state_dict
+            trained = (name for name, weight in self.model.named_parameters() if weight.requires_grad)
+            weights = {name: whole[name].detach().cpu().contiguous() for name in trained}
+            save_file(weights, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+class RankingTrainer(StageTrainer):
     """Trains a scorer on ``objective``.
 
     ``label_weight`` is the share of the loss that is RankNet on the groups' labels; ``token_budget`` is the
@@ -122,7 +144,7 @@ class RankingTrainer(Trainer):
         return metrics
 
 
-class LanguageTrainer(Trainer):
+class LanguageTrainer(StageTrainer):
     """Trains a causal LM on the document's side of packed pairs; ``token_budget`` as in RankingTrainer."""
 
     def __init__(self, model: Model, encoder: PairEncoder, token_budget: int | None = None, **settings: Any) -> None:

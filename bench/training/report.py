@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.spread import Spread
 from bench.training.job import GIB
-from bench.training.rounds import Measured, Spread, largest_difference, ratios
+from bench.training.rounds import Measured, largest_difference, ratios
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the losses, relative
 

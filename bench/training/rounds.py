@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.spread import Spread
 from bench.training.environments import ROOT, BenchError, last_line
 from bench.training.job import Job, Outcome, Shape
 
 Progress = Callable[[], object]  # called after each measurement
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median of some rounds, and the lowest and highest of them."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)

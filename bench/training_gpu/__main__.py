@@ -23,9 +23,10 @@ import transformers
 from rich.table import Table
 from tqdm import tqdm
 
+from bench.spread import Spread
 from bench.training_gpu.attention import KERNELS, attention
 from bench.training_gpu.ceiling import SQUARE, own_matrices, square
-from bench.training_gpu.records import AbsentError, DoesNotFitError, Machine, Result, Results, Spread
+from bench.training_gpu.records import AbsentError, DoesNotFitError, Machine, Result, Results
 from bench.training_gpu.sizes import FULL, QUICK, Sizes
 from bench.training_gpu.stages import Training, score, train
 from trainer.data import DataError
@@ -174,7 +175,7 @@ def table(results: Results, machine: Machine) -> Table:
 def _cell(spread: Spread | None, style: str) -> str:
     if spread is None:
         return ""
-    return f"{spread.median:{style}} ({spread.lowest:{style}} to {spread.highest:{style}})"
+    return f"{spread.median:{style}} ({spread.low:{style}} to {spread.high:{style}})"
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from bench.spread import Spread
 from bench.training_gpu.collection import pair_lengths
-from bench.training_gpu.records import AbsentError, Machine, Result, Spread
+from bench.training_gpu.records import AbsentError, Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
 from trainer.packed import attention_mask
 

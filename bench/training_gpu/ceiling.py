@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoConfig, AutoModel
 
-from bench.training_gpu.records import Machine, Result, Spread
+from bench.spread import Spread
+from bench.training_gpu.records import Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
 from trainer.layers import find_layers
 

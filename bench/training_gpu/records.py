@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from bench.spread import Spread
 from trainer.data import DataError, appears_whole
 
 GIB = 2**30
@@ -27,19 +27,6 @@ class AbsentError(Exception):
 
 class DoesNotFitError(Exception):
     """An item whose planned memory is above that of the GPU; the message has the figures."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of the rounds of an item."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class Result:
 
 
 def _is_spread(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"median", "lowest", "highest"}
+    return isinstance(value, dict) and value.keys() == {"median", "low", "high"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bench.training_gpu.records import Machine, Result, Spread, Timing
+from bench.spread import Spread
+from bench.training_gpu.records import Machine, Result, Timing
 from trainer.collate import IGNORED
 from trainer.costs import Shape, Work, flops_per_token
 
