@@ -166,6 +166,17 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(material: dict[str, list[o
     assert not newest.exists()
 
 
+def test_other_data_under_the_same_name_are_refused(
+    material: dict[str, list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = ["--held_out", write_groups(tmp_path / "dev.jsonl", queries=2)]
+    interrupted(material, tmp_path, *held_out)
+    write_groups(tmp_path / "dev.jsonl", queries=3)
+    flags = [*material["distill"], *SHORT, *held_out, "--output_dir", tmp_path / "out"]
+    assert distill.main([str(flag) for flag in flags]) == 2
+    assert "dev.jsonl: " in capsys.readouterr().err
+
+
 def test_checkpoints_of_adapters_do_not_hold_what_is_frozen(material: dict[str, list[object]], tmp_path: Path) -> None:
     process = started("rank_sft", *material["rank_sft"], *SHORT, "--output_dir", tmp_path / "out")
     first = tmp_path / ".out.run" / "checkpoint-3"

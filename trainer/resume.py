@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -83,6 +83,13 @@ def start(directory: Path, settings: dict[str, Any]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / SETTINGS_FILE).write_text(json.dumps(as_saved(settings), indent=2) + "\n", encoding="utf-8")
+
+
+def stamps(names: Iterable[str]) -> dict[str, str]:
+    """Size and time of the files among ``names``, and in directories among them: a run does not go on with others."""
+    paths = [path for name in names for path in (sorted(Path(name).glob("*")) if Path(name).is_dir() else [Path(name)])]
+    files = ((path, path.stat()) for path in paths if path.is_file())
+    return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 
 
 def as_saved(settings: dict[str, Any]) -> dict[str, Any]:

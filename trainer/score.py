@@ -25,7 +25,7 @@ from tqdm import tqdm
 from trainer.data import DataError, iter_groups, read_groups
 from trainer.memory import naming_flags
 from trainer.rankings import join_scores, write_scores
-from trainer.resume import open_shards
+from trainer.resume import open_shards, stamps
 from trainer.scoring import GroupScorer, parts, progress, run_scores
 from trainer.stage import command, parse
 
@@ -91,9 +91,8 @@ def score_in_shards(arguments: ScoreArguments, size: Size) -> int:
     output, model = Path(arguments.output), str(arguments.model)
     directory = output.with_name(f".{output.name}.shards")
     scorer = GroupScorer(model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
-    files = [*map(Path, arguments.data), *sorted(Path(model).glob("*"))]
     with processes.main_process_first():
-        open_shards(directory, {**asdict(arguments), "files": stamps(files)})
+        open_shards(directory, {**asdict(arguments), "files": stamps([*arguments.data, model])})
     shards = []
     with progress(model, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
         for number, part in enumerate(parts(iter_groups(*arguments.data), arguments.pairs_per_shard)):
@@ -107,12 +106,6 @@ def score_in_shards(arguments: ScoreArguments, size: Size) -> int:
         join_scores(shards, output)
         shutil.rmtree(directory)
     return size.pairs
-
-
-def stamps(paths: Sequence[Path]) -> dict[str, str]:
-    """Size and time of files: shards are not to be joined with those of other pairs or of another teacher."""
-    files = ((path, path.stat()) for path in paths if path.is_file())
-    return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 
 
 if __name__ == "__main__":

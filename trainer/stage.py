@@ -6,7 +6,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from trainer.memory import OutOfMemoryError, naming_flags
 from trainer.models import CheckpointError, require_checkpoint
 from trainer.packing_check import control_readings
 from trainer.processes import decided_by_first
-from trainer.resume import InterruptedRunError, NonFiniteLossError, Resumable, ResumeError, checkpoint_of, start
+from trainer.resume import (
+    InterruptedRunError,
+    NonFiniteLossError,
+    Resumable,
+    ResumeError,
+    checkpoint_of,
+    stamps,
+    start,
+)
 from trainer.saving import refuse_existing, save_checkpoint
 from trainer.sharded import ShardingError, WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
@@ -89,6 +97,7 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
         "training": settings_of(training),
         "processes": training.world_size,
         "sharding": sharding_of(training),
+        "files": stamps(_texts(chosen.values())),
     }
     directory = output_dir.with_name(f".{output_dir.name}.run")
     checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings))
@@ -104,6 +113,11 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
     if checkpoint is not None and training.should_save:
         print(f"{output_dir}: goes on from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
     return Run(output_dir, directory, settings, checkpoint)
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
 
 
 def train_and_save(

@@ -124,7 +124,7 @@ def machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "bf16_units": bf16_units(),
         "memory_gib": round(int(memory) / 2**20, 1),
-        "system": platform.platform(),
+        "system": platform.system(),
         "python": platform.python_version(),
     }
 
