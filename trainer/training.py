@@ -83,13 +83,14 @@ class StageTrainer(Trainer):
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not has_adapters(self.model):
+        model: Model = self.model
+        if not has_adapters(model):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             directory = Path(str(output_dir or self.args.output_dir))
             directory.mkdir(parents=True, exist_ok=True)
-            whole = self.model.state_dict() if state_dict is None else state_dict
-            trained = (name for name, weight in self.model.named_parameters() if weight.requires_grad)
+            whole = model.state_dict() if state_dict is None else state_dict
+            trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
             weights = {name: whole[name].detach().cpu().contiguous() for name in trained}
             save_file(weights, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
