@@ -67,7 +67,6 @@ def test_ours_and_plain_transformers_have_one_loss_curve(job: Job) -> None:
 
 
 def test_ours_and_sentence_transformers_have_one_loss_curve(job: Job) -> None:
-    pytest.importorskip("datasets", reason="sentence-transformers trains with the datasets package only")
     from bench.training.workers import cross_encoder
 
     one, other = ours.distil(job), cross_encoder.measure(job)
@@ -247,7 +246,6 @@ def test_a_job_survives_its_file(job: Job, tmp_path: Path) -> None:
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="in the bench extra")
     speeds = Spread(2.0, 1.0, 3.0)
     points = [growth.Point(float(mean), growth.SIZE_OF_MEANS, speeds, speeds) for mean in growth.MEANS]
     points += [growth.Point(growth.MEAN_OF_SIZES + 0.3, size, speeds, speeds) for size in growth.SIZES[:2]]
