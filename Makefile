@@ -14,7 +14,8 @@ demo: $(VENV)/.installed
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	@# A process for each core, so a thread for each process.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: lint test
 
