@@ -1,20 +1,88 @@
-"""Triton's Python model ``student``; a built version holds a copy, since Triton wants it there."""
+"""Triton's Python model ``student``; a built version holds a copy, since Triton wants it there.
+
+Each request is answered by its response sender, when its last row is scored: ``execute`` only hands rows
+on, and the next requests come while the engine works.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from packed_engine import INPUTS, PackedEngine, Rows
+from scheduler import OverloadedError, Request, Rows, Scheduler, Scores
+
+ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self.engine = PackedEngine.load(Path(args["model_repository"]) / args["model_version"])
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
+        self.metrics = EngineMetrics(args)
+        most = int(config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"])
+        self.scheduler = Scheduler(self._score, self.engine.rows_per_call, self.engine.workers, most)
 
-    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        scores = self.engine.score_requests([self._rows(request) for request in requests])
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores_RS)]) for scores_RS in scores]
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
+        for request in requests:
+            sender = request.get_response_sender()
+            # Copied: Triton's own copy lies in shared memory, which containers have little of.
+            rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
+            try:
+                self.scheduler.submit(Request(rows, partial(_answer, sender), sender.is_cancelled))
+            except OverloadedError as error:
+                _answer(sender, error)
+        return [None] * len(requests)
 
-    def _rows(self, request: pb_utils.InferenceRequest) -> Rows:
-        return tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+    def finalize(self) -> None:
+        self.scheduler.close()
+
+    def _score(self, rows: Rows) -> Scores:
+        self.metrics.count(len(rows[0]))
+        scores: Scores = self.engine.score(rows)
+        return scores
+
+
+class EngineMetrics:
+    """How many calls the engine got, and how full, in Triton's ``/metrics``."""
+
+    def __init__(self, args: dict[str, str]) -> None:
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        described = {"calls": "calls of the engine", "rows": "rows that the engine was given"}
+        self._families = {  # kept: a family that goes takes its metrics with it
+            name: pb_utils.MetricFamily(
+                name=f"disranker_engine_{name}", description=description, kind=pb_utils.MetricFamily.COUNTER
+            )
+            for name, description in described.items()
+        }
+        self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
+
+    def count(self, rows: int) -> None:
+        self._metrics["calls"].increment(1)
+        self._metrics["rows"].increment(rows)
+
+
+def open_engine(version: Path) -> Any:
+    """What scores this version's rows: ``score(rows)``, ``rows_per_call`` at a time, from ``workers`` threads."""
+    name = json.loads((version / "manifest.json").read_text(encoding="utf-8"))["engine"]
+    if name not in ENGINES:
+        raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
+    module, kind = ENGINES[name]
+    return getattr(importlib.import_module(module), kind).load(version)
+
+
+def _answer(sender: Any, outcome: Scores | Exception) -> None:
+    if isinstance(outcome, Exception):
+        code = pb_utils.TritonError.UNAVAILABLE if isinstance(outcome, OverloadedError) else pb_utils.TritonError.INTERNAL
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"student: {outcome}", code))
+    else:
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
+        pb_utils.Logger.log_warn(f"student: an answer could not be sent: {error}")

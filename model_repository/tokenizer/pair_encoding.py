@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,11 @@ class DocumentIds(NamedTuple):
 
     token_ids: IntArray  # [T]
     lengths: Counts  # [N]; they sum to T
+
+    @classmethod
+    def of(cls, documents: Sequence[IntArray]) -> DocumentIds:
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        return cls(np.concatenate([np.empty(0, dtype=np.int32), *documents]), lengths)
 
 
 class FlatPairs(NamedTuple):
@@ -170,6 +175,11 @@ class PairEncoder:
                 f"{fixed}, less than max_query_tokens {config.max_query_tokens}"
             )
 
+    @property
+    def id_type(self) -> np.dtype[Any]:
+        """The narrowest type that holds every id."""
+        return np.min_scalar_type(len(self._text_ids) - 1)
+
     @classmethod
     def load(cls, directory: str | Path) -> PairEncoder:
         """The encoder of a checkpoint directory: ``tokenizer.json`` and ``pair_encoding.json``."""
@@ -201,9 +211,7 @@ class PairEncoder:
             text, size = _encodable(" ".join(part for part in document if part))
             self.check_size(f"document {index}", size)
             texts.append(text)
-        ids = self.tokenise(texts)
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        return DocumentIds(np.concatenate([np.empty(0, dtype=np.int32), *ids]), lengths)
+        return DocumentIds.of(self.tokenise(texts))
 
     def tokenise(self, texts: Sequence[str]) -> list[IntArray]:
         """The ids of each text, a document's title and summary joined by one space, cut as in ``document_ids``."""
@@ -402,10 +410,10 @@ def _encodable(text: str) -> tuple[str, int]:
 
 
 def _flat(pairs: Sequence[EncodedPair]) -> FlatPairs:
-    lengths = np.array([len(pair.token_ids) for pair in pairs], dtype=np.int64)
+    token_ids, lengths = DocumentIds.of([pair.token_ids for pair in pairs])
     starts = np.array([pair.document_start for pair in pairs], dtype=np.int64)
     truncated = np.array([pair.truncated for pair in pairs], dtype=np.bool_)
-    return FlatPairs(np.concatenate([np.empty(0, np.int32), *(p.token_ids for p in pairs)]), lengths, starts, truncated)
+    return FlatPairs(token_ids, lengths, starts, truncated)
 
 
 def _firsts(lengths: Counts) -> Counts:
