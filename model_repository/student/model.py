@@ -24,7 +24,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
-        self.metrics = EngineMetrics(args)
+        self.family = pb_utils.MetricFamily(  # kept: one that goes takes its metrics along
+            name="disranker_engine_calls", description="calls of the engine", kind=pb_utils.MetricFamily.COUNTER
+        )
+        self.calls = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         most = int(config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"])
         self.scheduler = Scheduler(self._score, self.engine.rows_per_call, self.engine.workers, most)
 
@@ -43,28 +46,9 @@ class TritonPythonModel:
         self.scheduler.close()
 
     def _score(self, rows: Rows) -> Scores:
-        self.metrics.count(len(rows[0]))
+        self.calls.increment(1)
         scores: Scores = self.engine.score(rows)
         return scores
-
-
-class EngineMetrics:
-    """How many calls the engine got, and how full, in Triton's ``/metrics``."""
-
-    def __init__(self, args: dict[str, str]) -> None:
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        described = {"calls": "calls of the engine", "rows": "rows that the engine was given"}
-        self._families = {  # kept: a family that goes takes its metrics with it
-            name: pb_utils.MetricFamily(
-                name=f"disranker_engine_{name}", description=description, kind=pb_utils.MetricFamily.COUNTER
-            )
-            for name, description in described.items()
-        }
-        self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
-
-    def count(self, rows: int) -> None:
-        self._metrics["calls"].increment(1)
-        self._metrics["rows"].increment(rows)
 
 
 def open_engine(version: Path) -> Any:
@@ -78,7 +62,9 @@ def open_engine(version: Path) -> Any:
 
 def _answer(sender: Any, outcome: Scores | Exception) -> None:
     if isinstance(outcome, Exception):
-        code = pb_utils.TritonError.UNAVAILABLE if isinstance(outcome, OverloadedError) else pb_utils.TritonError.INTERNAL
+        code = (
+            pb_utils.TritonError.UNAVAILABLE if isinstance(outcome, OverloadedError) else pb_utils.TritonError.INTERNAL
+        )
         response = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"student: {outcome}", code))
     else:
         response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])

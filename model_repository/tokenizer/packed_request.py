@@ -39,7 +39,9 @@ class RequestPacker:
     def pack_texts(self, query: Strings, titles: Strings, summaries: Strings) -> PackedRequest:
         """Rows of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
         if titles.shape != summaries.shape:
-            raise EncodingError(f"TITLES has {titles.size} elements and SUMMARIES {summaries.size}; a document has both")
+            raise EncodingError(
+                f"TITLES has {titles.size} elements and SUMMARIES {summaries.size}; a document has both"
+            )
         self._check_count("TITLES", titles.size)
         documents = [*zip(titles.tolist(), summaries.tolist(), strict=True)]
         texts = [title + b" " + summary if title and summary else title or summary for title, summary in documents]

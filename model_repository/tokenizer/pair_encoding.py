@@ -343,12 +343,14 @@ def pack(
     within_T = np.arange(len(token_ids)) - np.repeat(_firsts(lengths), lengths)
     on_document = np.zeros_like(within_T) if pool_last else within_T >= np.repeat(document_starts, lengths)
     columns = (token_ids, on_document, within_T + position_offset, np.repeat(places + 1, lengths))
-    arrays = [np.zeros(shape, dtype=np.int32) for _ in columns]
-    for array, column in zip(arrays, columns, strict=True):
+    arrays_4RL = np.zeros((len(columns), *shape), dtype=np.int32)
+    for array, column in zip(arrays_4RL, columns, strict=True):
         array.reshape(-1)[places_T] = column
+    input_ids, token_type_ids, position_ids, segment_ids = arrays_4RL
     pool_positions = np.zeros((shape[0], slots_per_row), dtype=np.int32)
     pool_positions[rows, places] = starts + lengths - 1 if pool_last else starts
-    return PackedBatch(*arrays, pool_positions, (rows * slots_per_row + places).astype(np.int32))
+    slots = (rows * slots_per_row + places).astype(np.int32)
+    return PackedBatch(input_ids, token_type_ids, position_ids, segment_ids, pool_positions, slots)
 
 
 def _first_fit(lengths: Counts, row_length: int, slots_per_row: int) -> tuple[Counts, Counts, Counts]:
@@ -423,4 +425,5 @@ def _firsts(lengths: Counts) -> Counts:
 
 def _spans(starts: Counts, lengths: Counts) -> Counts:
     """All places of spans that begin at ``starts``, one span after the other."""
-    return np.repeat(starts - _firsts(lengths), lengths) + np.arange(int(lengths.sum()))
+    places: Counts = np.repeat(starts - _firsts(lengths), lengths) + np.arange(int(lengths.sum()))
+    return places

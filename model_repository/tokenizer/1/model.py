@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,27 @@ from token_cache import TokenCache
 
 TEXTS = ("TITLES", "SUMMARIES")
 IDS = ("DOCUMENT_IDS", "DOCUMENT_LENGTHS")
+METRICS = (
+    ("lookups", "documents that were looked up", "counter"),
+    ("hits", "documents that were not tokenised again", "counter"),
+    ("bytes", "memory that the cache takes", "gauge"),
+)
+METRICS_EVERY_S = 1.0
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
         self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(json.loads(args["model_config"])))
-        self.metrics = CacheMetrics(args)
+        self.metrics = CacheMetrics(args, self.packer.cache)
+        self.metrics.start()
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory)}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        responses = [self._respond(request) for request in requests]
-        self.metrics.update(self.packer.cache)
-        return responses
+        return [self._respond(request) for request in requests]
+
+    def finalize(self) -> None:
+        self.metrics.stop()
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -46,32 +55,40 @@ class TritonPythonModel:
         raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
 
 
-class CacheMetrics:
-    """What Triton's ``/metrics`` says of this instance's cache."""
+class CacheMetrics(threading.Thread):
+    """What Triton's ``/metrics`` says of this instance's cache, once a second: each number is a message to
+    Triton's process, which a request would wait for."""
 
-    def __init__(self, args: dict[str, str]) -> None:
-        labels = {"model": args["model_name"], "version": args["model_version"], "instance": args["model_instance_name"]}
-        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-        self._families = {  # kept: a family that goes takes its metrics with it
-            "lookups": _family("lookups", "documents that were looked up", counter),
-            "hits": _family("hits", "documents that were not tokenised again", counter),
-            "bytes": _family("bytes", "memory that the cache takes", gauge),
+    def __init__(self, args: dict[str, str], cache: TokenCache) -> None:
+        super().__init__(name="cache-metrics")
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
         }
-        self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
-        self._last = {"lookups": 0, "hits": 0}
+        self._cache = cache
+        self._families = [_family(*described) for described in METRICS]  # kept: one that goes takes its metrics along
+        self._lookups, self._hits, self._bytes = (family.Metric(labels=labels) for family in self._families)
+        self._stopped = threading.Event()
 
-    def update(self, cache: TokenCache) -> None:
-        now = {"lookups": cache.lookups, "hits": cache.hits}
-        if now == self._last:
-            return
-        for name, count in now.items():
-            self._metrics[name].increment(count - self._last[name])
-        self._metrics["bytes"].set(cache.bytes)
-        self._last = now
+    def run(self) -> None:
+        lookups = hits = 0
+        while not self._stopped.wait(METRICS_EVERY_S):
+            now = self._cache.lookups, self._cache.hits
+            if now != (lookups, hits):
+                self._lookups.increment(now[0] - lookups)
+                self._hits.increment(now[1] - hits)
+                self._bytes.set(self._cache.bytes)
+                lookups, hits = now
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
 
 
-def _family(name: str, description: str, kind: Any) -> Any:
-    return pb_utils.MetricFamily(name=f"disranker_document_cache_{name}", description=description, kind=kind)
+def _family(name: str, description: str, kind: str) -> Any:
+    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+    return pb_utils.MetricFamily(name=f"disranker_document_cache_{name}", description=description, kind=kinds[kind])
 
 
 def _cache_bytes(config: dict[str, Any]) -> int:
