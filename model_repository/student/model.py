@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 from scheduler import OverloadedError, Request, Rows, Scheduler, Scores
 
 ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
+ASK_EVERY_S = 0.1
 
 
 class TritonPythonModel:
@@ -37,7 +39,7 @@ class TritonPythonModel:
             # Copied: Triton's own copy lies in shared memory, which containers have little of.
             rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
             try:
-                self.scheduler.submit(Request(rows, partial(_answer, sender), sender.is_cancelled))
+                self.scheduler.submit(Request(rows, partial(_answer, sender), Cancelled(sender)))
             except OverloadedError as error:
                 _answer(sender, error)
         return [None] * len(requests)
@@ -60,12 +62,30 @@ def open_engine(version: Path) -> Any:
     return getattr(importlib.import_module(module), kind).load(version)
 
 
+class Cancelled:
+    """Whether the client has gone, asked for now and then: the question is a message to Triton's process.
+
+    It hears of clients that ask this model. An ensemble knows that its client has gone and keeps it to
+    itself until the step is over (seen on 2.51).
+    """
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._next = time.monotonic() + ASK_EVERY_S
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + ASK_EVERY_S
+        return bool(self._sender.is_cancelled())
+
+
 def _answer(sender: Any, outcome: Scores | Exception) -> None:
     if isinstance(outcome, Exception):
-        code = (
-            pb_utils.TritonError.UNAVAILABLE if isinstance(outcome, OverloadedError) else pb_utils.TritonError.INTERNAL
-        )
-        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(f"student: {outcome}", code))
+        kind = pb_utils.TritonError
+        code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError) else kind.INTERNAL
+        response = pb_utils.InferenceResponse(error=kind(f"student: {outcome}", code))
     else:
         response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])
     try:
