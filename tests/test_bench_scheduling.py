@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.scheduling import POLICIES, Job, Times, Traffic, main, measure, simulate
+from bench.scheduling import POLICIES, SERVED, Job, Times, Traffic, main, measure, simulate
 
 
 def times(name: str, traffic: Traffic, seed: int) -> Times:
@@ -12,12 +12,17 @@ def times(name: str, traffic: Traffic, seed: int) -> Times:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_small_requests_pass_large_ones_and_these_do_not_pay_more_than_with_turns(seed: int) -> None:
+def test_small_requests_pass_large_ones_which_end_sooner_than_with_turns(seed: int) -> None:
     traffic = Traffic(0.5, 0.2)
-    fair, first_come, turns = (times(name, traffic, seed) for name in ("fair", "first come", "round robin"))
-    assert fair.small_p99 < 0.2 * first_come.small_p99
-    assert fair.small_p99 < 4 * fair.small_p50
-    assert fair.large_mean < turns.large_mean
+    served, first_come, turns = (times(name, traffic, seed) for name in (SERVED, "first come", "round robin"))
+    assert served.small_p99 < 0.2 * first_come.small_p99
+    assert served.small_p99 < 4 * served.small_p50
+    assert served.large_mean < turns.large_mean
+
+
+def test_large_requests_end_though_small_ones_would_fill_the_engine() -> None:
+    traffic = Traffic(1.0, 0.1)
+    assert times(SERVED, traffic, 0).large_worst < 0.5 * times("shortest left", traffic, 0).large_worst
 
 
 def test_calls_are_filled_and_time_goes_on_when_nobody_waits() -> None:
@@ -29,5 +34,6 @@ def test_calls_are_filled_and_time_goes_on_when_nobody_waits() -> None:
 def test_the_command_prints_every_policy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.scheduling.TRAFFIC", (Traffic(0.1, 0.01),))
     assert main([]) == 0
-    assert all(name in capsys.readouterr().out for name in POLICIES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in POLICIES)
     assert main(["--fast"]) == 2

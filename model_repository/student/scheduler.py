@@ -3,11 +3,10 @@
 Shapes: R rows of a request, L token slots a row, S pairs at most a row.
 
 Each call takes as many rows as the engine likes, from as many requests as are needed, so no call waits
-for more and a request of 1,000 documents is on the engine for one call at a time. Whose rows go next is
-decided as in the Fair Sojourn Protocol (Friedman and Henderson, SIGMETRICS 2003): by when a request would
-end if all had equal shares of the engine, the first of these served whole. A small request so overtakes
-a large one, and yet nobody ends later than with equal shares: small requests, however many, do not
-starve a large one, as they do where the shortest goes first. docs/serving.md has the comparison.
+for more and a request of 1,000 documents has the engine for one call at a time. The request with the
+fewest rows left goes first, which is the least waiting on the whole; but a share of all rows goes to the
+one that has waited longest, or small requests, if there were enough of them, would starve a large one.
+``python -m bench.scheduling`` compares this with other policies.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ import numpy.typing as npt
 
 Rows = tuple[npt.NDArray[np.int32], ...]  # [R, L] or [R, S], one for each input of the engine
 Scores = npt.NDArray[np.float32]  # [R, S], logits
+
+# A large request so takes 8 times as long as alone at worst. Of twice the share, small ones feel every row.
+SHARE_OF_OLDEST = 0.125
 
 
 class OverloadedError(Exception):
@@ -49,6 +51,10 @@ class Request:
     def size(self) -> int:
         return len(self.rows[0])
 
+    @property
+    def left(self) -> int:
+        return self.size - self.taken
+
     def scores(self) -> Scores:
         return np.concatenate([self.parts[start] for start in sorted(self.parts)])
 
@@ -61,69 +67,49 @@ class Piece(NamedTuple):
     stop: int
 
 
-class EqualShares:
-    """When requests would end if each had an equal share of the engine, in rows that it has scored."""
-
-    def __init__(self) -> None:
-        self._clock = 0.0  # rows that a request has got which was there from the start
-        self._ends: list[float] = []  # a heap, of those that would still be there
-
-    def end(self, rows: int) -> float:
-        """By the clock, of a request that comes now."""
-        heapq.heappush(self._ends, self._clock + rows)
-        return self._clock + rows
-
-    def advance(self, rows: int) -> None:
-        """The engine has taken ``rows`` of whichever requests."""
-        left = float(rows)
-        while self._ends:
-            step = min(left / len(self._ends), self._ends[0] - self._clock)
-            self._clock += step
-            left -= step * len(self._ends)
-            if self._ends[0] > self._clock:
-                return
-            heapq.heappop(self._ends)
-
-
 class RowQueue:
     """What waits, in the order in which it goes. Not for several threads."""
 
     def __init__(self) -> None:
         self.waiting_rows = 0
-        self._shares = EqualShares()
-        self._heap: list[tuple[float, int, Request]] = []
-        self._count = 0
+        self._waiting: list[Request] = []  # in order of arrival
+        self._owed = 0.0  # rows that whoever waits longest has a right to
 
     def add(self, request: Request) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (self._shares.end(request.size), self._count, request))
+        self._waiting.append(request)
         self.waiting_rows += request.size
 
     def take(self, rows: int) -> list[Piece]:
         """The next ``rows`` rows, or as many as there are."""
+        rows = min(rows, self.waiting_rows)
+        self._owed += rows * SHARE_OF_OLDEST
         pieces = []
-        while rows and self._heap:
-            request = self._heap[0][2]
-            start, stop = request.taken, min(request.taken + rows, request.size)
-            pieces.append(Piece(request, start, stop))
-            request.taken = stop
-            rows -= stop - start
-            self.waiting_rows -= stop - start
-            self._shares.advance(stop - start)
-            if stop == request.size:
-                heapq.heappop(self._heap)
-        if not self._heap:
-            self._shares = EqualShares()
+        if self._waiting and int(self._owed):
+            pieces.append(self._piece(self._waiting[0], int(self._owed)))
+            self._owed -= pieces[0].stop - pieces[0].start
+        rows -= sum(piece.stop - piece.start for piece in pieces)
+        unfinished = (request for request in self._waiting if request.left)
+        for request in heapq.nsmallest(rows, unfinished, key=lambda request: request.left):
+            if rows:
+                pieces.append(self._piece(request, rows))
+                rows -= pieces[-1].stop - pieces[-1].start
+        self._waiting = [request for request in self._waiting if request.left]
+        if not self._waiting:
+            self._owed = 0.0
         return pieces
 
     def drop(self, request: Request) -> None:
         """Forget the rows that no call has taken yet."""
-        if request.taken == request.size:
-            return
-        self.waiting_rows -= request.size - request.taken
-        request.taken = request.size
-        self._heap = [entry for entry in self._heap if entry[2] is not request]
-        heapq.heapify(self._heap)
+        if request.left:
+            self.waiting_rows -= request.left
+            self._waiting.remove(request)
+            request.taken = request.size
+
+    def _piece(self, request: Request, most: int) -> Piece:
+        start = request.taken
+        request.taken += min(most, request.left)
+        self.waiting_rows -= request.taken - start
+        return Piece(request, start, request.taken)
 
 
 class Scheduler:
