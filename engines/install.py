@@ -16,7 +16,7 @@ from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FI
 
 SKELETON = Path(__file__).parents[1] / "model_repository"
 TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
-MODELS = ("tokenizer", "student", "scores", "ranker")
+MODELS = ("tokenizer", "student", "scores", "ranker", "ranker_tokens")
 SERVER_MODEL = "student/model.py"  # Triton wants a Python model inside its version
 MANIFEST_FILE = "manifest.json"
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    metrics_url: str
+
+    def metrics(self, name: str) -> float:
+        """The sum of a metric over all its labels; 0 if there is none of that name."""
+        with urllib.request.urlopen(self.metrics_url) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
 
 def build(checkpoint: Path, repository: Path, precision: str) -> Path:
@@ -62,7 +70,7 @@ def starting(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
-        yield Server(process, f"127.0.0.1:{free['grpc']}", log)
+        yield Server(process, f"127.0.0.1:{free['grpc']}", log, f"http://127.0.0.1:{free['metrics']}/metrics")
     finally:
         process.terminate()
         process.wait(STOP_S)

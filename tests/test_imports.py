@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENCODING = "model_repository.tokenizer.pair_encoding"
+SCHEDULER = "model_repository.student.scheduler"
 SHARED = (
     "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
     "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
@@ -89,7 +90,7 @@ def allowed(path: str) -> set[str]:
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
     if path.startswith("bench/"):
-        return {"client.rank", ENCODING, *modules("trainer"), "bench.training", *modules("bench")}
+        return {"client.rank", ENCODING, SCHEDULER, *modules("trainer"), "bench.training", *modules("bench")}
     return set()
 
 
@@ -105,9 +106,19 @@ def test_every_trainer_file_has_a_row() -> None:
     assert set(sources("trainer")) <= set(ALLOWED)
 
 
-def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
-    tree = ast.parse((ROOT / "model_repository/tokenizer/pair_encoding.py").read_text(encoding="utf-8"))
+def third_party(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    third_party = {str(name).partition(".")[0] for name in modules} - set(__import__("sys").stdlib_module_names)
-    assert third_party == {"numpy", "tokenizers"}
+    return {str(name).partition(".")[0] for name in modules} - set(__import__("sys").stdlib_module_names)
+
+
+def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
+    assert third_party(ROOT / "model_repository/tokenizer/pair_encoding.py") == {"numpy", "tokenizers"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/token_cache", "student/scheduler"])
+def test_what_tritons_models_share_with_tests_needs_only_numpy(name: str) -> None:
+    path = ROOT / f"model_repository/{name}.py"
+    assert imported(path) == set()
+    assert third_party(path) <= {"numpy"}

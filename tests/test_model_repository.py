@@ -12,6 +12,7 @@ from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncodingCo
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 CONFIGS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*.pbtxt"))
+ENSEMBLES = ("ranker", "ranker_tokens")
 STUDENTS = ("student/config.pbtxt", "student/configs/cpu.pbtxt")
 DEFAULTS = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]")
 ROWS = PackedBatch._fields[:-1]
@@ -38,11 +39,12 @@ def test_a_configuration_parses_and_has_its_directorys_name(path: str) -> None:
     assert config(path).name == path.partition("/")[0]
 
 
-def test_the_four_models_are_there() -> None:
-    assert {path.partition("/")[0] for path in CONFIGS} >= {"tokenizer", "student", "scores", "ranker"}
+def test_the_models_are_there() -> None:
+    assert {path.partition("/")[0] for path in CONFIGS} >= {"tokenizer", "student", "scores", *ENSEMBLES}
     for model in ("tokenizer", "scores"):
         assert (REPOSITORY / model / "1/model.py").is_file()
-    assert (REPOSITORY / "ranker/1").is_dir()
+    for model in ENSEMBLES:
+        assert (REPOSITORY / model / "1").is_dir()
 
 
 def test_the_tokenizer_gives_the_packed_batch() -> None:
@@ -64,16 +66,20 @@ def test_what_a_step_gives_is_what_the_next_one_takes(path: str) -> None:
     made = tensors(tokenizer.output)
     assert student_in == {name: made[name] for name in ROWS}
     assert tensors(scores.input) == {**student_out, "slots": made["slots"]}
-    assert tensors(ranker.input) == tensors(tokenizer.input)
-    assert tensors(ranker.output) == {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
+    ranker_tokens = config("ranker_tokens/config.pbtxt")
+    assert {**tensors(ranker.input), **tensors(ranker_tokens.input)} == tensors(tokenizer.input)
+    for ensemble in (ranker, ranker_tokens):
+        assert tensors(ensemble.output) == {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
 
 
-def test_the_ensemble_wires_every_tensor_once() -> None:
-    ranker = config("ranker/config.pbtxt")
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_the_ensemble_wires_every_tensor_once(ensemble: str) -> None:
+    ranker = config(f"{ensemble}/config.pbtxt")
     known = {one.name for one in ranker.input}
     for step in ranker.ensemble_scheduling.step:
         path = f"{step.model_name}/config.pbtxt"
-        assert {one.name for one in config(path).input} == set(step.input_map)
+        taken = {one.name for one in config(path).input if not one.optional or one.name in known}
+        assert taken == set(step.input_map)
         assert {one.name for one in config(path).output} == set(step.output_map)
         assert set(step.input_map.values()) <= known
         assert not set(step.output_map.values()) & known
@@ -85,14 +91,17 @@ def test_the_ensemble_wires_every_tensor_once() -> None:
 def test_the_student_joins_requests_and_takes_the_largest(path: str) -> None:
     parsed = config(path)
     assert parsed.max_batch_size == DEFAULTS.max_documents
-    assert 0 < parsed.dynamic_batching.max_queue_delay_microseconds <= 2000
+    assert parsed.HasField("dynamic_batching")
+    assert parsed.dynamic_batching.max_queue_delay_microseconds <= 2000
+    assert [one.name for one in parsed.input] == [*ROWS], "the Python backend's engines take them in this order"
     for warmup in parsed.model_warmup:
         assert {name: (one.data_type, -1, *one.dims) for name, one in warmup.inputs.items()} == student(path)[0]
     assert parsed.model_warmup
 
 
 def test_only_the_student_joins_requests() -> None:
-    assert [config(f"{name}/config.pbtxt").max_batch_size for name in ("tokenizer", "scores", "ranker")] == [0, 0, 0]
+    for name in ("tokenizer", "scores", *ENSEMBLES):
+        assert config(f"{name}/config.pbtxt").max_batch_size == 0
 
 
 def test_the_student_runs_on_the_gpu_unless_the_processor_is_asked_for() -> None:

@@ -1,20 +1,94 @@
-"""Triton's Python model ``student``; a built version holds a copy, since Triton wants it there."""
+"""Triton's Python model ``student``; a built version holds a copy, since Triton wants it there.
+
+Each request is answered by its response sender, when its last row is scored: ``execute`` only hands rows
+on, and the next requests come while the engine works.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from packed_engine import INPUTS, PackedEngine, Rows
+from scheduler import OverloadedError, Request, Rows, Scheduler, Scores
+
+ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
+ASK_EVERY_S = 0.1
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self.engine = PackedEngine.load(Path(args["model_repository"]) / args["model_version"])
+        config = json.loads(args["model_config"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
+        self.family = pb_utils.MetricFamily(  # kept: one that goes takes its metrics along
+            name="disranker_engine_calls", description="calls of the engine", kind=pb_utils.MetricFamily.COUNTER
+        )
+        self.calls = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
+        most = int(config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"])
+        self.scheduler = Scheduler(self._score, self.engine.rows_per_call, self.engine.workers, most)
 
-    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        scores = self.engine.score_requests([self._rows(request) for request in requests])
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores_RS)]) for scores_RS in scores]
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
+        for request in requests:
+            sender = request.get_response_sender()
+            # Copied: Triton's own copy lies in shared memory, which containers have little of.
+            rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
+            try:
+                self.scheduler.submit(Request(rows, partial(_answer, sender), Cancelled(sender)))
+            except OverloadedError as error:
+                _answer(sender, error)
+        return [None] * len(requests)
 
-    def _rows(self, request: pb_utils.InferenceRequest) -> Rows:
-        return tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+    def finalize(self) -> None:
+        self.scheduler.close()
+
+    def _score(self, rows: Rows) -> Scores:
+        self.calls.increment(1)
+        scores: Scores = self.engine.score(rows)
+        return scores
+
+
+def open_engine(version: Path) -> Any:
+    """What scores this version's rows: ``score(rows)``, ``rows_per_call`` at a time, from ``workers`` threads."""
+    name = json.loads((version / "manifest.json").read_text(encoding="utf-8"))["engine"]
+    if name not in ENGINES:
+        raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
+    module, kind = ENGINES[name]
+    return getattr(importlib.import_module(module), kind).load(version)
+
+
+class Cancelled:
+    """Whether the client has gone, asked for now and then: the question is a message to Triton's process.
+
+    It hears of clients that ask this model. An ensemble knows that its client has gone and keeps it to
+    itself until the step is over (seen on 2.51).
+    """
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._next = time.monotonic() + ASK_EVERY_S
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + ASK_EVERY_S
+        return bool(self._sender.is_cancelled())
+
+
+def _answer(sender: Any, outcome: Scores | Exception) -> None:
+    if isinstance(outcome, Exception):
+        kind = pb_utils.TritonError
+        code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError) else kind.INTERNAL
+        response = pb_utils.InferenceResponse(error=kind(f"student: {outcome}", code))
+    else:
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
+        pb_utils.Logger.log_warn(f"student: an answer could not be sent: {error}")

@@ -6,7 +6,6 @@ Shapes: R rows, L token slots a row, S pairs at most a row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,8 @@ class PackedEngine:
     """
 
     def __init__(self, model: Path, precision: str, rows_per_call: int) -> None:
-        self._rows_per_call = rows_per_call
+        self.rows_per_call = rows_per_call
+        self.workers = 1  # a call uses every core
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         self._compiled = openvino.Core().compile_model(model, "CPU", settings)
 
@@ -39,15 +39,9 @@ class PackedEngine:
 
     def score(self, rows: Rows) -> Scores:
         """``scores[R, S]`` of any number of rows."""
-        size = self._rows_per_call
+        size = self.rows_per_call
         starts = range(0, len(rows[0]), size)
         return np.concatenate([self._run(tuple(array[start : start + size] for array in rows)) for start in starts])
-
-    def score_requests(self, requests: Sequence[Rows]) -> list[Scores]:
-        """Scores of each request, computed in one run over the rows of all."""
-        joined = tuple(np.concatenate(arrays) for arrays in zip(*requests, strict=True))
-        ends = np.cumsum([len(rows[0]) for rows in requests])[:-1]
-        return np.split(self.score(joined), ends)
 
     def _run(self, rows: Rows) -> Scores:
         result = self._compiled(dict(zip(INPUTS, rows, strict=True)))

@@ -1,18 +1,20 @@
-"""A request's strings to packed rows, and the check that the student was built for them.
+"""A request's strings or ids to packed rows, and the check that the student was built for them.
 
-Shapes: N documents, R rows, L token slots a row, S pairs at most a row. Triton puts this directory
-on ``sys.path``, so the contract is imported by its bare name.
+Shapes: N documents, T token ids of them all, R rows, L token slots a row, S pairs at most a row. Triton
+puts this directory on ``sys.path``, so the contract is imported by its bare name.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pair_encoding import Document, EncodingError, PackedBatch, PairEncoder, encoding_hash
+from pair_encoding import DocumentIds, EncodingError, IntArray, PackedBatch, PairEncoder, encoding_hash
+from token_cache import TokenCache
 
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
 
@@ -24,30 +26,77 @@ class PackedRequest(NamedTuple):
     truncated: npt.NDArray[np.bool_]
 
 
-def pack_request(encoder: PairEncoder, query: Strings, titles: Strings, summaries: Strings) -> PackedRequest:
-    """Rows of ``query[1]`` with ``titles[N]`` and ``summaries[N]``.
+class RequestPacker:
+    """Requests to packed rows by one artefact's encoder; a capacity of 0 keeps no documents' ids.
 
-    Raises EncodingError, which names the input and the index and never quotes the text.
+    All that it raises are EncodingErrors, which name the input and the index and never quote the text.
     """
-    if titles.shape != summaries.shape:
-        raise EncodingError(f"TITLES has {titles.size} elements and SUMMARIES {summaries.size}; a document has both")
-    limit = encoder.config.max_documents
-    if not 1 <= titles.size <= limit:
-        raise EncodingError(f"TITLES has {titles.size} elements; a request takes 1 to {limit} documents")
-    (query_text,) = _texts("QUERY", query)
-    parts = (_texts(name, array) for name, array in (("TITLES", titles), ("SUMMARIES", summaries)))
-    pairs = encoder.encode(query_text, [Document(*texts) for texts in zip(*parts, strict=True)])
-    return PackedRequest(encoder.pack(pairs), np.array([pair.truncated for pair in pairs], dtype=np.bool_))
+
+    def __init__(self, encoder: PairEncoder, cache_bytes: int) -> None:
+        self.cache = TokenCache(cache_bytes)
+        self._encoder = encoder
+
+    def pack_texts(self, query: Strings, titles: Strings, summaries: Strings) -> PackedRequest:
+        """Rows of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
+        if titles.shape != summaries.shape:
+            raise EncodingError(
+                f"TITLES has {titles.size} elements and SUMMARIES {summaries.size}; a document has both"
+            )
+        self._check_count("TITLES", titles.size)
+        documents = [*zip(titles.tolist(), summaries.tolist(), strict=True)]
+        texts = [title + b" " + summary if title and summary else title or summary for title, summary in documents]
+        for index, text in enumerate(texts):
+            self._encoder.check_size(f"document {index}", len(text))
+
+        def tokenise(places: Sequence[int]) -> list[IntArray]:
+            return self._encoder.tokenise([_joined(place, *documents[place]) for place in places])
+
+        return self._pack(query, self._document_ids(texts, tokenise))
+
+    def pack_ids(self, query: Strings, document_ids: IntArray, document_lengths: IntArray) -> PackedRequest:
+        """Rows of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
+        as many as ``document_lengths[N]`` says, without any template."""
+        self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
+        if document_lengths.min() < 0:
+            index = int(document_lengths.argmin())
+            raise EncodingError(f"DOCUMENT_LENGTHS[{index}] is {int(document_lengths[index])}")
+        documents = DocumentIds(document_ids, document_lengths.astype(np.int64))
+        if documents.lengths.sum() != document_ids.size:
+            raise EncodingError(
+                f"DOCUMENT_LENGTHS add up to {int(documents.lengths.sum())} and DOCUMENT_IDS has {document_ids.size} "
+                "elements: it holds the ids of all documents, one after the other"
+            )
+        self._encoder.check_ids(documents)
+        return self._pack(query, documents)
+
+    def _document_ids(self, texts: Sequence[bytes], tokenise: Callable[[Sequence[int]], list[IntArray]]) -> DocumentIds:
+        if not self.cache.capacity_bytes:
+            return DocumentIds.of(tokenise(range(len(texts))))
+        kind = self._encoder.id_type
+        ids = self.cache.get(texts, lambda places: [array.astype(kind).tobytes() for array in tokenise(places)])
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)) // kind.itemsize
+        return DocumentIds(np.frombuffer(b"".join(ids), dtype=kind).astype(np.int32), lengths)
+
+    def _pack(self, query: Strings, documents: DocumentIds) -> PackedRequest:
+        pairs = self._encoder.pairs(_decoded("QUERY", 0, query.item()), documents)
+        return PackedRequest(self._encoder.pack(pairs), pairs.truncated)
+
+    def _check_count(self, name: str, count: int) -> None:
+        limit = self._encoder.config.max_documents
+        if not 1 <= count <= limit:
+            raise EncodingError(f"{name} has {count} elements; a request takes 1 to {limit}")
 
 
-def _texts(name: str, array: Strings) -> list[str]:
-    texts = []
-    for index, element in enumerate(array.tolist()):
-        try:
-            texts.append(element.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise EncodingError(f"{name}[{index}] is not UTF-8: {error.reason} at byte {error.start}") from None
-    return texts
+def _joined(index: int, title: bytes, summary: bytes) -> str:
+    parts = (_decoded("TITLES", index, title), _decoded("SUMMARIES", index, summary))
+    return " ".join(part for part in parts if part)
+
+
+def _decoded(name: str, index: int, text: bytes) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EncodingError(f"{name}[{index}] is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def check_student(tokenizer: Path) -> str:

@@ -1,6 +1,7 @@
 """The contract between training and serving: text to token ids, pairs to packed rows, and back.
 
-Shapes: N pairs (documents of a request), R rows, L token slots a row, S pairs at most a row.
+Shapes: N pairs (documents of a request), T token ids of them all, one after the other, R rows, L token
+slots a row, S pairs at most a row.
 Needs numpy and tokenizers only, because Triton's Python backend loads this file as it lies here.
 """
 
@@ -11,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ TOKENIZER_FILE = "tokenizer.json"
 ENCODING_FILE = "pair_encoding.json"
 
 IntArray = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -47,6 +49,27 @@ class EncodedPair:
     token_ids: IntArray
     document_start: int
     truncated: bool
+
+
+class DocumentIds(NamedTuple):
+    """Documents already tokenised, as a forward index holds them: without any template."""
+
+    token_ids: IntArray  # [T]
+    lengths: Counts  # [N]; they sum to T
+
+    @classmethod
+    def of(cls, documents: Sequence[IntArray]) -> DocumentIds:
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        return cls(np.concatenate([np.empty(0, dtype=np.int32), *documents]), lengths)
+
+
+class FlatPairs(NamedTuple):
+    """Pairs one after the other; ``EncodedPair`` without an object for each."""
+
+    token_ids: IntArray  # [T]
+    lengths: Counts  # [N]; they sum to T
+    document_starts: Counts  # [N]
+    truncated: npt.NDArray[np.bool_]  # [N]
 
 
 class PackedBatch(NamedTuple):
@@ -139,6 +162,7 @@ class PairEncoder:
         self._unknown = _unknown_piece(tokenizer)
         self._control_ids = {key for key, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._refuse_control_tokens_in_text()
+        self._text_ids = self._ids_of_text()
         self._start = [] if config.start_token is None else [self._control_id(config.start_token)]
         self._end = [self._control_id(config.end_token)]
         self._query_prefix = self._ids(config.query_prefix)
@@ -150,6 +174,11 @@ class PairEncoder:
                 f"max_pair_tokens {config.max_pair_tokens} leaves {self._text_budget} tokens beside the template's "
                 f"{fixed}, less than max_query_tokens {config.max_query_tokens}"
             )
+
+    @property
+    def id_type(self) -> np.dtype[Any]:
+        """The narrowest type that holds every id."""
+        return np.min_scalar_type(len(self._text_ids) - 1)
 
     @classmethod
     def load(cls, directory: str | Path) -> PairEncoder:
@@ -163,28 +192,41 @@ class PairEncoder:
     def encode(self, query: str, documents: Sequence[Document]) -> list[EncodedPair]:
         """One pair per document, in order. Raises EncodingError for an empty query, no documents,
         more than ``max_documents``, or a query or document above ``max_document_bytes``."""
-        query = self._checked("the query", query)
-        if not query.strip():
-            raise EncodingError("the query is empty")
-        if not 1 <= len(documents) <= self.config.max_documents:
-            raise EncodingError(f"{len(documents)} documents; a request takes 1 to {self.config.max_documents}")
-        texts = [
-            self._checked(f"document {index}", " ".join(part for part in document if part))
-            for index, document in enumerate(documents)
-        ]
-        all_query_ids = self._ids(query)
-        query_ids = all_query_ids[: self.config.max_query_tokens]
-        head = self._start + self._query_prefix + query_ids + self._middle
-        budget = self._text_budget - len(query_ids)
-        query_cut = len(all_query_ids) > len(query_ids)
-        pairs = []
-        for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            ids = self._as_text(encoding.ids)
-            tokens = np.asarray(head + ids[:budget] + self._end, dtype=np.int32)
-            pairs.append(EncodedPair(tokens, len(head), query_cut or len(ids) > budget))
-        return pairs
+        head = self._head(query)
+        self.check_count(len(documents))
+        pairs = self._pairs(*head, self.document_ids(documents))
+        parts = np.split(pairs.token_ids, np.cumsum(pairs.lengths)[:-1])
+        ends = zip(parts, pairs.document_starts.tolist(), pairs.truncated.tolist(), strict=True)
+        return [EncodedPair(*pair) for pair in ends]
 
-    def pack(self, pairs: Sequence[EncodedPair]) -> PackedBatch:
+    def document_ids(self, documents: Sequence[Document]) -> DocumentIds:
+        """The ids of any number of documents, which ``pairs`` makes pairs of with any query.
+
+        This is what a forward index stores. A document is cut one token after what any query leaves
+        room for, so that it still shows that it was longer. Raises EncodingError for a document above
+        ``max_document_bytes``.
+        """
+        texts = []
+        for index, document in enumerate(documents):
+            text, size = _encodable(" ".join(part for part in document if part))
+            self.check_size(f"document {index}", size)
+            texts.append(text)
+        return DocumentIds.of(self.tokenise(texts))
+
+    def tokenise(self, texts: Sequence[str]) -> list[IntArray]:
+        """The ids of each text, a document's title and summary joined by one space, cut as in ``document_ids``."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        most = self._text_budget + 1
+        return [np.array(self._as_text(encoding.ids[:most]), dtype=np.int32) for encoding in encodings]
+
+    def pairs(self, query: str, documents: DocumentIds) -> FlatPairs:
+        """The pairs of a query with documents that are tokenised, in order. Raises EncodingError for an
+        empty query or one above ``max_document_bytes``, no documents or more than ``max_documents``."""
+        head = self._head(query)
+        self.check_count(len(documents.lengths))
+        return self._pairs(*head, documents)
+
+    def pack(self, pairs: Sequence[EncodedPair] | FlatPairs) -> PackedBatch:
         """``pack`` with this artefact's row length, slots and pooling."""
         config = self.config
         return pack(
@@ -195,15 +237,53 @@ class PairEncoder:
             position_offset=config.position_offset,
         )
 
-    def _checked(self, name: str, text: str) -> str:
-        text = _encodable(text)
-        size, most = len(text.encode("utf-8")), self.config.max_document_bytes
-        if size > most:
-            raise EncodingError(f"{name} has {size} bytes; at most {most} are taken")
-        return text
+    def check_count(self, documents: int) -> None:
+        """Raises EncodingError for a number of documents that no request may have."""
+        if not 1 <= documents <= self.config.max_documents:
+            raise EncodingError(f"{documents} documents; a request takes 1 to {self.config.max_documents}")
+
+    def check_size(self, name: str, size: int) -> None:
+        """Raises EncodingError for a text of ``size`` bytes that is too large; ``name`` says which it is."""
+        if size > self.config.max_document_bytes:
+            raise EncodingError(f"{name} has {size} bytes; at most {self.config.max_document_bytes} are taken")
+
+    def check_ids(self, documents: DocumentIds) -> None:
+        """Raises EncodingError for ids that no text becomes: of another vocabulary, or of a control token."""
+        known = (documents.token_ids >= 0) & (documents.token_ids < len(self._text_ids))
+        known[known] = self._text_ids[documents.token_ids[known]]
+        if known.all():
+            return
+        place = int(known.argmin())
+        document = int(np.searchsorted(np.cumsum(documents.lengths), place, side="right"))
+        raise EncodingError(
+            f"document {document} holds the id {int(documents.token_ids[place])}, which is no token of text in this "
+            f"vocabulary: make the ids with the served tokenizer, by PairEncoder.document_ids"
+        )
+
+    def _head(self, query: str) -> tuple[IntArray, bool]:
+        """All that comes before the document, and whether the query was cut."""
+        query, size = _encodable(query)
+        self.check_size("the query", size)
+        if not query.strip():
+            raise EncodingError("the query is empty")
+        ids, most = self._ids(query), self.config.max_query_tokens
+        head = self._start + self._query_prefix + ids[:most] + self._middle
+        return np.array(head, dtype=np.int32), len(ids) > most
+
+    def _pairs(self, head: IntArray, query_cut: bool, documents: DocumentIds) -> FlatPairs:
+        budget = self.config.max_pair_tokens - len(head) - len(self._end)
+        kept = np.minimum(documents.lengths, budget)
+        lengths = len(head) + kept + len(self._end)
+        firsts = _firsts(lengths)
+        token_ids = np.empty(int(lengths.sum()), dtype=np.int32)
+        token_ids[firsts[:, None] + np.arange(len(head))] = head
+        token_ids[_spans(firsts + len(head), kept)] = documents.token_ids[_spans(_firsts(documents.lengths), kept)]
+        token_ids[firsts + lengths - len(self._end)] = self._end
+        starts = np.full(len(lengths), len(head), dtype=np.int64)
+        return FlatPairs(token_ids, lengths, starts, query_cut | (documents.lengths > budget))
 
     def _ids(self, text: str) -> list[int]:
-        return self._as_text(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+        return self._as_text(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _as_text(self, ids: list[int]) -> list[int]:
         if self._unknown is None:
@@ -217,58 +297,87 @@ class PairEncoder:
         return int(token_id)
 
     def _refuse_control_tokens_in_text(self) -> None:
-        unknown = getattr(self._tokenizer.model, "unk_token", None)  # stands for text, so text may become it
-        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            if token.special and token.content != unknown and token_id in {*self._ids(token.content)} - {self._unknown}:
-                raise EncodingError(f"this tokenizer reads the control token {token.content!r} out of ordinary text")
+        for token_id, content in self._control_tokens().items():
+            if token_id in {*self._ids(content)}:
+                raise EncodingError(f"this tokenizer reads the control token {content!r} out of ordinary text")
+
+    def _control_tokens(self) -> dict[int, str]:
+        """By id; without the unknown token, which stands for text, so text may become it."""
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        tokens = self._tokenizer.get_added_tokens_decoder().items()
+        return {
+            token_id: token.content
+            for token_id, token in tokens
+            if token.special and token.content != unknown and token_id != self._unknown
+        }
+
+    def _ids_of_text(self) -> npt.NDArray[np.bool_]:
+        """Of each id up to the highest, whether text may become it."""
+        vocabulary = [*self._tokenizer.get_vocab(with_added_tokens=True).values()]
+        allowed = np.zeros(max(vocabulary) + 1, dtype=np.bool_)
+        allowed[vocabulary] = True
+        allowed[[*self._control_tokens()]] = False
+        return allowed
 
 
 def pack(
-    pairs: Sequence[EncodedPair], row_length: int, slots_per_row: int, *, pool_last: bool, position_offset: int = 0
+    pairs: Sequence[EncodedPair] | FlatPairs,
+    row_length: int,
+    slots_per_row: int,
+    *,
+    pool_last: bool,
+    position_offset: int = 0,
 ) -> PackedBatch:
     """First-fit decreasing: the longest pair first, each into the first row with room and a slot.
 
     Raises EncodingError for no pairs and for a pair longer than a row.
     """
-    lengths = np.array([len(pair.token_ids) for pair in pairs], dtype=np.int64)
+    token_ids, lengths, document_starts, _ = pairs if isinstance(pairs, FlatPairs) else _flat(pairs)
     if lengths.size == 0:
         raise EncodingError("no pairs to pack")
     if lengths.max() > row_length:
         raise EncodingError(f"pair {int(lengths.argmax())} has {int(lengths.max())} tokens; a row has {row_length}")
-    rows, places = _first_fit(lengths, row_length, slots_per_row)
+    rows, places, starts = _first_fit(lengths, row_length, slots_per_row)
     shape = (int(rows.max()) + 1, row_length)
-    input_ids, token_type_ids, position_ids, segment_ids = (np.zeros(shape, dtype=np.int32) for _ in range(4))
+    places_T = _spans(rows * row_length + starts, lengths)  # where each token goes, in all rows
+    within_T = np.arange(len(token_ids)) - np.repeat(_firsts(lengths), lengths)
+    on_document = np.zeros_like(within_T) if pool_last else within_T >= np.repeat(document_starts, lengths)
+    columns = (token_ids, on_document, within_T + position_offset, np.repeat(places + 1, lengths))
+    arrays_4RL = np.zeros((len(columns), *shape), dtype=np.int32)
+    for array, column in zip(arrays_4RL, columns, strict=True):
+        array.reshape(-1)[places_T] = column
+    input_ids, token_type_ids, position_ids, segment_ids = arrays_4RL
     pool_positions = np.zeros((shape[0], slots_per_row), dtype=np.int32)
+    pool_positions[rows, places] = starts + lengths - 1 if pool_last else starts
     slots = (rows * slots_per_row + places).astype(np.int32)
-    batch = PackedBatch(input_ids, token_type_ids, position_ids, segment_ids, pool_positions, slots)
-    starts = np.zeros(shape[0], dtype=np.int64)
-    for index in np.lexsort((places, rows)):
-        row, place, length = rows[index], places[index], lengths[index]
-        start = starts[row]
-        span = slice(start, start + length)
-        batch.input_ids[row, span] = pairs[index].token_ids
-        if not pool_last:
-            batch.token_type_ids[row, start + pairs[index].document_start : start + length] = 1
-        batch.position_ids[row, span] = np.arange(position_offset, position_offset + length)
-        batch.segment_ids[row, span] = place + 1
-        batch.pool_positions[row, place] = start + length - 1 if pool_last else start
-        starts[row] += length
-    return batch
+    return PackedBatch(input_ids, token_type_ids, position_ids, segment_ids, pool_positions, slots)
 
 
-def _first_fit(lengths: npt.NDArray[np.int64], row_length: int, slots_per_row: int) -> tuple[IntArray, IntArray]:
-    rows = np.zeros(len(lengths), dtype=np.int32)
-    places = np.zeros(len(lengths), dtype=np.int32)
-    room = np.full(len(lengths), row_length, dtype=np.int64)
-    used = np.zeros(len(lengths), dtype=np.int32)
-    for index in np.argsort(-lengths, kind="stable"):
-        row = int(np.argmax(room >= lengths[index]))
-        rows[index], places[index] = row, used[row]
-        room[row] -= lengths[index]
+def _first_fit(lengths: Counts, row_length: int, slots_per_row: int) -> tuple[Counts, Counts, Counts]:
+    """Of each pair its row, its place among the row's pairs and its first token slot.
+
+    Plain integers: for some hundred rows they are quicker than arrays. The search goes on where it
+    stood as long as lengths are the same, since a row without room for one has none for the next.
+    """
+    sizes = lengths.tolist()
+    rows, places, starts = ([0] * len(sizes) for _ in range(3))
+    room, used, free = [row_length], [0], [0]  # of each row: slots of tokens left, pairs, first free slot of tokens
+    row, last = 0, 0
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = sizes[index]
+        if length != last:
+            row, last = 0, length
+        while room[row] < length:
+            row += 1
+            if row == len(room):
+                room.append(row_length)
+                used.append(0)
+                free.append(0)
+        rows[index], places[index], starts[index] = row, used[row], free[row]
         used[row] += 1
-        if used[row] == slots_per_row:
-            room[row] = -1
-    return rows, places
+        free[row] += length
+        room[row] = row_length - free[row] if used[row] < slots_per_row else -1
+    return np.array(rows), np.array(places), np.array(starts)
 
 
 def unpack(scores: FloatArray, slots: IntArray) -> FloatArray:
@@ -292,6 +401,29 @@ def _unknown_piece(tokenizer: Tokenizer) -> int | None:
     return unknown
 
 
-def _encodable(text: str) -> str:
-    """Lone surrogates, which JSON can spell and UTF-8 cannot, become the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _encodable(text: str) -> tuple[str, int]:
+    """The text and its bytes in UTF-8. Lone surrogates, which JSON can spell and UTF-8 cannot, become the
+    replacement character."""
+    try:
+        return text, len(text.encode())
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text, len(text.encode())
+
+
+def _flat(pairs: Sequence[EncodedPair]) -> FlatPairs:
+    token_ids, lengths = DocumentIds.of([pair.token_ids for pair in pairs])
+    starts = np.array([pair.document_start for pair in pairs], dtype=np.int64)
+    truncated = np.array([pair.truncated for pair in pairs], dtype=np.bool_)
+    return FlatPairs(token_ids, lengths, starts, truncated)
+
+
+def _firsts(lengths: Counts) -> Counts:
+    """Where each begins, if they lie one after the other."""
+    return np.cumsum(lengths) - lengths
+
+
+def _spans(starts: Counts, lengths: Counts) -> Counts:
+    """All places of spans that begin at ``starts``, one span after the other."""
+    places: Counts = np.repeat(starts - _firsts(lengths), lengths) + np.arange(int(lengths.sum()))
+    return places

@@ -2,30 +2,98 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from packed_request import check_student, pack_request
+from packed_request import PackedRequest, RequestPacker, check_student
 from pair_encoding import EncodingError, PairEncoder
+from token_cache import TokenCache
+
+TEXTS = ("TITLES", "SUMMARIES")
+IDS = ("DOCUMENT_IDS", "DOCUMENT_LENGTHS")
+METRICS = (
+    ("lookups", "documents that were looked up", "counter"),
+    ("hits", "documents that were not tokenised again", "counter"),
+    ("bytes", "memory that the cache takes", "gauge"),
+)
+METRICS_EVERY_S = 1.0
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
-        self.encoder = PairEncoder.load(directory)
-        pb_utils.Logger.log_info(f"tokenizer: {check_student(directory)}")
+        self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(json.loads(args["model_config"])))
+        self.metrics = CacheMetrics(args, self.packer.cache)
+        self.metrics.start()
+        pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory)}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._respond(request) for request in requests]
 
+    def finalize(self) -> None:
+        self.metrics.stop()
+
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        inputs = [
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("QUERY", "TITLES", "SUMMARIES")
-        ]
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
-            packed = pack_request(self.encoder, *inputs)
+            packed = self._packed(tensors)
         except EncodingError as error:
             invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=invalid)
         outputs = {**packed.batch._asdict(), "TRUNCATED": packed.truncated}
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+    def _packed(self, tensors: dict[str, Any]) -> PackedRequest:
+        query = tensors.pop("QUERY")
+        if tensors.keys() == {*TEXTS}:
+            return self.packer.pack_texts(query, *(tensors[name] for name in TEXTS))
+        if tensors.keys() == {*IDS}:
+            return self.packer.pack_ids(query, *(tensors[name] for name in IDS))
+        raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
+
+
+class CacheMetrics(threading.Thread):
+    """What Triton's ``/metrics`` says of this instance's cache, once a second: each number is a message to
+    Triton's process, which a request would wait for."""
+
+    def __init__(self, args: dict[str, str], cache: TokenCache) -> None:
+        super().__init__(name="cache-metrics")
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+        }
+        self._cache = cache
+        self._families = [_family(*described) for described in METRICS]  # kept: one that goes takes its metrics along
+        self._lookups, self._hits, self._bytes = (family.Metric(labels=labels) for family in self._families)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        lookups = hits = 0
+        while not self._stopped.wait(METRICS_EVERY_S):
+            now = self._cache.lookups, self._cache.hits
+            if now != (lookups, hits):
+                self._lookups.increment(now[0] - lookups)
+                self._hits.increment(now[1] - hits)
+                self._bytes.set(self._cache.bytes)
+                lookups, hits = now
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def _family(name: str, description: str, kind: str) -> Any:
+    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+    return pb_utils.MetricFamily(name=f"disranker_document_cache_{name}", description=description, kind=kinds[kind])
+
+
+def _cache_bytes(config: dict[str, Any]) -> int:
+    """The setting of config.pbtxt; without one nothing is kept."""
+    given = config["parameters"].get("document_cache_bytes", {"string_value": "0"})["string_value"]
+    if not given.isdecimal():
+        raise pb_utils.TritonModelException(f"document_cache_bytes of config.pbtxt must be 0 or more, not {given!r}")
+    return int(given)

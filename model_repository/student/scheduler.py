@@ -1,0 +1,201 @@
+"""Rows of all waiting requests into the engine's calls, and each request answered with its last row.
+
+Shapes: R rows of a request, L token slots a row, S pairs at most a row.
+
+Each call takes as many rows as the engine likes, from as many requests as are needed, so no call waits
+for more and a request of 1,000 documents has the engine for one call at a time. The request with the
+fewest rows left goes first, which is the least waiting on the whole; but a share of all rows goes to the
+one that has waited longest, or small requests, if there were enough of them, would starve a large one.
+``python -m bench.scheduling`` compares this with other policies.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = tuple[npt.NDArray[np.int32], ...]  # [R, L] or [R, S], one for each input of the engine
+Scores = npt.NDArray[np.float32]  # [R, S], logits
+
+# A large request so takes 8 times as long as alone at worst. Of twice the share, small ones feel every row.
+SHARE_OF_OLDEST = 0.125
+
+
+class OverloadedError(Exception):
+    """More rows wait than may; the request is to be sent again later, or elsewhere."""
+
+
+class StoppedError(Exception):
+    """The scheduler was closed before the request was scored."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A request's rows; ``answer`` is called once, with its scores or with what went wrong."""
+
+    rows: Rows
+    answer: Callable[[Scores | Exception], None]
+    cancelled: Callable[[], bool] = lambda: False
+    taken: int = 0  # rows that a call has taken
+    scored: int = 0  # rows that have come back
+    parts: dict[int, Scores] = field(default_factory=dict)  # their scores, by the first row
+    answered: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.rows[0])
+
+    @property
+    def left(self) -> int:
+        return self.size - self.taken
+
+    def scores(self) -> Scores:
+        return np.concatenate([self.parts[start] for start in sorted(self.parts)])
+
+
+class Piece(NamedTuple):
+    """Rows ``start`` to ``stop`` of a request, in one call."""
+
+    request: Request
+    start: int
+    stop: int
+
+
+class RowQueue:
+    """What waits, in the order in which it goes. Not for several threads."""
+
+    def __init__(self) -> None:
+        self.waiting_rows = 0
+        self._waiting: list[Request] = []  # in order of arrival
+        self._owed = 0.0  # rows that whoever waits longest has a right to
+
+    def add(self, request: Request) -> None:
+        self._waiting.append(request)
+        self.waiting_rows += request.size
+
+    def take(self, rows: int) -> list[Piece]:
+        """The next ``rows`` rows, or as many as there are."""
+        rows = min(rows, self.waiting_rows)
+        self._owed += rows * SHARE_OF_OLDEST
+        pieces = []
+        if self._waiting and int(self._owed):
+            pieces.append(self._piece(self._waiting[0], int(self._owed)))
+            self._owed -= pieces[0].stop - pieces[0].start
+        rows -= sum(piece.stop - piece.start for piece in pieces)
+        unfinished = (request for request in self._waiting if request.left)
+        for request in heapq.nsmallest(rows, unfinished, key=lambda request: request.left):
+            if rows:
+                pieces.append(self._piece(request, rows))
+                rows -= pieces[-1].stop - pieces[-1].start
+        self._waiting = [request for request in self._waiting if request.left]
+        if not self._waiting:
+            self._owed = 0.0
+        return pieces
+
+    def drop(self, request: Request) -> None:
+        """Forget the rows that no call has taken yet."""
+        if request.left:
+            self.waiting_rows -= request.left
+            self._waiting.remove(request)
+            request.taken = request.size
+
+    def _piece(self, request: Request, most: int) -> Piece:
+        start = request.taken
+        request.taken += min(most, request.left)
+        self.waiting_rows -= request.taken - start
+        return Piece(request, start, request.taken)
+
+
+class Scheduler:
+    """Threads, ``workers`` of them, that keep the engine busy as long as there are rows.
+
+    ``score`` takes up to ``rows_per_call`` rows. More than ``max_waiting_rows`` do not wait (0: any number do).
+    """
+
+    def __init__(
+        self, score: Callable[[Rows], Scores], rows_per_call: int, workers: int = 1, max_waiting_rows: int = 0
+    ) -> None:
+        self._score, self._rows_per_call, self._max_waiting_rows = score, rows_per_call, max_waiting_rows
+        self._queue = RowQueue()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, name=f"engine-{number}") for number in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Raises OverloadedError where too much waits already, StoppedError after ``close``."""
+        with self._changed:
+            waiting, most = self._queue.waiting_rows, self._max_waiting_rows
+            if self._closed:
+                raise StoppedError("the model is being unloaded")
+            if most and waiting and waiting + request.size > most:
+                raise OverloadedError(
+                    f"{waiting} rows wait for the engine and this request has {request.size}; at most {most} may wait "
+                    "(max_waiting_rows): send it later, or to another server"
+                )
+            self._queue.add(request)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the threads after the calls that they are in; what has not been scored by then fails."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for piece in self._queue.take(self._queue.waiting_rows):
+            self._end(piece.request, StoppedError("the model was unloaded before this request was scored"))
+
+    def _work(self) -> None:
+        while pieces := self._next():
+            alive = [piece for piece in pieces if not self._ended(piece.request)]
+            if alive:
+                self._run(alive)
+
+    def _next(self) -> list[Piece]:
+        """The rows of the next call, when there are any; none at all once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._queue.waiting_rows)
+            return [] if self._closed else self._queue.take(self._rows_per_call)
+
+    def _ended(self, request: Request) -> bool:
+        """Whether a request is answered already, or nobody waits for its answer any more."""
+        if not request.answered and request.cancelled():
+            self._end(request, StoppedError("the request was cancelled"))
+        return request.answered
+
+    def _run(self, pieces: list[Piece]) -> None:
+        try:
+            scores = self._score(_joined(pieces))
+        except Exception as error:  # whatever an engine raises: these requests get it, and the next call is tried
+            for piece in pieces:
+                self._end(piece.request, error)
+            return
+        ends = np.cumsum([piece.stop - piece.start for piece in pieces])[:-1]
+        for piece, part in zip(pieces, np.split(scores, ends), strict=True):
+            with self._changed:
+                piece.request.parts[piece.start] = part
+                piece.request.scored += len(part)
+                complete = piece.request.scored == piece.request.size
+            if complete:
+                self._end(piece.request, piece.request.scores())
+
+    def _end(self, request: Request, outcome: Scores | Exception) -> None:
+        with self._changed:
+            if request.answered:
+                return
+            request.answered = True
+            self._queue.drop(request)
+        request.answer(outcome)
+
+
+def _joined(pieces: list[Piece]) -> Rows:
+    parts = [tuple(array[piece.start : piece.stop] for array in piece.request.rows) for piece in pieces]
+    return parts[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -1,0 +1,276 @@
+"""Every row is scored once and every request answered once, fairly, whatever comes and whatever fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_repository.student.scheduler import (
+    SHARE_OF_OLDEST,
+    OverloadedError,
+    Request,
+    RowQueue,
+    Rows,
+    Scheduler,
+    Scores,
+    StoppedError,
+)
+
+PATIENCE_S = 30.0
+ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=15)  # (after rows, rows)
+
+
+def double(rows: Rows) -> Scores:
+    """Row r's two scores: its number doubled, and the second input's."""
+    scores: Scores = np.stack([rows[0][:, 0] * 2, rows[1][:, 0]], axis=1).astype(np.float32)
+    return scores
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request of rows numbered from ``first`` and, once it is there, its answer."""
+
+    first: int
+    size: int
+    cancelled: Callable[[], bool] = lambda: False
+    outcomes: list[Scores | Exception] = field(default_factory=list)
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    def request(self) -> Request:
+        numbers = np.arange(self.first, self.first + self.size, dtype=np.int32)[:, None]
+        return Request((numbers, -numbers), self._answer, self.cancelled)
+
+    def _answer(self, outcome: Scores | Exception) -> None:
+        self.outcomes.append(outcome)
+        self.answered.set()
+
+    def outcome(self) -> Scores | Exception:
+        assert self.answered.wait(PATIENCE_S)
+        (outcome,) = self.outcomes
+        return outcome
+
+    def check(self) -> None:
+        numbers = np.arange(self.first, self.first + self.size)
+        outcome = self.outcome()
+        assert not isinstance(outcome, Exception)
+        np.testing.assert_array_equal(outcome, np.stack([numbers * 2, -numbers], axis=1))
+
+
+class Engine:
+    """``double``, held at its gate; remembers the rows of each call, and fails at those of ``broken``."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.calls: list[list[int]] = []
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self._broken = broken
+
+    def __call__(self, rows: Rows) -> Scores:
+        self.calls.append(rows[0][:, 0].tolist())
+        self.entered.release()
+        assert self.gate.acquire(timeout=PATIENCE_S)
+        if self._broken in self.calls[-1]:
+            raise RuntimeError("the engine broke")
+        return double(rows)
+
+    def open(self) -> None:
+        self.gate.release(10_000)
+
+
+@contextmanager
+def scheduling(
+    score: Callable[[Rows], Scores], rows_per_call: int = 4, workers: int = 1, most: int = 0
+) -> Iterator[Scheduler]:
+    scheduler = Scheduler(score, rows_per_call, workers, most)
+    try:
+        yield scheduler
+    finally:
+        if isinstance(score, Engine):
+            score.open()
+        scheduler.close()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 9), st.integers(1, 3))
+def test_every_request_gets_its_own_scores(sizes: list[int], rows_per_call: int, workers: int) -> None:
+    asked = [Asked(100 * number, size) for number, size in enumerate(sizes)]
+    calls = []
+
+    def score(rows: Rows) -> Scores:
+        calls.append(len(rows[0]))
+        return double(rows)
+
+    with scheduling(score, rows_per_call, workers) as scheduler:
+        for one in asked:
+            scheduler.submit(one.request())
+        for one in asked:
+            one.check()
+    assert sum(calls) == sum(sizes)
+    assert max(calls) <= rows_per_call
+
+
+def test_a_call_is_filled_from_several_requests() -> None:
+    engine = Engine()
+    with scheduling(engine) as scheduler:
+        asked = [Asked(0, 1), Asked(10, 1), Asked(20, 2), Asked(30, 3)]
+        scheduler.submit(asked[0].request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)  # the engine works: the others have to wait
+        for one in asked[1:]:
+            scheduler.submit(one.request())
+        engine.open()
+        for one in asked:
+            one.check()
+    assert engine.calls == [[0], [10, 20, 21, 30], [31, 32]]
+
+
+def test_a_small_request_overtakes_a_large_one() -> None:
+    engine = Engine()
+    with scheduling(engine) as scheduler:
+        large, small = Asked(0, 40), Asked(1000, 2)
+        scheduler.submit(large.request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        scheduler.submit(small.request())
+        engine.gate.release(2)  # the call that runs, and one more
+        small.check()
+        assert not large.answered.is_set()
+        engine.open()
+        large.check()
+    assert {1000, 1001} < {*engine.calls[1]}, "the call is filled with rows of the large one"
+    assert len(engine.calls[1]) == 4
+
+
+def test_small_requests_do_not_starve_a_large_one() -> None:
+    """Whenever one small request has been served the next is there: shortest first would never end the large one."""
+    queue = RowQueue()
+    large = Asked(0, 40).request()
+    queue.add(large)
+    served = 0
+    while large.taken < large.size:
+        queue.add(Asked(1000, 4).request())
+        served += sum(piece.stop - piece.start for piece in queue.take(4))
+        assert served <= large.size / SHARE_OF_OLDEST + 4
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 9))
+def test_a_call_is_as_full_as_it_can_be(sizes: list[int], rows_per_call: int) -> None:
+    queue = RowQueue()
+    for size in sizes:
+        queue.add(Asked(0, size).request())
+    left = sum(sizes)
+    while left:
+        taken = sum(piece.stop - piece.start for piece in queue.take(rows_per_call))
+        assert taken == min(rows_per_call, left)
+        left -= taken
+        assert queue.waiting_rows == left
+
+
+@given(ARRIVALS, st.integers(1, 8))
+def test_nobody_waits_longer_than_for_their_share(arrivals: list[tuple[int, int]], rows_per_call: int) -> None:
+    """In their turn all get the share of the oldest at least, whoever comes later."""
+    times = np.cumsum([after for after, _ in arrivals]).tolist()
+    sizes = [size for _, size in arrivals]
+    ended = _ends(times, sizes, rows_per_call)
+    for number, (came, end) in enumerate(zip(times, ended, strict=True)):
+        latest = max(ended[:number], default=0)  # when all who came before have gone, this is the oldest
+        assert end <= max(latest, came) + sizes[number] / SHARE_OF_OLDEST + 2 * rows_per_call
+
+
+def _ends(times: list[int], sizes: list[int], rows_per_call: int) -> list[float]:
+    """When each request ends, in an engine that scores a row in a unit of time."""
+    queue, clock, coming = RowQueue(), 0, 0
+    requests = [Asked(0, size).request() for size in sizes]
+    ended = [0.0] * len(sizes)
+    while coming < len(sizes) or queue.waiting_rows:
+        while coming < len(sizes) and times[coming] <= clock:
+            queue.add(requests[coming])
+            coming += 1
+        pieces = queue.take(rows_per_call)
+        clock = clock + sum(piece.stop - piece.start for piece in pieces) if pieces else times[coming]
+        for piece in pieces:
+            if piece.stop == piece.request.size:
+                ended[requests.index(piece.request)] = clock
+    return ended
+
+
+def test_an_engines_error_fails_those_in_its_call_and_no_others() -> None:
+    engine = Engine(broken=11)
+    with scheduling(engine) as scheduler:
+        before, broken, beside, after = Asked(0, 1), Asked(10, 3), Asked(20, 9), Asked(40, 2)
+        scheduler.submit(before.request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        scheduler.submit(broken.request())
+        scheduler.submit(beside.request())  # its first row shares the call
+        engine.gate.release(2)
+        for one in (broken, beside):
+            assert str(one.outcome()) == "the engine broke"
+        engine.open()
+        scheduler.submit(after.request())
+        before.check()
+        after.check()
+    assert engine.calls == [[0], [10, 11, 12, 20], [40, 41]], "rows of failed requests are not scored"
+
+
+def test_a_cancelled_request_is_not_scored() -> None:
+    engine = Engine()
+    gone = threading.Event()
+    with scheduling(engine) as scheduler:
+        running, cancelled, other = Asked(0, 5), Asked(10, 4, gone.is_set), Asked(20, 4)
+        scheduler.submit(running.request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        for one in (cancelled, other):
+            scheduler.submit(one.request())
+        gone.set()
+        engine.open()
+        running.check()
+        other.check()
+        assert str(cancelled.outcome()) == "the request was cancelled"
+    assert not {10, 11, 12, 13} & {number for call in engine.calls[1:] for number in call}
+
+
+def test_closing_fails_what_waits_and_ends_the_threads() -> None:
+    engine = Engine()
+    before = threading.active_count()
+    with scheduling(engine) as scheduler:
+        scored, part, waiting = Asked(0, 4), Asked(10, 8), Asked(30, 2)
+        scheduler.submit(scored.request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        scheduler.submit(part.request())
+        scheduler.submit(waiting.request())
+        closing = threading.Thread(target=scheduler.close)
+        closing.start()
+        with pytest.raises(StoppedError):
+            _until_closed(scheduler)
+        engine.open()
+        closing.join(PATIENCE_S)
+        scored.check()
+        assert isinstance(part.outcome(), StoppedError)
+        assert isinstance(waiting.outcome(), StoppedError)
+    assert engine.calls == [[0, 1, 2, 3]]
+    assert threading.active_count() == before
+
+
+def _until_closed(scheduler: Scheduler) -> None:
+    for number in range(10_000):
+        scheduler.submit(Asked(1000 + number, 1).request())
+
+
+def test_too_many_waiting_rows_are_refused_and_one_request_never() -> None:
+    engine = Engine()
+    with scheduling(engine, most=10) as scheduler:
+        running, large, refused = Asked(0, 1), Asked(10, 50), Asked(100, 1)
+        scheduler.submit(running.request())
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        scheduler.submit(large.request())  # more than may wait, but nothing else does
+        with pytest.raises(OverloadedError, match="50 rows wait for the engine and this request has 1; at most 10"):
+            scheduler.submit(refused.request())
+        engine.open()
+        large.check()
+        scheduler.submit(refused.request())
+        refused.check()
