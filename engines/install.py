@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engines.configs import changed_configs
 from engines.parity import ParityReport
-from engines.records import Dimensions, EngineError
+from engines.records import CpuEngine, Dimensions, EngineError
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
 SKELETON = Path(__file__).parents[1] / "model_repository"
@@ -25,7 +25,7 @@ MANIFEST_FILE = "manifest.json"
 class Manifest:
     """``manifest.json``: what a version is, and what it was measured to do.
 
-    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256.
+    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256; ``cpu`` is for OpenVINO.
     """
 
     engine: str
@@ -40,6 +40,7 @@ class Manifest:
     versions: dict[str, str]
     parity: ParityReport
     created: str
+    cpu: CpuEngine | None = None
 
     @property
     def dimensions(self) -> Dimensions:

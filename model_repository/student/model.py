@@ -11,6 +11,8 @@ from packed_engine import INPUTS, PackedEngine, Rows
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.engine = PackedEngine.load(Path(args["model_repository"]) / args["model_version"])
+        for note in self.engine.notes:
+            pb_utils.Logger.log_warn(f"student: {note}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         scores = self.engine.score_requests([self._rows(request) for request in requests])
