@@ -27,10 +27,11 @@ from transformers.hf_argparser import DataClassType
 
 from engines import openvino, tensorrt
 from engines.calibration import Calibration, read_calibration
+from engines.configs import served_version
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
 from engines.openvino import CpuWish
-from engines.parity import ParityReport, Yardstick
+from engines.parity import ParityReport, Yardstick, torch_runner
 from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, QueryGroup, read_groups
@@ -103,7 +104,7 @@ def build_version(arguments: BuildArguments) -> Path:
     groups = read_groups(arguments.data)
     calibration = _calibration(arguments, groups, encoder)
     check_repository(Path(arguments.model_repository), arguments.engine)
-    yardstick = Yardstick.of(model, encoder, groups)
+    yardstick = Yardstick.of(torch_runner(model), encoder, groups)
     with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
         if arguments.engine == "openvino":
             wish = CpuWish(arguments.precision, arguments.rows_per_call, calibration, arguments.most_kept)
@@ -117,6 +118,12 @@ def build_version(arguments: BuildArguments) -> Path:
         server_model = arguments.engine == "openvino"
         installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
     print(_summary(installed, manifest))
+    served = served_version(installed.parent)
+    if served != int(installed.name):
+        print(
+            f"Triton is told to serve version {served}, not this one: "
+            f"python -m engines.versions use latest --model_repository {arguments.model_repository}"
+        )
     return installed
 
 

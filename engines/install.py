@@ -122,7 +122,7 @@ def _add_version(
     configs = changed_configs([root / model for model in MODELS], manifest.dimensions)
     try:
         _fill(partial, engine_files, manifest, server_model)
-        with _replaced({**tokenizer, **configs}):
+        with replaced({**tokenizer, **configs}):
             partial.rename(root / "student" / str(version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -143,17 +143,17 @@ def _fill(partial: Path, engine_files: Sequence[Path], manifest: Manifest, serve
 
 
 @contextmanager
-def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
+def replaced(contents: dict[Path, bytes]) -> Iterator[None]:
     """Files with new contents; if the block or a write fails, with their old ones."""
-    replaced: dict[Path, bytes | None] = {}
+    done: dict[Path, bytes | None] = {}
     try:
         for path, content in contents.items():
             before = path.read_bytes() if path.exists() else None
             _write_whole(path, content)
-            replaced[path] = before
+            done[path] = before
         yield
     except BaseException:
-        for path, old in replaced.items():
+        for path, old in done.items():
             if old is None:
                 path.unlink()
             else:

@@ -98,17 +98,21 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What engines are measured by: requests, the float32 model's scores of them, and the labels."""
+    """What engines are measured by: requests, a reference's scores of them, and the labels."""
 
     requests: tuple[Request, ...]
     scores: Scores
     qrels: Scores
 
     @classmethod
-    def of(cls, model: PreTrainedModel, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Yardstick:
-        """Every pair of the groups, scored by the float32 model."""
+    def of(cls, reference: Runner, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Yardstick:
+        """Every pair of the groups, scored by the reference."""
         requests = tuple(_requests(encoder, groups))
-        return cls(requests, _scores(in_chunks(_torch_runner(model), REFERENCE_ROWS), requests), judgments(groups))
+        return cls(requests, _scores(reference, requests), judgments(groups))
+
+    def ndcg(self) -> float | None:
+        """Of the reference's own scores; None without labels."""
+        return _ndcg(self.scores, self.qrels) if self.qrels else None
 
     def report(self, run: Runner, judged: str) -> ParityReport:
         """How ``run`` scores the same requests."""
@@ -132,10 +136,11 @@ def compare(
     run: Runner, judged: str, model: PreTrainedModel, encoder: PairEncoder, groups: Sequence[QueryGroup]
 ) -> ParityReport:
     """Score every pair of the groups by ``run`` and by the float32 model."""
-    return Yardstick.of(model, encoder, groups).report(run, judged)
+    return Yardstick.of(torch_runner(model), encoder, groups).report(run, judged)
 
 
-def _torch_runner(model: PreTrainedModel) -> Runner:
+def torch_runner(model: PreTrainedModel) -> Runner:
+    """The checkpoint in PyTorch, which the gate compares with."""
     scorer = PackedScorer(model.eval())
 
     @torch.inference_mode()
@@ -143,7 +148,7 @@ def _torch_runner(model: PreTrainedModel) -> Runner:
         scores: FloatArray = scorer(*(torch.from_numpy(array).long() for array in batch[:-1])).numpy()
         return scores
 
-    return run
+    return in_chunks(run, REFERENCE_ROWS)
 
 
 def _requests(encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Iterator[Request]:
@@ -172,5 +177,8 @@ def _size(pair: Difference) -> float:
 def _ndcg_difference(candidate: Scores, reference: Scores, qrels: Scores) -> float | None:
     if not qrels:
         return None
-    means = [np.mean(list(per_query(qrels, scores, MEASURE).values())) for scores in (candidate, reference)]
-    return float(means[0] - means[1])
+    return _ndcg(candidate, qrels) - _ndcg(reference, qrels)
+
+
+def _ndcg(scores: Scores, qrels: Scores) -> float:
+    return float(np.mean(list(per_query(qrels, scores, MEASURE).values())))

@@ -10,7 +10,7 @@ import pytest
 
 from engines.graph import export_graph
 from engines.openvino import CpuWish, build, runs_in
-from engines.parity import Yardstick
+from engines.parity import Yardstick, torch_runner
 from engines.records import INPUTS, OUTPUT, Dimensions
 from model_repository.student.packed_engine import HINTS
 from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
@@ -27,7 +27,7 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "model.onnx")
     groups = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))
     wish = CpuWish("fp32", rows_per_call=3, calibration=None, most_kept=1)
-    built = build(graph, wish, Yardstick.of(model, encoder, groups), tmp_path)
+    built = build(graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
     assert [path.name for path in built.files] == ["model.xml", "model.bin"]
 
     opened = openvino.Core().read_model(built.files[0])
