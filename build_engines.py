@@ -1,6 +1,8 @@
 """Compile a checkpoint into a new version of the student that Triton serves.
 
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision bf16
+    python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision int8 \\
+        --calibration log.jsonl
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine tensorrt --precision fp16
 
 The checkpoint becomes one ONNX graph, the graph an engine. The engine is installed only if it scores
@@ -24,12 +26,16 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
 from engines import openvino, tensorrt
+from engines.calibration import Calibration, read_calibration
+from engines.configs import served_version
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
-from engines.parity import ParityReport, compare
-from engines.records import BuiltEngine, Dimensions, EngineError, ParityError
+from engines.openvino import CpuWish
+from engines.parity import ParityReport, Yardstick, torch_runner
+from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
-from trainer.data import DataError, read_groups
+from trainer.data import DataError, QueryGroup, read_groups
+from trainer.metrics import judgments
 from trainer.models import CheckpointError, load_scorer, require_checkpoint
 
 
@@ -40,19 +46,33 @@ class BuildArguments:
     checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
     data: str = field(metadata={"help": "Query groups (JSONL, Parquet) that the engine must score as PyTorch does."})
     engine: Literal["openvino", "tensorrt", "tensorrt_rtx"] = field(metadata={"help": "What runs the student."})
-    precision: Literal["fp32", "bf16", "fp16"] = field(metadata={"help": "What matrix products are computed in."})
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = field(
+        metadata={"help": "What matrix products are computed in."}
+    )
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
     )
-    # Measured on two cores, throughput is the same from 1 to 32 rows a call, and memory grows with them.
-    rows_per_call: int = field(default=8, metadata={"help": "Rows that OpenVINO takes at a time."})
+    rows_per_call: int = field(default=0, metadata={"help": "Rows that OpenVINO takes at a time; 0: measured."})
+    calibration: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Queries with documents like the traffic's, none of them in --data, for int8's ranges."},
+    )
+    most_kept: int = field(
+        default=8, metadata={"help": "Products that int8 may leave in higher precision to pass the gate, at most."}
+    )
 
     def __post_init__(self) -> None:
-        if self.rows_per_call < 1:
-            raise EngineError(f"--rows_per_call must be at least 1, not {self.rows_per_call}")
+        if self.rows_per_call < 0:
+            raise EngineError(f"--rows_per_call must be at least 1, or 0 to be measured, not {self.rows_per_call}")
+        if self.most_kept < 1:
+            raise EngineError(f"--most_kept must be at least 1, not {self.most_kept}")
         if self.compute_capability and self.engine != "tensorrt_rtx":
             raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
+        if self.precision == "int8" and self.engine != "openvino":
+            raise EngineError(f"--precision int8 is for --engine openvino, not {self.engine}")
+        if self.calibration and self.precision != "int8":
+            raise EngineError(f"--calibration is for --precision int8; {self.precision} needs none")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,15 +102,28 @@ def build_version(arguments: BuildArguments) -> Path:
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
     groups = read_groups(arguments.data)
+    calibration = _calibration(arguments, groups, encoder)
     check_repository(Path(arguments.model_repository), arguments.engine)
+    yardstick = Yardstick.of(torch_runner(model), encoder, groups)
     with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
-        built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work))
-        report = compare(built.run, built.judged, model, encoder, groups)
+        if arguments.engine == "openvino":
+            wish = CpuWish(arguments.precision, arguments.rows_per_call, calibration, arguments.most_kept)
+            graph = export_graph(model, Dimensions.of(encoder.config), "fp32", Path(work) / "model.onnx")
+            built = openvino.build(graph, wish, yardstick, Path(work))
+        else:
+            built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work))
+        report = yardstick.report(built.run, built.judged)
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
         server_model = arguments.engine == "openvino"
         installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
     print(_summary(installed, manifest))
+    served = served_version(installed.parent)
+    if served != int(installed.name):
+        print(
+            f"Triton is told to serve version {served}, not this one: "
+            f"python -m engines.versions use latest --model_repository {arguments.model_repository}"
+        )
     return installed
 
 
@@ -105,12 +138,18 @@ def _capabilities(arguments: BuildArguments) -> list[str]:
     return capabilities
 
 
+def _calibration(arguments: BuildArguments, groups: Sequence[QueryGroup], encoder: PairEncoder) -> Calibration | None:
+    """For int8, whose gate needs labels too."""
+    if arguments.precision != "int8":
+        return None
+    if not judgments(groups):
+        raise EngineError(f"{arguments.data}: no labels, and int8 is judged by what it costs in nDCG@10")
+    return read_calibration(arguments.calibration, groups, encoder)
+
+
 def _build(
     arguments: BuildArguments, capabilities: list[str], model: PreTrainedModel, dimensions: Dimensions, work: Path
 ) -> BuiltEngine:
-    if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
-        graph = export_graph(model, dimensions, "fp32", work / "model.onnx")
-        return openvino.build(graph, arguments.precision, arguments.rows_per_call, work)
     graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
     return tensorrt.build(graph, arguments.engine, capabilities, work)
 
@@ -123,7 +162,7 @@ def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngin
         row_length=encoder.config.row_length,
         slots_per_row=encoder.config.slots_per_row,
         max_rows=encoder.config.max_documents,
-        rows_per_call=arguments.rows_per_call,
+        rows_per_call=built.rows_per_call,
         encoding_hash=encoding_hash(arguments.checkpoint),
         checkpoint_hash=_checkpoint_hash(Path(arguments.checkpoint)),
         versions={
@@ -132,6 +171,7 @@ def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngin
         },
         parity=report,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        cpu=built.cpu,
     )
 
 
@@ -154,8 +194,24 @@ def _summary(installed: Path, manifest: Manifest) -> str:
         f"compared was {report.judged}",
     ]
     if manifest.runs_in != manifest.precision:
-        lines.append(f"{manifest.precision} was asked for; this processor has no units for it, so it runs in fp32")
-    return "\n".join(lines)
+        lines.append(
+            f"{manifest.precision} was asked for; this processor has no units for it, so it runs in {manifest.runs_in}"
+        )
+    return "\n".join([*lines, *(_cpu_summary(manifest.cpu, manifest.rows_per_call) if manifest.cpu else [])])
+
+
+def _cpu_summary(cpu: CpuEngine, rows_per_call: int) -> list[str]:
+    lines = []
+    if cpu.int8:
+        kept = f"; kept in {cpu.rest_in} for the gate: {', '.join(cpu.int8.kept)}" if cpu.int8.kept else ""
+        lines.append(f"{cpu.int8.products} products in int8, all else in {cpu.rest_in}{kept}")
+    speeds = ", ".join(
+        f"{timing.streams} x {timing.threads} threads, {timing.rows_per_call} rows: {timing.rows_per_second:.4g}"
+        for timing in cpu.measured
+    )
+    lines.append(f"rows per second by streams and rows per call: {speeds}")
+    lines.append(f"chosen: {cpu.streams} x {cpu.threads} threads, {rows_per_call} rows per call")
+    return lines
 
 
 if __name__ == "__main__":

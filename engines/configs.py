@@ -1,4 +1,4 @@
-"""The dimensions of a build in Triton's config.pbtxt files."""
+"""The dimensions of a build, and the version to serve, in Triton's config.pbtxt files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engines.records import Dimensions, EngineError
 
-HEADER = "# Written by build_engines.py: the dimensions are those of the student.\n"
+HEADER = "# Written by build_engines.py or engines.versions.\n"
 
 
 def changed_configs(models: Iterable[Path], dimensions: Dimensions) -> dict[Path, bytes]:
@@ -22,12 +22,36 @@ def changed_configs(models: Iterable[Path], dimensions: Dimensions) -> dict[Path
     """
     changed = {}
     for model in models:
-        for path in sorted([*model.glob("config.pbtxt"), *model.glob("configs/*.pbtxt")]):
+        for path in _configs(model):
             before = read_config(path)
             after = _resized(before, dimensions)
             if after != before:
                 changed[path] = (HEADER + text_format.MessageToString(after)).encode()
     return changed
+
+
+def serving_configs(student: Path, version: int | None) -> dict[Path, bytes]:
+    """New contents of the student's configs, in which Triton serves ``version`` alone (None: the newest)."""
+    changed = {}
+    for path in _configs(student):
+        config = read_config(path)
+        config.ClearField("version_policy")
+        if version is not None:
+            config.version_policy.specific.versions.append(version)
+        changed[path] = (HEADER + text_format.MessageToString(config)).encode()
+    return changed
+
+
+def served_version(student: Path) -> int | None:
+    """The version that Triton serves by the student's config.pbtxt: the one that it names, or the newest."""
+    named = read_config(student / "config.pbtxt").version_policy.specific.versions
+    if named:
+        return int(max(named))
+    return max((int(path.name) for path in student.iterdir() if path.name.isdigit()), default=None)
+
+
+def _configs(model: Path) -> list[Path]:
+    return sorted([*model.glob("config.pbtxt"), *model.glob("configs/*.pbtxt")])
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engines.configs import changed_configs
 from engines.parity import ParityReport
-from engines.records import Dimensions, EngineError
+from engines.records import CpuEngine, Dimensions, EngineError
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
 SKELETON = Path(__file__).parents[1] / "model_repository"
@@ -25,7 +25,7 @@ MANIFEST_FILE = "manifest.json"
 class Manifest:
     """``manifest.json``: what a version is, and what it was measured to do.
 
-    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256.
+    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256; ``cpu`` is for OpenVINO.
     """
 
     engine: str
@@ -40,6 +40,7 @@ class Manifest:
     versions: dict[str, str]
     parity: ParityReport
     created: str
+    cpu: CpuEngine | None = None
 
     @property
     def dimensions(self) -> Dimensions:
@@ -121,7 +122,7 @@ def _add_version(
     configs = changed_configs([root / model for model in MODELS], manifest.dimensions)
     try:
         _fill(partial, engine_files, manifest, server_model)
-        with _replaced({**tokenizer, **configs}):
+        with replaced({**tokenizer, **configs}):
             partial.rename(root / "student" / str(version))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,17 +143,17 @@ def _fill(partial: Path, engine_files: Sequence[Path], manifest: Manifest, serve
 
 
 @contextmanager
-def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
+def replaced(contents: dict[Path, bytes]) -> Iterator[None]:
     """Files with new contents; if the block or a write fails, with their old ones."""
-    replaced: dict[Path, bytes | None] = {}
+    done: dict[Path, bytes | None] = {}
     try:
         for path, content in contents.items():
             before = path.read_bytes() if path.exists() else None
             _write_whole(path, content)
-            replaced[path] = before
+            done[path] = before
         yield
     except BaseException:
-        for path, old in replaced.items():
+        for path, old in done.items():
             if old is None:
                 path.unlink()
             else:

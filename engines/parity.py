@@ -38,7 +38,16 @@ LIMITS = {
     "fp32": Limits(score=1e-4),
     "bf16": Limits(tau=0.99, ndcg=0.005),
     "fp16": Limits(tau=0.99, ndcg=0.005),
+    "int8": Limits(tau=0.9, ndcg=0.005),
 }
+
+
+class Request(NamedTuple):
+    """A query's documents, packed as the server packs them."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+    batch: PackedBatch
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,16 @@ class ParityReport:
     ndcg_difference: float | None
     worst: tuple[Difference, ...]
 
+    def excess(self, precision: str) -> float:
+        """The largest loss as a share of what the precision may lose; up to 1 passes ``check``."""
+        limits = LIMITS[precision]
+        if not np.isfinite([self.largest_difference, self.mean_kendall_tau]).all():
+            return float("inf")
+        losses = [self.largest_difference / limits.score, (1 - self.mean_kendall_tau) / (1 - limits.tau)]
+        if self.ndcg_difference is not None:
+            losses.append(abs(self.ndcg_difference) / limits.ndcg)
+        return max(losses)
+
     def check(self, precision: str) -> None:
         """Raises ParityError, which names the pairs that differ most, beyond the precision's limits."""
         limits = LIMITS[precision]
@@ -77,26 +96,51 @@ class ParityReport:
             raise ParityError(f"in {precision}, {'; '.join(problems)}; the query/document pairs most apart: {pairs}")
 
 
+@dataclass(frozen=True)
+class Yardstick:
+    """What engines are measured by: requests, a reference's scores of them, and the labels."""
+
+    requests: tuple[Request, ...]
+    scores: Scores
+    qrels: Scores
+
+    @classmethod
+    def of(cls, reference: Runner, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Yardstick:
+        """Every pair of the groups, scored by the reference."""
+        requests = tuple(_requests(encoder, groups))
+        return cls(requests, _scores(reference, requests), judgments(groups))
+
+    def ndcg(self) -> float | None:
+        """Of the reference's own scores; None without labels."""
+        return _ndcg(self.scores, self.qrels) if self.qrels else None
+
+    def report(self, run: Runner, judged: str) -> ParityReport:
+        """How ``run`` scores the same requests."""
+        candidate = _scores(run, self.requests)
+        apart = sorted(starmap(Difference, _differences(candidate, self.scores)), key=_size, reverse=True)
+        taus = [
+            kendall_tau(list(candidate[query].values()), list(scores.values())) for query, scores in self.scores.items()
+        ]
+        return ParityReport(
+            judged=judged,
+            queries=len(self.requests),
+            pairs=len(apart),
+            largest_difference=_size(apart[0]),
+            mean_kendall_tau=float(np.mean(taus)),
+            ndcg_difference=_ndcg_difference(candidate, self.scores, self.qrels),
+            worst=tuple(apart[:NAMED]),
+        )
+
+
 def compare(
     run: Runner, judged: str, model: PreTrainedModel, encoder: PairEncoder, groups: Sequence[QueryGroup]
 ) -> ParityReport:
     """Score every pair of the groups by ``run`` and by the float32 model."""
-    reference = _scores(in_chunks(_torch_runner(model), REFERENCE_ROWS), encoder, groups)
-    candidate = _scores(run, encoder, groups)
-    apart = sorted(starmap(Difference, _differences(candidate, reference)), key=_size, reverse=True)
-    taus = [kendall_tau(list(candidate[query].values()), list(scores.values())) for query, scores in reference.items()]
-    return ParityReport(
-        judged=judged,
-        queries=len(groups),
-        pairs=len(apart),
-        largest_difference=_size(apart[0]),
-        mean_kendall_tau=float(np.mean(taus)),
-        ndcg_difference=_ndcg_difference(candidate, reference, judgments(groups)),
-        worst=tuple(apart[:NAMED]),
-    )
+    return Yardstick.of(torch_runner(model), encoder, groups).report(run, judged)
 
 
-def _torch_runner(model: PreTrainedModel) -> Runner:
+def torch_runner(model: PreTrainedModel) -> Runner:
+    """The checkpoint in PyTorch, which the gate compares with."""
     scorer = PackedScorer(model.eval())
 
     @torch.inference_mode()
@@ -104,16 +148,20 @@ def _torch_runner(model: PreTrainedModel) -> Runner:
         scores: FloatArray = scorer(*(torch.from_numpy(array).long() for array in batch[:-1])).numpy()
         return scores
 
-    return run
+    return in_chunks(run, REFERENCE_ROWS)
 
 
-def _scores(run: Runner, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Scores:
-    scores: Scores = {}
+def _requests(encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Iterator[Request]:
     for group in groups:
         batch = encoder.pack(encode_group(encoder, group.query, group.documents))
-        ids = [document.doc_id for document in group.documents]
-        scores[group.query_id] = dict(zip(ids, unpack(run(batch), batch.slots).tolist(), strict=True))
-    return scores
+        yield Request(group.query_id, tuple(document.doc_id for document in group.documents), batch)
+
+
+def _scores(run: Runner, requests: Sequence[Request]) -> Scores:
+    return {
+        query_id: dict(zip(doc_ids, unpack(run(batch), batch.slots).tolist(), strict=True))
+        for query_id, doc_ids, batch in requests
+    }
 
 
 def _differences(candidate: Scores, reference: Scores) -> Iterator[tuple[str, str, float]]:
@@ -129,5 +177,8 @@ def _size(pair: Difference) -> float:
 def _ndcg_difference(candidate: Scores, reference: Scores, qrels: Scores) -> float | None:
     if not qrels:
         return None
-    means = [np.mean(list(per_query(qrels, scores, MEASURE).values())) for scores in (candidate, reference)]
-    return float(means[0] - means[1])
+    return _ndcg(candidate, qrels) - _ndcg(reference, qrels)
+
+
+def _ndcg(scores: Scores, qrels: Scores) -> float:
+    return float(np.mean(list(per_query(qrels, scores, MEASURE).values())))

@@ -55,11 +55,48 @@ class Graph(NamedTuple):
     dimensions: Dimensions
 
 
+@dataclass(frozen=True)
+class Timing:
+    """``streams`` calls at the same time with ``threads`` each; rows per second are those of all streams."""
+
+    streams: int
+    threads: int
+    rows_per_call: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How many ``products`` with weights are in int8, from the ranges that were seen in the calibration's rows, and
+    the names of those ``kept`` in higher precision because the gate's limits were exceeded with them."""
+
+    products: int
+    kept: tuple[str, ...]
+    calibration_queries: int
+    calibration_rows: int
+
+
+@dataclass(frozen=True)
+class CpuEngine:
+    """How an engine runs on a processor, and what of it was measured on a machine of so many ``cores``.
+
+    ``rest_in`` is the precision of all that is not in int8.
+    """
+
+    rest_in: str
+    cores: int
+    streams: int
+    threads: int
+    measured: tuple[Timing, ...]
+    int8: Int8 | None
+
+
 class BuiltEngine(NamedTuple):
     """An engine on disk, and what the gate runs to judge it.
 
     ``runs_in`` is the precision it really computes in, ``version`` its library's; ``judged`` says what
-    ``run`` is: the engine, or what stands in for it where it cannot be opened.
+    ``run`` is: the engine, or what stands in for it where it cannot be opened. At most ``rows_per_call`` rows are
+    run at a time (0: any number). ``cpu`` is for processors.
     """
 
     files: tuple[Path, ...]
@@ -67,6 +104,8 @@ class BuiltEngine(NamedTuple):
     version: str
     run: Runner
     judged: str
+    rows_per_call: int = 0
+    cpu: CpuEngine | None = None
 
 
 def in_chunks(run: Runner, rows: int) -> Runner:

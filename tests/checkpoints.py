@@ -113,8 +113,8 @@ def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
     return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
 
 
-def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0) -> Path:
-    """Judged queries ``q0``.. with documents ``d0``.. as JSONL; every second document carries a label."""
+def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0, name: str = "q") -> Path:
+    """Judged queries ``q0``.. (by ``name``) with documents ``d0``.. as JSONL; every second document carries a label."""
     draw = random.Random(seed)
     lines = []
     for query in range(queries):
@@ -128,7 +128,7 @@ def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0
             }
             for index in range(documents)
         ]
-        lines.append(json.dumps({"query_id": f"q{query}", "query": _phrase(draw, 1, 4), "documents": candidates}))
+        lines.append(json.dumps({"query_id": f"{name}{query}", "query": _phrase(draw, 1, 4), "documents": candidates}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -44,7 +44,9 @@ class Server:
 
 def build(checkpoint: Path, repository: Path, precision: str) -> Path:
     data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
-    flags = {"checkpoint": checkpoint, "data": data, "engine": "openvino", "precision": precision}
+    flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": "openvino", "precision": precision}
+    if precision == "int8":
+        flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert build_engines.main([*argv, "--model_repository", str(repository)]) == 0
     return repository

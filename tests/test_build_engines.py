@@ -24,7 +24,7 @@ from trainer.data import read_groups
 
 KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
-    "checkpoint_hash", "versions", "parity", "created",
+    "checkpoint_hash", "versions", "parity", "created", "cpu",
 }  # fmt: skip
 
 
@@ -157,7 +157,11 @@ def test_checkpoint_without_a_score_head_is_refused(
     [
         ({"checkpoint": "runs/missing"}, "runs/missing: no checkpoint here"),
         ({"data": "missing.jsonl"}, "missing.jsonl: cannot be read"),
-        ({"rows_per_call": "0"}, "--rows_per_call must be at least 1"),
+        ({"rows_per_call": "-1"}, "--rows_per_call must be at least 1, or 0 to be measured"),
+        ({"most_kept": "0"}, "--most_kept must be at least 1"),
+        ({"precision": "int8"}, "int8 needs --calibration"),
+        ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino"),
+        ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
         ({"engine": "tensorrt_rtx", "compute_capability": "9.0"}, "compute capability '9.0' is not one"),
         ({"model_repository": "."}, "not a model repository of ours"),

@@ -9,7 +9,8 @@ import openvino
 import pytest
 
 from engines.graph import export_graph
-from engines.openvino import build, runs_in
+from engines.openvino import CpuWish, build, runs_in
+from engines.parity import Yardstick, torch_runner
 from engines.records import INPUTS, OUTPUT, Dimensions
 from model_repository.student.packed_engine import HINTS
 from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
@@ -24,7 +25,9 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
     graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "model.onnx")
-    built = build(graph, "fp32", rows_per_call=3, directory=tmp_path)
+    groups = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))
+    wish = CpuWish("fp32", rows_per_call=3, calibration=None, most_kept=1)
+    built = build(graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
     assert [path.name for path in built.files] == ["model.xml", "model.bin"]
 
     opened = openvino.Core().read_model(built.files[0])
@@ -32,8 +35,7 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     assert {port.get_element_type() for port in opened.inputs} == {openvino.Type.i32}
     assert [port.get_names() for port in opened.outputs] == [{OUTPUT}]
 
-    group = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))[0]
-    batch = encoder.pack(encode_group(encoder, group.query, group.documents))
+    batch = encoder.pack(encode_group(encoder, groups[0].query, groups[0].documents))
     scores = unpack(built.run(batch), batch.slots)
     np.testing.assert_allclose(scores, PackedScorer(model).score(batch), atol=1e-5, rtol=0)
 

@@ -26,6 +26,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
+        for note in self.engine.notes:
+            pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
         self.family = pb_utils.MetricFamily(  # kept: one that goes takes its metrics along
             name="disranker_engine_calls", description="calls of the engine", kind=pb_utils.MetricFamily.COUNTER
         )

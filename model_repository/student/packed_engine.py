@@ -6,7 +6,10 @@ Shapes: R rows, L token slots a row, S pairs at most a row.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +22,45 @@ Rows = tuple[npt.NDArray[np.int32], ...]  # one array [R, L] or [R, S] for each 
 Scores = npt.NDArray[np.float32]  # [R, S], logits
 
 
+class Layout(NamedTuple):
+    """How many calls run at the same time, and each one's threads."""
+
+    streams: int
+    threads: int
+
+
 class PackedEngine:
     """The student's graph (IR or ONNX), compiled for this machine's cores.
 
-    ``precision`` is that of the matrix products: left unsaid, the library would choose by processor.
+    ``precision`` is that of the matrix products which the graph does not hold in int8: left unsaid, the
+    library would choose by processor. ``score`` may be called by ``workers`` threads at the same time; a call
+    beyond them waits. ``notes`` say how this machine differs from the one that the engine was built on.
     """
 
-    def __init__(self, model: Path, precision: str, rows_per_call: int) -> None:
+    def __init__(self, model: Path, precision: str, rows_per_call: int, layout: Layout | None = None) -> None:
+        streams, threads = layout or Layout(1, cores())
         self.rows_per_call = rows_per_call
-        self.workers = 1  # a call uses every core
-        settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self.workers = streams
+        self.notes: tuple[str, ...] = ()
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+        }
+        self.compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(self.compiled.create_infer_request())
 
     @classmethod
     def load(cls, directory: Path) -> PackedEngine:
         """The engine of a version directory, as the gate judged it."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        return cls(directory / "model.xml", manifest["runs_in"], manifest["rows_per_call"])
+        tuned, here = manifest["cpu"], cores()
+        layout = fitting(Layout(tuned["streams"], tuned["threads"]), here)
+        engine = cls(directory / "model.xml", tuned["rest_in"], manifest["rows_per_call"], layout)
+        engine.notes = tuple(_notes(manifest, here))
+        return engine
 
     def score(self, rows: Rows) -> Scores:
         """``scores[R, S]`` of any number of rows."""
@@ -44,5 +69,41 @@ class PackedEngine:
         return np.concatenate([self._run(tuple(array[start : start + size] for array in rows)) for start in starts])
 
     def _run(self, rows: Rows) -> Scores:
-        result = self._compiled(dict(zip(INPUTS, rows, strict=True)))
-        return np.array(result["scores"], dtype=np.float32)
+        request = self._idle.get()
+        try:
+            result = request.infer(dict(zip(INPUTS, rows, strict=True)))
+            return np.array(result["scores"], dtype=np.float32)
+        finally:
+            self._idle.put(request)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def fitting(layout: Layout, available: int) -> Layout:
+    """The layout, with fewer streams and threads where it asks for more cores than there are."""
+    streams = min(layout.streams, available)
+    return Layout(streams, min(layout.threads, available // streams))
+
+
+def units() -> set[str]:
+    """The precisions that this processor computes in, by our names (fp32, bf16, fp16, int8)."""
+    return {name.lower() for name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+
+
+def _notes(manifest: dict[str, Any], available: int) -> list[str]:
+    notes = []
+    for precision in dict.fromkeys((manifest["runs_in"], manifest["cpu"]["rest_in"])):
+        if precision not in units():
+            notes.append(
+                f"built to run in {precision}, which this processor has no units for: scores may differ from those "
+                "that the gate saw, and it will be slower; build the engine on a machine like this one"
+            )
+    if manifest["cpu"]["cores"] != available:
+        notes.append(
+            f"tuned for {manifest['cpu']['cores']} cores, and here are {available}: build the engine on a machine "
+            "like this one"
+        )
+    return notes

@@ -7,6 +7,7 @@ puts this directory on ``sys.path``, so the contract is imported by its bare nam
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from pair_encoding import DocumentIds, EncodingError, IntArray, PackedBatch, PairEncoder, encoding_hash
 from token_cache import TokenCache
 
+SPECIFIC = re.compile(r"specific\s*:?\s*\{\s*versions:\s*\[?\s*(\d+)")  # there is no protobuf here
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
 
 
@@ -100,19 +102,27 @@ def _decoded(name: str, index: int, text: bytes) -> str:
 
 
 def check_student(tokenizer: Path) -> str:
-    """Compare the newest student of the repository with the tokenizer's directory; says what was found.
+    """Compare the student that Triton serves with the tokenizer's directory; says what was found.
 
     Raises EncodingError if that student was built for another encoding. A student that cannot be
     seen from here is no error: cloud repositories are copied one model at a time.
     """
-    versions = [path for path in tokenizer.parent.glob("student/*/manifest.json") if path.parent.name.isdigit()]
-    if not versions:
+    version = _served(tokenizer.parent / "student")
+    manifest = tokenizer.parent / "student" / str(version) / "manifest.json"
+    if not manifest.is_file():
         return "no student lies beside this tokenizer: whether it was built for this encoding was not checked"
-    newest = max(versions, key=lambda path: int(path.parent.name))
-    built_for = json.loads(newest.read_text(encoding="utf-8"))["encoding_hash"]
+    built_for = json.loads(manifest.read_text(encoding="utf-8"))["encoding_hash"]
     if built_for != encoding_hash(tokenizer):
         raise EncodingError(
-            f"student version {newest.parent.name} was built for another tokenizer or other encoding settings than "
+            f"student version {version} was built for another tokenizer or other encoding settings than "
             f"those in {tokenizer}: install both from one checkpoint with build_engines.py"
         )
-    return f"student version {newest.parent.name} was built for this encoding ({built_for[:12]})"
+    return f"student version {version} was built for this encoding ({built_for[:12]})"
+
+
+def _served(student: Path) -> int:
+    """The version that the student's config names, as engines.versions writes it, else the newest; 0 for none."""
+    config = student / "config.pbtxt"
+    named = SPECIFIC.findall(config.read_text(encoding="utf-8")) if config.is_file() else []
+    versions = named or [path.parent.name for path in student.glob("*/manifest.json") if path.parent.name.isdigit()]
+    return max((int(version) for version in versions), default=0)

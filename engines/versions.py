@@ -1,0 +1,169 @@
+"""The installed versions of a repository's student: list them, compare them, and say which one Triton serves.
+
+python -m engines.versions list
+python -m engines.versions compare 1 2 --data dev.jsonl
+python -m engines.versions use 1            # or latest
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.configs import served_version, serving_configs
+from engines.install import MANIFEST_FILE, replaced
+from engines.openvino import library
+from engines.parity import Yardstick
+from engines.records import EngineError, Runner
+from model_repository.tokenizer.pair_encoding import EncodingError, FloatArray, PackedBatch, PairEncoder, encoding_hash
+from trainer.data import DataError, read_groups
+
+LATEST = "latest"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 for bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        repository = Path(arguments.model_repository)
+        if not (repository / "student/config.pbtxt").is_file():
+            raise EngineError(f"{repository}: not a model repository of ours (it has no student/config.pbtxt)")
+        if arguments.command == "list":
+            print("\n".join(describe(repository)))
+        elif arguments.command == "use":
+            print(use(repository, None if arguments.version == LATEST else int(arguments.version)))
+        else:
+            print("\n".join(compare_versions(repository, arguments.versions, arguments.data)))
+    except (DataError, EncodingError, EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def describe(repository: Path) -> list[str]:
+    """A line for each version, the served one marked."""
+    student = repository / "student"
+    served = served_version(student)
+    lines = []
+    for version in sorted(int(path.parent.name) for path in student.glob(f"[0-9]*/{MANIFEST_FILE}")):
+        manifest = _manifest(repository, version)
+        runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
+        mark = ", served" if version == served else ""
+        lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {manifest['created']}{mark}")
+    return lines or [f"{student}: no versions yet; build_engines.py makes them"]
+
+
+def use(repository: Path, version: int | None) -> str:
+    """Have Triton serve ``version`` alone, or the newest for None; all configs change, or none.
+
+    A server that polls its repository follows by itself, any other one when it is started again. Raises
+    EngineError for a version that is not there, or that the repository's tokenizer does not fit.
+    """
+    student = repository / "student"
+    if version is not None:
+        built_for = _manifest(repository, version)["encoding_hash"]
+        if built_for != encoding_hash(repository / "tokenizer"):
+            raise EngineError(
+                f"{student}/{version} was built for another tokenizer or other encoding settings than those in "
+                f"{repository}/tokenizer: build it again from its checkpoint"
+            )
+    try:
+        with replaced(serving_configs(student, version)):
+            pass
+    except OSError as error:
+        raise EngineError(f"{student}: cannot be written: {error}") from error
+    return f"{student}: Triton serves version {served_version(student)}{'' if version else ', the newest'}"
+
+
+def compare_versions(repository: Path, versions: Sequence[int], data: str) -> list[str]:
+    """Lines that compare each of the versions with the first on the pairs of a data file, by the server's engine.
+
+    Raises EngineError for versions that are no OpenVINO engines of the repository's own tokenizer.
+    """
+    encoder, groups = PairEncoder.load(repository / "tokenizer"), read_groups(data)
+    runners = {version: _open(repository, version) for version in versions}
+    first, *others = versions
+    yardstick = Yardstick.of(runners[first], encoder, groups)
+    base = yardstick.ndcg()
+    speeds = _speeds(runners, yardstick)
+    lines = [f"{len(groups)} queries of {data}", _line(repository, first, base, speeds[first])]
+    for version in others:
+        report = yardstick.report(runners[version], f"version {version}")
+        ndcg = None if base is None or report.ndcg_difference is None else base + report.ndcg_difference
+        lines.append(
+            f"{_line(repository, version, ndcg, speeds[version])}; against {first}: scores within "
+            f"{report.largest_difference:.2g}, Kendall's tau {report.mean_kendall_tau:.4f}, "
+            f"speed {speeds[version] / speeds[first]:.2f}x"
+        )
+    return lines
+
+
+def _line(repository: Path, version: int, ndcg: float | None, speed: float) -> str:
+    measured = "no labels" if ndcg is None else f"nDCG@10 {ndcg:.4f}"
+    return f"{version}: {_manifest(repository, version)['runs_in']}, {measured}, {speed:.4g} rows/s"
+
+
+def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float]:
+    """Rows a second, the versions taking turns at each request; the one before was their warm-up."""
+    seconds = dict.fromkeys(runners, 0.0)
+    for request in yardstick.requests:
+        for version, run in runners.items():
+            start = time.perf_counter()
+            run(request.batch)
+            seconds[version] += time.perf_counter() - start
+    rows = sum(len(request.batch.input_ids) for request in yardstick.requests)
+    return {version: rows / took for version, took in seconds.items()}
+
+
+def _open(repository: Path, version: int) -> Runner:
+    manifest = _manifest(repository, version)
+    if manifest["engine"] != "openvino":
+        raise EngineError(f"version {version} is for {manifest['engine']}; only openvino's can be compared here")
+    if manifest["encoding_hash"] != encoding_hash(repository / "tokenizer"):
+        raise EngineError(f"version {version} was built for another encoding than the repository's tokenizer has")
+    library()
+    from model_repository.student.packed_engine import PackedEngine
+
+    engine = PackedEngine.load(repository / "student" / str(version))
+
+    def run(batch: PackedBatch) -> FloatArray:
+        return engine.score(batch[:-1])
+
+    return run
+
+
+def _manifest(repository: Path, version: int) -> dict[str, Any]:
+    path = repository / "student" / str(version) / MANIFEST_FILE
+    if not path.is_file():
+        raise EngineError(f"{path.parent}: no such version; see python -m engines.versions list")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engines.versions", description=(__doc__ or "").partition("\n")[0])
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model_repository", default="model_repository")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", parents=[common], help="what is installed, and what is served")
+    compare = commands.add_parser("compare", parents=[common], help="scores and speed of versions on a data file")
+    compare.add_argument("versions", nargs="+", type=int, help="the first is what the others are compared with")
+    compare.add_argument("--data", required=True, help="query groups (JSONL, Parquet)")
+    chosen = commands.add_parser("use", parents=[common], help="the version that Triton serves")
+    chosen.add_argument("version", type=_version, help=f"a number, or {LATEST}")
+    return parser
+
+
+def _version(text: str) -> str:
+    if text != LATEST and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a version's number nor {LATEST!r}")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
