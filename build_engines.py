@@ -23,7 +23,7 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
-from engines import openvino, tensorrt
+from engines import openvino, tensorrt, torch_engine
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
 from engines.parity import ParityReport, compare
@@ -39,14 +39,20 @@ class BuildArguments:
 
     checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
     data: str = field(metadata={"help": "Query groups (JSONL, Parquet) that the engine must score as PyTorch does."})
-    engine: Literal["openvino", "tensorrt", "tensorrt_rtx"] = field(metadata={"help": "What runs the student."})
+    engine: Literal["openvino", "tensorrt", "tensorrt_rtx", "torch"] = field(
+        metadata={"help": "What runs the student."}
+    )
     precision: Literal["fp32", "bf16", "fp16"] = field(metadata={"help": "What matrix products are computed in."})
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
     )
     # Measured on two cores, throughput is the same from 1 to 32 rows a call, and memory grows with them.
-    rows_per_call: int = field(default=8, metadata={"help": "Rows that OpenVINO takes at a time."})
+    rows_per_call: int = field(default=8, metadata={"help": "Rows that openvino and torch take at a time."})
+    torch_compile: Literal["gpu", "always", "never"] = field(
+        default="gpu",
+        metadata={"help": "Where the server compiles --engine torch: on a GPU, on processors too, nowhere."},
+    )
 
     def __post_init__(self) -> None:
         if self.rows_per_call < 1:
@@ -88,7 +94,7 @@ def build_version(arguments: BuildArguments) -> Path:
         report = compare(built.run, built.judged, model, encoder, groups)
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
-        server_model = arguments.engine == "openvino"
+        server_model = arguments.engine in ("openvino", "torch")
         installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
     print(_summary(installed, manifest))
     return installed
@@ -99,6 +105,8 @@ def _capabilities(arguments: BuildArguments) -> list[str]:
     capabilities = [part.strip() for part in arguments.compute_capability.split(",") if part.strip()]
     if arguments.engine == "openvino":
         openvino.library()
+    elif arguments.engine == "torch":
+        torch_engine.check_rows(arguments.rows_per_call)
     else:
         tensorrt.library(arguments.engine)
         tensorrt.check_capabilities(arguments.engine, capabilities)
@@ -111,6 +119,9 @@ def _build(
     if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
         graph = export_graph(model, dimensions, "fp32", work / "model.onnx")
         return openvino.build(graph, arguments.precision, arguments.rows_per_call, work)
+    if arguments.engine == "torch":
+        rows, compiled = arguments.rows_per_call, arguments.torch_compile
+        return torch_engine.build(model, dimensions, arguments.precision, rows, compiled, work)
     graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
     return tensorrt.build(graph, arguments.engine, capabilities, work)
 
@@ -127,11 +138,12 @@ def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngin
         encoding_hash=encoding_hash(arguments.checkpoint),
         checkpoint_hash=_checkpoint_hash(Path(arguments.checkpoint)),
         versions={
-            arguments.engine: built.version,
             **{name: version(name) for name in ("torch", "transformers", "onnx")},
+            arguments.engine: built.version,
         },
         parity=report,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        torch_compile=arguments.torch_compile if arguments.engine == "torch" else "",
     )
 
 

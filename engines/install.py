@@ -25,7 +25,8 @@ MANIFEST_FILE = "manifest.json"
 class Manifest:
     """``manifest.json``: what a version is, and what it was measured to do.
 
-    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256.
+    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256. ``torch_compile`` says where the
+    torch engine is compiled, empty for the others.
     """
 
     engine: str
@@ -40,6 +41,7 @@ class Manifest:
     versions: dict[str, str]
     parity: ParityReport
     created: str
+    torch_compile: str = ""
 
     @property
     def dimensions(self) -> Dimensions:

@@ -34,9 +34,9 @@ class Server:
     log: Path
 
 
-def build(checkpoint: Path, repository: Path, precision: str) -> Path:
+def build(checkpoint: Path, repository: Path, precision: str, engine: str = "openvino") -> Path:
     data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
-    flags = {"checkpoint": checkpoint, "data": data, "engine": "openvino", "precision": precision}
+    flags = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert build_engines.main([*argv, "--model_repository", str(repository)]) == 0
     return repository

@@ -25,6 +25,7 @@ from trainer.data import read_groups
 KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created",
+    "torch_compile",
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ ALLOWED = {
     "embedded_triton.py": set(),
 }
 ENGINE_PARTS = {
-    ENCODING, "model_repository.student.packed_engine",
+    ENCODING, "model_repository.student.packed_engine", "model_repository.student.torch_engine",
     "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
 }  # fmt: skip
 WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
