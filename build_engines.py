@@ -47,6 +47,9 @@ class BuildArguments:
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
     )
+    timing_cache: str = field(
+        default="", metadata={"help": "File for what tensorrt measured; by default in ~/.cache/disranker."}
+    )
     # Measured on two cores, throughput is the same from 1 to 32 rows a call, and memory grows with them.
     rows_per_call: int = field(default=8, metadata={"help": "Rows that openvino and torch take at a time."})
     torch_compile: Literal["gpu", "always", "never"] = field(
@@ -59,6 +62,8 @@ class BuildArguments:
             raise EngineError(f"--rows_per_call must be at least 1, not {self.rows_per_call}")
         if self.compute_capability and self.engine != "tensorrt_rtx":
             raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
+        if self.timing_cache and self.engine != "tensorrt":
+            raise EngineError("--timing_cache is for --engine tensorrt; the others measure nothing when they build")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +114,7 @@ def _capabilities(arguments: BuildArguments) -> list[str]:
         torch_engine.check_rows(arguments.rows_per_call)
     else:
         tensorrt.library(arguments.engine)
-        tensorrt.check_capabilities(arguments.engine, capabilities)
+        tensorrt.check_capabilities(arguments.engine, capabilities, arguments.precision)
     return capabilities
 
 
@@ -123,7 +128,8 @@ def _build(
         rows, compiled = arguments.rows_per_call, arguments.torch_compile
         return torch_engine.build(model, dimensions, arguments.precision, rows, compiled, work)
     graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
-    return tensorrt.build(graph, arguments.engine, capabilities, work)
+    timings = Path(arguments.timing_cache) if arguments.timing_cache else None
+    return tensorrt.build(graph, arguments.engine, capabilities, work, timings)
 
 
 def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngine, report: ParityReport) -> Manifest:
@@ -144,6 +150,7 @@ def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngin
         parity=report,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         torch_compile=arguments.torch_compile if arguments.engine == "torch" else "",
+        plans=dict(built.plans),
     )
 
 

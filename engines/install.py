@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engines.configs import changed_configs
@@ -26,7 +26,7 @@ class Manifest:
     """``manifest.json``: what a version is, and what it was measured to do.
 
     ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256. ``torch_compile`` says where the
-    torch engine is compiled, empty for the others.
+    torch engine is compiled, empty for the others; ``plans`` are TensorRT's files by compute capability.
     """
 
     engine: str
@@ -42,6 +42,7 @@ class Manifest:
     parity: ParityReport
     created: str
     torch_compile: str = ""
+    plans: dict[str, str] = field(default_factory=dict)
 
     @property
     def dimensions(self) -> Dimensions:
@@ -120,7 +121,7 @@ def _add_version(
     tokenizer = {
         root / "tokenizer" / name: (checkpoint / name).read_bytes() for name in (TOKENIZER_FILE, ENCODING_FILE)
     }
-    configs = changed_configs([root / model for model in MODELS], manifest.dimensions)
+    configs = changed_configs([root / model for model in MODELS], manifest.dimensions, manifest.plans)
     try:
         _fill(partial, engine_files, manifest, server_model)
         with _replaced({**tokenizer, **configs}):

@@ -5,9 +5,10 @@ Shapes: R rows, L token slots a row and S pairs at most a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,8 @@ class BuiltEngine(NamedTuple):
     """An engine on disk, and what the gate runs to judge it.
 
     ``runs_in`` is the precision it really computes in, ``version`` its library's; ``judged`` says what
-    ``run`` is: the engine, or what stands in for it where it cannot be opened.
+    ``run`` is: the engine, or what stands in for it where it cannot be opened. ``plans`` are files by the
+    compute capability of the GPUs that they are for, where there is one for each.
     """
 
     files: tuple[Path, ...]
@@ -67,6 +69,7 @@ class BuiltEngine(NamedTuple):
     version: str
     run: Runner
     judged: str
+    plans: Mapping[str, str] = MappingProxyType({})
 
 
 def in_chunks(run: Runner, rows: int) -> Runner:

@@ -25,7 +25,7 @@ from trainer.data import read_groups
 KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created",
-    "torch_compile",
+    "torch_compile", "plans",
 }  # fmt: skip
 
 
@@ -133,9 +133,12 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
     changes = {"engine": "tensorrt_rtx", "precision": "fp16", "compute_capability": "8.6,8.9"}
     assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 0
     version = tmp_path / "repository" / "student" / "1"
-    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.plan"}
+    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.sm86.plan", "model.sm89.plan"}
+    config = read_config(version.parent / "config.pbtxt")
+    assert config.cc_model_filenames == {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan"}
     manifest = json.loads((version / "manifest.json").read_text())
     assert (manifest["engine"], manifest["runs_in"]) == ("tensorrt_rtx", "fp16")
+    assert manifest["plans"] == config.cc_model_filenames
     assert manifest["parity"]["mean_kendall_tau"] >= 0.99
     if not torch.cuda.is_available():
         assert "the engine itself was not run" in manifest["parity"]["judged"]
@@ -160,6 +163,9 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"data": "missing.jsonl"}, "missing.jsonl: cannot be read"),
         ({"rows_per_call": "0"}, "--rows_per_call must be at least 1"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
+        ({"timing_cache": "cache"}, "--timing_cache is for --engine tensorrt"),
+        ({"engine": "torch", "rows_per_call": "129"}, "--rows_per_call 129: --engine torch takes at most 128"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "7.5", "precision": "bf16"}, "bf16 needs compute capability"),
         ({"engine": "tensorrt_rtx", "compute_capability": "9.0"}, "compute capability '9.0' is not one"),
         ({"model_repository": "."}, "not a model repository of ours"),
     ],
