@@ -24,10 +24,11 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
 from engines import openvino, tensorrt, torch_engine
+from engines.calibration import Calibration, read_calibration
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
 from engines.parity import ParityReport, compare
-from engines.records import BuiltEngine, Dimensions, EngineError, ParityError
+from engines.records import BuiltEngine, Dimensions, EngineError, Graph, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, read_groups
 from trainer.models import CheckpointError, load_scorer, require_checkpoint
@@ -42,10 +43,16 @@ class BuildArguments:
     engine: Literal["openvino", "tensorrt", "tensorrt_rtx", "torch"] = field(
         metadata={"help": "What runs the student."}
     )
-    precision: Literal["fp32", "bf16", "fp16"] = field(metadata={"help": "What matrix products are computed in."})
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = field(
+        metadata={"help": "What matrix products are computed in."}
+    )
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
+    )
+    calibration: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Queries with documents like the traffic's, none of them in --data, for fp8's ranges."},
     )
     timing_cache: str = field(
         default="", metadata={"help": "File for what tensorrt measured; by default in ~/.cache/disranker."}
@@ -62,6 +69,10 @@ class BuildArguments:
             raise EngineError(f"--rows_per_call must be at least 1, not {self.rows_per_call}")
         if self.compute_capability and self.engine != "tensorrt_rtx":
             raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
+        if self.precision == "fp8" and not self.engine.startswith("tensorrt"):
+            raise EngineError(f"--precision fp8 is for --engine tensorrt, not {self.engine}")
+        if self.calibration and self.precision != "fp8":
+            raise EngineError(f"--calibration is for --precision fp8; {self.precision} needs none")
         if self.timing_cache and self.engine != "tensorrt":
             raise EngineError("--timing_cache is for --engine tensorrt; the others measure nothing when they build")
 
@@ -93,9 +104,10 @@ def build_version(arguments: BuildArguments) -> Path:
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
     groups = read_groups(arguments.data)
+    calibration = read_calibration(arguments.calibration, groups, encoder) if arguments.precision == "fp8" else None
     check_repository(Path(arguments.model_repository), arguments.engine)
     with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
-        built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work))
+        built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work), calibration)
         report = compare(built.run, built.judged, model, encoder, groups)
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
@@ -119,7 +131,12 @@ def _capabilities(arguments: BuildArguments) -> list[str]:
 
 
 def _build(
-    arguments: BuildArguments, capabilities: list[str], model: PreTrainedModel, dimensions: Dimensions, work: Path
+    arguments: BuildArguments,
+    capabilities: list[str],
+    model: PreTrainedModel,
+    dimensions: Dimensions,
+    work: Path,
+    calibration: Calibration | None,
 ) -> BuiltEngine:
     if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
         graph = export_graph(model, dimensions, "fp32", work / "model.onnx")
@@ -127,9 +144,21 @@ def _build(
     if arguments.engine == "torch":
         rows, compiled = arguments.rows_per_call, arguments.torch_compile
         return torch_engine.build(model, dimensions, arguments.precision, rows, compiled, work)
-    graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
+    if calibration is None:
+        graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
+    else:
+        graph = _fp8_graph(model, dimensions, calibration, work)
     timings = Path(arguments.timing_cache) if arguments.timing_cache else None
     return tensorrt.build(graph, arguments.engine, capabilities, work, timings)
+
+
+def _fp8_graph(model: PreTrainedModel, dimensions: Dimensions, calibration: Calibration, work: Path) -> Graph:
+    try:
+        from engines import fp8
+    except ImportError as error:
+        raise EngineError(f"--precision fp8 needs {error.name}: pip install onnx") from error
+    half = export_graph(model, dimensions, fp8.BASE, work / "half.onnx", fp8.OPSET)
+    return fp8.quantise(half, calibration.rows, work / "model.onnx")
 
 
 def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngine, report: ParityReport) -> Manifest:

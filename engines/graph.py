@@ -23,7 +23,9 @@ from trainer.models import PackedScorer
 OPSET = 18
 
 
-def export_graph(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> Graph:
+def export_graph(
+    model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path, opset: int = OPSET
+) -> Graph:
     """Write a float32 scorer as ONNX at ``path``: ``INPUTS`` int32 to ``scores[R, S]`` float32.
 
     ``precision`` (a key of ``DTYPES``) is what the body's weights and matrix products are typed in.
@@ -37,7 +39,7 @@ def export_graph(model: PreTrainedModel, dimensions: Dimensions, precision: str,
                 example,
                 path,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=INPUTS,
                 output_names=[OUTPUT],
                 dynamic_shapes=rows,

@@ -38,6 +38,7 @@ LIMITS = {
     "fp32": Limits(score=1e-4),
     "bf16": Limits(tau=0.99, ndcg=0.005),
     "fp16": Limits(tau=0.99, ndcg=0.005),
+    "fp8": Limits(tau=0.9, ndcg=0.005),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class ParsedNetwork(NamedTuple):
 
 
 class MatrixProduct(NamedTuple):
-    """A matrix multiplication of a network, and the types of its inputs (``HALF``, ``BF16``, ``FLOAT``)."""
+    """A matrix multiplication of a network, and the types of its inputs (``FP8``, ``HALF``, ``BF16``, ``FLOAT``)."""
 
     name: str
     types: tuple[str, ...]
@@ -120,12 +120,27 @@ def parse(trt: Any, path: Path) -> ParsedNetwork:
 
 def matrix_products(trt: Any, network: Any) -> list[MatrixProduct]:
     """All matrix multiplications of a parsed network, in its order."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     return [
-        MatrixProduct(layer.name, tuple(layer.get_input(index).dtype.name for index in range(layer.num_inputs)))
+        MatrixProduct(
+            layer.name,
+            tuple(_held_in(trt, layer.get_input(index), made_by) for index in range(layer.num_inputs)),
+        )
         for layer in layers
         if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.EINSUM)
     ]
+
+
+def _held_in(trt: Any, tensor: Any, made_by: Mapping[str, Any]) -> str:
+    """The type of a tensor, or the one that it is brought back from: builders multiply in that."""
+    layer = made_by.get(tensor.name)
+    while layer is not None and layer.type == trt.LayerType.SHUFFLE:  # a weight gets axes to match
+        layer = made_by.get(layer.get_input(0).name)
+    if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
+        tensor = layer.get_input(0)
+    name: str = tensor.dtype.name
+    return name
 
 
 def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
