@@ -13,7 +13,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from engines.calibration import Calibration, read_calibration
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
 from engines.parity import ParityReport, compare
+from engines.plans import carried
 from engines.records import BuiltEngine, Dimensions, EngineError, Graph, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, read_groups
@@ -57,6 +58,10 @@ class BuildArguments:
     timing_cache: str = field(
         default="", metadata={"help": "File for what tensorrt measured; by default in ~/.cache/disranker."}
     )
+    add_to_newest: bool = field(
+        default=False,
+        metadata={"help": "The new version has the newest one's plans too: for other GPUs, of the same checkpoint."},
+    )
     # Measured on two cores, throughput is the same from 1 to 32 rows a call, and memory grows with them.
     rows_per_call: int = field(default=8, metadata={"help": "Rows that openvino and torch take at a time."})
     torch_compile: Literal["gpu", "always", "never"] = field(
@@ -73,6 +78,8 @@ class BuildArguments:
             raise EngineError(f"--precision fp8 is for --engine tensorrt, not {self.engine}")
         if self.calibration and self.precision != "fp8":
             raise EngineError(f"--calibration is for --precision fp8; {self.precision} needs none")
+        if self.add_to_newest and not self.engine.startswith("tensorrt"):
+            raise EngineError("--add_to_newest is for --engine tensorrt, whose plans are of one kind of GPU each")
         if self.timing_cache and self.engine != "tensorrt":
             raise EngineError("--timing_cache is for --engine tensorrt; the others measure nothing when they build")
 
@@ -112,7 +119,13 @@ def build_version(arguments: BuildArguments) -> Path:
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
         server_model = arguments.engine in ("openvino", "torch")
-        installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
+        files = list(built.files)
+        if arguments.add_to_newest:
+            others = carried(Path(arguments.model_repository) / "student", manifest)
+            files += others.values()
+            named = {capability: path.name for capability, path in others.items()}
+            manifest = replace(manifest, plans={**named, **manifest.plans})
+        installed = install(Path(arguments.model_repository), checkpoint, files, manifest, server_model)
     print(_summary(installed, manifest))
     return installed
 

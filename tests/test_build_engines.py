@@ -144,6 +144,18 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
         assert "the engine itself was not run" in manifest["parity"]["judged"]
         assert "the engine itself was not run" in capsys.readouterr().out
 
+    another = {**changes, "compute_capability": "12.0", "add_to_newest": "true"}
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **another)) == 0
+    plans = {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
+    both = tmp_path / "repository" / "student" / "2"
+    assert {path.name for path in both.iterdir()} == {"manifest.json", *plans.values()}
+    assert json.loads((both / "manifest.json").read_text())["plans"] == plans
+    assert read_config(version.parent / "config.pbtxt").cc_model_filenames == plans
+    assert (both / "model.sm86.plan").read_bytes() == (version / "model.sm86.plan").read_bytes()
+
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **{**another, "precision": "bf16"})) == 2
+    assert "student/2: its precision is fp16 and that of this build is bf16" in one_error(capsys)
+
 
 def test_checkpoint_without_a_score_head_is_refused(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -167,6 +179,7 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"calibration": "log.jsonl"}, "--calibration is for --precision fp8"),
         ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
         ({"engine": "tensorrt_rtx", "compute_capability": "8.9,8.6", "precision": "fp8"}, "8.6 has no units for it"),
+        ({"add_to_newest": "true"}, "--add_to_newest is for --engine tensorrt"),
         ({"timing_cache": "cache"}, "--timing_cache is for --engine tensorrt"),
         ({"engine": "torch", "rows_per_call": "129"}, "--rows_per_call 129: --engine torch takes at most 128"),
         ({"engine": "tensorrt_rtx", "compute_capability": "7.5", "precision": "bf16"}, "bf16 needs compute capability"),

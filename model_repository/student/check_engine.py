@@ -48,16 +48,20 @@ def check(student: Path, library: str | None = None) -> str:
     if engine == "tensorrt":
         found = tensorrt_version(library or f"libnvinfer.so.{built.split('.')[0]}")
         _check_gpus(newest.parent, manifest)
-        same = found.split(".")[:3] == built.split(".")[:3]  # a plan is opened by the release that made it alone
+        fits = _numbers(found, 3) == _numbers(built, 3)  # a plan is opened by the release that made it alone
     else:
         found = _package_version(engine)
-        same = found.split(".")[:2] >= built.split(".")[:2] if engine == "torch" else True
-    if not same:
+        fits = engine != "torch" or _numbers(found, 2) >= _numbers(built, 2)
+    if not fits:
         raise UnusableError(
             f"{newest.parent} was built with {engine} {built} and {engine} {found} is here: build it in the container "
             "that serves it, or serve it from the one that it was built in"
         )
     return f"{newest.parent}: {engine} {built}, here {found}"
+
+
+def _numbers(release: str, count: int) -> list[int]:
+    return [int(part) for part in release.split(".")[:count]]
 
 
 def tensorrt_version(library: str) -> str:
