@@ -41,11 +41,7 @@ def build(
     ``rows_per_call`` 0 leaves the choice to the device. Raises EngineError for an engine that does not start.
     """
     path = directory / MODEL_FILE
-    example, rows = example_rows(dimensions)
-    with torch.no_grad():
-        scorer = Int32Scorer(typed_model(model, precision, FUSED)).eval()
-        program = torch.export.export(scorer, example, dynamic_shapes=rows, strict=False)
-    torch.export.save(program, path)
+    export_program(model, dimensions, precision, path)
     return BuiltEngine(
         files=(path,),
         runs_in=precision,
@@ -53,6 +49,15 @@ def build(
         run=open_runner(path, rows_per_call or default_rows(), compiled),
         judged="the engine",
     )
+
+
+def export_program(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> None:
+    """Write a float32 scorer's program, ``INPUTS`` int32 to ``scores[R, S]`` float32, its rows free."""
+    example, rows = example_rows(dimensions)
+    with torch.no_grad():
+        scorer = Int32Scorer(typed_model(model, precision, FUSED)).eval()
+        program = torch.export.export(scorer, example, dynamic_shapes=rows, strict=False)
+    torch.export.save(program, path)
 
 
 def default_rows() -> int:

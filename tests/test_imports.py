@@ -88,6 +88,14 @@ def allowed(path: str) -> set[str]:
         return {"client.rank"}
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
+    if path == "bench/serving_gpu/engine.py":
+        return {
+            ENCODING,
+            "model_repository.student.torch_engine",
+            *modules("engines"),
+            *modules("trainer"),
+            *modules("bench"),
+        }
     if path.startswith("bench/"):
         return {"client.rank", ENCODING, *modules("trainer"), "bench.training", *modules("bench")}
     return set()

@@ -34,12 +34,15 @@ class TorchEngine:
     """An exported program, on the device that is there.
 
     ``compiled`` says where it is compiled: ``gpu``, ``always`` (a processor too, which takes a minute
-    a size and a C++ compiler) or ``never``. Compilation that fails is an error, not a slower engine.
+    a size and a C++ compiler) or ``never``. Compilation that fails is an error, not a slower engine. The bench
+    leaves out ``graphs`` to see what they bring.
     """
 
     workers = 1  # threads that may call ``score`` at the same time
 
-    def __init__(self, program: Path, rows_per_call: int, compiled: str = "gpu", backend: str = "inductor") -> None:
+    def __init__(
+        self, program: Path, rows_per_call: int, compiled: str = "gpu", backend: str = "inductor", graphs: bool = True
+    ) -> None:
         self.rows_per_call = rows_per_call
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         exported = move_to_device_pass(torch.export.load(program), str(self.device))
@@ -47,7 +50,7 @@ class TorchEngine:
         self._program: Program = exported.module()
         self._sizes: list[_FixedSize] = []
         if compiled == "always" or (compiled == "gpu" and self.device.type == "cuda"):
-            self._sizes = self._compile(backend)
+            self._sizes = self._compile(backend, graphs and self.device.type == "cuda")
 
     @classmethod
     def load(cls, directory: Path) -> TorchEngine:
@@ -82,11 +85,11 @@ class TorchEngine:
         return scores
 
     @torch.inference_mode()
-    def _compile(self, backend: str) -> list[_FixedSize]:
+    def _compile(self, backend: str, graphs: bool) -> list[_FixedSize]:
         # Without fullgraph PyTorch would run parts that it cannot compile as they are, and say nothing.
         program: Program = torch.compile(self._program, fullgraph=True, dynamic=False, backend=backend)
         try:
-            return [_FixedSize(program, rows, self._widths, self.device) for rows in sizes(self.rows_per_call)]
+            return [_FixedSize(program, rows, self._widths, self.device, graphs) for rows in sizes(self.rows_per_call)]
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise EngineStartError(
@@ -102,7 +105,7 @@ def sizes(rows_per_call: int) -> list[int]:
 class _FixedSize:
     """A compiled program for exactly B rows; fewer are scored beside rows of an earlier call."""
 
-    def __init__(self, program: Program, rows: int, widths: list[int], device: torch.device) -> None:
+    def __init__(self, program: Program, rows: int, widths: list[int], device: torch.device, graph: bool) -> None:
         self.rows = rows
         self._program = program
         # All inputs lie in one piece of memory, so one copy brings them to the device.
@@ -113,16 +116,17 @@ class _FixedSize:
         self._views = [piece.view(rows, -1).numpy() for piece in self._staged.split(pieces)]
         self._inputs = [piece.view(rows, -1) for piece in self._held.split(pieces)]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._scores_BS = self._recorded() if on_gpu else program(*self._inputs)
+        self._scores_BS = self._recorded() if graph else program(*self._inputs)
 
     def score(self, rows: Rows) -> Scores:
         count = len(rows[0])
         for view, array in zip(self._views, rows, strict=True):
             view[:count] = array
+        if self._held is not self._staged:
+            self._held.copy_(self._staged, non_blocking=True)
         if self._graph is None:
             scores_BS = self._program(*self._inputs)
         else:
-            self._held.copy_(self._staged, non_blocking=True)
             self._graph.replay()
             scores_BS = self._scores_BS
         scores: Scores = scores_BS[:count].cpu().numpy().copy()  # the next call writes over what the graph holds
