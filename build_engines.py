@@ -1,11 +1,10 @@
-"""Compile a checkpoint into a new version of the student that Triton serves.
+"""Compile a checkpoint into a new version of the student that Triton serves, or of the teacher.
 
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision bf16
-    python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision int8 \\
-        --calibration log.jsonl
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine tensorrt --precision fp16
+    python build_engines.py --teacher --checkpoint runs/teacher --data dev.jsonl --engine tensorrt --precision bf16
 
-The checkpoint becomes one ONNX graph, the graph an engine. The engine is installed only if it scores
+The checkpoint becomes one graph, the graph an engine. The engine is installed only if it scores
 the pairs of ``--data`` as the checkpoint does in float32 (exit code 1 if not; 2 for bad input).
 """
 
@@ -15,64 +14,39 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
-from engines import openvino, tensorrt
+from engines import openvino, summary, tensorrt, torch_engine
+from engines.arguments import CALIBRATED, BuildArguments
 from engines.calibration import Calibration, read_calibration
 from engines.configs import served_version
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
-from engines.openvino import CpuWish
+from engines.models import STUDENT, TEACHER, ModelSet
 from engines.parity import ParityReport, Yardstick, torch_runner
-from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError, ParityError
+from engines.plans import carried
+from engines.records import BuiltEngine, Dimensions, EngineError, Graph, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, QueryGroup, read_groups
 from trainer.metrics import judgments
 from trainer.models import CheckpointError, load_scorer, require_checkpoint
 
 
-@dataclass(frozen=True)
-class BuildArguments:
-    """What to build, for which machine, and where it goes."""
+class Job(NamedTuple):
+    """What an engine is built from: a float32 scorer, and what its scores are compared with and calibrated on."""
 
-    checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
-    data: str = field(metadata={"help": "Query groups (JSONL, Parquet) that the engine must score as PyTorch does."})
-    engine: Literal["openvino", "tensorrt", "tensorrt_rtx"] = field(metadata={"help": "What runs the student."})
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = field(
-        metadata={"help": "What matrix products are computed in."}
-    )
-    model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
-    compute_capability: str = field(
-        default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
-    )
-    rows_per_call: int = field(default=0, metadata={"help": "Rows that OpenVINO takes at a time; 0: measured."})
-    calibration: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Queries with documents like the traffic's, none of them in --data, for int8's ranges."},
-    )
-    most_kept: int = field(
-        default=8, metadata={"help": "Products that int8 may leave in higher precision to pass the gate, at most."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.rows_per_call < 0:
-            raise EngineError(f"--rows_per_call must be at least 1, or 0 to be measured, not {self.rows_per_call}")
-        if self.most_kept < 1:
-            raise EngineError(f"--most_kept must be at least 1, not {self.most_kept}")
-        if self.compute_capability and self.engine != "tensorrt_rtx":
-            raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
-        if self.precision == "int8" and self.engine != "openvino":
-            raise EngineError(f"--precision int8 is for --engine openvino, not {self.engine}")
-        if self.calibration and self.precision != "int8":
-            raise EngineError(f"--calibration is for --precision int8; {self.precision} needs none")
+    model: PreTrainedModel
+    dimensions: Dimensions
+    yardstick: Yardstick
+    calibration: Calibration | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_version(arguments: BuildArguments) -> Path:
     """Build, judge and install; the new version's directory. Raises ParityError for a refused engine."""
     capabilities = _capabilities(arguments)
-    checkpoint = Path(arguments.checkpoint)
+    checkpoint, repository = Path(arguments.checkpoint), Path(arguments.model_repository)
     require_checkpoint(checkpoint)
     if not (checkpoint / "config.json").is_file():
         raise CheckpointError(f"{checkpoint}: no checkpoint here (it has no config.json)")
@@ -103,27 +77,21 @@ def build_version(arguments: BuildArguments) -> Path:
     model = load_scorer(checkpoint, encoder)
     groups = read_groups(arguments.data)
     calibration = _calibration(arguments, groups, encoder)
-    check_repository(Path(arguments.model_repository), arguments.engine)
+    models = TEACHER if arguments.teacher else STUDENT
+    check_repository(repository, arguments.engine)
     yardstick = Yardstick.of(torch_runner(model), encoder, groups)
     with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
-        if arguments.engine == "openvino":
-            wish = CpuWish(arguments.precision, arguments.rows_per_call, calibration, arguments.most_kept)
-            graph = export_graph(model, Dimensions.of(encoder.config), "fp32", Path(work) / "model.onnx")
-            built = openvino.build(graph, wish, yardstick, Path(work))
-        else:
-            built = _build(arguments, capabilities, model, Dimensions.of(encoder.config), Path(work))
+        job = Job(model, Dimensions.of(encoder.config), yardstick, calibration)
+        built = _build(arguments, capabilities, job, Path(work))
         report = yardstick.report(built.run, built.judged)
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
-        server_model = arguments.engine == "openvino"
-        installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
-    print(_summary(installed, manifest))
-    served = served_version(installed.parent)
-    if served != int(installed.name):
-        print(
-            f"Triton is told to serve version {served}, not this one: "
-            f"python -m engines.versions use latest --model_repository {arguments.model_repository}"
-        )
+        if arguments.add_to_newest:
+            built, manifest = _with_newest(repository / models.scorer, built, manifest)
+        server_model = arguments.engine in ("openvino", "torch")
+        installed = install(repository, checkpoint, built.files, manifest, server_model, models)
+    print(summary.of_version(installed, manifest))
+    _say_if_not_served(installed, repository, models)
     return installed
 
 
@@ -132,26 +100,46 @@ def _capabilities(arguments: BuildArguments) -> list[str]:
     capabilities = [part.strip() for part in arguments.compute_capability.split(",") if part.strip()]
     if arguments.engine == "openvino":
         openvino.library()
+    elif arguments.engine == "torch":
+        torch_engine.check_rows(arguments.rows_per_call)
     else:
         tensorrt.library(arguments.engine)
-        tensorrt.check_capabilities(arguments.engine, capabilities)
+        tensorrt.check_capabilities(arguments.engine, capabilities, arguments.precision)
     return capabilities
 
 
 def _calibration(arguments: BuildArguments, groups: Sequence[QueryGroup], encoder: PairEncoder) -> Calibration | None:
-    """For int8, whose gate needs labels too."""
-    if arguments.precision != "int8":
+    """For the precisions of 8 bits, whose gate needs labels too."""
+    if arguments.precision not in CALIBRATED:
         return None
     if not judgments(groups):
-        raise EngineError(f"{arguments.data}: no labels, and int8 is judged by what it costs in nDCG@10")
+        raise EngineError(f"{arguments.data}: no labels, and {arguments.precision} is judged by what it costs in nDCG@10")
     return read_calibration(arguments.calibration, groups, encoder)
 
 
-def _build(
-    arguments: BuildArguments, capabilities: list[str], model: PreTrainedModel, dimensions: Dimensions, work: Path
-) -> BuiltEngine:
-    graph = export_graph(model, dimensions, arguments.precision, work / "model.onnx")
-    return tensorrt.build(graph, arguments.engine, capabilities, work)
+def _build(arguments: BuildArguments, capabilities: list[str], job: Job, work: Path) -> BuiltEngine:
+    if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
+        wish = openvino.CpuWish(arguments.precision, arguments.rows_per_call, job.calibration, arguments.most_kept)
+        graph = export_graph(job.model, job.dimensions, "fp32", work / "model.onnx")
+        return openvino.build(graph, wish, job.yardstick, work)
+    if arguments.engine == "torch":
+        rows, compiled = arguments.rows_per_call, arguments.torch_compile
+        return torch_engine.build(job.model, job.dimensions, arguments.precision, rows, compiled, work)
+    if job.calibration is None:
+        graph = export_graph(job.model, job.dimensions, arguments.precision, work / "model.onnx")
+    else:
+        graph = _fp8_graph(job.model, job.dimensions, job.calibration, work)
+    timings = Path(arguments.timing_cache) if arguments.timing_cache else None
+    return tensorrt.build(graph, arguments.engine, capabilities, work, timings)
+
+
+def _fp8_graph(model: PreTrainedModel, dimensions: Dimensions, calibration: Calibration, work: Path) -> Graph:
+    try:
+        from engines import fp8
+    except ImportError as error:
+        raise EngineError(f"--precision fp8 needs {error.name}: pip install onnx") from error
+    half = export_graph(model, dimensions, fp8.BASE, work / "half.onnx", fp8.OPSET)
+    return fp8.quantise(half, calibration.rows, work / "model.onnx")
 
 
 def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngine, report: ParityReport) -> Manifest:
@@ -166,13 +154,23 @@ def _manifest(arguments: BuildArguments, encoder: PairEncoder, built: BuiltEngin
         encoding_hash=encoding_hash(arguments.checkpoint),
         checkpoint_hash=_checkpoint_hash(Path(arguments.checkpoint)),
         versions={
-            arguments.engine: built.version,
             **{name: version(name) for name in ("torch", "transformers", "onnx")},
+            arguments.engine: built.version,
         },
         parity=report,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         cpu=built.cpu,
+        torch_compile=arguments.torch_compile if arguments.engine == "torch" else "",
+        plans=dict(built.plans),
     )
+
+
+def _with_newest(scorer: Path, built: BuiltEngine, manifest: Manifest) -> tuple[BuiltEngine, Manifest]:
+    """The build with the plans that the newest version has for other GPUs."""
+    others = carried(scorer, manifest)
+    named = {capability: path.name for capability, path in others.items()}
+    files = (*built.files, *others.values())
+    return built._replace(files=files), replace(manifest, plans={**named, **manifest.plans})
 
 
 def _checkpoint_hash(checkpoint: Path) -> str:
@@ -183,35 +181,14 @@ def _checkpoint_hash(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def _summary(installed: Path, manifest: Manifest) -> str:
-    size = sum(path.stat().st_size for path in installed.iterdir() if path.name.startswith("model."))
-    report = manifest.parity
-    ndcg = "no labels" if report.ndcg_difference is None else f"{report.ndcg_difference:+.4f}"
-    lines = [
-        f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB",
-        f"compared with PyTorch in float32 on {report.pairs} pairs of {report.queries} queries: "
-        f"scores within {report.largest_difference:.2g}, Kendall's tau {report.mean_kendall_tau:.4f}, nDCG@10 {ndcg}",
-        f"compared was {report.judged}",
-    ]
-    if manifest.runs_in != manifest.precision:
-        lines.append(
-            f"{manifest.precision} was asked for; this processor has no units for it, so it runs in {manifest.runs_in}"
+def _say_if_not_served(installed: Path, repository: Path, models: ModelSet) -> None:
+    served = served_version(installed.parent)
+    if served != int(installed.name):
+        teacher = " --teacher" if models is TEACHER else ""
+        print(
+            f"Triton is told to serve version {served}, not this one: "
+            f"python -m engines.versions use latest --model_repository {repository}{teacher}"
         )
-    return "\n".join([*lines, *(_cpu_summary(manifest.cpu, manifest.rows_per_call) if manifest.cpu else [])])
-
-
-def _cpu_summary(cpu: CpuEngine, rows_per_call: int) -> list[str]:
-    lines = []
-    if cpu.int8:
-        kept = f"; kept in {cpu.rest_in} for the gate: {', '.join(cpu.int8.kept)}" if cpu.int8.kept else ""
-        lines.append(f"{cpu.int8.products} products in int8, all else in {cpu.rest_in}{kept}")
-    speeds = ", ".join(
-        f"{timing.streams} x {timing.threads} threads, {timing.rows_per_call} rows: {timing.rows_per_second:.4g}"
-        for timing in cpu.measured
-    )
-    lines.append(f"rows per second by streams and rows per call: {speeds}")
-    lines.append(f"chosen: {cpu.streams} x {cpu.threads} threads, {rows_per_call} rows per call")
-    return lines
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def read_calibration(paths: Sequence[str], judged: Sequence[QueryGroup], encoder
     raise DataError for what is wrong in them.
     """
     if not paths:
-        raise EngineError("int8 needs --calibration: queries with documents that look like traffic, labels or not")
+        raise EngineError(
+            "this precision needs --calibration: queries with documents that look like traffic, labels or not"
+        )
     groups = read_groups(*paths)
     ids, texts = {group.query_id for group in judged}, {group.query for group in judged}
     for group in groups:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engines.records import Dimensions, EngineError
 
+TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
 
 
-def changed_configs(models: Iterable[Path], dimensions: Dimensions) -> dict[Path, bytes]:
-    """New contents of those ``config.pbtxt`` and ``configs/*.pbtxt`` whose dimensions differ.
+def changed_configs(
+    models: Iterable[Path], dimensions: Dimensions, plans: Mapping[str, str] = MappingProxyType({})
+) -> dict[Path, bytes]:
+    """New contents of those ``config.pbtxt`` and ``configs/*.pbtxt`` whose dimensions or plans differ.
 
-    In them, every tensor of the packed layout gets its last dimension (in warm-up too), and a model
-    that batches gets ``max_batch_size``. A file that fits already is not among them, and so keeps
-    its comments.
+    In them, every tensor of the packed layout gets its last dimension (in warm-up and CUDA graphs too), and a
+    model that batches gets ``max_batch_size``. TensorRT's gets ``plans``, file names by compute capability. A
+    file that fits already is not among them, and so keeps its comments.
     """
     changed = {}
     for model in models:
         for path in _configs(model):
             before = read_config(path)
             after = _resized(before, dimensions)
+            if after.platform == TENSORRT:
+                after.cc_model_filenames.clear()
+                after.cc_model_filenames.update(plans)
             if after != before:
                 changed[path] = (HEADER + text_format.MessageToString(after)).encode()
     return changed
@@ -77,4 +85,23 @@ def _resized(config: ModelConfig, dimensions: Dimensions) -> ModelConfig:
             tensor.dims[-1] = width
     if resized.max_batch_size > 0:
         resized.max_batch_size = dimensions.max_rows
+        _limit_batches(resized, dimensions)
     return resized
+
+
+def _limit_batches(config: ModelConfig, dimensions: Dimensions) -> None:
+    """Batches that the scheduler waits for and CUDA graphs are recorded for, none above ``max_batch_size``."""
+    most = dimensions.max_rows
+    if config.dynamic_batching.preferred_batch_size:
+        preferred = sorted({min(size, most) for size in config.dynamic_batching.preferred_batch_size})
+        config.dynamic_batching.preferred_batch_size[:] = preferred
+    recorded = config.optimization.cuda.graph_spec
+    fitting = [spec for spec in recorded if spec.graph_lower_bound.batch_size <= most]
+    for spec in fitting:
+        spec.batch_size = min(spec.batch_size, most)
+        for name, shape in (*spec.input.items(), *spec.graph_lower_bound.input.items()):
+            shape.dim[:] = [dimensions.width(name) or -1]
+    if recorded:
+        kept = [copy.deepcopy(spec) for spec in fitting]
+        del recorded[:]
+        recorded.extend(kept)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +23,26 @@ from trainer.models import PackedScorer
 OPSET = 18
 
 
-def export_graph(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> Graph:
+def export_graph(
+    model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path, opset: int = OPSET
+) -> Graph:
     """Write a float32 scorer as ONNX at ``path``: ``INPUTS`` int32 to ``scores[R, S]`` float32.
 
     ``precision`` (a key of ``DTYPES``) is what the body's weights and matrix products are typed in.
     Raises EngineError where the exporter lacks its packages.
     """
-    rows = torch.export.Dim("rows", min=1, max=max(dimensions.max_rows, 2))
-    # Two rows, since the exporter takes an axis of 1 as fixed.
-    example = tuple(torch.zeros((2, dimensions.width(name) or 0), dtype=torch.int32) for name in INPUTS)
+    example, rows = example_rows(dimensions)
     try:
         with torch.no_grad(), _without_noise():
             torch.onnx.export(
-                _Int32Scorer(typed_model(model, precision)).eval(),
+                Int32Scorer(typed_model(model, precision)).eval(),
                 example,
                 path,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=INPUTS,
                 output_names=[OUTPUT],
-                dynamic_shapes=tuple({0: rows} for _ in INPUTS),
+                dynamic_shapes=rows,
                 external_data=True,
                 verbose=False,
             )
@@ -50,7 +51,15 @@ def export_graph(model: PreTrainedModel, dimensions: Dimensions, precision: str,
     return Graph(path, precision, dimensions)
 
 
-class _Int32Scorer(nn.Module):
+def example_rows(dimensions: Dimensions) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to trace with, and which of their axes stay free: the rows."""
+    rows = torch.export.Dim("rows", min=1, max=max(dimensions.max_rows, 2))
+    # Two rows, since the exporter takes an axis of 1 as fixed.
+    example = tuple(torch.zeros((2, dimensions.width(name) or 0), dtype=torch.int32) for name in INPUTS)
+    return example, tuple({0: rows} for _ in INPUTS)
+
+
+class Int32Scorer(nn.Module):
     """The wire is int32; PyTorch gathers by int64."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engines.configs import changed_configs
@@ -25,7 +25,9 @@ MANIFEST_FILE = "manifest.json"
 class Manifest:
     """``manifest.json``: what a version is, and what it was measured to do.
 
-    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256; ``cpu`` is for OpenVINO.
+    ``precision`` was asked for, ``runs_in`` is computed in; hashes are SHA-256. ``cpu`` is for OpenVINO,
+    ``torch_compile`` says where the torch engine is compiled, empty for the others, and ``plans`` are TensorRT's
+    files by compute capability.
     """
 
     engine: str
@@ -41,6 +43,8 @@ class Manifest:
     parity: ParityReport
     created: str
     cpu: CpuEngine | None = None
+    torch_compile: str = ""
+    plans: dict[str, str] = field(default_factory=dict)
 
     @property
     def dimensions(self) -> Dimensions:
@@ -119,7 +123,7 @@ def _add_version(
     tokenizer = {
         root / "tokenizer" / name: (checkpoint / name).read_bytes() for name in (TOKENIZER_FILE, ENCODING_FILE)
     }
-    configs = changed_configs([root / model for model in MODELS], manifest.dimensions)
+    configs = changed_configs([root / model for model in MODELS], manifest.dimensions, manifest.plans)
     try:
         _fill(partial, engine_files, manifest, server_model)
         with replaced({**tokenizer, **configs}):

@@ -39,6 +39,7 @@ LIMITS = {
     "bf16": Limits(tau=0.99, ndcg=0.005),
     "fp16": Limits(tau=0.99, ndcg=0.005),
     "int8": Limits(tau=0.9, ndcg=0.005),
+    "fp8": Limits(tau=0.9, ndcg=0.005),
 }
 
 

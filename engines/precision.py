@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = "softmax_in_float32"
+ATTENTION = "softmax_in_float32"  # written out, for builders that take operators one by one
+FUSED = "sdpa"  # PyTorch's own kernels, which keep the softmax in float32 inside
 
 
-def typed_model(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+def typed_model(model: PreTrainedModel, precision: str, attention_kind: str = ATTENTION) -> PreTrainedModel:
     """A copy of a float32 model whose body computes in ``precision`` (a key of ``DTYPES``).
 
     Norms and softmax stay in float32, since half precision overflows there, and so does the score
@@ -25,7 +26,7 @@ def typed_model(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """
     typed = copy.deepcopy(model)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-    typed.set_attn_implementation(ATTENTION)
+    typed.set_attn_implementation(attention_kind)
     if precision == "fp32":
         return typed
     body = typed.base_model

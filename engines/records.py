@@ -5,9 +5,10 @@ Shapes: R rows, L token slots a row and S pairs at most a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,7 @@ class BuiltEngine(NamedTuple):
     ``runs_in`` is the precision it really computes in, ``version`` its library's; ``judged`` says what
     ``run`` is: the engine, or what stands in for it where it cannot be opened. At most ``rows_per_call`` rows are
     run at a time (0: any number). ``cpu`` is for processors.
+    ``plans`` are files by the compute capability of the GPUs that they are for, where there is one for each.
     """
 
     files: tuple[Path, ...]
@@ -106,6 +108,7 @@ class BuiltEngine(NamedTuple):
     judged: str
     rows_per_call: int = 0
     cpu: CpuEngine | None = None
+    plans: Mapping[str, str] = MappingProxyType({})
 
 
 def in_chunks(run: Runner, rows: int) -> Runner:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from engines import timing_cache
 from engines.records import INPUTS, OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, in_chunks
 from engines.stand_in import stand_in
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 MODEL_FILE = "model.plan"
+NEEDED = {"bf16": "8.0", "fp8": "8.9"}  # compute capability from which on a GPU has units for a precision
 TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned for it
 # tensorrt_rtx comes as two wheels, or as a package that joins them under the shorter name.
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -34,7 +37,7 @@ class ParsedNetwork(NamedTuple):
 
 
 class MatrixProduct(NamedTuple):
-    """A matrix multiplication of a network, and the types of its inputs (``HALF``, ``BF16``, ``FLOAT``)."""
+    """A matrix multiplication of a network, and the types of its inputs (``FP8``, ``HALF``, ``BF16``, ``FLOAT``)."""
 
     name: str
     types: tuple[str, ...]
@@ -51,23 +54,50 @@ def library(engine: str) -> Any:
     raise EngineError(f"the engine {engine} is not installed: pip install {PACKAGES[engine]}")
 
 
-def build(graph: Graph, engine: str, capabilities: Sequence[str], directory: Path) -> BuiltEngine:
-    """Write ``model.plan`` for the GPU at hand or, with tensorrt_rtx, for ``capabilities`` such as 8.9.
+def build(
+    graph: Graph, engine: str, capabilities: Sequence[str], directory: Path, timings: Path | None = None
+) -> BuiltEngine:
+    """Write a plan for the GPU at hand or, with tensorrt_rtx, one for each of ``capabilities`` such as 8.9.
 
-    Raises EngineError with everything that the parser or the builder has to say.
+    A plan a GPU, and not one for all, since a server then loads the one that it needs. Raises EngineError
+    with everything that the parser or the builder has to say.
     """
     trt = library(engine)
     parsed = parse(trt, graph.path)
-    plan = parsed.builder.build_serialized_network(parsed.network, _config(trt, parsed.builder, graph, capabilities))
-    if plan is None:
-        raise EngineError(f"{engine} cannot build this graph: {_joined(parsed.log.errors)}")
-    path = directory / MODEL_FILE
-    path.write_bytes(plan)
-    if _opens_here(capabilities):
-        run, judged = open_runner(trt, path, graph.dimensions), "the engine"
+    plans: dict[str, str] = {}
+    for capability in capabilities or [_capability_here()]:
+        path = directory / plan_file(capability)
+        named = [capability] if capabilities and capability else []
+        config = _config(trt, parsed.builder, graph, named)
+        with _timing(trt, engine, config, capability, timings):
+            plan = parsed.builder.build_serialized_network(parsed.network, config)
+        if plan is None:
+            for_what = f" for compute capability {capability}" if capability else ""
+            raise EngineError(f"{engine} cannot build this graph{for_what}: {_joined(parsed.log.errors)}")
+        path.write_bytes(plan)
+        if capability:
+            plans[capability] = path.name
+    files = tuple(directory / name for name in plans.values()) or (directory / MODEL_FILE,)
+    here = plans.get(_capability_here() or "")
+    if torch.cuda.is_available() and here is not None:
+        run, judged = open_runner(trt, directory / here, graph.dimensions), "the engine"
     else:
         run, judged = stand_in(graph)
-    return BuiltEngine((path,), graph.precision, trt.__version__, run, judged)
+    return BuiltEngine(files, graph.precision, trt.__version__, run, judged, plans)
+
+
+def plan_file(capability: str | None) -> str:
+    """``model.sm89.plan`` of 8.9; ``model.plan`` where PyTorch does not see which GPU this is."""
+    return MODEL_FILE if capability is None else f"model.sm{capability.replace('.', '')}.plan"
+
+
+def _timing(
+    trt: Any, engine: str, config: Any, capability: str | None, path: Path | None
+) -> AbstractContextManager[None]:
+    """tensorrt_rtx measures nothing when it builds: it has the functions, and says that they do nothing."""
+    if engine == "tensorrt_rtx":
+        return nullcontext()
+    return timing_cache.kept(config, path or timing_cache.default_path(trt, capability))
 
 
 def parse(trt: Any, path: Path) -> ParsedNetwork:
@@ -90,12 +120,27 @@ def parse(trt: Any, path: Path) -> ParsedNetwork:
 
 def matrix_products(trt: Any, network: Any) -> list[MatrixProduct]:
     """All matrix multiplications of a parsed network, in its order."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
     return [
-        MatrixProduct(layer.name, tuple(layer.get_input(index).dtype.name for index in range(layer.num_inputs)))
+        MatrixProduct(
+            layer.name,
+            tuple(_held_in(trt, layer.get_input(index), made_by) for index in range(layer.num_inputs)),
+        )
         for layer in layers
         if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.EINSUM)
     ]
+
+
+def _held_in(trt: Any, tensor: Any, made_by: Mapping[str, Any]) -> str:
+    """The type of a tensor, or the one that it is brought back from: builders multiply in that."""
+    layer = made_by.get(tensor.name)
+    while layer is not None and layer.type == trt.LayerType.SHUFFLE:  # a weight gets axes to match
+        layer = made_by.get(layer.get_input(0).name)
+    if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
+        tensor = layer.get_input(0)
+    name: str = tensor.dtype.name
+    return name
 
 
 def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
@@ -141,14 +186,29 @@ def _config(trt: Any, builder: Any, graph: Graph, capabilities: Sequence[str]) -
     return config
 
 
-def check_capabilities(engine: str, capabilities: Sequence[str]) -> None:
-    """Raises EngineError for compute capabilities that the engine does not know, or that it needs told."""
-    if engine != "tensorrt_rtx":
-        return
+def check_capabilities(engine: str, capabilities: Sequence[str], precision: str) -> None:
+    """Raises EngineError for compute capabilities that the engine does not know, that it needs told, or that lack
+    units for the precision."""
+    needed = NEEDED.get(precision)
     for capability in capabilities:
-        _named(library(engine), capability)
-    if not capabilities and not torch.cuda.is_available():
+        if engine == "tensorrt_rtx":
+            _named(library(engine), capability)
+    for capability in capabilities or [_capability_here()]:
+        if needed and capability and _number(capability) < _number(needed):
+            raise EngineError(
+                f"--precision {precision} needs compute capability {needed} or newer; {capability} has no units for it"
+            )
+    if engine == "tensorrt_rtx" and not capabilities and not torch.cuda.is_available():
         raise EngineError("no NVIDIA GPU here to build for: name some, such as --compute_capability 8.6,8.9")
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split("."))
+
+
+def _capability_here() -> str | None:
+    """Of the GPU that PyTorch sees."""
+    return "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
 
 
 def _named(trt: Any, capability: str) -> Any:
@@ -159,12 +219,6 @@ def _named(trt: Any, capability: str) -> Any:
         listed = ", ".join(f"{number // 10}.{number % 10}" for number in known)
         raise EngineError(f"compute capability {capability!r} is not one that {trt.__name__} knows: {listed}")
     return member
-
-
-def _opens_here(capabilities: Sequence[str]) -> bool:
-    if not torch.cuda.is_available():
-        return False
-    return not capabilities or "{}.{}".format(*torch.cuda.get_device_capability()) in capabilities
 
 
 @functools.cache  # the library keeps the first logger of a process, whatever later ones it is given

@@ -42,9 +42,9 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
 
-def build(checkpoint: Path, repository: Path, precision: str) -> Path:
+def build(checkpoint: Path, repository: Path, precision: str, engine: str = "openvino") -> Path:
     data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
-    flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": "openvino", "precision": precision}
+    flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     if precision == "int8":
         flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]

@@ -24,7 +24,7 @@ from trainer.data import read_groups
 
 KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
-    "checkpoint_hash", "versions", "parity", "created", "cpu",
+    "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
 }  # fmt: skip
 
 
@@ -132,13 +132,28 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
     changes = {"engine": "tensorrt_rtx", "precision": "fp16", "compute_capability": "8.6,8.9"}
     assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 0
     version = tmp_path / "repository" / "student" / "1"
-    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.plan"}
+    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.sm86.plan", "model.sm89.plan"}
+    config = read_config(version.parent / "config.pbtxt")
+    assert config.cc_model_filenames == {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan"}
     manifest = json.loads((version / "manifest.json").read_text())
     assert (manifest["engine"], manifest["runs_in"]) == ("tensorrt_rtx", "fp16")
+    assert manifest["plans"] == config.cc_model_filenames
     assert manifest["parity"]["mean_kendall_tau"] >= 0.99
     if not torch.cuda.is_available():
         assert "the engine itself was not run" in manifest["parity"]["judged"]
         assert "the engine itself was not run" in capsys.readouterr().out
+
+    another = {**changes, "compute_capability": "12.0", "add_to_newest": "true"}
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **another)) == 0
+    plans = {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
+    both = tmp_path / "repository" / "student" / "2"
+    assert {path.name for path in both.iterdir()} == {"manifest.json", *plans.values()}
+    assert json.loads((both / "manifest.json").read_text())["plans"] == plans
+    assert read_config(version.parent / "config.pbtxt").cc_model_filenames == plans
+    assert (both / "model.sm86.plan").read_bytes() == (version / "model.sm86.plan").read_bytes()
+
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **{**another, "precision": "bf16"})) == 2
+    assert "student/2: its precision is fp16 and that of this build is bf16" in one_error(capsys)
 
 
 def test_checkpoint_without_a_score_head_is_refused(
@@ -159,10 +174,17 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"data": "missing.jsonl"}, "missing.jsonl: cannot be read"),
         ({"rows_per_call": "-1"}, "--rows_per_call must be at least 1, or 0 to be measured"),
         ({"most_kept": "0"}, "--most_kept must be at least 1"),
-        ({"precision": "int8"}, "int8 needs --calibration"),
+        ({"precision": "int8"}, "this precision needs --calibration"),
         ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino"),
-        ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8"),
+        ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8 and fp8"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
+        ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt, not openvino"),
+                ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "8.9,8.6", "precision": "fp8"}, "8.6 has no units for it"),
+        ({"add_to_newest": "true"}, "--add_to_newest is for --engine tensorrt"),
+        ({"timing_cache": "cache"}, "--timing_cache is for --engine tensorrt"),
+        ({"engine": "torch", "rows_per_call": "129"}, "--rows_per_call 129: --engine torch takes at most 128"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "7.5", "precision": "bf16"}, "bf16 needs compute capability"),
         ({"engine": "tensorrt_rtx", "compute_capability": "9.0"}, "compute capability '9.0' is not one"),
         ({"model_repository": "."}, "not a model repository of ours"),
     ],

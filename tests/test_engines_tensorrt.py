@@ -24,6 +24,11 @@ HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1}
 # Query, key, value, logits, mixing, output and two or three of the feed-forward part, in two layers.
 BODY_PRODUCTS = {tiny_bert: 16, tiny_llama: 18}
 
+CAPABILITIES = {
+    tiny_bert: {"8.0": "model.sm80.plan", "8.6": "model.sm86.plan", "12.0": "model.sm120.plan"},
+    tiny_llama: {"8.9": "model.sm89.plan"},
+}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[..., Path], PreTrainedModel]:
@@ -33,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[..., Path]
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("maker", [tiny_bert, tiny_llama])
-def test_types_of_the_network_and_plans_for_two_gpus(
+def test_types_of_the_network_and_a_plan_for_each_gpu(
     models: dict[Callable[..., Path], PreTrainedModel], maker: Callable[..., Path], precision: str, tmp_path: Path
 ) -> None:
     graph = export_graph(models[maker], DIMENSIONS, precision, tmp_path / "model.onnx")
@@ -50,19 +55,39 @@ def test_types_of_the_network_and_plans_for_two_gpus(
     delicate = {trt.LayerType.SOFTMAX, trt.LayerType.NORMALIZATION, trt.LayerType.REDUCE}
     assert {layer.get_input(0).dtype for layer in layers if layer.type in delicate} == {trt.float32}
 
-    both = tensorrt.build(graph, RTX, ["8.6", "8.9"], tmp_path)
-    assert [path.name for path in both.files] == ["model.plan"]
-    assert both.runs_in == precision
-    plans = {both.files[0].read_bytes()}
-    for capability in ("8.6", "8.9"):  # equal builds give equal bytes, so it is the GPUs that differ
-        plans.add(tensorrt.build(graph, RTX, [capability], tmp_path).files[0].read_bytes())
-    assert len(plans) == 3
+    named = CAPABILITIES[maker]
+    built = tensorrt.build(graph, RTX, list(named), tmp_path)
+    assert built.plans == named
+    assert [path.name for path in built.files] == list(built.plans.values())
+    assert built.runs_in == precision
+    assert len({path.read_bytes() for path in built.files}) == len(named), "equal builds give equal bytes"
+
+
+def test_one_profile_takes_1_to_the_most_rows(
+    models: dict[Callable[..., Path], PreTrainedModel], tmp_path: Path
+) -> None:
+    graph = export_graph(models[tiny_bert], DIMENSIONS, "fp32", tmp_path / "model.onnx")
+    trt = tensorrt.library(RTX)
+    parsed = tensorrt.parse(trt, graph.path)
+    config = tensorrt._config(trt, parsed.builder, graph, ["8.6"])
+    assert config.num_optimization_profiles == 1
+    shapes = {parsed.network.get_input(index).name: parsed.network.get_input(index).shape for index in range(5)}
+    assert {name: tuple(shape) for name, shape in shapes.items()} == {
+        name: (-1, DIMENSIONS.width(name)) for name in INPUTS
+    }
 
 
 def test_unknown_and_missing_compute_capabilities_are_named() -> None:
     with pytest.raises(EngineError, match=r"'9\.0' is not one that .* knows: 7\.5, 8\.0, 8\.6"):
-        tensorrt.check_capabilities(RTX, ["8.6", "9.0"])
-    tensorrt.check_capabilities(RTX, ["7.5", "12.0"])
+        tensorrt.check_capabilities(RTX, ["8.6", "9.0"], "fp16")
+    tensorrt.check_capabilities(RTX, ["7.5", "12.0"], "fp16")
+
+
+@pytest.mark.parametrize(("precision", "capability", "needed"), [("bf16", "7.5", "8.0"), ("fp8", "8.6", "8.9")])
+def test_a_gpu_without_units_for_the_precision_is_refused(precision: str, capability: str, needed: str) -> None:
+    with pytest.raises(EngineError, match=f"{precision} needs compute capability {needed} or newer; {capability} has"):
+        tensorrt.check_capabilities(RTX, ["12.0", capability], precision)
+    tensorrt.check_capabilities(RTX, ["12.0", needed], precision)
 
 
 def test_what_the_parser_says_is_in_the_error(tmp_path: Path) -> None:
@@ -73,4 +98,4 @@ def test_what_the_parser_says_is_in_the_error(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
     with pytest.raises(EngineError, match="cannot read the graph: NoSuchOperator odd: "):
         tensorrt.build(Graph(tmp_path / "model.onnx", "fp32", DIMENSIONS), RTX, ["8.6"], tmp_path)
-    assert not (tmp_path / "model.plan").exists()
+    assert not list(tmp_path.glob("*.plan"))

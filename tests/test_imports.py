@@ -54,7 +54,7 @@ ALLOWED = {
     "embedded_triton.py": set(),
 }
 ENGINE_PARTS = {
-    ENCODING, "model_repository.student.packed_engine",
+    ENCODING, "model_repository.student.packed_engine", "model_repository.student.torch_engine",
     "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
 }  # fmt: skip
 WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
@@ -89,6 +89,14 @@ def allowed(path: str) -> set[str]:
         return {"client.rank"}
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
+    if path == "bench/serving_gpu/engine.py":
+        return {
+            ENCODING,
+            "model_repository.student.torch_engine",
+            *modules("engines"),
+            *modules("trainer"),
+            *modules("bench"),
+        }
     if path.startswith("bench/"):
         return {"client.rank", ENCODING, SCHEDULER, *modules("trainer"), "bench.training", *modules("bench")}
     return set()

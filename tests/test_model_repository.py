@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput, ModelInstanceGroup, ModelOutput
+from tritonclient.grpc.model_config_pb2 import (
+    ModelConfig,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelQueuePolicy,
+)
 
 from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncodingConfig
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 CONFIGS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*.pbtxt"))
 ENSEMBLES = ("ranker", "ranker_tokens")
-STUDENTS = ("student/config.pbtxt", "student/configs/cpu.pbtxt")
+STUDENTS = ("student/config.pbtxt", "student/configs/cpu.pbtxt", "student/configs/torch.pbtxt")
 DEFAULTS = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]")
 ROWS = PackedBatch._fields[:-1]
 
@@ -105,8 +111,35 @@ def test_only_the_student_joins_requests() -> None:
 
 
 def test_the_student_runs_on_the_gpu_unless_the_processor_is_asked_for() -> None:
-    production, processor = (config(path) for path in STUDENTS)
+    production, processor, torch = (config(path) for path in STUDENTS)
     assert production.platform == "tensorrt_plan"
     assert [group.kind for group in production.instance_group] == [ModelInstanceGroup.KIND_GPU]
     assert processor.backend == "python"
     assert [group.kind for group in processor.instance_group] == [ModelInstanceGroup.KIND_CPU]
+    assert torch.backend == "python"
+    assert [group.kind for group in torch.instance_group] == [ModelInstanceGroup.KIND_GPU]
+
+
+def test_production_records_a_graph_for_every_small_batch() -> None:
+    """Without gaps: a batch of any size up to the largest graph lies within the bounds of just one."""
+    production = config("student/config.pbtxt")
+    shapes = {one.name: list(one.dims) for one in production.input}
+    served: list[int] = []
+    for spec in production.optimization.cuda.graph_spec:
+        served += range(spec.graph_lower_bound.batch_size, spec.batch_size + 1)
+        for inputs in (spec.input, spec.graph_lower_bound.input):
+            assert {name: list(shape.dim) for name, shape in inputs.items()} == shapes
+    assert served == list(range(1, max(served) + 1))
+    assert production.optimization.cuda.graphs
+    graphs = {spec.batch_size for spec in production.optimization.cuda.graph_spec}
+    assert set(production.dynamic_batching.preferred_batch_size) <= graphs
+    warm = [warmup.batch_size for warmup in production.model_warmup]
+    assert (min(warm), max(warm)) == (1, production.max_batch_size)
+
+
+def test_production_refuses_what_it_cannot_serve_in_time() -> None:
+    batching = config("student/config.pbtxt").dynamic_batching
+    policy = batching.default_queue_policy
+    assert policy.max_queue_size and policy.default_timeout_microseconds and policy.allow_timeout_override
+    assert policy.timeout_action == ModelQueuePolicy.REJECT
+    assert 1 < batching.default_priority_level <= batching.priority_levels, "something can be ahead of the default"

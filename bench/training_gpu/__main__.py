@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import peft
 import torch
@@ -52,19 +53,33 @@ class GpuArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    started = time.monotonic()
     (arguments,) = parse(argv, GpuArguments)
     sizes = QUICK if arguments.quick else FULL
+    run(Bench("bench.training_gpu", sizes, items_of(sizes), GOALS), arguments, argv)
+
+
+class Bench(NamedTuple):
+    """A module's items, and the shares of the ceiling that are aimed at, by the beginnings of the items' names."""
+
+    module: str
+    sizes: Sizes
+    items: dict[str, Item]
+    goals: dict[str, float]
+
+
+def run(bench: Bench, arguments: GpuArguments, argv: Sequence[str] | None) -> None:
+    """Measure the items that are asked for and not in the file yet. Raises DataError for flags that do not fit."""
+    started = time.monotonic()
+    items, sizes = bench.items, bench.sizes
     machine = Machine.of(arguments.device)
     if machine.device.type == "cpu" and not arguments.quick:
         raise DataError("--device cpu is for trying the bench: add --quick")
     results = Results(Path(arguments.output), setting_of(arguments, machine))
-    items = items_of(sizes)
     chosen = [name for name in items if not arguments.only or name.startswith(tuple(arguments.only))]
     if not chosen:
         raise DataError(f"--only {' '.join(arguments.only)}: no item begins so; they are {', '.join(items)}")
     left = [name for name in chosen if results.lacks(name)]
-    results.commands.append(_command(argv, arguments.date))
+    results.commands.append(_command(bench.module, argv, arguments.date))
     for place, name in enumerate(bar := tqdm(left, unit="item")):
         if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
             tqdm.write(f"{len(left) - place} items are left: the same command goes on with them", file=sys.stderr)
@@ -72,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bar.set_postfix_str(name)
         results.items[name] = attempted(items[name], sizes, machine)
         results.save(shares(results.items))
-    console_of(150).print(table(results, machine))
+    console_of(150).print(table(results, machine, bench.goals))
     failed = [name for name in chosen if name in results.items and results.items[name].outcome == "failed"]
     if failed:
         tqdm.write(f"failed, and tried again by the same command: {', '.join(failed)}", file=sys.stderr)
@@ -112,7 +127,7 @@ def attempted(item: Item, sizes: Sizes, machine: Machine) -> Result:
     machine.forget()
     held = machine.held_gib()
     try:
-        with naming_flags("fewer step_tokens in bench/training_gpu/sizes.py"):
+        with naming_flags("fewer step_tokens in the bench's sizes.py"):
             return item(sizes, machine)
     except OutOfMemoryError as error:
         return Result("out of memory", f"{error} ({held:.1f} GiB were held before it began)")
@@ -145,24 +160,25 @@ def setting_of(arguments: GpuArguments, machine: Machine) -> dict[str, str]:
     }
 
 
-def _command(argv: Sequence[str] | None, date: str | None) -> str:
+def _command(module: str, argv: Sequence[str] | None, date: str | None) -> str:
     flags = shlex.join(sys.argv[1:] if argv is None else argv)
-    return f"python -m bench.training_gpu {flags}".rstrip() + (f"  # {date}" if date else "")
+    return f"python -m {module} {flags}".rstrip() + (f"  # {date}" if date else "")
 
 
-def table(results: Results, machine: Machine) -> Table:
+def table(results: Results, machine: Machine, goals: dict[str, float]) -> Table:
     found = Table(title=f"{machine.name}, {results.setting['sizes']} sizes; median (lowest to highest) of the rounds")
-    for heading in ("item", "tokens/s", "TFLOP/s", "share", "goal", "ms", "peak GiB"):
+    for heading in ("item", "tokens/s", "pairs/s", "TFLOP/s", "share", "goal", "ms", "peak GiB"):
         found.add_column(heading, justify="left" if heading == "item" else "right")
     of_ceiling = shares(results.items)
     for name, each in results.items.items():
         if each.outcome != "measured":
             found.add_row(name, f"{each.outcome}")
             continue
-        goal = next((goal for start, goal in GOALS.items() if name.startswith(f"{start}/")), None)
+        goal = next((goal for start, goal in goals.items() if f"{name}/".startswith(f"{start}/")), None)
         found.add_row(
             name,
             _cell(each.tokens_per_second, ",.0f"),
+            f"{pairs:,.0f}" if (pairs := each.details.get("pairs_per_second")) else "",
             _cell(each.tflops, ".3g"),
             f"{of_ceiling[name]:.0%}" if name in of_ceiling else "",
             "" if goal is None else f"{goal:.0%}",

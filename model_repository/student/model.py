@@ -26,6 +26,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
+        pb_utils.Logger.log_info(f"{args['model_name']}: {self.engine.describe()}")
         for note in self.engine.notes:
             pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
         self.family = pb_utils.MetricFamily(  # kept: one that goes takes its metrics along

@@ -41,6 +41,7 @@ class PackedEngine:
         streams, threads = layout or Layout(1, cores())
         self.rows_per_call = rows_per_call
         self.workers = streams
+        self._threads, self._precision = threads, precision
         self.notes: tuple[str, ...] = ()
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -61,6 +62,13 @@ class PackedEngine:
         engine = cls(directory / "model.xml", tuned["rest_in"], manifest["rows_per_call"], layout)
         engine.notes = tuple(_notes(manifest, here))
         return engine
+
+    def describe(self) -> str:
+        """For the server's log."""
+        return (
+            f"OpenVINO {openvino.__version__}, products that are not in int8 in {self._precision}, {self.workers} x "
+            f"{self._threads} threads, at most {self.rows_per_call} rows a call"
+        )
 
     def score(self, rows: Rows) -> Scores:
         """``scores[R, S]`` of any number of rows."""
