@@ -1,7 +1,8 @@
-"""Compile a checkpoint into a new version of the student that Triton serves.
+"""Compile a checkpoint into a new version of the student that Triton serves, or of the teacher.
 
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision bf16
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine tensorrt --precision fp16
+    python build_engines.py --teacher --checkpoint runs/teacher --data dev.jsonl --engine tensorrt --precision bf16
 
 The checkpoint becomes one ONNX graph, the graph an engine. The engine is installed only if it scores
 the pairs of ``--data`` as the checkpoint does in float32 (exit code 1 if not; 2 for bad input).
@@ -26,6 +27,7 @@ from transformers.hf_argparser import DataClassType
 from engines import openvino, tensorrt
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
+from engines.models import STUDENT, TEACHER
 from engines.parity import ParityReport, compare
 from engines.records import BuiltEngine, Dimensions, EngineError, ParityError
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
@@ -42,6 +44,7 @@ class BuildArguments:
     engine: Literal["openvino", "tensorrt", "tensorrt_rtx"] = field(metadata={"help": "What runs the student."})
     precision: Literal["fp32", "bf16", "fp16"] = field(metadata={"help": "What matrix products are computed in."})
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
+    teacher: bool = field(default=False, metadata={"help": "Build the models of the teacher, for relabelling."})
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
     )
@@ -89,7 +92,8 @@ def build_version(arguments: BuildArguments) -> Path:
         report.check(built.runs_in)
         manifest = _manifest(arguments, encoder, built, report)
         server_model = arguments.engine == "openvino"
-        installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model)
+        models = TEACHER if arguments.teacher else STUDENT
+        installed = install(Path(arguments.model_repository), checkpoint, built.files, manifest, server_model, models)
     print(_summary(installed, manifest))
     return installed
 

@@ -10,7 +10,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engines.records import Dimensions, EngineError
 
-HEADER = "# Written by build_engines.py: the dimensions are those of the student.\n"
+HEADER = "# Written by build_engines.py: the dimensions are those of the checkpoint.\n"
+SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
 
 def changed_configs(models: Iterable[Path], dimensions: Dimensions) -> dict[Path, bytes]:
@@ -26,15 +27,25 @@ def changed_configs(models: Iterable[Path], dimensions: Dimensions) -> dict[Path
             before = read_config(path)
             after = _resized(before, dimensions)
             if after != before:
-                changed[path] = (HEADER + text_format.MessageToString(after)).encode()
+                changed[path] = written(after)
     return changed
+
+
+def written(config: ModelConfig) -> bytes:
+    """The text of a config.pbtxt."""
+    return (HEADER + text_format.MessageToString(config)).encode()
 
 
 def read_config(path: Path) -> ModelConfig:
     """A config.pbtxt. Raises EngineError for a file that is not one."""
+    return parsed(path, path.read_text(encoding="utf-8"))
+
+
+def parsed(path: Path, text: str) -> ModelConfig:
+    """The configuration that ``path`` has, or will have. Raises EngineError for a text that is none."""
     config = ModelConfig()
     try:
-        text_format.Parse(path.read_text(encoding="utf-8"), config)
+        text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise EngineError(f"{path}: not a Triton model configuration: {error}") from error
     return config
@@ -49,7 +60,9 @@ def _resized(config: ModelConfig, dimensions: Dimensions) -> ModelConfig:
         warmup.batch_size = min(warmup.batch_size, dimensions.max_rows)
     for name, tensor in tensors:
         width = dimensions.width(name)
-        if width is not None:
+        if width is not None and config.name == SHARED:
+            tensor.dims[-1] = -1
+        elif width is not None:
             tensor.dims[-1] = width
     if resized.max_batch_size > 0:
         resized.max_batch_size = dimensions.max_rows

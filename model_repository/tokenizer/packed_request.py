@@ -50,20 +50,21 @@ def _texts(name: str, array: Strings) -> list[str]:
     return texts
 
 
-def check_student(tokenizer: Path) -> str:
-    """Compare the newest student of the repository with the tokenizer's directory; says what was found.
+def check_student(tokenizer: Path, student: str = "student") -> str:
+    """Compare the newest version of ``student`` (or ``teacher``) beside the tokenizer's directory with it; says
+    what was found.
 
-    Raises EncodingError if that student was built for another encoding. A student that cannot be
+    Raises EncodingError if that version was built for another encoding. One that cannot be
     seen from here is no error: cloud repositories are copied one model at a time.
     """
-    versions = [path for path in tokenizer.parent.glob("student/*/manifest.json") if path.parent.name.isdigit()]
+    versions = [path for path in tokenizer.parent.glob(f"{student}/*/manifest.json") if path.parent.name.isdigit()]
     if not versions:
-        return "no student lies beside this tokenizer: whether it was built for this encoding was not checked"
+        return f"no {student} lies beside this tokenizer: whether it was built for this encoding was not checked"
     newest = max(versions, key=lambda path: int(path.parent.name))
     built_for = json.loads(newest.read_text(encoding="utf-8"))["encoding_hash"]
     if built_for != encoding_hash(tokenizer):
         raise EncodingError(
-            f"student version {newest.parent.name} was built for another tokenizer or other encoding settings than "
+            f"{student} version {newest.parent.name} was built for another tokenizer or other encoding settings than "
             f"those in {tokenizer}: install both from one checkpoint with build_engines.py"
         )
-    return f"student version {newest.parent.name} was built for this encoding ({built_for[:12]})"
+    return f"{student} version {newest.parent.name} was built for this encoding ({built_for[:12]})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -13,7 +14,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
         self.encoder = PairEncoder.load(directory)
-        pb_utils.Logger.log_info(f"tokenizer: {check_student(directory)}")
+        parameters = json.loads(args["model_config"])["parameters"]  # "scored_by" is said for a teacher's rows
+        student = parameters.get("scored_by", {"string_value": "student"})["string_value"]
+        pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, student)}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._respond(request) for request in requests]
