@@ -32,7 +32,7 @@ def for_teacher(student: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
     if student.name != "student":
         return config
     for field in OF_ONE_VERSION:
-        config.ClearField(field)  # type: ignore[arg-type]  # typed as literals
+        config.ClearField(field)
     for group in config.instance_group:
         group.count = 1
     if config.HasField("dynamic_batching"):

@@ -34,11 +34,11 @@ class Server:
     log: Path
 
 
-def build(checkpoint: Path, repository: Path, precision: str) -> Path:
+def build(checkpoint: Path, repository: Path, precision: str, *more: str) -> Path:
     data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
     flags = {"checkpoint": checkpoint, "data": data, "engine": "openvino", "precision": precision}
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    assert build_engines.main([*argv, "--model_repository", str(repository)]) == 0
+    assert build_engines.main([*argv, "--model_repository", str(repository), *more]) == 0
     return repository
 
 
@@ -54,9 +54,10 @@ def ports() -> dict[str, int]:
 
 
 @contextmanager
-def starting(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """A server that may not be ready yet; at the end of the block it is stopped, if it runs still."""
-    free = ports()
+def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None = None) -> Iterator[Server]:
+    """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
+    runs still."""
+    free = at or ports()
     command = [str(COMMAND), f"--model-repository={repository}", "--model-config-name=cpu", *flags]
     command += [f"--{name}-port={port}" for name, port in free.items()]
     with log.open("wb") as file:
