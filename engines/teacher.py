@@ -36,8 +36,8 @@ def for_teacher(student: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
     for group in config.instance_group:
         group.count = 1
     if config.HasField("dynamic_batching"):
-        sizes = student.dynamic_batching.preferred_batch_size
-        batching = ModelDynamicBatching(preferred_batch_size=sizes, max_queue_delay_microseconds=QUEUE_DELAY_US)
+        largest = sorted(student.dynamic_batching.preferred_batch_size)[-1:]
+        batching = ModelDynamicBatching(preferred_batch_size=largest, max_queue_delay_microseconds=QUEUE_DELAY_US)
         config.dynamic_batching.CopyFrom(batching)
     return config
 

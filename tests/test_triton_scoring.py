@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests.test_resume import finish, started
 from trainer import score
 from trainer.data import DataError
 from trainer.scoring import named_scores
+from trainer.triton_scoring import refuse_different
+from trainer.triton_server import ServerError, TritonServer
 
 TOLERANCE = 1e-4
 SECRET = "a word that no message may hold"
@@ -78,9 +81,9 @@ def rows(path: Path) -> list[dict[str, object]]:
 def assert_same(got: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
     """The same pairs in the same order, once each."""
     assert [(row["query_id"], row["doc_id"]) for row in got] == [(row["query_id"], row["doc_id"]) for row in expected]
-    scores = ([row["score"] for row in one] for one in (got, expected))
-    np.testing.assert_allclose(*scores, atol=TOLERANCE, rtol=0)
-    assert np.ptp([row["score"] for row in expected]) > 0.1  # or equality would say little
+    scores, wanted = (np.array([row["score"] for row in one], dtype=np.float32) for one in (got, expected))
+    np.testing.assert_allclose(scores, wanted, atol=TOLERANCE, rtol=0)
+    assert np.ptp(wanted) > 0.1  # or equality would say little
 
 
 def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
@@ -129,9 +132,9 @@ def test_a_kill_costs_the_shard_at_hand_and_another_teacher_is_refused(
 def test_a_job_outlasts_a_restart_of_its_server(
     served: Served, expected: list[dict[str, object]], tmp_path: Path
 ) -> None:
-    free = ports()
+    free, alone = ports(), ("--model-control-mode=explicit", "--load-model=teacher_ranker")
     flags = served.flags(tmp_path / "scores.parquet", "--triton", f"127.0.0.1:{free['grpc']}", "--in_flight", 1)
-    with starting(served.repository, tmp_path / "first", at=free) as server:
+    with starting(served.repository, tmp_path / "first", *alone, at=free) as server:
         wait_until_ready(server)
         process = started("score", *flags)
         while not list((tmp_path / ".scores.parquet.shards").glob("0*.parquet")):
@@ -140,23 +143,18 @@ def test_a_job_outlasts_a_restart_of_its_server(
         os.kill(server.process.pid, signal.SIGTERM)
         server.process.wait()
     assert process.is_alive()
-    with starting(served.repository, tmp_path / "second", at=free):
+    with starting(served.repository, tmp_path / "second", *alone, at=free):
         process.join(120)
     assert process.exitcode == 0
     assert_same(rows(tmp_path / "scores.parquet"), expected)
 
 
-def test_what_is_wrong_is_one_line(
-    served: Served, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nobody = f"127.0.0.1:{ports()['grpc']}"
-    cases = {
+    cases: dict[str, list[object]] = {
         f"no server answers at {nobody}": ["--triton", nobody],
         "does not serve 'other_ranker'": ["--triton_model", "other_ranker"],
         "'teacher' is no ensemble of ours": ["--triton_model", "teacher"],
-        f"the teachers differ: {served.server.url} has student version 1": [
-            *("--triton", served.server.url, server.url), "--triton_model", "ranker",
-        ],
         "--in_flight must be at least 1": ["--in_flight", 0],
         "give either --model": ["--model", served.teacher],
     }  # fmt: skip
@@ -164,6 +162,14 @@ def test_what_is_wrong_is_one_line(
         assert run(*served.flags(tmp_path / "scores.parquet"), *flags) == 2
         assert message in one_error(capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_servers_of_different_teachers_are_refused(served: Served) -> None:
+    url = served.server.url
+    with closing(TritonServer(url, "ranker", 10)) as one, closing(TritonServer(url, "teacher_ranker", 10)) as other:
+        refuse_different([url, url], [one, one])
+        with pytest.raises(ServerError, match=f"{url} has student version 1 .*, {url} has teacher version 1 .openvino"):
+            refuse_different([url, url], [one, other])
 
 
 def test_a_document_that_the_teacher_refuses_is_named_and_not_quoted(

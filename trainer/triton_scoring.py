@@ -33,7 +33,7 @@ class TritonScorer:
         try:
             for url in urls:
                 self._servers.append(TritonServer(url, model, timeout_s))
-            _refuse_different(urls, self._servers)
+            refuse_different(urls, self._servers)
         except ServerError:
             self.close()
             raise
@@ -81,7 +81,8 @@ class TritonScorer:
         bar.update(len(ids))
 
 
-def _refuse_different(urls: Sequence[str], servers: Sequence[TritonServer]) -> None:
+def refuse_different(urls: Sequence[str], servers: Sequence[TritonServer]) -> None:
+    """Raises ServerError, which names two that differ."""
     first = servers[0].teacher
     for url, server in zip(urls, servers, strict=True):
         if server.teacher.identity != first.identity:
