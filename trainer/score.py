@@ -54,7 +54,7 @@ class ScoreArguments:
     timeout_s: float = field(
         default=600.0, metadata={"help": "Seconds that a request may take, a restart of its server included."}
     )
-    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, about."})
+    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, at most."})
     precision: Literal["fp32", "bf16", "fp16"] = field(
         default="fp32", metadata={"help": "Of the teacher's layers; its score head computes in fp32."}
     )

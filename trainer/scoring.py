@@ -22,18 +22,22 @@ from trainer.rankings import check_known, read_run
 Ids = Sequence[tuple[str, str]]  # of queries and their documents
 
 
+BATCHES_PER_PACK = 4  # pairs packed together fill all rows but the last ones
+
+
 class Started(NamedTuple):
-    """Pairs on the device: ``scores[R, S]`` may still be on their way; ``slots[N]`` find those of the pairs."""
+    """Pairs on the device: ``scores`` (of some rows each, [.., S]) may still be on their way; ``slots[N]`` find those
+    of the pairs in them."""
 
     ids: Ids
     slots: IntArray
-    scores: Tensor
+    scores: list[Tensor]
 
 
 class GroupScorer:
     """The model of a checkpoint, on the accelerator where there is one, scoring whole groups.
 
-    ``rows_per_batch`` are the packed rows of one forward pass, about; ``precision`` is that of the layers.
+    ``rows_per_batch`` are the most packed rows of one forward pass; ``precision`` is that of the layers.
     Raises CheckpointError for what is no trained scorer.
     """
 
@@ -43,7 +47,8 @@ class GroupScorer:
         model = load_scorer(checkpoint, self._encoder)
         lower_precision(model, precision)
         self._scorer = PackedScorer(to_device(model))
-        self._pairs_per_batch = rows_per_batch * self._encoder.config.slots_per_row // 2
+        self._rows_per_batch = rows_per_batch
+        self._pairs_per_pack = BATCHES_PER_PACK * rows_per_batch * self._encoder.config.slots_per_row // 2
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
@@ -52,20 +57,25 @@ class GroupScorer:
         """
         started: deque[Started] = deque()
         for ids, packed in prefetched(self._packed(groups), ahead=2):
-            started.append(Started(ids, packed.slots, self._scorer.start(packed)))
+            started.append(Started(ids, packed.slots, self._start(packed)))
             if len(started) > 1:
                 yield from self._read(started.popleft(), bar)
         for last in started:
             yield from self._read(last, bar)
 
     def _packed(self, groups: Sequence[QueryGroup]) -> Iterator[tuple[Ids, PackedBatch]]:
-        for part in parts(groups, self._pairs_per_batch):
+        for part in parts(groups, self._pairs_per_pack):
             pairs = [pair for group in part for pair in encode_group(self._encoder, group.query, group.documents)]
             ids = [(group.query_id, document.doc_id) for group in part for document in group.documents]
             yield ids, self._encoder.pack(pairs)
 
+    def _start(self, packed: PackedBatch) -> list[Tensor]:
+        size = self._rows_per_batch
+        rows = ([array[first : first + size] for array in packed[:-1]] for first in range(0, len(packed[0]), size))
+        return [self._scorer.start(PackedBatch._make([*arrays, packed.slots])) for arrays in rows]
+
     def _read(self, started: Started, bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
-        scores = unpack(started.scores.cpu().numpy(), started.slots).tolist()
+        scores = unpack(torch.cat(started.scores).cpu().numpy(), started.slots).tolist()
         yield from named_scores(self._checkpoint, started.ids, scores)
         bar.update(len(scores))
 
