@@ -30,7 +30,7 @@ from engines.calibration import Calibration, read_calibration
 from engines.configs import served_version
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
-from engines.models import STUDENT, TEACHER, ModelSet
+from engines.models import STUDENT, TEACHER
 from engines.parity import ParityReport, Yardstick, torch_runner
 from engines.plans import carried
 from engines.records import BuiltEngine, Dimensions, EngineError, Graph, ParityError
@@ -91,7 +91,7 @@ def build_version(arguments: BuildArguments) -> Path:
         server_model = arguments.engine in ("openvino", "torch")
         installed = install(repository, checkpoint, built.files, manifest, server_model, models)
     print(summary.of_version(installed, manifest))
-    _say_if_not_served(installed, repository, models)
+    _say_if_not_served(installed, repository)
     return installed
 
 
@@ -181,13 +181,12 @@ def _checkpoint_hash(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def _say_if_not_served(installed: Path, repository: Path, models: ModelSet) -> None:
+def _say_if_not_served(installed: Path, repository: Path) -> None:
     served = served_version(installed.parent)
     if served != int(installed.name):
-        teacher = " --teacher" if models is TEACHER else ""
         print(
             f"Triton is told to serve version {served}, not this one: "
-            f"python -m engines.versions use latest --model_repository {repository}{teacher}"
+            f"python -m engines.versions use latest --model_repository {repository}"
         )
 
 

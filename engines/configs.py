@@ -14,6 +14,7 @@ from engines.records import Dimensions, EngineError
 
 TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
+SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
 
 def changed_configs(
@@ -34,8 +35,13 @@ def changed_configs(
                 after.cc_model_filenames.clear()
                 after.cc_model_filenames.update(plans)
             if after != before:
-                changed[path] = (HEADER + text_format.MessageToString(after)).encode()
+                changed[path] = written(after)
     return changed
+
+
+def written(config: ModelConfig) -> bytes:
+    """The text of a config.pbtxt."""
+    return (HEADER + text_format.MessageToString(config)).encode()
 
 
 def serving_configs(student: Path, version: int | None) -> dict[Path, bytes]:
@@ -46,7 +52,7 @@ def serving_configs(student: Path, version: int | None) -> dict[Path, bytes]:
         config.ClearField("version_policy")
         if version is not None:
             config.version_policy.specific.versions.append(version)
-        changed[path] = (HEADER + text_format.MessageToString(config)).encode()
+        changed[path] = written(config)
     return changed
 
 
@@ -64,9 +70,14 @@ def _configs(model: Path) -> list[Path]:
 
 def read_config(path: Path) -> ModelConfig:
     """A config.pbtxt. Raises EngineError for a file that is not one."""
+    return parsed(path, path.read_text(encoding="utf-8"))
+
+
+def parsed(path: Path, text: str) -> ModelConfig:
+    """The configuration that ``path`` has, or will have. Raises EngineError for a text that is none."""
     config = ModelConfig()
     try:
-        text_format.Parse(path.read_text(encoding="utf-8"), config)
+        text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise EngineError(f"{path}: not a Triton model configuration: {error}") from error
     return config
@@ -81,7 +92,9 @@ def _resized(config: ModelConfig, dimensions: Dimensions) -> ModelConfig:
         warmup.batch_size = min(warmup.batch_size, dimensions.max_rows)
     for name, tensor in tensors:
         width = dimensions.width(name)
-        if width is not None:
+        if width is not None and config.name == SHARED:
+            tensor.dims[-1] = -1
+        elif width is not None:
             tensor.dims[-1] = width
     if resized.max_batch_size > 0:
         resized.max_batch_size = dimensions.max_rows

@@ -1,22 +1,22 @@
-"""A new version of the student in a model repository: engine, tokenizer and dimensions as one set."""
+"""A new version of the student or the teacher in a model repository: engine, tokenizer and dimensions as one set."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engines.configs import changed_configs
+from engines.models import SCORERS, STUDENT, ModelSet, copy_models, places, stale_code
 from engines.parity import ParityReport
 from engines.records import CpuEngine, Dimensions, EngineError
+from engines.teacher import identified
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
 SKELETON = Path(__file__).parents[1] / "model_repository"
-TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
-MODELS = ("tokenizer", "student", "scores", "ranker", "ranker_tokens")
 SERVER_MODEL = "student/model.py"  # Triton wants a Python model inside its version
 MANIFEST_FILE = "manifest.json"
 
@@ -50,22 +50,33 @@ class Manifest:
     def dimensions(self) -> Dimensions:
         return Dimensions(self.row_length, self.slots_per_row, self.max_rows)
 
+    @property
+    def identity(self) -> str:
+        """What decides the scores of a version."""
+        return f"{self.engine} in {self.runs_in} of checkpoint {self.checkpoint_hash}, encoding {self.encoding_hash}"
+
 
 def install(
-    repository: Path, checkpoint: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool
+    repository: Path,
+    checkpoint: Path,
+    engine_files: Sequence[Path],
+    manifest: Manifest,
+    server_model: bool,
+    models: ModelSet = STUDENT,
 ) -> Path:
     """The directory of the new version, ``student/<highest + 1>``; it appears last, and whole.
 
-    A repository that does not exist is made from the project's own. ``server_model`` adds the Python
-    model that runs the engine. Raises EngineError for a directory that is no model repository.
+    ``models`` that the repository lacks appear with it: of a teacher, all of them or none. A repository that
+    does not exist is made from the project's own. ``server_model`` adds the Python model that runs the engine.
+    Raises EngineError for a directory that is no model repository.
     """
     try:
-        with _open_repository(repository) as root:
-            version = _next_version(root / "student")
-            _add_version(root, version, checkpoint, engine_files, manifest, server_model)
+        with _open_repository(repository, models) as root, places(SKELETON, root, models) as where:
+            version = _next_version(where[models.scorer])
+            _add_version(root, where, version, checkpoint, engine_files, manifest, server_model, models)
     except OSError as error:
         raise EngineError(f"{repository}: cannot be written: {error}") from error
-    return repository / "student" / str(version)
+    return repository / models.scorer / str(version)
 
 
 def check_repository(repository: Path, engine: str) -> None:
@@ -77,21 +88,28 @@ def check_repository(repository: Path, engine: str) -> None:
         )
     free = not repository.exists() or (repository.is_dir() and not any(repository.iterdir()))
     origin = SKELETON if free else repository
-    for name in ("student/config.pbtxt", "tokenizer/config.pbtxt"):
-        if not (origin / name).is_file():
-            raise EngineError(f"{origin}: not a model repository of ours (it has no {name})")
-    version = _next_version(origin / "student") - 1
-    if not free and version:
-        installed = json.loads((repository / "student" / str(version) / MANIFEST_FILE).read_text(encoding="utf-8"))
-        if installed["engine"] != engine:
-            raise EngineError(
-                f"{repository}: student/{version} is for {installed['engine']}, and Triton serves the newest version "
-                f"whatever it is for; give {engine} a --model_repository of its own"
-            )
+    scorers = [name for name in SCORERS if (origin / name / "config.pbtxt").is_file()]
+    if not scorers:
+        expected = " or ".join(f"{name}/config.pbtxt" for name in SCORERS)
+        raise EngineError(f"{origin}: not a model repository of ours (it has no {expected})")
+    for name in () if free else scorers:
+        _check_kind(repository, name, engine)
+
+
+def _check_kind(repository: Path, scorer: str, engine: str) -> None:
+    version = _next_version(repository / scorer) - 1
+    if not version:
+        return
+    installed = json.loads((repository / scorer / str(version) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if installed["engine"] != engine:
+        raise EngineError(
+            f"{repository}: {scorer}/{version} is for {installed['engine']}, and Triton serves the newest version "
+            f"whatever it is for; give {engine} a --model_repository of its own"
+        )
 
 
 @contextmanager
-def _open_repository(repository: Path) -> Iterator[Path]:
+def _open_repository(repository: Path, models: ModelSet) -> Iterator[Path]:
     """The repository itself, or a copy of the skeleton that takes its name when the block succeeds."""
     if repository.exists() and any(repository.iterdir()):
         yield repository
@@ -99,41 +117,55 @@ def _open_repository(repository: Path) -> Iterator[Path]:
     partial = repository.absolute().with_name(f".{repository.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _copy_skeleton(partial)
+        copy_models(SKELETON, partial, models)
         yield partial
         partial.rename(repository)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _copy_skeleton(target: Path) -> None:
-    for model in MODELS:
-        for source in (path for pattern in TRACKED for path in (SKELETON / model).rglob(pattern)):
-            relative = source.relative_to(SKELETON)
-            if model == "student" and relative.parts[1].lstrip(".")[:1].isdigit():
-                continue  # a built version
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / relative)
-
-
 def _add_version(
-    root: Path, version: int, checkpoint: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool
+    root: Path,
+    where: Mapping[str, Path],
+    version: int,
+    checkpoint: Path,
+    engine_files: Sequence[Path],
+    manifest: Manifest,
+    server_model: bool,
+    models: ModelSet,
 ) -> None:
-    partial = root / "student" / f".{version}.partial"
+    scorer = where[models.scorer]
+    partial = scorer / f".{version}.partial"
     tokenizer = {
-        root / "tokenizer" / name: (checkpoint / name).read_bytes() for name in (TOKENIZER_FILE, ENCODING_FILE)
+        where[models.tokenizer] / name: (checkpoint / name).read_bytes() for name in (TOKENIZER_FILE, ENCODING_FILE)
     }
-    configs = changed_configs([root / model for model in MODELS], manifest.dimensions, manifest.plans)
+    configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)
+    if models.are_copies:
+        configs |= identified(scorer, configs, version, manifest.identity)
+    moves = [(path, root / name) for name, path in where.items() if path.parent != root]
     try:
         _fill(partial, engine_files, manifest, server_model)
-        with replaced({**tokenizer, **configs}):
-            partial.rename(root / "student" / str(version))
+        with replaced({**stale_code(SKELETON, where, models), **tokenizer, **configs}):
+            _rename([(partial, scorer / str(version)), *moves])
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _next_version(student: Path) -> int:
-    return max((int(path.name) for path in student.iterdir() if path.name.isdigit()), default=0) + 1
+def _rename(moves: Sequence[tuple[Path, Path]]) -> None:
+    """All of them, or none."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except OSError:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
+
+
+def _next_version(scorer: Path) -> int:
+    return max((int(path.name) for path in scorer.iterdir() if path.name.isdigit()), default=0) + 1
 
 
 def _fill(partial: Path, engine_files: Sequence[Path], manifest: Manifest, server_model: bool) -> None:

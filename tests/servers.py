@@ -42,13 +42,13 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
 
-def build(checkpoint: Path, repository: Path, precision: str, engine: str = "openvino") -> Path:
+def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine: str = "openvino") -> Path:
     data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
     flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     if precision == "int8":
         flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    assert build_engines.main([*argv, "--model_repository", str(repository)]) == 0
+    assert build_engines.main([*argv, "--model_repository", str(repository), *more]) == 0
     return repository
 
 
@@ -64,9 +64,10 @@ def ports() -> dict[str, int]:
 
 
 @contextmanager
-def starting(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """A server that may not be ready yet; at the end of the block it is stopped, if it runs still."""
-    free = ports()
+def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None = None) -> Iterator[Server]:
+    """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
+    runs still."""
+    free = at or ports()
     command = [str(COMMAND), f"--model-repository={repository}", "--model-config-name=cpu", *flags]
     command += [f"--{name}-port={port}" for name, port in free.items()]
     with log.open("wb") as file:

@@ -74,8 +74,11 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint")
+
+
+def write_checkpoint(directory: Path) -> Path:
     """What the installer takes of a checkpoint, and an engine beside it."""
-    directory = tmp_path / "checkpoint"
     directory.mkdir()
     for name in ("tokenizer.json", "pair_encoding.json", "model.xml", "model.bin"):
         (directory / name).write_text(f"the new {name}")

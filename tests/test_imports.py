@@ -13,7 +13,7 @@ SCHEDULER = "model_repository.student.scheduler"
 SHARED = (
     "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
     "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
-    "streams", "last_layer", "saving",
+    "streams", "last_layer", "saving", "prefetch", "triton_scoring",
 )  # fmt: skip
 STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
 RUN_PARTS = {"trainer.resume", "trainer.processes", "trainer.sharded"}
@@ -37,7 +37,17 @@ ALLOWED = {
     "trainer/layers.py": {"trainer.models"},
     "trainer/control_tokens.py": {"trainer.models"},
     "trainer/collate.py": {ENCODING, "trainer.data"},
-    "trainer/scoring.py": {ENCODING, "trainer.data", "trainer.rankings", "trainer.collate", "trainer.models"},
+    "trainer/prefetch.py": set(),
+    "trainer/scoring.py": {
+        ENCODING,
+        "trainer.data",
+        "trainer.rankings",
+        "trainer.collate",
+        "trainer.models",
+        "trainer.prefetch",
+    },
+    "trainer/triton_server.py": {ENCODING, "trainer.data"},
+    "trainer/triton_scoring.py": {ENCODING, "trainer.data", "trainer.scoring", "trainer.triton_server"},
     "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
     "trainer/lora.py": {"trainer.data", "trainer.models", "trainer.layers", "trainer.packed"},
     "trainer/stage.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},

@@ -48,11 +48,20 @@ class PackedScorer(nn.Module):
     ) -> Tensor:
         return packed_scores(self.model, input_ids, token_type_ids, position_ids, segment_ids, pool_positions)
 
-    @torch.inference_mode()
     def score(self, batch: PackedBatch) -> FloatArray:
         """Float32 logits [N], in the order of the pairs that were packed."""
-        rows = (torch.from_numpy(array).long().to(self.model.device) for array in batch[:-1])
-        return unpack(self(*rows).cpu().numpy(), batch.slots)
+        return unpack(self.start(batch).cpu().numpy(), batch.slots)
+
+    @torch.inference_mode()
+    def start(self, batch: PackedBatch) -> Tensor:
+        """``scores[R, S]`` on the model's device; a GPU computes them while the caller goes on."""
+        return self(*(self._moved(torch.from_numpy(array)).long() for array in batch[:-1]))  # type: ignore[no-any-return]
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        device = self.model.device
+        if device.type == "cuda":  # a copy from other memory would wait until the last rows are scored
+            return rows.pin_memory().to(device, non_blocking=True)
+        return rows.to(device)
 
 
 def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:

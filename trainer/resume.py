@@ -25,11 +25,11 @@ SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
-# What may differ when a run goes on: it changes no weight.
+# What may differ when a run goes on: it changes no weight and no score (where a teacher is served, its identity does).
 FREE = {
-    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir",
+    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "in_flight", "log_level", "logging_dir",
     "logging_steps", "report_to", "resume_from_checkpoint", "rows_per_batch", "run_name", "save_steps",
-    "save_total_limit",
+    "save_total_limit", "timeout_s", "triton", "triton_model",
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """Relabelling: teacher scores for every pair of a pool, as Parquet.
 
     python -m trainer.score --model runs/teacher --data log.jsonl --output runs/teacher_scores.parquet
+    python -m trainer.score --triton a:8001 b:8001 --data log.jsonl --output runs/teacher_scores.parquet
     python -m trainer.score --run llm.run --data log.jsonl --output runs/teacher_scores.parquet
 
 A teacher's scores are written in shards, beside the output until all are there: the same command goes on
-after a kill, and under ``torchrun`` each process scores shards of its own. From a run file, which holds
-an order and no scores, the score is -log(rank) within its query.
+after a kill, and under ``torchrun`` each process scores shards of its own. A teacher that Triton serves
+(``build_engines.py --teacher``) scores on all of its servers at once. From a run file, which holds an order
+and no scores, the score is -log(rank) within its query.
 Source: arXiv 2411.04539, section 3.3.
 """
 
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,10 +27,12 @@ from tqdm import tqdm
 
 from trainer.data import DataError, iter_groups, read_groups
 from trainer.memory import naming_flags
+from trainer.prefetch import prefetched
 from trainer.rankings import join_scores, write_scores
 from trainer.resume import open_shards, stamps
 from trainer.scoring import GroupScorer, parts, progress, run_scores
 from trainer.stage import command, parse
+from trainer.triton_scoring import TritonScorer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
@@ -41,7 +46,15 @@ class ScoreArguments:
     output: str = field(metadata={"help": "Parquet file to write: query_id, doc_id, score, teacher."})
     model: str | None = field(default=None, metadata={"help": "Checkpoint of the teacher."})
     run: str | None = field(default=None, metadata={"help": "TREC run file to take the order from instead."})
-    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, about."})
+    triton: list[str] | None = field(
+        default=None, metadata={"help": "HOST:PORT (gRPC) of each server that has the teacher."}
+    )
+    triton_model: str = field(default="teacher_ranker", metadata={"help": "The ensemble there."})
+    in_flight: int = field(default=32, metadata={"help": "Requests on their way to each server."})
+    timeout_s: float = field(
+        default=600.0, metadata={"help": "Seconds that a request may take, a restart of its server included."}
+    )
+    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, at most."})
     precision: Literal["fp32", "bf16", "fp16"] = field(
         default="fp32", metadata={"help": "Of the teacher's layers; its score head computes in fp32."}
     )
@@ -51,10 +64,10 @@ class ScoreArguments:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, ScoreArguments)
-    if (arguments.model is None) == (arguments.run is None):
-        raise DataError("give either --model (a teacher's checkpoint) or --run (a TREC run file)")
-    if min(arguments.rows_per_batch, arguments.pairs_per_shard) < 1:
-        raise DataError("--rows_per_batch and --pairs_per_shard must be at least 1")
+    if sum(source is not None for source in (arguments.model, arguments.triton, arguments.run)) != 1:
+        raise DataError("give either --model (a teacher's checkpoint), --triton (its servers) or --run (a TREC run)")
+    if min(arguments.rows_per_batch, arguments.pairs_per_shard, arguments.in_flight) < 1 or arguments.timeout_s <= 0:
+        raise DataError("--rows_per_batch, --pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
     if arguments.run is not None:
         groups = read_groups(*arguments.data)
         scores = run_scores(arguments.run, groups)
@@ -62,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         pairs = write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
     else:
         size = survey(arguments.data)
-        pairs = score_in_shards(arguments, size)
+        with scorer_of(arguments) as scorer:
+            pairs = score_in_shards(arguments, scorer, size)
     if PartialState().is_main_process:
         print(f"{arguments.output}: {pairs:,} of {size.pairs:,} pairs of {size.queries:,} queries")
 
@@ -82,25 +96,39 @@ def survey(sources: Sequence[str]) -> Size:
     return Size(queries, pairs)
 
 
-def score_in_shards(arguments: ScoreArguments, size: Size) -> int:
+@contextmanager
+def scorer_of(arguments: ScoreArguments) -> Iterator[GroupScorer | TritonScorer]:
+    """The teacher: here, or on its servers."""
+    if arguments.model is not None:
+        yield GroupScorer(arguments.model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
+        return
+    with closing(
+        TritonScorer(arguments.triton or [], arguments.triton_model, arguments.in_flight, arguments.timeout_s)
+    ) as scorer:
+        yield scorer
+
+
+def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScorer, size: Size) -> int:
     """Score every shard that is not there yet, join them, and return the number of pairs.
 
     Raises ResumeError for shards of other settings.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    output, model = Path(arguments.output), str(arguments.model)
+    output = Path(arguments.output)
     directory = output.with_name(f".{output.name}.shards")
-    scorer = GroupScorer(model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
+    files = stamps([*arguments.data, *([arguments.model] if arguments.model else [])])
     with processes.main_process_first():
-        open_shards(directory, {**asdict(arguments), "files": stamps([*arguments.data, model])})
+        open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity})
     shards = []
-    with progress(model, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
-        for number, part in enumerate(parts(iter_groups(*arguments.data), arguments.pairs_per_shard)):
+    with progress(scorer.name, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
+        # The next shard is read while this one is scored.
+        pool = prefetched(parts(iter_groups(*arguments.data), arguments.pairs_per_shard), ahead=1)
+        for number, part in enumerate(pool):
             shards.append(path := directory / f"{number:06}.parquet")
             if path.exists():
                 bar.update(sum(len(group.documents) for group in part))
             elif number % processes.num_processes == processes.process_index:
-                write_scores(path, scorer.scores(part, bar), teacher=Path(model).name)
+                write_scores(path, scorer.scores(part, bar), teacher=scorer.name)
     processes.wait_for_everyone()
     if processes.is_main_process:
         join_scores(shards, output)

@@ -101,23 +101,24 @@ def _decoded(name: str, index: int, text: bytes) -> str:
         raise EncodingError(f"{name}[{index}] is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def check_student(tokenizer: Path) -> str:
-    """Compare the student that Triton serves with the tokenizer's directory; says what was found.
+def check_student(tokenizer: Path, student: str = "student") -> str:
+    """Compare the version of ``student`` (or ``teacher``) that Triton serves with the tokenizer's directory; says
+    what was found.
 
-    Raises EncodingError if that student was built for another encoding. A student that cannot be
+    Raises EncodingError if that version was built for another encoding. One that cannot be
     seen from here is no error: cloud repositories are copied one model at a time.
     """
-    version = _served(tokenizer.parent / "student")
-    manifest = tokenizer.parent / "student" / str(version) / "manifest.json"
+    version = _served(tokenizer.parent / student)
+    manifest = tokenizer.parent / student / str(version) / "manifest.json"
     if not manifest.is_file():
-        return "no student lies beside this tokenizer: whether it was built for this encoding was not checked"
+        return f"no {student} lies beside this tokenizer: whether it was built for this encoding was not checked"
     built_for = json.loads(manifest.read_text(encoding="utf-8"))["encoding_hash"]
     if built_for != encoding_hash(tokenizer):
         raise EncodingError(
-            f"student version {version} was built for another tokenizer or other encoding settings than "
+            f"{student} version {version} was built for another tokenizer or other encoding settings than "
             f"those in {tokenizer}: install both from one checkpoint with build_engines.py"
         )
-    return f"student version {version} was built for this encoding ({built_for[:12]})"
+    return f"{student} version {version} was built for this encoding ({built_for[:12]})"
 
 
 def _served(student: Path) -> int:

@@ -25,10 +25,12 @@ METRICS_EVERY_S = 1.0
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
-        self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(json.loads(args["model_config"])))
+        config = json.loads(args["model_config"])
+        self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(config))
         self.metrics = CacheMetrics(args, self.packer.cache)
         self.metrics.start()
-        pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory)}")
+        scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
+        pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._respond(request) for request in requests]
