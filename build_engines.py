@@ -113,7 +113,9 @@ def _calibration(arguments: BuildArguments, groups: Sequence[QueryGroup], encode
     if arguments.precision not in CALIBRATED:
         return None
     if not judgments(groups):
-        raise EngineError(f"{arguments.data}: no labels, and {arguments.precision} is judged by what it costs in nDCG@10")
+        raise EngineError(
+            f"{arguments.data}: no labels, and {arguments.precision} is judged by what it costs in nDCG@10"
+        )
     return read_calibration(arguments.calibration, groups, encoder)
 
 

@@ -18,3 +18,16 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours over theirs, round by round."""
+    return Spread.of([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def times(ratio: Spread | None) -> str:
+    """A spread of ratios as tables have it; nothing for none."""
+    return "" if ratio is None else f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"

@@ -14,12 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from bench.spread import Spread
+from bench.environments import BenchError
+from bench.machine import bf16_units, machine
+from bench.spread import Spread, ratios
 from bench.training import growth, material
-from bench.training.environments import BenchError
 from bench.training.job import Group, Job, Outcome, Shape
-from bench.training.report import TOLERANCE, Row, bf16_units, rows, table
-from bench.training.rounds import Measured, System, compare, largest_difference, ratios, run
+from bench.training.report import TOLERANCE, Row, rows, table
+from bench.training.rounds import Measured, System, compare, largest_difference, run
 from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
 from bench.training.workers import flat, ours
 from bench.training.workers.clock import Clock
@@ -263,7 +264,7 @@ def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_results_are_json(tmp_path: Path) -> None:
     row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, (outcome(1),))], {})[0]
-    from bench.training.report import as_json, machine
+    from bench.training.report import as_json
 
     text = json.dumps({"rows": as_json([row]), "machine": machine(2)})
     assert json.loads(text)["rows"][0]["pairs_per_second"] == {"median": 1.0, "low": 1.0, "high": 1.0}

@@ -179,7 +179,7 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8 and fp8"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
         ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt, not openvino"),
-                ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
         ({"engine": "tensorrt_rtx", "compute_capability": "8.9,8.6", "precision": "fp8"}, "8.6 has no units for it"),
         ({"add_to_newest": "true"}, "--add_to_newest is for --engine tensorrt"),
         ({"timing_cache": "cache"}, "--timing_cache is for --engine tensorrt"),

@@ -19,13 +19,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.environments import interpreter
+from bench.machine import described, machine, show
 from bench.training import growth, material, report
-from bench.training.environments import interpreter
 from bench.training.rounds import System, compare
 from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
 from trainer.data import DataError, appears_whole
 from trainer.stage import command, load_encoder, parse
 
+REQUIREMENTS = Path(__file__).with_name("requirements")
 PARTS = ("student", "decoder", "growth")
 PEERS = ("sentence-transformers", "transformers", "trl")
 PRECISIONS = ("fp32", "bf16")
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = _growth(arguments, work)
     result = {
         "command": shlex.join(["python", "-m", "bench.training", *_plain(sys.argv[1:] if argv is None else argv)]),
-        "machine": report.machine(arguments.threads),
+        "machine": machine(arguments.threads),
         "data": {"files": [Path(path).name for path in data], "groups": len(groups), **lengths},
         "rows": report.as_json(rows),
         "growth": [asdict(point) for point in points],
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with appears_whole(Path(arguments.output)) as partial:
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if rows:
-        report.show(report.table(rows, _title(result)))
+        show(report.table(rows, _title(result)))
     for point in points:
         shape = f"{point.documents:4d} documents a group, {point.mean_tokens:5.0f} tokens a pair"
         print(f"{shape}: {point.tokens_per_second.median:7,.0f} tokens/s, {point.pairs_per_second.median:6.1f} pairs/s")
@@ -94,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _tasks(arguments: BenchArguments, load: Load, data: Sequence[str], work: Path) -> tuple[list[Task], dict[str, Any]]:
     """The tasks that are asked for, and how long the pairs are for each of their tokenizers."""
-    peers = {peer: interpreter(peer, Path(arguments.environments).absolute()) for peer in _needed(arguments)}
+    peers = {
+        peer: interpreter(REQUIREMENTS / f"{peer}.txt", Path(arguments.environments).absolute())
+        for peer in _needed(arguments)
+    }
     tasks, lengths = [], {}
     if "student" in arguments.parts:
         checkpoint = _student(arguments, work / "student")
@@ -142,9 +147,7 @@ def _growth(arguments: BenchArguments, work: Path) -> list[growth.Point]:
     with tqdm(total=growth.measurements(), unit="run", desc="growth") as bar:
         points = growth.measure(ours, checkpoint, arguments.steps, arguments.threads, bar.update)
     with appears_whole(Path(arguments.plot)) as partial:
-        growth.draw(
-            points, partial, f"{report.machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32"
-        )
+        growth.draw(points, partial, f"{machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32")
     return points
 
 
@@ -154,9 +157,7 @@ def _plain(argv: Sequence[str]) -> list[str]:
 
 
 def _title(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    units = "bf16 units" if machine["bf16_units"] else "no bf16 units"
-    return f"{machine['cpu']}, {machine['cores']} cores, {units}; medians over rounds with the lowest and the highest"
+    return f"{described(result['machine'])}; medians over rounds with the lowest and the highest"
 
 
 if __name__ == "__main__":

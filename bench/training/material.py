@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from transformers import set_seed
 
-from bench.training.environments import BenchError, last_line
+from bench.environments import BenchError, last_line
 from bench.training.job import Group
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.data import DataError, QueryGroup, iter_groups

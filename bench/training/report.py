@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
 from rich.table import Table
 
-from bench.spread import Spread
+from bench.spread import Spread, ratios, times
 from bench.training.job import GIB
-from bench.training.rounds import Measured, largest_difference, ratios
+from bench.training.rounds import Measured, largest_difference
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the losses, relative
 
@@ -95,10 +90,10 @@ def table(made: Sequence[Row], title: str) -> Table:
             f"{row.task}, {row.precision}",
             row.system,
             row.shape,
-            _spread(row.pairs_per_second),
-            _ratio(row.ratio),
-            _spread(row.comparisons_per_second) if row.comparisons_per_second.median else "",
-            _ratio(row.comparisons_ratio),
+            str(row.pairs_per_second),
+            times(row.ratio),
+            str(row.comparisons_per_second) if row.comparisons_per_second.median else "",
+            times(row.comparisons_ratio),
             f"{row.peak_gib:.2f}",
             "" if row.memory_ratio is None else f"{row.memory_ratio:.2f}x",
             loss,
@@ -108,39 +103,5 @@ def table(made: Sequence[Row], title: str) -> Table:
     return table
 
 
-def show(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = Path("/proc/meminfo").read_text(encoding="ascii").split()[1]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "bf16_units": bf16_units(),
-        "memory_gib": round(int(memory) / 2**20, 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-
-
-def bf16_units() -> bool:
-    """Whether PyTorch multiplies bf16 matrices by fast kernels on this CPU; else by plain loops."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def as_json(made: Sequence[Row]) -> list[dict[str, Any]]:
     return [{**asdict(row), "same_loss": row.same_loss if row.ratio else None} for row in made]
-
-
-def _spread(values: Spread) -> str:
-    return f"{values.median:.1f} [{values.low:.1f}, {values.high:.1f}]"
-
-
-def _ratio(values: Spread | None) -> str:
-    return "" if values is None else f"{values.median:.2f}x [{values.low:.2f}, {values.high:.2f}]"

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.spread import Spread
-from bench.training.environments import ROOT, BenchError, last_line
+from bench.environments import ROOT, BenchError, last_line
 from bench.training.job import Job, Outcome, Shape
 
 Progress = Callable[[], object]  # called after each measurement
@@ -95,11 +94,6 @@ def _trials(system: System, job: Job, threads: int, progress: Progress) -> Mappi
         speeds[shape] = run(system, replace(job, shape=shape), threads).pairs_per_second
         progress()
     return speeds
-
-
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Ours over theirs, round by round."""
-    return Spread.of([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -11,8 +11,7 @@ import torch
 
 from trainer.data import DataError
 
-ROOT = Path(__file__).parents[2]
-REQUIREMENTS = Path(__file__).with_name("requirements")
+ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
@@ -21,12 +20,16 @@ class BenchError(DataError):
     """An environment that cannot be made, or a worker that failed; the message has its last words."""
 
 
-def interpreter(peer: str, root: Path) -> Path:
-    """The Python of ``root/<peer>``, which holds what ``requirements/<peer>.txt`` pins and our own torch's version."""
-    requirements, python = REQUIREMENTS / f"{peer}.txt", root / peer / "bin" / "python"
-    wanted = hashlib.sha256(
-        b"\n".join([requirements.read_bytes(), CONSTRAINTS.read_bytes(), str(torch.__version__).encode()])
-    ).hexdigest()
+def interpreter(requirements: Path, root: Path, shared_versions: bool = True) -> Path:
+    """The Python of ``root/<name of the requirements>``, which holds what they pin and our own torch's version.
+
+    ``shared_versions``: what we share has the version of constraints.txt on both sides.
+    """
+    peer = requirements.stem
+    constraints = [CONSTRAINTS] if shared_versions else []
+    python = root / peer / "bin" / "python"
+    pinned = [path.read_bytes() for path in (requirements, *constraints)]
+    wanted = hashlib.sha256(b"\n".join([*pinned, str(torch.__version__).encode()])).hexdigest()
     done = root / peer / ".installed"
     if done.exists() and done.read_text(encoding="ascii") == wanted:
         return python
@@ -34,7 +37,8 @@ def interpreter(peer: str, root: Path) -> Path:
     _run([sys.executable, "-m", "venv", "--clear", str(root / peer)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _install_torch(pip)
-    _run([*pip, "--constraint", str(CONSTRAINTS), "--requirement", str(requirements)])
+    flags = [word for path in constraints for word in ("--constraint", str(path))]
+    _run([*pip, *flags, "--requirement", str(requirements)])
     done.write_text(wanted, encoding="ascii")
     return python
 

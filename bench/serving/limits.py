@@ -1,0 +1,127 @@
+"""What the machine could do at all, and what of it is served: the engine alone, matrices, the tail, the growth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from bench.serving.job import Cell
+from bench.serving.processes import Running
+from bench.serving.rounds import Contender
+from bench.serving.systems import System
+from bench.serving.traffic import Traffic
+from bench.spread import Spread, ratios
+from model_repository.tokenizer.pair_encoding import Document, PairEncoder
+
+LARGE = 1000  # documents of a request
+TAIL_CELL = Cell(documents=10, concurrency=8, seconds=0.0)
+TAIL_LOAD = 0.7
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+Progress = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one precision. Documents a second; a matrix limit is that of the products in the layers alone."""
+
+    served: Spread
+    engine: Spread  # on the same pairs, packed beforehand
+    share: Spread  # served over engine, round by round
+    full_rows: Spread  # the engine on rows without an empty slot, at the same mean length
+    matrices: float
+    matrix_share: float  # the engine over the matrices
+    matrix_flop_per_second: float
+    matrices_run_in: str
+    mean_tokens: float
+    fill: float  # of the rows
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Milliseconds from when a request was due, at ``load`` of the closed loop's requests a second."""
+
+    requests_per_second: float
+    load: float
+    p50: float
+    p99: float
+
+    @property
+    def ratio(self) -> float:
+        return self.p99 / self.p50
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Median seconds of a request by its tokens, one at a time; ``r_squared`` of the straight line through them."""
+
+    documents: tuple[int, ...]
+    tokens: tuple[float, ...]
+    seconds: tuple[float, ...]
+    r_squared: float
+
+
+def limits(ours: Contender, engine: System, work: Path, rounds: int, seconds: float) -> Limits:
+    """Served and alone by turns."""
+    with ExitStack() as stack:
+        alone = Running(engine.name, engine.python, engine.module, engine.setups[0], work)
+        stack.callback(alone.close)
+        alone.wait()
+        served, found = [], []
+        for number in range(rounds):
+            cell = Cell(LARGE, 1, seconds)
+            served.append(ours.process.load(cell, number).sample.documents_per_second)
+            found.append(alone.call("alone", documents=LARGE, seconds=seconds, seed=number))
+        matrix = alone.call("matrix_limit", precision=engine.precision, seconds=seconds)
+    of = {name: [each[name] for each in found] for name in found[0]}
+    tokens = mean(of["mean_tokens"])
+    most = matrix["flop_per_second"] / (matrix["flop_per_token"] * tokens)
+    return Limits(
+        served=Spread.of(served),
+        engine=Spread.of(of["documents_per_second"]),
+        share=ratios(served, of["documents_per_second"]),
+        full_rows=Spread.of([rate / tokens for rate in of["full_tokens_per_second"]]),
+        matrices=most,
+        matrix_share=Spread.of(of["documents_per_second"]).median / most,
+        matrix_flop_per_second=matrix["flop_per_second"],
+        matrices_run_in=matrix["runs_in"],
+        mean_tokens=tokens,
+        fill=mean(of["fill"]),
+    )
+
+
+def tail(ours: Contender, seconds: float) -> Tail:
+    """First what it takes at most, then requests that arrive at random at a part of it."""
+    most = ours.process.load(Cell(TAIL_CELL.documents, TAIL_CELL.concurrency, seconds)).sample
+    rate = TAIL_LOAD * most.documents_per_second / TAIL_CELL.documents
+    cell = Cell(TAIL_CELL.documents, TAIL_CELL.concurrency, 3 * seconds, rate=rate)
+    times = ours.process.load(cell, seed=1).sample.milliseconds
+    p50, p99 = np.percentile(times, [50, 99])
+    return Tail(rate, TAIL_LOAD, float(p50), float(p99))
+
+
+def growth(
+    ours: Contender, traffic: Traffic, encoder: PairEncoder, seconds: float, sizes: Sequence[int] = SIZES
+) -> Growth:
+    tokens, times = [], []
+    for size in sizes:
+        found = ours.process.load(Cell(size, 1, seconds, least=2)).sample.milliseconds
+        asked = traffic.requests(size, 0.0)
+        tokens.append(mean(_tokens(encoder, *next(asked)) for _ in found))
+        times.append(float(np.median(found)) / 1000)
+    return Growth(tuple(sizes), tuple(tokens), tuple(times), _straight(tokens, times))
+
+
+def _tokens(encoder: PairEncoder, query: str, documents: Sequence[str]) -> int:
+    return sum(len(pair.token_ids) for pair in encoder.encode(query, [Document("", text) for text in documents]))
+
+
+def _straight(tokens: Sequence[float], seconds: Sequence[float]) -> float:
+    """The share of the variance that a line explains."""
+    line = np.poly1d(np.polyfit(tokens, seconds, 1))
+    left = np.square(np.asarray(seconds) - line(tokens)).sum()
+    return float(1 - left / np.square(np.asarray(seconds) - np.mean(seconds)).sum())

@@ -1,0 +1,150 @@
+"""The processes of the systems: started once, asked by lines of JSON, watched with all their children."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.environments import ROOT, BenchError, last_line
+from bench.serving.job import Cell, Option, Sample
+
+STOP_S = 60
+WATCH_S = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One system in one cell of one round; memory is the highest seen of the whole family of processes."""
+
+    sample: Sample
+    cpu_seconds: float
+    memory_bytes: int
+
+    @property
+    def cpu_per_thousand(self) -> float:
+        """Seconds of all cores for 1,000 documents, client included."""
+        return 1000 * self.cpu_seconds / self.sample.documents
+
+
+class Running:
+    """A system's process. Every call raises BenchError with the system's name where the system fails."""
+
+    def __init__(self, name: str, python: Path, module: str, setup: dict[str, Any], work: Path) -> None:
+        self.name, self._log = name, work / f"{_plain(name)}.log"
+        settings = work / f"{_plain(name)}.json"
+        settings.write_text(json.dumps(setup), encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(setup["threads"]), "OMP_WAIT_POLICY": "PASSIVE",
+                       "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+                       "TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": str(ROOT)}  # fmt: skip
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(python), "-m", module, str(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, encoding="utf-8", env=environment, cwd=work,
+            )  # fmt: skip
+        self._family = psutil.Process(self._process.pid)
+
+    def wait(self) -> dict[str, str]:
+        """Until it can be asked; the versions of its libraries."""
+        versions: dict[str, str] = self._hear()["versions"]
+        return versions
+
+    def scores(self, pairs: list[Any]) -> list[list[float]]:
+        scores: list[list[float]] = self._ask({"ask": "scores", "pairs": pairs})["scores"]
+        return scores
+
+    def use(self, option: Option) -> None:
+        self._ask({"ask": "use", "option": option})
+
+    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        return self._ask({"ask": "call", "name": name, "arguments": arguments})
+
+    def load(self, cell: Cell, seed: int = 0, hot: bool = False) -> Measured:
+        """``hot``: send the documents that will be repeated once before."""
+        question = {"ask": "load", "cell": asdict(cell), "seed": seed, "hot": hot}
+        with self._watched() as seen:
+            before = self._cpu_seconds()
+            answer = self._ask(question)
+            seconds = self._cpu_seconds() - before
+        return Measured(Sample(**answer), seconds, max(seen))
+
+    def close(self) -> None:
+        """End of the questions, then of the process."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it may have ended
+            self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            for process in reversed(self._everyone()):
+                process.kill()
+            self._process.wait()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        return self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def _ended(self) -> BenchError:
+        return BenchError(f"{self.name}: {last_line(self._log.read_text(encoding='utf-8', errors='replace'))}")
+
+    def _everyone(self) -> list[psutil.Process]:
+        return [self._family, *self._family.children(recursive=True)]
+
+    def _cpu_seconds(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._everyone())
+
+    @contextmanager
+    def _watched(self) -> Iterator[list[int]]:
+        """Memory in bytes, from a thread that looks twice a second."""
+        seen, done = [family_memory(self._everyone())], threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_S):
+                seen.append(family_memory(self._everyone()))
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            done.set()
+            thread.join()
+
+
+def family_memory(processes: list[psutil.Process]) -> int:
+    """What would be free without them: all that is a process's own, and what one of them shares, once."""
+    own, shared = 0, 0
+    for process in processes:
+        try:
+            memory = process.memory_full_info()
+        except psutil.NoSuchProcess:
+            continue  # it ended meanwhile
+        own, shared = own + memory.uss, max(shared, memory.rss - memory.uss)
+    return int(own + shared)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)

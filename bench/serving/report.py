@@ -1,0 +1,131 @@
+"""The tables and the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from rich.table import Table
+
+from bench.serving.goals import Goal
+from bench.serving.job import Cell
+from bench.serving.limits import Limits
+from bench.serving.quality import Quality
+from bench.serving.rounds import Contender
+from bench.serving.systems import OURS
+from bench.spread import Spread, ratios, times
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system in a cell: medians over rounds. ``ratios`` are our systems' documents a second over its own."""
+
+    cell: Cell
+    system: str
+    documents_per_second: Spread
+    milliseconds: tuple[float, float, float]  # p50, p95, p99
+    cpu_per_thousand: float  # seconds of all cores for 1,000 documents
+    memory_mib: float
+    requests: int  # of all rounds, that the percentiles are of
+    ratios: Mapping[str, Spread]
+    rounds: tuple[float, ...]
+
+
+def rows(contenders: Sequence[Contender]) -> list[Row]:
+    """Cell by cell; ratios where both sides have the same rounds."""
+    ours = [contender for contender in contenders if contender.system.kind == OURS]
+    cells = list(dict.fromkeys(cell for contender in contenders for cell in contender.results))
+    return [_row(cell, contender, ours) for cell in cells for contender in contenders if cell in contender.results]
+
+
+def _row(cell: Cell, contender: Contender, ours: Sequence[Contender]) -> Row:
+    found = contender.results[cell]
+    speeds = [each.sample.documents_per_second for each in found]
+    percentiles = [np.percentile(each.sample.milliseconds, [50, 95, 99]) for each in found]
+    p50, p95, p99 = (float(value) for value in np.median(percentiles, axis=0))
+    compared = {
+        one.name: ratios([each.sample.documents_per_second for each in one.results[cell]], speeds)
+        for one in ours
+        if one is not contender and len(one.results.get(cell, [])) == len(found)
+    }
+    return Row(
+        cell=cell,
+        system=contender.name,
+        documents_per_second=Spread.of(speeds),
+        milliseconds=(p50, p95, p99),
+        cpu_per_thousand=median(each.cpu_per_thousand for each in found),
+        memory_mib=max(each.memory_bytes for each in found) / MIB,
+        requests=sum(len(each.sample.milliseconds) for each in found),
+        ratios=compared,
+        rounds=tuple(speeds),
+    )
+
+
+def speed_table(made: Sequence[Row], title: str) -> Table:
+    ours = list(dict.fromkeys(name for row in made for name in row.ratios))
+    table = Table(title=title)
+    for heading in ("requests of", "system"):
+        table.add_column(heading)
+    for heading in ("documents/s", *(f"{name} is" for name in ours), "p50 ms", "p95 ms", "p99 ms",
+                    "CPU s / 1,000", "MiB"):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for before, row in zip([None, *made], made, strict=False):
+        if before is not None and before.cell != row.cell:
+            table.add_section()
+        table.add_row(
+            str(row.cell), row.system, str(row.documents_per_second),
+            *(times(row.ratios.get(name)) for name in ours),
+            *(f"{value:.1f}" for value in row.milliseconds), f"{row.cpu_per_thousand:.2f}", f"{row.memory_mib:,.0f}",
+        )  # fmt: skip
+    return table
+
+
+def system_table(contenders: Sequence[Contender], qualities: Mapping[str, Quality], failed: Mapping[str, str]) -> Table:
+    table = Table(title="systems: settings that were tried, in documents/s, and quality against PyTorch in float32")
+    for heading in ("system", "runs with", "tried", "quality", "not measured"):
+        table.add_column(heading)
+    for one in contenders:
+        quality = qualities.get(one.name)
+        table.add_row(
+            one.name,
+            _chosen(one),
+            "; ".join(f"{name}: {speed:.1f}" for name, speed in one.trials.items()),
+            "too slow to ask" if quality is None else str(quality),
+            "; ".join(f"{cell}: {reason}" for cell, reason in one.failures.items()),
+        )
+    for name, reason in failed.items():
+        table.add_row(name, "does not run", "", "", reason)
+    return table
+
+
+def _chosen(contender: Contender) -> str:
+    if not contender.option:
+        return max(contender.trials, key=contender.trials.__getitem__)
+    callers = "callers at once" if contender.option["together"] else "callers in turn"
+    return f"batch size {contender.option['batch_size']}, {callers}"
+
+
+def limit_table(found: Mapping[str, Limits]) -> Table:
+    table = Table(title="documents/s of 1,000 a request: served, and what limits it")
+    for heading in ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it"):
+        table.add_column(heading, justify="left" if heading == "system" else "right")
+    for name, each in found.items():
+        matrices = f"{each.matrices:.0f} ({each.matrices_run_in}, {each.matrix_flop_per_second / 1e9:.0f} GFLOP/s)"
+        table.add_row(
+            name, str(each.served), str(each.engine), f"{each.share.median:.0%}", str(each.full_rows), matrices,
+            f"{each.matrix_share:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def goal_table(goals: Sequence[Goal]) -> Table:
+    table = Table(title="goals")
+    for heading in ("goal", "measured", "reached"):
+        table.add_column(heading)
+    for goal in goals:
+        table.add_row(goal.text, goal.measured, {None: "not measured", True: "yes", False: "no"}[goal.reached])
+    return table

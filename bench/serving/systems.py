@@ -1,0 +1,121 @@
+"""The systems that are compared: which worker, which environment, which settings each may choose from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.environments import BenchError, interpreter, last_line
+from bench.serving.job import Option
+
+REQUIREMENTS = Path(__file__).with_name("requirements")
+WORKERS = "bench.serving.workers"
+BATCHES = (8, 32, 128)
+IN_PROCESS = tuple({"batch_size": size, "together": False} for size in BATCHES)
+OURS, ENGINE = "ours", "engine"
+OPTIMUM = "sentence-transformers-optimum"
+
+
+@dataclass(frozen=True)
+class System:
+    """``setups`` differ in what only a new process takes, ``options`` in what a running one does; each is tried."""
+
+    name: str
+    kind: str  # ours, sentence-transformers, infinity, fastembed
+    precision: str
+    python: Path
+    module: str
+    setups: tuple[dict[str, Any], ...]
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What every system is made of: the checkpoint, the traffic, texts to calibrate with, room for files."""
+
+    checkpoint: Path
+    traffic: Path
+    calibration: Path
+    work: Path
+    max_pair_tokens: int
+    threads: int
+
+    def setup(self, **more: Any) -> dict[str, Any]:
+        return {"checkpoint": str(self.checkpoint), "traffic": str(self.traffic), "calibration": str(self.calibration),
+                "max_pair_tokens": self.max_pair_tokens, "threads": self.threads, **more}  # fmt: skip
+
+
+def ours(place: Place, precision: str) -> System:
+    directory = str(place.work / "triton" / precision)
+    setup = place.setup(repository=str(place.work / f"repository-{precision}"), directory=directory)
+    return System(f"ours {precision}", OURS, precision, Path(sys.executable), f"{WORKERS}.ours", (setup,))
+
+
+def engine(place: Place, precision: str) -> System:
+    """The engine of the same repository, alone."""
+    setup = place.setup(repository=str(place.work / f"repository-{precision}"))
+    return System(f"engine alone {precision}", ENGINE, precision, Path(sys.executable), f"{WORKERS}.engine", (setup,))
+
+
+def _cross_encoder(backend: str, precision: str) -> Callable[[Place, Path], System]:
+    def made(place: Place, python: Path) -> System:
+        setup = place.setup(backend=backend, precision=precision, directory=str(place.work / f"exported-{backend}"))
+        kind, module = "sentence-transformers", f"{WORKERS}.cross_encoder"
+        return System(f"{kind} {backend} {precision}", kind, precision, python, module, (setup,), IN_PROCESS)
+
+    return made
+
+
+def _infinity(engine: str) -> Callable[[Place, Path], System]:
+    def made(place: Place, python: Path) -> System:
+        setups = tuple(
+            place.setup(engine=engine, batch_size=size, directory=str(place.work / f"infinity-{engine}-{size}"),
+                        onnx=str(place.work / "exported-onnx" / "onnx" / "model.onnx"))
+            for size in BATCHES[:2]
+        )  # fmt: skip
+        return System(f"infinity {engine}", "infinity", "fp32", python, f"{WORKERS}.infinity", setups)
+
+    return made
+
+
+def _fastembed(place: Place, python: Path) -> System:
+    setup = place.setup(directory=str(place.work / "exported-onnx"))
+    return System("fastembed", "fastembed", "fp32", python, f"{WORKERS}.fast_embed", (setup,), IN_PROCESS)
+
+
+# In this order: what sentence-transformers exports to ONNX is what the later ones read.
+PEERS: dict[str, tuple[str, Callable[[Place, Path], System]]] = {
+    "st-torch": (OPTIMUM, _cross_encoder("torch", "fp32")),
+    "st-torch-bf16": (OPTIMUM, _cross_encoder("torch", "bf16")),
+    "st-onnx": (OPTIMUM, _cross_encoder("onnx", "fp32")),
+    "st-onnx-int8": (OPTIMUM, _cross_encoder("onnx", "int8")),
+    "st-openvino": (OPTIMUM, _cross_encoder("openvino", "fp32")),
+    "st-openvino-int8": (OPTIMUM, _cross_encoder("openvino", "int8")),
+    "infinity-torch": ("infinity", _infinity("torch")),
+    "infinity-optimum": ("infinity", _infinity("optimum")),
+    "fastembed": ("fastembed", _fastembed),
+}
+
+
+def peer(name: str, place: Place, environments: Path) -> System:
+    environment, made = PEERS[name]
+    return made(place, interpreter(REQUIREMENTS / f"{environment}.txt", environments, shared_versions=False))
+
+
+def build_ours(place: Place, precision: str, data: Sequence[str], calibration: Sequence[str]) -> str:
+    """Build a repository of the precision with the first file of ``data`` as the gate's; what the build said of it.
+
+    Raises BenchError with the reason of a refusal.
+    """
+    flags = ["--checkpoint", str(place.checkpoint), "--data", str(data[0]), "--engine", "openvino",
+             "--precision", precision, "--model_repository", str(place.work / f"repository-{precision}")]  # fmt: skip
+    if precision == "int8":
+        flags += ["--calibration", *calibration]
+    done = subprocess.run([sys.executable, "-m", "build_engines", *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"build_engines.py --precision {precision}: {last_line(done.stderr)}")
+    return done.stdout.strip()

@@ -1,0 +1,57 @@
+"""Our own: Triton with the built repository, over gRPC by client.rank, a connection for each caller."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.serving.job import Option
+from bench.serving.load import LoadError, Score
+from bench.serving.worker import main
+from bench.serving.workers.children import free_port, running
+from client.rank import RankingClient
+
+TIMEOUT_S = 120
+
+
+class OursSystem:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.versions = {name: version(name) for name in ("nvidia-pytriton", "openvino", "tokenizers", "tritonclient")}
+
+    def use(self, option: Option) -> None:
+        if option:
+            raise LoadError("a running server takes no other settings")
+
+    def connect(self) -> Score:
+        client = RankingClient(self._url, timeout_s=TIMEOUT_S)
+
+        def score(query: str, documents: tuple[str, ...]) -> list[float]:
+            return client.score(query, documents)
+
+        return score
+
+    def ready(self) -> bool:
+        with RankingClient(self._url) as client:
+            return client.is_ready()
+
+
+@contextmanager
+def opened(setup: dict[str, Any]) -> Iterator[OursSystem]:
+    """``repository`` is built; ``directory`` is free for the server's log."""
+    ports = {name: free_port() for name in ("http", "grpc", "metrics")}
+    system = OursSystem(f"127.0.0.1:{ports['grpc']}")
+    directory = Path(setup["directory"])
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).with_name("tritonserver")), f"--model-repository={setup['repository']}",
+               "--model-config-name=cpu", *(f"--{name}-port={port}" for name, port in ports.items())]  # fmt: skip
+    with running(command, system.ready, directory):
+        yield system
+
+
+if __name__ == "__main__":
+    main(opened)
