@@ -65,7 +65,8 @@ def build(
     trt = library(engine)
     parsed = parse(trt, graph.path)
     plans: dict[str, str] = {}
-    for capability in capabilities or [_capability_here()]:
+    wanted: list[str | None] = [*capabilities] or [_capability_here()]
+    for capability in wanted:
         path = directory / plan_file(capability)
         named = [capability] if capabilities and capability else []
         config = _config(trt, parsed.builder, graph, named)
@@ -83,7 +84,7 @@ def build(
         run, judged = open_runner(trt, directory / here, graph.dimensions), "the engine"
     else:
         run, judged = stand_in(graph)
-    return BuiltEngine(files, graph.precision, trt.__version__, run, judged, plans)
+    return BuiltEngine(files, graph.precision, trt.__version__, run, judged, plans=plans)
 
 
 def plan_file(capability: str | None) -> str:
@@ -193,7 +194,8 @@ def check_capabilities(engine: str, capabilities: Sequence[str], precision: str)
     for capability in capabilities:
         if engine == "tensorrt_rtx":
             _named(library(engine), capability)
-    for capability in capabilities or [_capability_here()]:
+    wanted: list[str | None] = [*capabilities] or [_capability_here()]
+    for capability in wanted:
         if needed and capability and _number(capability) < _number(needed):
             raise EngineError(
                 f"--precision {precision} needs compute capability {needed} or newer; {capability} has no units for it"

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 ROOT = Path(__file__).parent.parent
 
 
-def groups(directory: Path, **size: int) -> list[TrainingGroup]:
+def groups(directory: Path, **size: Any) -> list[TrainingGroup]:
     return [
         TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
         for group in read_groups(write_groups(directory / "judged.jsonl", **size))
