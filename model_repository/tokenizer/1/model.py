@@ -26,9 +26,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
         self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(json.loads(args["model_config"])))
-        self.metrics = CacheMetrics(args, self.packer.cache)
-        self.metrics.start()
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory)}")
+        self.metrics = CacheMetrics(args, self.packer.cache)
+        self.metrics.start()  # last: Triton does not finalize what it could not initialize
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._respond(request) for request in requests]
@@ -60,7 +60,7 @@ class CacheMetrics(threading.Thread):
     Triton's process, which a request would wait for."""
 
     def __init__(self, args: dict[str, str], cache: TokenCache) -> None:
-        super().__init__(name="cache-metrics")
+        super().__init__(name="cache-metrics", daemon=True)
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
