@@ -78,6 +78,19 @@ def test_unpack_returns_scores_in_the_callers_order(lengths: list[int], slots: i
     assert unpack(first_tokens, batch.slots).tolist() == [1000.0 * index for index in range(len(lengths))]
 
 
+@given(LENGTHS, st.integers(1, 8))
+def test_each_pair_goes_into_the_first_row_with_room(lengths: list[int], slots: int) -> None:
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        fitting = [row for row in rows if len(row) < slots and sum(lengths[one] for one in row) + lengths[index] <= 40]
+        if not fitting:
+            rows.append([])
+        (fitting or rows[-1:])[0].append(index)
+    slot_of = {index: number * slots + row.index(index) for number, row in enumerate(rows) for index in row}
+    packed = pack(pairs_of(lengths), 40, slots, pool_last=False)
+    assert packed.slots.tolist() == [slot_of[index] for index in range(len(lengths))]
+
+
 @given(LENGTHS)
 def test_first_fit_decreasing_wastes_less_than_half(lengths: list[int]) -> None:
     rows = pack(pairs_of(lengths), 40, 64, pool_last=False).input_ids.shape[0]

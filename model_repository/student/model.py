@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from scheduler import OverloadedError, Request, Rows, Scheduler, Scores
+from scheduler import OverloadedError, Request, Rows, Scheduler, Scores, StoppedError
 
 ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
 ASK_EVERY_S = 0.1
@@ -33,7 +33,7 @@ class TritonPythonModel:
             name="disranker_engine_calls", description="calls of the engine", kind=pb_utils.MetricFamily.COUNTER
         )
         self.calls = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
-        most = int(config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"])
+        most = max_waiting_rows(config)
         self.scheduler = Scheduler(self._score, self.engine.rows_per_call, self.engine.workers, most)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
@@ -43,7 +43,7 @@ class TritonPythonModel:
             rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
             try:
                 self.scheduler.submit(Request(rows, partial(_answer, sender), Cancelled(sender)))
-            except OverloadedError as error:
+            except (OverloadedError, StoppedError) as error:
                 _answer(sender, error)
         return [None] * len(requests)
 
@@ -63,6 +63,14 @@ def open_engine(version: Path) -> Any:
         raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
     module, kind = ENGINES[name]
     return getattr(importlib.import_module(module), kind).load(version)
+
+
+def max_waiting_rows(config: dict[str, Any]) -> int:
+    """The setting of the configuration; without one any number may wait."""
+    given = config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"]
+    if not given.isdecimal():
+        raise pb_utils.TritonModelException(f"max_waiting_rows of the configuration must be 0 or more, not {given!r}")
+    return int(given)
 
 
 class Cancelled:
@@ -87,7 +95,7 @@ class Cancelled:
 def _answer(sender: Any, outcome: Scores | Exception) -> None:
     if isinstance(outcome, Exception):
         kind = pb_utils.TritonError
-        code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError) else kind.INTERNAL
+        code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL
         response = pb_utils.InferenceResponse(error=kind(f"student: {outcome}", code))
     else:
         response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])

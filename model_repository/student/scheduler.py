@@ -125,7 +125,9 @@ class Scheduler:
         self._queue = RowQueue()
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, name=f"engine-{number}") for number in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(workers)
+        ]
         for thread in self._threads:
             thread.start()
 

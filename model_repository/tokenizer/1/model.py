@@ -27,10 +27,10 @@ class TritonPythonModel:
         directory = Path(args["model_repository"])
         config = json.loads(args["model_config"])
         self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(config))
-        self.metrics = CacheMetrics(args, self.packer.cache)
-        self.metrics.start()
         scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
+        self.metrics = CacheMetrics(args, self.packer.cache)
+        self.metrics.start()  # last: Triton does not finalize what it could not initialize
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._respond(request) for request in requests]
@@ -62,7 +62,7 @@ class CacheMetrics(threading.Thread):
     Triton's process, which a request would wait for."""
 
     def __init__(self, args: dict[str, str], cache: TokenCache) -> None:
-        super().__init__(name="cache-metrics")
+        super().__init__(name="cache-metrics", daemon=True)
         labels = {
             "model": args["model_name"],
             "version": args["model_version"],
