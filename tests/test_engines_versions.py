@@ -170,7 +170,8 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     assert quantised.int8.products == 12 - len(quantised.int8.kept)
     openvino.save_model(quantised.model, tmp_path / "model.xml")
     engine = PackedEngine(tmp_path / "model.xml", "fp32", 4)
-    assert yardstick.report(lambda batch: engine.score(batch[:-1]), "int8").largest_difference < loss
+    report = yardstick.report(lambda batch: engine.score(batch[:-1]), "int8")
+    assert report.largest_difference < 4 * loss  # weights put back with SmoothQuant's scales missing: fourteen times
 
 
 def test_a_damaged_engine_is_refused_whatever_is_kept(
