@@ -77,7 +77,7 @@ def run(bench: Bench, arguments: GpuArguments, argv: Sequence[str] | None) -> No
     results = Results(Path(arguments.output), setting_of(arguments, machine))
     chosen = [name for name in items if not arguments.only or name.startswith(tuple(arguments.only))]
     if not chosen:
-        raise DataError(f"--only {' '.join(arguments.only)}: no item begins so; they are {', '.join(items)}")
+        raise DataError(f"--only {' '.join(arguments.only or [])}: no item begins so; they are {', '.join(items)}")
     left = [name for name in chosen if results.lacks(name)]
     results.commands.append(_command(bench.module, argv, arguments.date))
     for place, name in enumerate(bar := tqdm(left, unit="item")):
