@@ -33,9 +33,9 @@ class EngineStartError(RuntimeError):
 class TorchEngine:
     """An exported program, on the device that is there.
 
-    ``compiled`` says where it is compiled: ``gpu``, ``always`` (a processor too, which takes a C++
-    compiler and many seconds a size, and brought 6% of MiniLM-L6's time on two cores) or ``never``. Compilation that fails is an error, not a slower engine. The bench
-    leaves out ``graphs`` to see what they bring.
+    ``compiled`` says where it is compiled: ``gpu``, ``always`` (on a processor too, where it takes a C++
+    compiler and many seconds a size, and saved 6% of MiniLM-L6's time) or ``never``. Compilation that fails is an
+    error, not a slower engine. The bench leaves out ``graphs`` to see what they bring.
     """
 
     workers = 1  # threads that may call ``score`` at the same time
