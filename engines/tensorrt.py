@@ -14,13 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engines import timing_cache
+from engines import capabilities, timing_cache
 from engines.records import INPUTS, OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, in_chunks
 from engines.stand_in import stand_in
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
-MODEL_FILE = "model.plan"
-NEEDED = {"bf16": "8.0", "fp8": "8.9"}  # compute capability from which on a GPU has units for a precision
 TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned for it
 # tensorrt_rtx comes as two wheels, or as a package that joins them under the shorter name.
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -54,10 +52,8 @@ def library(engine: str) -> Any:
     raise EngineError(f"the engine {engine} is not installed: pip install {PACKAGES[engine]}")
 
 
-def build(
-    graph: Graph, engine: str, capabilities: Sequence[str], directory: Path, timings: Path | None = None
-) -> BuiltEngine:
-    """Write a plan for the GPU at hand or, with tensorrt_rtx, one for each of ``capabilities`` such as 8.9.
+def build(graph: Graph, engine: str, named: Sequence[str], directory: Path, timings: Path | None = None) -> BuiltEngine:
+    """Write a plan for the GPU at hand or, with tensorrt_rtx, one for each of those ``named``, such as 8.9.
 
     A plan a GPU, and not one for all, since a server then loads the one that it needs. Raises EngineError
     with everything that the parser or the builder has to say.
@@ -65,11 +61,9 @@ def build(
     trt = library(engine)
     parsed = parse(trt, graph.path)
     plans: dict[str, str] = {}
-    wanted: list[str | None] = [*capabilities] or [_capability_here()]
-    for capability in wanted:
-        path = directory / plan_file(capability)
-        named = [capability] if capabilities and capability else []
-        config = _config(trt, parsed.builder, graph, named)
+    for capability in capabilities.targets(named):
+        path = directory / capabilities.plan_file(capability)
+        config = _config(trt, parsed.builder, graph, capability if named else None)
         with _timing(trt, engine, config, capability, timings):
             plan = parsed.builder.build_serialized_network(parsed.network, config)
         if plan is None:
@@ -78,18 +72,13 @@ def build(
         path.write_bytes(plan)
         if capability:
             plans[capability] = path.name
-    files = tuple(directory / name for name in plans.values()) or (directory / MODEL_FILE,)
-    here = plans.get(_capability_here() or "")
-    if torch.cuda.is_available() and here is not None:
+    files = tuple(directory / name for name in plans.values()) or (directory / capabilities.plan_file(None),)
+    here = plans.get(capabilities.here() or "")
+    if here is not None:
         run, judged = open_runner(trt, directory / here, graph.dimensions), "the engine"
     else:
         run, judged = stand_in(graph)
     return BuiltEngine(files, graph.precision, trt.__version__, run, judged, plans=plans)
-
-
-def plan_file(capability: str | None) -> str:
-    """``model.sm89.plan`` of 8.9; ``model.plan`` where PyTorch does not see which GPU this is."""
-    return MODEL_FILE if capability is None else f"model.sm{capability.replace('.', '')}.plan"
 
 
 def _timing(
@@ -171,7 +160,8 @@ def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
     return in_chunks(run, dimensions.max_rows)
 
 
-def _config(trt: Any, builder: Any, graph: Graph, capabilities: Sequence[str]) -> Any:
+def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any:
+    """For one compute capability, or for the GPU at hand."""
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     profile = builder.create_optimization_profile()
@@ -180,47 +170,21 @@ def _config(trt: Any, builder: Any, graph: Graph, capabilities: Sequence[str]) -
         width = graph.dimensions.width(name)
         profile.set_shape(name, *((rows, width) for rows in (1, min(TYPICAL_ROWS, most), most)))
     config.add_optimization_profile(profile)
-    if capabilities:
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            config.set_compute_capability(_named(trt, capability), index)
+    if capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capabilities.member(trt, capability), 0)
     return config
 
 
-def check_capabilities(engine: str, capabilities: Sequence[str], precision: str) -> None:
-    """Raises EngineError for compute capabilities that the engine does not know, that it needs told, or that lack
+def check_capabilities(engine: str, named: Sequence[str], precision: str) -> None:
+    """Raises EngineError for compute capabilities that the engine does not know, or that it needs told, or that lack
     units for the precision."""
-    needed = NEEDED.get(precision)
-    for capability in capabilities:
-        if engine == "tensorrt_rtx":
-            _named(library(engine), capability)
-    wanted: list[str | None] = [*capabilities] or [_capability_here()]
-    for capability in wanted:
-        if needed and capability and _number(capability) < _number(needed):
-            raise EngineError(
-                f"--precision {precision} needs compute capability {needed} or newer; {capability} has no units for it"
-            )
-    if engine == "tensorrt_rtx" and not capabilities and not torch.cuda.is_available():
-        raise EngineError("no NVIDIA GPU here to build for: name some, such as --compute_capability 8.6,8.9")
-
-
-def _number(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split("."))
-
-
-def _capability_here() -> str | None:
-    """Of the GPU that PyTorch sees."""
-    return "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
-
-
-def _named(trt: Any, capability: str) -> Any:
-    members = trt.ComputeCapability.__members__
-    member = members.get("SM" + capability.replace(".", ""))
-    if member is None:
-        known = sorted(int(name[2:]) for name in members if name.startswith("SM"))
-        listed = ", ".join(f"{number // 10}.{number % 10}" for number in known)
-        raise EngineError(f"compute capability {capability!r} is not one that {trt.__name__} knows: {listed}")
-    return member
+    if engine == "tensorrt_rtx":
+        for capability in named:
+            capabilities.member(library(engine), capability)
+        if not named and capabilities.here() is None:
+            raise EngineError("no NVIDIA GPU here to build for: name some, such as --compute_capability 8.6,8.9")
+    capabilities.check_units(named, precision)
 
 
 @functools.cache  # the library keeps the first logger of a process, whatever later ones it is given

@@ -69,7 +69,7 @@ def test_one_profile_takes_1_to_the_most_rows(
     graph = export_graph(models[tiny_bert], DIMENSIONS, "fp32", tmp_path / "model.onnx")
     trt = tensorrt.library(RTX)
     parsed = tensorrt.parse(trt, graph.path)
-    config = tensorrt._config(trt, parsed.builder, graph, ["8.6"])
+    config = tensorrt._config(trt, parsed.builder, graph, "8.6")
     assert config.num_optimization_profiles == 1
     shapes = {parsed.network.get_input(index).name: parsed.network.get_input(index).shape for index in range(5)}
     assert {name: tuple(shape) for name, shape in shapes.items()} == {
