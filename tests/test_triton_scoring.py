@@ -21,9 +21,9 @@ from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.servers import Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.test_resume import finish, started
 from trainer import score
-from trainer.data import DataError
-from trainer.scoring import named_scores
-from trainer.triton_scoring import refuse_different
+from trainer.data import DataError, read_groups
+from trainer.scoring import named_scores, progress
+from trainer.triton_scoring import TritonScorer, refuse_different
 from trainer.triton_server import ServerError, TritonServer
 
 TOLERANCE = 1e-4
@@ -170,6 +170,17 @@ def test_servers_of_different_teachers_are_refused(served: Served) -> None:
         refuse_different([url, url], [one, one])
         with pytest.raises(ServerError, match=f"{url} has student version 1 .*, {url} has teacher version 1 .openvino"):
             refuse_different([url, url], [one, other])
+
+
+def test_a_teacher_that_is_replaced_on_the_way_is_noticed(served: Served) -> None:
+    """Before its scores are kept: the last of a shard is not there until every server was asked."""
+    groups = read_groups(served.pool)[:3]
+    with closing(TritonScorer([served.server.url], "teacher_ranker", 2, 60)) as scorer, progress("t", 30) as bar:
+        assert len(list(scorer.scores(groups, bar))) == 30
+        (server,) = scorer._servers
+        server.teacher = server.teacher._replace(identity="what the server had before")
+        with pytest.raises(ServerError, match=r"another teacher by now: teacher version 1 \(openvino in fp32"):
+            list(scorer.scores(groups, bar))
 
 
 def test_a_document_that_the_teacher_refuses_is_named_and_not_quoted(

@@ -51,7 +51,7 @@ class TritonScorer:
         """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
 
         Raises DataError for a group that the teacher refuses and for a score that is no number, ServerError for a
-        server that is gone.
+        server that is gone and, when all are scored, for one that has another teacher by then.
         """
         sent: deque[tuple[list[tuple[str, str]], Future[FloatArray]]] = deque()
         for request in self._requests(groups):
@@ -61,6 +61,8 @@ class TritonScorer:
                 yield from self._answered(*sent.popleft(), bar)
         while sent:
             yield from self._answered(*sent.popleft(), bar)
+        for server in self._servers:
+            server.check_unchanged()
 
     def _requests(self, groups: Sequence[QueryGroup]) -> Iterator[Request]:
         for group in groups:

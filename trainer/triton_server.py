@@ -17,27 +17,28 @@ import tritonclient.grpc as grpc
 from model_repository.tokenizer.pair_encoding import FloatArray
 from trainer.data import DataError, JudgedDocument
 
-CALM_S = 10.0  # for questions about the server, which it answers at once
+FIRST_S = 10.0  # for a server to say that it is there
+SERVICE = "inference.GRPCInferenceService"
+QUESTIONS = [{"service": SERVICE, "method": method} for method in ("ModelConfig", "ModelMetadata")]
+WAITS = {"maxAttempts": 5, "initialBackoff": "1s", "backoffMultiplier": 3, "maxBackoff": "30s"}
 # gRPC sends a request again that met a server which stops, starts or has a full queue: after 1, 3, 9 and 27 s, about.
-# One that finds no server waits for it, as long as the request may last.
-RETRIES = {
-    "name": [{"service": "inference.GRPCInferenceService", "method": "ModelInfer"}],
-    "waitForReady": True,
-    "retryPolicy": {
-        "maxAttempts": 5,
-        "initialBackoff": "1s",
-        "backoffMultiplier": 3,
-        "maxBackoff": "30s",
-        "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"],  # the latter while a server that stops unloads
+# One that finds no server waits for it, as long as the request may last. A server that stops unloads its models, and
+# then does not find them.
+RETRIES = [
+    {
+        "name": [{"service": SERVICE, "method": "ModelInfer"}],
+        "waitForReady": True,
+        "retryPolicy": {**WAITS, "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND"]},
     },
-}
+    {"name": QUESTIONS, "waitForReady": True, "retryPolicy": {**WAITS, "retryableStatusCodes": ["UNAVAILABLE"]}},
+]
 LARGEST = 2**31 - 1
 CHANNEL = [
     ("grpc.max_send_message_length", LARGEST),
     ("grpc.max_receive_message_length", LARGEST),
     ("grpc.per_rpc_retry_buffer_size", LARGEST),  # larger requests than this are not sent again
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.service_config", json.dumps({"methodConfig": [RETRIES]})),
+    ("grpc.service_config", json.dumps({"methodConfig": RETRIES})),
 ]
 NAMED_DOCUMENT = re.compile(r"\b(?:document |TITLES\[|SUMMARIES\[)(\d+)")  # of a refused request, from 0
 
@@ -75,6 +76,7 @@ class TritonServer:
         self._url, self._model, self._timeout_s = url, model, timeout_s
         self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL)
         try:
+            self._client.is_server_live(client_timeout=FIRST_S)
             self.teacher = self._find_teacher()
         except grpc.InferenceServerException as error:
             self.close()
@@ -82,6 +84,18 @@ class TritonServer:
 
     def close(self) -> None:
         self._client.close()
+
+    def check_unchanged(self) -> None:
+        """Raises ServerError where the server has another teacher by now: it may have been started again since."""
+        try:
+            now = self._find_teacher()
+        except grpc.InferenceServerException as error:
+            raise self._unusable(error) from error
+        if now.identity != self.teacher.identity:
+            raise ServerError(
+                f"{self._url} has another teacher by now: {now.name} ({now.identity}) instead of {self.teacher.name} "
+                f"({self.teacher.identity}): give it the one before, or remove the shards to start anew"
+            )
 
     def send(self, request: Request, done: Callable[[], None]) -> Future[FloatArray]:
         """The scores [N] to come (logits); ``done`` is called, by a thread of gRPC's, when they or an error are there.
@@ -107,19 +121,19 @@ class TritonServer:
         steps = self._config(self._model).get("ensemble_scheduling", {}).get("step", [])
         configs = [self._config(step["model_name"]) for step in steps]
         scorers = [config for config in configs if config.get("max_batch_size", 0) > 0]  # the others see no rows
-        if len(scorers) != 1 or not self._client.is_model_ready(self._model, client_timeout=CALM_S):
+        if len(scorers) != 1 or not self._client.is_model_ready(self._model, client_timeout=self._timeout_s):
             raise ServerError(
                 f"{self._url}: {self._model!r} is no ensemble of ours that is ready: --triton_model names one"
             )
         name = scorers[0]["name"]
-        metadata = self._client.get_model_metadata(name, as_json=True, client_timeout=CALM_S)
+        metadata = self._client.get_model_metadata(name, as_json=True, client_timeout=self._timeout_s)
         version = max(map(int, metadata["versions"]))
         built = scorers[0].get("parameters", {}).get(f"version.{version}", {}).get("string_value")
         called = f"{name} version {version}"
         return Teacher(called, built or f"{called} at {self._url}", scorers[0]["max_batch_size"])
 
     def _config(self, model: str) -> dict[str, Any]:
-        answer = self._client.get_model_config(model, as_json=True, client_timeout=CALM_S)
+        answer = self._client.get_model_config(model, as_json=True, client_timeout=self._timeout_s)
         config: dict[str, Any] = answer["config"]
         return config
 
