@@ -52,16 +52,17 @@ def _few(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def started(
-    arguments: ServingArguments, place: Place, data: Sequence[str], judge: Judge, stack: ExitStack, bar: Any
+    arguments: ServingArguments, place: Place, judge: Judge, stack: ExitStack, bar: Any
 ) -> tuple[list[Contender], dict[str, Quality], dict[str, str]]:
     """Systems that run, at their best settings; how they rank; and why the others do not run."""
+    gate = judge.save(place.work / "judged.jsonl")
     contenders, qualities, failed = [], dict[str, Quality](), dict[str, str]()
     asked = [name for name in arguments.systems if name != "ours"]
     own = [f"{OURS} {precision}" for precision in arguments.precisions]
     for name in [*own, *(each for each in PEERS if each in asked)]:
         bar.set_description(f"starting {name}")
         try:
-            contender = start(_system(name, arguments, place, data), place.work, stack)
+            contender = start(_system(name, arguments, place, gate), place.work, stack)
             if sum(len(group.documents) for group in judge.groups) / contender.speed < LONGEST_S:
                 qualities[contender.name] = judge.quality(contender.process.scores(judge.pairs()))
         except BenchError as error:
@@ -73,11 +74,11 @@ def started(
     return contenders, qualities, failed
 
 
-def _system(name: str, arguments: ServingArguments, place: Place, data: Sequence[str]) -> System:
+def _system(name: str, arguments: ServingArguments, place: Place, gate: Path) -> System:
     if not name.startswith(f"{OURS} "):
         return peer(name, place, Path(arguments.environments).absolute())
     precision = name.partition(" ")[2]
-    print(build_ours(place, precision, data, arguments.calibration), file=sys.stderr)
+    print(build_ours(place, precision, gate, arguments.calibration), file=sys.stderr)
     return ours(place, precision)
 
 

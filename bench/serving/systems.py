@@ -106,12 +106,12 @@ def peer(name: str, place: Place, environments: Path) -> System:
     return made(place, interpreter(REQUIREMENTS / f"{environment}.txt", environments, shared_versions=False))
 
 
-def build_ours(place: Place, precision: str, data: Sequence[str], calibration: Sequence[str]) -> str:
-    """Build a repository of the precision with the first file of ``data`` as the gate's; what the build said of it.
+def build_ours(place: Place, precision: str, gate: Path, calibration: Sequence[str]) -> str:
+    """Build a repository of the precision judged on the groups of ``gate``; what the build said of it.
 
     Raises BenchError with the reason of a refusal.
     """
-    flags = ["--checkpoint", str(place.checkpoint), "--data", str(data[0]), "--engine", "openvino",
+    flags = ["--checkpoint", str(place.checkpoint), "--data", str(gate), "--engine", "openvino",
              "--precision", precision, "--model_repository", str(place.work / f"repository-{precision}")]  # fmt: skip
     if precision == "int8":
         flags += ["--calibration", *calibration]
