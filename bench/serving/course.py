@@ -98,11 +98,13 @@ def measured(
             progress(f"{contender.name}: {cell}")
     requests = traffic.Traffic(traffic.load(place.traffic))
     encoder = PairEncoder.load(place.checkpoint)
+    largest = max(arguments.documents)
+    sizes = [size for size in limits.SIZES if size <= max(largest, 5)]  # a line needs a few
     for one in own:
         alone = engine(place, one.system.precision)
-        findings.limits[one.name] = limits.limits(one, alone, place.work, arguments.rounds, arguments.seconds)
+        findings.limits[one.name] = limits.limits(one, alone, place.work, largest, arguments.rounds, arguments.seconds)
         findings.tails[one.name] = limits.tail(one, max(arguments.seconds, 1.0) * 2)
-        findings.growth[one.name] = limits.growth(one, requests, encoder, arguments.seconds / 3)
+        findings.growth[one.name] = limits.growth(one, requests, encoder, arguments.seconds / 3, sizes)
         progress(f"{one.name}: limits")
     return findings
 

@@ -111,10 +111,17 @@ class Running:
         return BenchError(f"{self.name}: {last_line(self._log.read_text(encoding='utf-8', errors='replace'))}")
 
     def _everyone(self) -> list[psutil.Process]:
-        return [self._family, *self._family.children(recursive=True)]
+        try:
+            return [self._family, *self._family.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []  # it has ended: the next question says so
 
     def _cpu_seconds(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._everyone())
+        total = 0.0
+        for process in self._everyone():
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                total += sum(process.cpu_times()[:2])
+        return total
 
     @contextmanager
     def _watched(self) -> Iterator[list[int]]:
