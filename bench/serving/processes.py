@@ -79,6 +79,7 @@ class Running:
     def close(self) -> None:
         """End of the questions, then of the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it may have ended
             self._process.stdin.close()
         try:
@@ -87,6 +88,7 @@ class Running:
             for process in reversed(self._everyone()):
                 process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
