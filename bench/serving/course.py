@@ -35,7 +35,12 @@ def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Pa
     others = read_groups(*arguments.calibration) if arguments.calibration else groups
     for name, of in (("traffic", _pairs(groups)), ("calibration", _few(_pairs(others)))):
         traffic.save(work / f"{name}.json", of)
-    for old in ("exported-onnx", "exported-openvino", *(f"repository-{precision}" for precision in PRECISIONS)):
+    for old in (
+        "checkpoint-for-peers",
+        "exported-onnx",
+        "exported-openvino",
+        *(f"repository-{precision}" for precision in PRECISIONS),
+    ):
         shutil.rmtree(work / old, ignore_errors=True)  # perhaps of another checkpoint
     longest = PairEncoder.load(checkpoint).config.max_pair_tokens
     return Place(checkpoint, work / "traffic.json", work / "calibration.json", work, longest, arguments.threads)

@@ -110,6 +110,8 @@ class Running:
         return answer
 
     def _ended(self) -> BenchError:
+        with suppress(subprocess.TimeoutExpired):  # its last words come after its answers end
+            self._process.wait(STOP_S)
         return BenchError(f"{self.name}: {last_line(self._log.read_text(encoding='utf-8', errors='replace'))}")
 
     def _everyone(self) -> list[psutil.Process]:
