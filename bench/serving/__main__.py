@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = prepared(arguments, groups, work)
     judge = Judge.of(str(place.checkpoint), groups, arguments.quality_documents)
     with ExitStack() as stack, tqdm(unit="measurement") as bar:
-        contenders, qualities, failed = started(arguments, place, data, judge, stack, bar)
+        contenders, qualities, failed = started(arguments, place, judge, stack, bar)
         findings = measured(arguments, place, contenders, qualities, _progress(bar))
     _report(arguments, argv, data, findings, failed)
 

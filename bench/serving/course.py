@@ -35,7 +35,12 @@ def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Pa
     others = read_groups(*arguments.calibration) if arguments.calibration else groups
     for name, of in (("traffic", _pairs(groups)), ("calibration", _few(_pairs(others)))):
         traffic.save(work / f"{name}.json", of)
-    for old in ("exported-onnx", "exported-openvino", *(f"repository-{precision}" for precision in PRECISIONS)):
+    for old in (
+        "checkpoint-for-peers",
+        "exported-onnx",
+        "exported-openvino",
+        *(f"repository-{precision}" for precision in PRECISIONS),
+    ):
         shutil.rmtree(work / old, ignore_errors=True)  # perhaps of another checkpoint
     longest = PairEncoder.load(checkpoint).config.max_pair_tokens
     return Place(checkpoint, work / "traffic.json", work / "calibration.json", work, longest, arguments.threads)
@@ -52,16 +57,17 @@ def _few(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def started(
-    arguments: ServingArguments, place: Place, data: Sequence[str], judge: Judge, stack: ExitStack, bar: Any
+    arguments: ServingArguments, place: Place, judge: Judge, stack: ExitStack, bar: Any
 ) -> tuple[list[Contender], dict[str, Quality], dict[str, str]]:
     """Systems that run, at their best settings; how they rank; and why the others do not run."""
+    gate = judge.save(place.work / "judged.jsonl")
     contenders, qualities, failed = [], dict[str, Quality](), dict[str, str]()
     asked = [name for name in arguments.systems if name != "ours"]
     own = [f"{OURS} {precision}" for precision in arguments.precisions]
     for name in [*own, *(each for each in PEERS if each in asked)]:
         bar.set_description(f"starting {name}")
         try:
-            contender = start(_system(name, arguments, place, data), place.work, stack)
+            contender = start(_system(name, arguments, place, gate), place.work, stack)
             if sum(len(group.documents) for group in judge.groups) / contender.speed < LONGEST_S:
                 qualities[contender.name] = judge.quality(contender.process.scores(judge.pairs()))
         except BenchError as error:
@@ -73,11 +79,11 @@ def started(
     return contenders, qualities, failed
 
 
-def _system(name: str, arguments: ServingArguments, place: Place, data: Sequence[str]) -> System:
+def _system(name: str, arguments: ServingArguments, place: Place, gate: Path) -> System:
     if not name.startswith(f"{OURS} "):
         return peer(name, place, Path(arguments.environments).absolute())
     precision = name.partition(" ")[2]
-    print(build_ours(place, precision, data, arguments.calibration), file=sys.stderr)
+    print(build_ours(place, precision, gate, arguments.calibration), file=sys.stderr)
     return ours(place, precision)
 
 
@@ -97,11 +103,13 @@ def measured(
             progress(f"{contender.name}: {cell}")
     requests = traffic.Traffic(traffic.load(place.traffic))
     encoder = PairEncoder.load(place.checkpoint)
+    largest = max(arguments.documents)
+    sizes = [size for size in limits.SIZES if size <= max(largest, 5)]  # a line needs a few
     for one in own:
         alone = engine(place, one.system.precision)
-        findings.limits[one.name] = limits.limits(one, alone, place.work, arguments.rounds, arguments.seconds)
+        findings.limits[one.name] = limits.limits(one, alone, place.work, largest, arguments.rounds, arguments.seconds)
         findings.tails[one.name] = limits.tail(one, max(arguments.seconds, 1.0) * 2)
-        findings.growth[one.name] = limits.growth(one, requests, encoder, arguments.seconds / 3)
+        findings.growth[one.name] = limits.growth(one, requests, encoder, arguments.seconds / 3, sizes)
         progress(f"{one.name}: limits")
     return findings
 

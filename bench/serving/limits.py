@@ -18,7 +18,6 @@ from bench.serving.traffic import Traffic
 from bench.spread import Spread, ratios
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 
-LARGE = 1000  # documents of a request
 TAIL_CELL = Cell(documents=10, concurrency=8, seconds=0.0)
 TAIL_LOAD = 0.7
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -65,17 +64,17 @@ class Growth:
     r_squared: float
 
 
-def limits(ours: Contender, engine: System, work: Path, rounds: int, seconds: float) -> Limits:
-    """Served and alone by turns."""
+def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: int, seconds: float) -> Limits:
+    """Requests of ``documents``, served and alone by turns."""
     with ExitStack() as stack:
         alone = Running(engine.name, engine.python, engine.module, engine.setups[0], work)
         stack.callback(alone.close)
         alone.wait()
         served, found = [], []
         for number in range(rounds):
-            cell = Cell(LARGE, 1, seconds)
+            cell = Cell(documents, 1, seconds)
             served.append(ours.process.load(cell, number).sample.documents_per_second)
-            found.append(alone.call("alone", documents=LARGE, seconds=seconds, seed=number))
+            found.append(alone.call("alone", documents=documents, seconds=seconds, seed=number))
         matrix = alone.call("matrix_limit", precision=engine.precision, seconds=seconds)
     of = {name: [each[name] for each in found] for name in found[0]}
     tokens = mean(of["mean_tokens"])

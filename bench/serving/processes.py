@@ -79,6 +79,7 @@ class Running:
     def close(self) -> None:
         """End of the questions, then of the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it may have ended
             self._process.stdin.close()
         try:
@@ -87,6 +88,7 @@ class Running:
             for process in reversed(self._everyone()):
                 process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -108,13 +110,22 @@ class Running:
         return answer
 
     def _ended(self) -> BenchError:
+        with suppress(subprocess.TimeoutExpired):  # its last words come after its answers end
+            self._process.wait(STOP_S)
         return BenchError(f"{self.name}: {last_line(self._log.read_text(encoding='utf-8', errors='replace'))}")
 
     def _everyone(self) -> list[psutil.Process]:
-        return [self._family, *self._family.children(recursive=True)]
+        try:
+            return [self._family, *self._family.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []  # it has ended: the next question says so
 
     def _cpu_seconds(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._everyone())
+        total = 0.0
+        for process in self._everyone():
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                total += sum(process.cpu_times()[:2])
+        return total
 
     @contextmanager
     def _watched(self) -> Iterator[list[int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +51,11 @@ class Judge:
         for query_id, doc_id, score in model_scores(checkpoint, chosen):
             reference[query_id][doc_id] = score
         return cls(chosen, reference)
+
+    def save(self, path: Path) -> Path:
+        """The groups as records, for the gate of our builds."""
+        path.write_text("".join(json.dumps(asdict(group)) + "\n" for group in self.groups), encoding="utf-8")
+        return path
 
     def pairs(self) -> list[tuple[str, list[str]]]:
         return [(group.query, [text(document) for document in group.documents]) for group in self.groups]

@@ -110,7 +110,7 @@ def _chosen(contender: Contender) -> str:
 
 
 def limit_table(found: Mapping[str, Limits]) -> Table:
-    table = Table(title="documents/s of 1,000 a request: served, and what limits it")
+    table = Table(title="documents/s of the largest request: served, and what limits it")
     for heading in ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it"):
         table.add_column(heading, justify="left" if heading == "system" else "right")
     for name, each in found.items():

@@ -45,14 +45,17 @@ class Contender:
 
 def start(system: System, work: Path, stack: ExitStack) -> Contender:
     """The system at its fastest settings. Raises BenchError if it does not run."""
-    begun = [_begin(system, setup, work) for setup in system.setups[:1]]
-    best = begun[0]
-    for setup in system.setups[1:]:
+    best: Contender | None = None
+    for setup in system.setups:
         other = _begin(system, setup, work)
+        stack.callback(other.process.close)
+        if best is None:
+            best = other
+            continue
         slower, best = sorted((best, other), key=lambda contender: contender.speed)
         slower.process.close()
         best.trials = {**slower.trials, **best.trials}
-    stack.callback(best.process.close)
+    assert best is not None, "a system has a setup"
     return best
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ WORKERS = "bench.serving.workers"
 BATCHES = (8, 32, 128)
 IN_PROCESS = tuple({"batch_size": size, "together": False} for size in BATCHES)
 OURS, ENGINE = "ours", "engine"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 OPTIMUM = "sentence-transformers-optimum"
 
 
@@ -103,15 +106,28 @@ PEERS: dict[str, tuple[str, Callable[[Place, Path], System]]] = {
 
 def peer(name: str, place: Place, environments: Path) -> System:
     environment, made = PEERS[name]
+    place = replace(place, checkpoint=_readable(place))
     return made(place, interpreter(REQUIREMENTS / f"{environment}.txt", environments, shared_versions=False))
 
 
-def build_ours(place: Place, precision: str, data: Sequence[str], calibration: Sequence[str]) -> str:
-    """Build a repository of the precision with the first file of ``data`` as the gate's; what the build said of it.
+def _readable(place: Place) -> Path:
+    """A copy that transformers 4 reads too: it knows the same tokenizer.json by another class."""
+    copy = place.work / "checkpoint-for-peers"
+    if not copy.exists():
+        shutil.copytree(place.checkpoint, copy)
+        settings = json.loads((copy / TOKENIZER_SETTINGS).read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            (copy / TOKENIZER_SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    return copy
+
+
+def build_ours(place: Place, precision: str, gate: Path, calibration: Sequence[str]) -> str:
+    """Build a repository of the precision judged on the groups of ``gate``; what the build said of it.
 
     Raises BenchError with the reason of a refusal.
     """
-    flags = ["--checkpoint", str(place.checkpoint), "--data", str(data[0]), "--engine", "openvino",
+    flags = ["--checkpoint", str(place.checkpoint), "--data", str(gate), "--engine", "openvino",
              "--precision", precision, "--model_repository", str(place.work / f"repository-{precision}")]  # fmt: skip
     if precision == "int8":
         flags += ["--calibration", *calibration]
