@@ -111,14 +111,15 @@ def peer(name: str, place: Place, environments: Path) -> System:
 
 
 def _readable(place: Place) -> Path:
-    """A copy that transformers 4 reads too: it knows the same tokenizer.json by another class."""
+    """A copy that transformers 4 reads too (it knows the same tokenizer.json by another class), cut where we cut."""
     copy = place.work / "checkpoint-for-peers"
     if not copy.exists():
         shutil.copytree(place.checkpoint, copy)
         settings = json.loads((copy / TOKENIZER_SETTINGS).read_text(encoding="utf-8"))
+        settings["model_max_length"] = place.max_pair_tokens
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            (copy / TOKENIZER_SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        (copy / TOKENIZER_SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
     return copy
 
 
