@@ -21,7 +21,7 @@ class BenchError(DataError):
 
 
 def interpreter(requirements: Path, root: Path, shared_versions: bool = True) -> Path:
-    """The Python of ``root/<name of the requirements>``, which holds what they pin and our own torch's version.
+    """The Python of ``root/<name of the requirements>``, which holds what they pin, and our own torch if they name it.
 
     ``shared_versions``: what we share has the version of constraints.txt on both sides.
     """
@@ -36,7 +36,8 @@ def interpreter(requirements: Path, root: Path, shared_versions: bool = True) ->
     print(f"making the environment of {peer} in {root / peer}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", "--clear", str(root / peer)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _install_torch(pip)
+    if "torch" in requirements.read_text(encoding="utf-8").splitlines():
+        _install_torch(pip)
     flags = [word for path in constraints for word in ("--constraint", str(path))]
     _run([*pip, *flags, "--requirement", str(requirements)])
     done.write_text(wanted, encoding="ascii")

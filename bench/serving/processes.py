@@ -45,10 +45,12 @@ class Running:
         environment = {**os.environ, "OMP_NUM_THREADS": str(setup["threads"]), "OMP_WAIT_POLICY": "PASSIVE",
                        "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0",
                        "TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": str(ROOT)}  # fmt: skip
-        with self._log.open("wb") as log:  # -P: no folder of the run is taken for a package
+        # -P: no folder of the run is taken for a package.
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(python), "-P", "-m", module, str(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, encoding="utf-8", env=environment, cwd=work,
+                [str(python), "-P", "-m", module, str(settings)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
+                env=environment, cwd=work,
             )  # fmt: skip
         self._family = psutil.Process(self._process.pid)
 
