@@ -18,7 +18,7 @@ import pytest
 from client.rank import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.servers import Reference, Server, build, ports, running, starting, wait_until_ready
+from tests.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.test_resume import finish, started
 from trainer import score
 from trainer.data import DataError, read_groups
@@ -141,7 +141,7 @@ def test_a_job_outlasts_a_restart_of_its_server(
             assert process.is_alive()
             time.sleep(0.001)
         os.kill(server.process.pid, signal.SIGTERM)
-        server.process.wait()
+        server.process.wait(STOP_S)
     assert process.is_alive()
     with starting(served.repository, tmp_path / "second", *alone, at=free):
         process.join(120)
