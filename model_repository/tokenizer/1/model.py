@@ -37,6 +37,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.metrics.stop()
+        del self.metrics  # while Triton still answers: later this process crashes
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
