@@ -7,15 +7,25 @@ TORCH := 2.13.0
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
-.PHONY: demo test check lint bench-training bench-serving
+.PHONY: demo test test-served test-trained check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	@# Threads that spin while they wait for each other lose most of the speed as soon as anything else runs.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
+# Two processes of tests beside each other, with a thread each.
+SERVED := $(wildcard $(addprefix tests/test_,serving*.py client.py loadtest.py embedded*.py engines*.py build_engines.py \
+	check_engine.py model_repository.py triton_scoring.py bench*.py scheduler.py token_cache.py readme.py))
+TRAINED := $(filter-out $(SERVED),$(wildcard tests/test_*.py))
+
 test: $(VENV)/.installed
-	@# A process for each core, so a thread for each process.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(MAKE) --jobs 2 --keep-going --output-sync=target test-served test-trained
+
+test-served: $(VENV)/.installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/served $(SERVED)
+
+test-trained: $(VENV)/.installed
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/trained $(TRAINED)
 
 check: lint test
 

@@ -65,6 +65,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "scores/1/model.py": "",
         "ranker/1/.gitkeep": "",
         "ranker/config.pbtxt": 'name: "ranker"\nplatform: "ensemble"\n',
+        "ranker_tokens/1/.gitkeep": "",
+        "ranker_tokens/config.pbtxt": 'name: "ranker_tokens"\nplatform: "ensemble"\n',
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
