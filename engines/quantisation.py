@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from engines.calibration import Calibration
-from engines.parity import ParityReport, Yardstick
+from engines.calibration import Calibration, Row
+from engines.parity import Yardstick
 from engines.records import INPUTS, OUTPUT, EngineError, Int8, Runner, in_chunks
-from model_repository.tokenizer.pair_encoding import FloatArray, IntArray, PackedBatch
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 PRECISION = "int8"
 ROWS = 8
-RANKED_ON = 32  # requests at most that an operation's share in the loss is measured on
+RANKED_ON = 16  # rows that a product's share in the loss is measured on
+_NO_SLOTS = np.empty(0, dtype=np.int32)
 
 
 class Quantised(NamedTuple):
@@ -36,53 +38,76 @@ class Quantised(NamedTuple):
 
 
 def quantise(model: Any, calibration: Calibration, yardstick: Yardstick, most_kept: int) -> Quantised:
-    """Quantise an OpenVINO model; if the gate's limits are exceeded, undo up to ``most_kept`` operations, the
-    most sensitive first, until they are kept.
+    """Quantise an OpenVINO model; if the gate's limits are exceeded, leave out products, the most sensitive first:
+    1, 2, 4 and so on, at most ``most_kept``, until they are kept.
 
     Whether they are kept in the end is for the gate to say. Raises EngineError where NNCF is missing.
     """
-    nncf = _library()
-    candidates, others = _products(model)
-    if not candidates:
+    quantiser = _Quantiser(_library(), model, calibration.rows)
+    if not quantiser.candidates:
         raise EngineError("int8: the graph has no products with weights; choose another --precision")
-    rows = nncf.Dataset(calibration.rows)
-    settings = {
-        "subset_size": len(calibration.rows),
-        "target_device": nncf.TargetDevice.CPU,
-        "model_type": nncf.ModelType.TRANSFORMER,
-        "ignored_scope": nncf.IgnoredScope(names=sorted(others)),
-    }
-    with _quiet(nncf):
-        quantised = nncf.quantize(model.clone(), rows, advanced_parameters=_parameters(nncf), **settings)
-        if _report(yardstick, quantised).excess(PRECISION) > 1:
-            quantised = _restored(nncf, model, rows, settings, yardstick, most_kept)
-    done = {operation.get_friendly_name() for operation in quantised.get_ops() if _is_quantised(operation)}
-    kept = tuple(sorted(candidates - done))
-    return Quantised(quantised, Int8(len(candidates & done), kept, calibration.queries, len(calibration.rows)))
+    kept: list[str] = []
+    quantised = quantiser.without(kept)
+    if _excess(yardstick, quantised) > 1:
+        ranked = quantiser.most_sensitive_first()
+        for number in _numbers(min(most_kept, len(ranked))):
+            kept = ranked[:number]
+            quantised = quantiser.without(kept)
+            if _excess(yardstick, quantised) <= 1:
+                break
+    products = len(quantiser.candidates) - len(kept)
+    return Quantised(quantised, Int8(products, tuple(sorted(kept)), calibration.queries, len(calibration.rows)))
 
 
-def _restored(nncf: Any, model: Any, rows: Any, settings: dict[str, Any], yardstick: Yardstick, most_kept: int) -> Any:
-    requests = [request.batch for request in yardstick.requests]
-    # SmoothQuant moves scales from activations into weights. NNCF puts the weights of an undone operation back
-    # without them, and the scores become nonsense (seen with 3.4): so there is none where operations are undone.
-    parameters = _parameters(nncf)
-    parameters.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=-1)
-    return nncf.quantize_with_accuracy_control(
-        model,
-        rows,
-        nncf.Dataset(requests, _named),
-        _loss(yardstick),
-        max_drop=1.0,
-        advanced_quantization_parameters=parameters,
-        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-            max_num_iterations=most_kept, ranking_subset_size=min(RANKED_ON, len(requests)), num_ranking_workers=1
-        ),
-        **settings,
-    )
+class _Quantiser:
+    """NNCF's quantisation of one model; ``candidates`` are the products that may be in int8, by name."""
+
+    def __init__(self, nncf: Any, model: Any, rows: Sequence[Row]) -> None:
+        self._nncf, self._model, self._rows = nncf, model, rows
+        self.candidates, self._others = _products(model)
+
+    def without(self, kept: Iterable[str], rows: int | None = None) -> Any:
+        """The model with all candidates in int8 but those ``kept``, calibrated on all rows or on the first ``rows``."""
+        left_out = {*kept}
+        if left_out == self.candidates:
+            return self._model
+        seen = self._rows[:rows]
+        with _quiet(self._nncf):
+            return self._nncf.quantize(
+                self._model.clone(),
+                self._nncf.Dataset(seen),
+                subset_size=len(seen),
+                target_device=self._nncf.TargetDevice.CPU,
+                model_type=self._nncf.ModelType.TRANSFORMER,
+                ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
+                advanced_parameters=self._nncf.AdvancedQuantizationParameters(
+                    overflow_fix=self._nncf.OverflowFix.ENABLE
+                ),
+            )
+
+    def most_sensitive_first(self) -> list[str]:
+        """The candidates, by how far each alone in int8 moves the scores of the first calibration rows."""
+        reference = self._scores(self._model)
+        moved = {}
+        for name in tqdm(sorted(self.candidates), desc="what int8 costs by product", unit="product"):
+            alone = self._scores(self.without(self.candidates - {name}, RANKED_ON))
+            moved[name] = float(np.square(alone - reference).mean())
+        return sorted(moved, key=lambda name: -moved[name])
+
+    def _scores(self, model: Any) -> FloatArray:
+        """Of all pairs in the first calibration rows."""
+        run = _opened(model)
+        rows = PackedBatch._make(
+            [*(np.concatenate([row[name] for row in self._rows[:RANKED_ON]]) for name in INPUTS), _NO_SLOTS]
+        )
+        places = np.arange(rows.pool_positions.shape[1])
+        scores: FloatArray = run(rows)[places < rows.segment_ids.max(axis=1, keepdims=True)]
+        return scores
 
 
-def _parameters(nncf: Any) -> Any:
-    return nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+def _numbers(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most``."""
+    return [*(2**power for power in range((most - 1).bit_length())), most]
 
 
 def _library() -> Any:
@@ -131,46 +156,15 @@ def _is_constant(node: Any) -> bool:
     return bool(inputs) and all(_is_constant(value.get_node()) for value in inputs)
 
 
-def _is_quantised(operation: Any) -> bool:
-    """Whether a product's weights are in int8: a constant of that type, on whose way there are but scales."""
-    if operation.get_type_name() != "MatMul":
-        return False
-    node = operation.input_value(1).get_node()
-    while node.get_input_size():
-        node = node.input_value(0).get_node()
-    return node.get_type_name() == "Constant" and node.get_element_type().to_string() in ("i8", "u8")
+def _excess(yardstick: Yardstick, model: Any) -> float:
+    return yardstick.report(_opened(model), "a candidate").excess(PRECISION)
 
 
-def _named(batch: PackedBatch) -> dict[str, IntArray]:
-    """What a request's share in the ranking of operations is measured on: its first rows."""
-    return dict(zip(INPUTS, (array[:ROWS] for array in batch[:-1]), strict=True))
-
-
-def _loss(yardstick: Yardstick) -> Any:
-    """What NNCF calls for a model and requests: a number that falls with the gate's loss (1 where there is none),
-    and the scores of each request's first rows.
-
-    It is called for one request too, only to see what comes back: that number is not used.
-    """
-
-    def validate(compiled: Any, requests: Iterable[PackedBatch]) -> tuple[float, list[list[FloatArray]]]:
-        run = _runner(compiled)
-        first_rows = [[run(batch._replace(**_named(batch)))] for batch in requests]
-        if len(first_rows) < len(yardstick.requests):
-            return 0.0, first_rows
-        return 1.0 - yardstick.report(run, "a candidate").excess(PRECISION), first_rows
-
-    return validate
-
-
-def _report(yardstick: Yardstick, model: Any) -> ParityReport:
+def _opened(model: Any) -> Runner:
     import openvino
 
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return yardstick.report(_runner(compiled), "a candidate")
 
-
-def _runner(compiled: Any) -> Runner:
     def run(batch: PackedBatch) -> FloatArray:
         return np.array(compiled(dict(zip(INPUTS, batch[:-1], strict=True)))[OUTPUT], dtype=np.float32)
 
@@ -179,7 +173,7 @@ def _runner(compiled: Any) -> Runner:
 
 @contextmanager
 def _quiet(nncf: Any) -> Iterator[None]:
-    """NNCF's progress bars stay, its notes for developers go."""
+    """NNCF's notes for developers go."""
     log = logging.getLogger("nncf")
     level = log.level
     nncf.set_log_level(logging.ERROR)

@@ -157,21 +157,22 @@ def yardstick(served_checkpoint: Path, tmp_path: Path) -> Yardstick:
     return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder)), encoder, groups)
 
 
+@pytest.mark.parametrize("most_kept", [6, 12])  # of 12: all of them
 def test_sensitive_products_are_kept_where_the_gate_would_refuse(
-    repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_kept: int
 ) -> None:
     loss = json.loads((repository / "student/2/manifest.json").read_text())["parity"]["largest_difference"]
     monkeypatch.setitem(parity.LIMITS, "int8", Limits(score=0.02 * loss))
     graph = openvino.Core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    quantised = quantise(graph, calibration, yardstick, most_kept=6)
-    assert 1 <= len(quantised.int8.kept) <= 6
+    quantised = quantise(graph, calibration, yardstick, most_kept=most_kept)
+    assert 1 <= len(quantised.int8.kept) <= most_kept
     assert quantised.int8.products == 12 - len(quantised.int8.kept)
     openvino.save_model(quantised.model, tmp_path / "model.xml")
     engine = PackedEngine(tmp_path / "model.xml", "fp32", 4)
     report = yardstick.report(lambda batch: engine.score(batch[:-1]), "int8")
-    assert report.largest_difference < 4 * loss  # weights put back with SmoothQuant's scales missing: fourteen times
+    assert report.largest_difference < (0.9 if most_kept < 12 else 0.02) * loss
 
 
 def test_a_damaged_engine_is_refused_whatever_is_kept(
@@ -206,5 +207,5 @@ def test_calibration_shares_no_query_with_the_judged(served_checkpoint: Path, tm
         path = write_groups(tmp_path / f"{name}.jsonl", name=name)
         with pytest.raises(EngineError, match=f"query '{name}0' of --calibration is in --data too"):
             read_calibration([str(path)], judged, encoder)
-    with pytest.raises(EngineError, match="int8 needs --calibration"):
+    with pytest.raises(EngineError, match="this precision needs --calibration"):
         read_calibration([], judged, encoder)
