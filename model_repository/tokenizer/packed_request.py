@@ -86,7 +86,7 @@ class RequestPacker:
     def _check_count(self, name: str, count: int) -> None:
         limit = self._encoder.config.max_documents
         if not 1 <= count <= limit:
-            raise EncodingError(f"{name} has {count} elements; a request takes 1 to {limit}")
+            raise EncodingError(f"{name} has {count} elements; a request takes 1 to {limit} documents")
 
 
 def _joined(index: int, title: bytes, summary: bytes) -> str:
