@@ -93,6 +93,18 @@ def test_a_closed_loop_has_as_many_callers_as_asked_and_counts_what_they_got() -
     assert 0 < sample.documents_per_second <= 4 * 3 / 0.01  # four callers, 10 ms or more each
 
 
+def test_a_system_that_serves_in_turn_gets_no_credit_for_who_waits() -> None:
+    turn = threading.Lock()
+
+    def score(query: str, documents: tuple[str, ...]) -> list[float]:
+        with turn:
+            time.sleep(0.02)
+        return lengths(query, documents)
+
+    sample = measure(lambda: score, Traffic(GROUPS).requests(1, 0.0), Cell(1, 8, 0.02))
+    assert sample.documents_per_second <= 1 / 0.02
+
+
 def test_an_open_loop_counts_the_time_that_a_request_waits() -> None:
     def score(query: str, documents: tuple[str, ...]) -> list[float]:
         time.sleep(0.02)

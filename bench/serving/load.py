@@ -135,16 +135,13 @@ def _complain(failures: list[BaseException]) -> None:
 
 
 def _sample(begin: float, answered: list[list[Answered]]) -> Sample:
-    """Documents a second while all callers were busy: of what reaches beyond, the part that does not counts."""
+    """Documents a second from the first request to the last answer: a system is busy until then.
+
+    A share of what is under way when a caller stops cannot be told from outside: most of it may only have waited.
+    """
     every = [each for one in answered for each in one]
-    busy = [one for one in answered if one]
     if not every:
         raise LoadError("no request was answered: give it more --seconds")
-    stop = min(one[-1].end for one in busy)
-    done = sum(
-        each.documents * (min(each.end, stop) - each.begun) / (each.end - each.begun)
-        for each in every
-        if each.begun < stop
-    )
     documents = sum(each.documents for each in every)
-    return Sample(done / (stop - begin), documents, [1000 * (each.end - each.due) for each in every])
+    seconds = max(each.end for each in every) - begin
+    return Sample(documents / seconds, documents, [1000 * (each.end - each.due) for each in every])
