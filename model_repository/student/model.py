@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from scheduler import OverloadedError, Request, Rows, Scheduler, Scores, StoppedError
+from scheduler import OverloadedError, Request, Scheduler, Scores, StoppedError
 
 ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
-ASK_EVERY_S = 0.1
 
 
 class TritonPythonModel:
@@ -29,12 +27,8 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{args['model_name']}: {self.engine.describe()}")
         for note in self.engine.notes:
             pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
-        self.family = pb_utils.MetricFamily(  # kept: one that goes takes its metrics along
-            name="disranker_engine_calls", description="calls of the engine", kind=pb_utils.MetricFamily.COUNTER
-        )
-        self.calls = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         most = max_waiting_rows(config)
-        self.scheduler = Scheduler(self._score, self.engine.rows_per_call, self.engine.workers, most)
+        self.scheduler = Scheduler(self.engine.score, self.engine.rows_per_call, self.engine.workers, most)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
@@ -42,19 +36,13 @@ class TritonPythonModel:
             # Copied: Triton's own copy lies in shared memory, which containers have little of.
             rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
             try:
-                self.scheduler.submit(Request(rows, partial(_answer, sender), Cancelled(sender)))
+                self.scheduler.submit(Request(rows, partial(_answer, sender)))
             except (OverloadedError, StoppedError) as error:
                 _answer(sender, error)
         return [None] * len(requests)
 
     def finalize(self) -> None:
         self.scheduler.close()
-        del self.calls, self.family  # while Triton still answers: later their process crashes
-
-    def _score(self, rows: Rows) -> Scores:
-        self.calls.increment(1)
-        scores: Scores = self.engine.score(rows)
-        return scores
 
 
 def open_engine(version: Path) -> Any:
@@ -72,25 +60,6 @@ def max_waiting_rows(config: dict[str, Any]) -> int:
     if not given.isdecimal():
         raise pb_utils.TritonModelException(f"max_waiting_rows of the configuration must be 0 or more, not {given!r}")
     return int(given)
-
-
-class Cancelled:
-    """Whether the client has gone, asked for now and then: the question is a message to Triton's process.
-
-    It hears of clients that ask this model. An ensemble knows that its client has gone and keeps it to
-    itself until the step is over (seen on 2.51).
-    """
-
-    def __init__(self, sender: Any) -> None:
-        self._sender = sender
-        self._next = time.monotonic() + ASK_EVERY_S
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now < self._next:
-            return False
-        self._next = now + ASK_EVERY_S
-        return bool(self._sender.is_cancelled())
 
 
 def _answer(sender: Any, outcome: Scores | Exception) -> None:
