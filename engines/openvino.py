@@ -53,9 +53,9 @@ def build(graph: Graph, wish: CpuWish, yardstick: Yardstick, directory: Path) ->
     """
     openvino = library()
     from engines.tuning import CANDIDATES, choose, measure
-    from model_repository.student.packed_engine import cores
+    from model_repository.student.packed_engine import core, cores
 
-    model = openvino.Core().read_model(graph.path)
+    model = core().read_model(graph.path)
     for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, OUTPUT), strict=True):
         port.get_tensor().set_names({name})  # the exporter's inner names go
     really, rest, int8 = runs_in(wish.precision), runs_in(wish.precision), None

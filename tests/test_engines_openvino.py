@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ from engines.graph import export_graph
 from engines.openvino import CpuWish, build, runs_in
 from engines.parity import Yardstick, torch_runner
 from engines.records import INPUTS, OUTPUT, Dimensions
-from model_repository.student.packed_engine import HINTS
+from model_repository.student.packed_engine import HINTS, core
 from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
 from tests.checkpoints import tiny_llama, write_groups
 from trainer.collate import encode_group
 from trainer.data import read_groups
 from trainer.models import PackedScorer, load_scorer
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path) -> None:
@@ -30,7 +34,7 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     built = build(graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
     assert [path.name for path in built.files] == ["model.xml", "model.bin"]
 
-    opened = openvino.Core().read_model(built.files[0])
+    opened = core().read_model(built.files[0])
     assert [port.get_names() for port in opened.inputs] == [{name} for name in INPUTS]
     assert {port.get_element_type() for port in opened.inputs} == {openvino.Type.i32}
     assert [port.get_names() for port in opened.outputs] == [{OUTPUT}]
@@ -40,10 +44,31 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     np.testing.assert_allclose(scores, PackedScorer(model).score(batch), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_runs_in_is_what_a_compiled_model_reports(precision: str) -> None:
+def _product() -> openvino.Model:
     operators = openvino.opset13
     square = operators.parameter([4, 4], np.float32)
-    product = openvino.Model([operators.matmul(square, square, False, False)], [square], "product")
-    compiled = openvino.Core().compile_model(product, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
+    return openvino.Model([operators.matmul(square, square, False, False)], [square], "product")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_runs_in_is_what_a_compiled_model_reports(precision: str) -> None:
+    compiled = core().compile_model(_product(), "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == HINTS[runs_in(precision)]
+
+
+def test_engines_that_end_in_any_order_leave_signals_working(tmp_path: Path) -> None:
+    """Ctrl-C in a process that has closed two engines must not be a segmentation fault."""
+    path = tmp_path / "product.xml"
+    openvino.save_model(_product(), path)
+    code = f"""
+import os, signal
+from pathlib import Path
+from model_repository.student.packed_engine import PackedEngine
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+engines = [PackedEngine(Path({str(path)!r}), "fp32", 1) for _ in range(2)]
+del engines[0]
+del engines[0]
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

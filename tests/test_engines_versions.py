@@ -24,7 +24,7 @@ from engines.graph import export_graph
 from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantisation import quantise
 from engines.records import Dimensions, EngineError, Graph
-from model_repository.student.packed_engine import PackedEngine
+from model_repository.student.packed_engine import PackedEngine, core
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
 from tests.checkpoints import write_groups
 from tests.servers import READY_S, Reference, build, running
@@ -69,7 +69,7 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
 
 
 def test_weights_stay_in_the_half_of_the_range_that_no_processor_cuts_off(repository: Path) -> None:
-    model = openvino.Core().read_model(repository / "student/2/model.xml")
+    model = core().read_model(repository / "student/2/model.xml")
     weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
     assert len(weights) == 12 and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
 
@@ -163,7 +163,7 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
 ) -> None:
     loss = json.loads((repository / "student/2/manifest.json").read_text())["parity"]["largest_difference"]
     monkeypatch.setitem(parity.LIMITS, "int8", Limits(score=0.02 * loss))
-    graph = openvino.Core().read_model(repository / "student/1/model.xml")
+    graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
     quantised = quantise(graph, calibration, yardstick, most_kept=most_kept)

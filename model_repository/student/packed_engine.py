@@ -5,6 +5,7 @@ Shapes: R rows, L token slots a row, S pairs at most a row.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,14 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 Rows = tuple[npt.NDArray[np.int32], ...]  # one array [R, L] or [R, S] for each of INPUTS
 Scores = npt.NDArray[np.float32]  # [R, S], logits
+
+
+@functools.cache
+def core() -> openvino.Core:
+    """The one of this process. Each puts an alternate signal stack of its own on the thread, and on leaving puts back
+    the one that it found: of two that end in the order of their making, a freed one stays, and the next signal that
+    Python handles (Ctrl-C, a child's end) is a segmentation fault."""
+    return openvino.Core()
 
 
 class Layout(NamedTuple):
@@ -48,7 +57,7 @@ class PackedEngine:
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams * threads,
         }
-        self.compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self.compiled = core().compile_model(model, "CPU", settings)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._idle.put(self.compiled.create_infer_request())
@@ -98,7 +107,7 @@ def fitting(layout: Layout, available: int) -> Layout:
 
 def units() -> set[str]:
     """The precisions that this processor computes in, by our names (fp32, bf16, fp16, int8)."""
-    return {name.lower() for name in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
+    return {name.lower() for name in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}
 
 
 def _notes(manifest: dict[str, Any], available: int) -> list[str]:
