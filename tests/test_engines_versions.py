@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 import build_engines
-from client.rank import RankingClient
+from client import RankingClient
 from engines import parity, versions
 from engines.calibration import read_calibration
 from engines.configs import read_config, served_version
@@ -85,7 +85,6 @@ def test_the_server_follows_the_version_that_is_chosen(
             engine = engine_scores(repository, 2, QUERY, candidates)
             np.testing.assert_allclose(got.scores, engine, atol=1e-4, rtol=0)
             tau = kendall_tau(got.scores.tolist(), reference(QUERY, candidates).scores.tolist())
-            print("TAU", len(candidates), tau)
             assert tau >= parity.LIMITS["int8"].tau
     assert "Triton serves version 2, the newest" in capsys.readouterr().out
 

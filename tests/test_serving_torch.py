@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.rank import RankingClient
+from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.servers import Reference, build, running
 from tests.test_serving import TOLERANCE, answer, documents
