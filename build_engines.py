@@ -186,9 +186,10 @@ def _checkpoint_hash(checkpoint: Path) -> str:
 def _say_if_not_served(installed: Path, repository: Path) -> None:
     served = served_version(installed.parent)
     if served != int(installed.name):
+        teacher = " --teacher" if installed.parent.name == TEACHER.scorer else ""
         print(
             f"Triton is told to serve version {served}, not this one: "
-            f"python -m engines.versions use latest --model_repository {repository}"
+            f"python -m engines.versions use latest --model_repository {repository}{teacher}"
         )
 
 

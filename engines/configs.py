@@ -44,10 +44,10 @@ def written(config: ModelConfig) -> bytes:
     return (HEADER + text_format.MessageToString(config)).encode()
 
 
-def serving_configs(student: Path, version: int | None) -> dict[Path, bytes]:
-    """New contents of the student's configs, in which Triton serves ``version`` alone (None: the newest)."""
+def serving_configs(scorer: Path, version: int | None) -> dict[Path, bytes]:
+    """New contents of the scorer's configs, in which Triton serves ``version`` alone (None: the newest)."""
     changed = {}
-    for path in _configs(student):
+    for path in _configs(scorer):
         config = read_config(path)
         config.ClearField("version_policy")
         if version is not None:
@@ -56,12 +56,12 @@ def serving_configs(student: Path, version: int | None) -> dict[Path, bytes]:
     return changed
 
 
-def served_version(student: Path) -> int | None:
-    """The version that Triton serves by the student's config.pbtxt: the one that it names, or the newest."""
-    named = read_config(student / "config.pbtxt").version_policy.specific.versions
+def served_version(scorer: Path) -> int | None:
+    """The version that Triton serves by the scorer's config.pbtxt: the one that it names, or the newest."""
+    named = read_config(scorer / "config.pbtxt").version_policy.specific.versions
     if named:
         return int(max(named))
-    return max((int(path.name) for path in student.iterdir() if path.name.isdigit()), default=None)
+    return max((int(path.name) for path in scorer.iterdir() if path.name.isdigit()), default=None)
 
 
 def _configs(model: Path) -> list[Path]:

@@ -53,7 +53,12 @@ class Manifest:
     @property
     def identity(self) -> str:
         """What decides the scores of a version."""
-        return f"{self.engine} in {self.runs_in} of checkpoint {self.checkpoint_hash}, encoding {self.encoding_hash}"
+        rest = ""
+        if self.cpu and self.cpu.int8:
+            rest = f", all else{''.join(f' and {name}' for name in self.cpu.int8.kept)} in {self.cpu.rest_in},"
+        return (
+            f"{self.engine} in {self.runs_in}{rest} of checkpoint {self.checkpoint_hash}, encoding {self.encoding_hash}"
+        )
 
 
 def install(

@@ -48,7 +48,7 @@ SCORERS = (STUDENT.scorer, TEACHER.scorer)
 def copy_models(skeleton: Path, target: Path, models: ModelSet) -> None:
     """The set as the project has it, and without what was built, below ``target``."""
     for origin, name in models.names.items():
-        for source in _tracked(skeleton, origin):
+        for source in tracked(skeleton, origin):
             path = target / name / source.relative_to(skeleton / origin)
             path.parent.mkdir(parents=True, exist_ok=True)
             if name != origin and source.suffix == ".pbtxt":
@@ -75,14 +75,15 @@ def stale_code(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> d
     """New contents of the set's Python files that differ from the project's: all that serves is of one release."""
     stale = {}
     for origin, name in models.names.items():
-        for source in _tracked(skeleton, origin):
+        for source in tracked(skeleton, origin):
             path, content = where[name] / source.relative_to(skeleton / origin), source.read_bytes()
             if source.suffix == ".py" and (not path.is_file() or path.read_bytes() != content):
                 stale[path] = content
     return stale
 
 
-def _tracked(skeleton: Path, origin: str) -> Iterator[Path]:
+def tracked(skeleton: Path, origin: str) -> Iterator[Path]:
+    """The project's own files of a model, without what was built."""
     for source in (path for pattern in TRACKED for path in (skeleton / origin).rglob(pattern)):
         first = source.relative_to(skeleton / origin).parts[0]
         if not (origin == "student" and first.lstrip(".")[:1].isdigit()):  # a built version

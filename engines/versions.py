@@ -1,8 +1,9 @@
-"""The installed versions of a repository's student: list them, compare them, and say which one Triton serves.
+"""The installed versions of a repository's student, or teacher: list them, compare them, say which one Triton serves.
 
 python -m engines.versions list
 python -m engines.versions compare 1 2 --data dev.jsonl
 python -m engines.versions use 1            # or latest
+python -m engines.versions use 2 --teacher
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engines.configs import served_version, serving_configs
 from engines.install import MANIFEST_FILE, replaced
+from engines.models import STUDENT, TEACHER, ModelSet
 from engines.openvino import library
 from engines.parity import Yardstick
 from engines.records import EngineError, Runner
@@ -30,82 +32,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 for bad input."""
     arguments = _parser().parse_args(argv)
     try:
-        repository = Path(arguments.model_repository)
-        if not (repository / "student/config.pbtxt").is_file():
-            raise EngineError(f"{repository}: not a model repository of ours (it has no student/config.pbtxt)")
+        place = Place.of(Path(arguments.model_repository), TEACHER if arguments.teacher else STUDENT)
         if arguments.command == "list":
-            print("\n".join(describe(repository)))
+            print("\n".join(describe(place)))
         elif arguments.command == "use":
-            print(use(repository, None if arguments.version == LATEST else int(arguments.version)))
+            print(use(place, None if arguments.version == LATEST else int(arguments.version)))
         else:
-            print("\n".join(compare_versions(repository, arguments.versions, arguments.data)))
+            print("\n".join(compare_versions(place, arguments.versions, arguments.data)))
     except (DataError, EncodingError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def describe(repository: Path) -> list[str]:
+class Place(NamedTuple):
+    """The directories of the model that holds the engines and of its tokenizer."""
+
+    scorer: Path
+    tokenizer: Path
+
+    @classmethod
+    def of(cls, repository: Path, models: ModelSet) -> Place:
+        """Raises EngineError for a directory without the models."""
+        place = cls(repository / models.scorer, repository / models.tokenizer)
+        if not (place.scorer / "config.pbtxt").is_file():
+            raise EngineError(f"{repository}: not a model repository of ours with a {models.scorer} (no config.pbtxt)")
+        return place
+
+
+def describe(place: Place) -> list[str]:
     """A line for each version, the served one marked."""
-    student = repository / "student"
-    served = served_version(student)
+    served = served_version(place.scorer)
     lines = []
-    for version in sorted(int(path.parent.name) for path in student.glob(f"[0-9]*/{MANIFEST_FILE}")):
-        manifest = _manifest(repository, version)
+    for version in sorted(int(path.parent.name) for path in place.scorer.glob(f"[0-9]*/{MANIFEST_FILE}")):
+        manifest = _manifest(place, version)
         runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
         mark = ", served" if version == served else ""
         lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {manifest['created']}{mark}")
-    return lines or [f"{student}: no versions yet; build_engines.py makes them"]
+    return lines or [f"{place.scorer}: no versions yet; build_engines.py makes them"]
 
 
-def use(repository: Path, version: int | None) -> str:
+def use(place: Place, version: int | None) -> str:
     """Have Triton serve ``version`` alone, or the newest for None; all configs change, or none.
 
     A server that polls its repository follows by itself, any other one when it is started again. Raises
     EngineError for a version that is not there, or that the repository's tokenizer does not fit.
     """
-    student = repository / "student"
+    scorer = place.scorer
     if version is not None:
-        built_for = _manifest(repository, version)["encoding_hash"]
-        if built_for != encoding_hash(repository / "tokenizer"):
+        built_for = _manifest(place, version)["encoding_hash"]
+        if built_for != encoding_hash(place.tokenizer):
             raise EngineError(
-                f"{student}/{version} was built for another tokenizer or other encoding settings than those in "
-                f"{repository}/tokenizer: build it again from its checkpoint"
+                f"{scorer}/{version} was built for another tokenizer or other encoding settings than those in "
+                f"{place.tokenizer}: build it again from its checkpoint"
             )
     try:
-        with replaced(serving_configs(student, version)):
+        with replaced(serving_configs(scorer, version)):
             pass
     except OSError as error:
-        raise EngineError(f"{student}: cannot be written: {error}") from error
-    return f"{student}: Triton serves version {served_version(student)}{'' if version else ', the newest'}"
+        raise EngineError(f"{scorer}: cannot be written: {error}") from error
+    return f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
 
 
-def compare_versions(repository: Path, versions: Sequence[int], data: str) -> list[str]:
+def compare_versions(place: Place, versions: Sequence[int], data: str) -> list[str]:
     """Lines that compare each of the versions with the first on the pairs of a data file, by the server's engine.
 
     Raises EngineError for versions that are no OpenVINO engines of the repository's own tokenizer.
     """
-    encoder, groups = PairEncoder.load(repository / "tokenizer"), read_groups(data)
-    runners = {version: _open(repository, version) for version in versions}
+    encoder, groups = PairEncoder.load(place.tokenizer), read_groups(data)
+    runners = {version: _open(place, version) for version in versions}
     first, *others = versions
     yardstick = Yardstick.of(runners[first], encoder, groups)
     base = yardstick.ndcg()
     speeds = _speeds(runners, yardstick)
-    lines = [f"{len(groups)} queries of {data}", _line(repository, first, base, speeds[first])]
+    lines = [f"{len(groups)} queries of {data}", _line(place, first, base, speeds[first])]
     for version in others:
         report = yardstick.report(runners[version], f"version {version}")
         ndcg = None if base is None or report.ndcg_difference is None else base + report.ndcg_difference
         lines.append(
-            f"{_line(repository, version, ndcg, speeds[version])}; against {first}: scores within "
+            f"{_line(place, version, ndcg, speeds[version])}; against {first}: scores within "
             f"{report.largest_difference:.2g}, Kendall's tau {report.mean_kendall_tau:.4f}, "
             f"speed {speeds[version] / speeds[first]:.2f}x"
         )
     return lines
 
 
-def _line(repository: Path, version: int, ndcg: float | None, speed: float) -> str:
+def _line(place: Place, version: int, ndcg: float | None, speed: float) -> str:
     measured = "no labels" if ndcg is None else f"nDCG@10 {ndcg:.4f}"
-    return f"{version}: {_manifest(repository, version)['runs_in']}, {measured}, {speed:.4g} rows/s"
+    return f"{version}: {_manifest(place, version)['runs_in']}, {measured}, {speed:.4g} rows/s"
 
 
 def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float]:
@@ -120,16 +134,16 @@ def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float
     return {version: rows / took for version, took in seconds.items()}
 
 
-def _open(repository: Path, version: int) -> Runner:
-    manifest = _manifest(repository, version)
+def _open(place: Place, version: int) -> Runner:
+    manifest = _manifest(place, version)
     if manifest["engine"] != "openvino":
         raise EngineError(f"version {version} is for {manifest['engine']}; only openvino's can be compared here")
-    if manifest["encoding_hash"] != encoding_hash(repository / "tokenizer"):
+    if manifest["encoding_hash"] != encoding_hash(place.tokenizer):
         raise EngineError(f"version {version} was built for another encoding than the repository's tokenizer has")
     library()
     from model_repository.student.packed_engine import PackedEngine
 
-    engine = PackedEngine.load(repository / "student" / str(version))
+    engine = PackedEngine.load(place.scorer / str(version))
 
     def run(batch: PackedBatch) -> FloatArray:
         return engine.score(batch[:-1])
@@ -137,8 +151,8 @@ def _open(repository: Path, version: int) -> Runner:
     return run
 
 
-def _manifest(repository: Path, version: int) -> dict[str, Any]:
-    path = repository / "student" / str(version) / MANIFEST_FILE
+def _manifest(place: Place, version: int) -> dict[str, Any]:
+    path = place.scorer / str(version) / MANIFEST_FILE
     if not path.is_file():
         raise EngineError(f"{path.parent}: no such version; see python -m engines.versions list")
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -149,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engines.versions", description=(__doc__ or "").partition("\n")[0])
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model_repository", default="model_repository")
+    common.add_argument("--teacher", action="store_true", help="the teacher's versions instead of the student's")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[common], help="what is installed, and what is served")
     compare = commands.add_parser("compare", parents=[common], help="scores and speed of versions on a data file")

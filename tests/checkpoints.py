@@ -18,6 +18,7 @@ TEXT = """
 river bridge engine market garden window planet silver copper forest winter summer doctor teacher lesson recipe
 bread cheese apple tunnel harbor captain letter number paper music guitar violin theatre cinema camera
 """
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LIMITS = {"max_query_tokens": 12, "max_pair_tokens": 48, "row_length": 64, "slots_per_row": 4, "max_documents": 40}
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 ENCODER_NAMES = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
@@ -138,13 +139,15 @@ def _phrase(draw: random.Random, least: int, most: int) -> str:
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
+    """Words and letters, not trained: the library's trainers of WordPiece and Unigram break ties by chance."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = [f"{before}{letter}" for before in ("", "##") for letter in LETTERS]
+    pieces = dict.fromkeys([*special, *letters, *TEXT.split()])
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_texts(), trainer)
     vocabulary = tokenizer.get_vocab()  # other loaders of a checkpoint add the control tokens by this:
     tokenizer.post_processor = processors.BertProcessing(*((name, vocabulary[name]) for name in ("[SEP]", "[CLS]")))
     names = {f"{name[1:-1].lower()}_token": name for name in special}
@@ -169,13 +172,13 @@ def byte_level(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
 
 def unigram(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
     """A SentencePiece-like Unigram, the control tokens among its pieces as in XLM-R."""
-    tokenizer = Tokenizer(models.Unigram())
+    # Logarithms of probabilities: a word beats its letters.
+    words, letters = [(f"▁{word}", -4.0) for word in TEXT.split()], [(letter, -8.0) for letter in f"▁{LETTERS}"]
+    pieces = [*((name, 0.0) for name in special), *words, *letters]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=special.index(names["unk_token"])))
+    tokenizer.add_special_tokens(list(special))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=list(special), unk_token=names["unk_token"], show_progress=False
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
     return _named(tokenizer, names)
 
 
@@ -191,7 +194,7 @@ def _named(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFa
 def _texts() -> Sequence[str]:
     """The words, and the letters that any other English word is made of."""
     words = TEXT.split()
-    return [*words, *(f" {word}" for word in words), "abcdefghijklmnopqrstuvwxyz", *"abcdefghijklmnopqrstuvwxyz"]
+    return [*words, *(f" {word}" for word in words), LETTERS, *LETTERS]
 
 
 def _save(

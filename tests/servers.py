@@ -43,7 +43,7 @@ class Server:
 
 
 def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine: str = "openvino") -> Path:
-    data = write_groups(checkpoint.parent / f"{repository.name}.jsonl")
+    data = write_groups(checkpoint.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
     flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     if precision == "int8":
         flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")

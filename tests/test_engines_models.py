@@ -11,11 +11,13 @@ import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engines import install as installer
+from engines import versions
 from engines.configs import read_config
 from engines.install import check_repository, install
 from engines.models import STUDENT, TEACHER, ModelSet
-from engines.records import EngineError
+from engines.records import CpuEngine, EngineError, Int8
 from engines.teacher import QUEUE_DELAY_US, for_teacher
+from model_repository.tokenizer.pair_encoding import encoding_hash
 from tests.test_engines_install import MANIFEST, contents, engine_of, write_checkpoint
 
 PROJECT = Path(installer.__file__).parents[1] / "model_repository"
@@ -151,3 +153,34 @@ def test_the_teacher_waits_for_full_batches_and_refuses_nobody() -> None:
     assert [group.count for group in teacher.instance_group] == [1]
     assert not teacher.HasField("version_policy")
     assert student.name == "student"
+
+
+def test_versions_of_the_teacher_are_listed_and_chosen(
+    repository: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--model_repository", str(repository), "--teacher"]
+    assert versions.main(["list", *where]) == 2
+    assert "not a model repository of ours with a teacher" in capsys.readouterr().err
+    for precision in ("fp32", "bf16"):
+        add(repository, checkpoint, replace(SMALL, precision=precision, encoding_hash=encoding_hash(checkpoint)))
+    student = contents(repository / "student")
+    assert versions.main(["use", "1", *where]) == 0
+    assert versions.main(["list", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{repository}/teacher: Triton serves version 1"
+    assert ["bf16" in line for line in lines[1:]] == [False, True]
+    assert [line.endswith(", served") for line in lines[1:]] == [True, False]
+    assert versions.main(["use", "3", *where]) == 2
+    assert contents(repository / "student") == student
+    assert read_config(repository / "teacher/config.pbtxt").parameters["version.2"].string_value
+
+
+def test_engines_that_score_differently_have_different_identities() -> None:
+    """By what is in int8, and what the rest is in."""
+    int8 = Int8(products=12, kept=(), calibration_queries=8, calibration_rows=8)
+    cpu = CpuEngine(rest_in="bf16", cores=2, streams=1, threads=2, measured=(), int8=int8)
+    cpus = [cpu, replace(cpu, rest_in="fp32"), replace(cpu, int8=replace(int8, kept=("layer.0/MatMul",)))]
+    engines = [SMALL, *(replace(SMALL, runs_in="int8", cpu=each) for each in cpus)]
+    assert len({engine.identity for engine in engines}) == len(engines)
+    tuned = replace(SMALL, runs_in="int8", cpu=replace(cpu, cores=64, streams=32))
+    assert tuned.identity == engines[1].identity, "how many threads there are changes no score"

@@ -70,6 +70,7 @@ ENGINE_PARTS = {
 WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
 SERVING_WORKER_PARTS = {
     *(f"bench.serving.{name}" for name in ("job", "load", "traffic", "worker")), "bench.serving.workers.children",
+    "bench.serving.workers.in_process",
 }  # fmt: skip
 SERVING_EXTRAS = {
     "ours": {"client"},

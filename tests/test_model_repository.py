@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelQueuePolicy,
 )
 
+from engines.models import STUDENT, TEACHER, tracked
 from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncodingConfig
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
@@ -51,6 +53,17 @@ def test_the_models_are_there() -> None:
         assert (REPOSITORY / model / "1/model.py").is_file()
     for model in ENSEMBLES:
         assert (REPOSITORY / model / "1").is_dir()
+
+
+def test_an_installed_package_has_all_of_the_models() -> None:
+    """build_engines.py makes repositories of them: beside modules of packages, what package-data names."""
+    settings = tomllib.loads((REPOSITORY.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packaged = {path for pattern in settings["package-data"]["model_repository"] for path in REPOSITORY.glob(pattern)}
+    for package in settings["packages"]:
+        packaged |= set((REPOSITORY.parent / package.replace(".", "/")).glob("*.py"))
+    for models in (STUDENT, TEACHER):
+        for origin in models.names:
+            assert set(tracked(REPOSITORY, origin)) <= packaged
 
 
 def test_the_tokenizer_gives_the_packed_batch() -> None:

@@ -7,7 +7,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.serving.job import Cell, Pair, Sample
 
@@ -29,81 +31,85 @@ class Answered:
     documents: int
 
 
+class Due(NamedTuple):
+    """A request, and when it is to be made; without a time, as soon as a caller is free."""
+
+    request: Pair
+    at: float | None = None
+
+
 def measure(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
     """Raises LoadError with the first failure of any request."""
     return _open_loop(connect, requests, cell) if cell.rate else _closed_loop(connect, requests, cell)
 
 
-def _closed_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
-    lock, failures = threading.Lock(), list[BaseException]()
-    answered: list[list[Answered]] = [[] for _ in range(cell.concurrency)]
-    ready = threading.Barrier(cell.concurrency + 1)
-    taken = 0
-    begin = 0.0
+class _Callers:
+    """``count`` threads with a connection each, which begin together: each asks what ``following`` gives it, a request
+    with the time at which it was due (or None: when it is asked), until there is none."""
 
-    def following() -> Pair | None:
+    def __init__(self, connect: Connect, count: int, following: Callable[[], Due | None]) -> None:
+        self.failures: list[BaseException] = []
+        self.answered: list[list[Answered]] = [[] for _ in range(count)]
+        self._connect, self._following = connect, following
+        self._ready = threading.Barrier(count + 1)
+        self._threads = [threading.Thread(target=self._call, args=(number,), daemon=True) for number in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def begin(self) -> float:
+        """When all are connected (or one cannot be): the time."""
+        with suppress(threading.BrokenBarrierError):  # the failure of the one is raised at the end
+            self._ready.wait()
+        return time.perf_counter()
+
+    def end(self, begin: float) -> Sample:
+        """When all have stopped: what they measured. Raises LoadError with the first failure."""
+        for thread in self._threads:
+            thread.join()
+        _complain(self.failures)
+        return _sample(begin, self.answered)
+
+    def _call(self, number: int) -> None:
+        try:
+            score = self._connect()
+            self._ready.wait()
+            while (due := self._following()) is not None:
+                self.answered[number].append(_ask(score, due.request, due.at))
+        except Exception as error:  # handed to the main thread, which raises it
+            self.failures.append(error)
+            self._ready.abort()
+
+
+def _closed_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
+    lock = threading.Lock()
+    taken, begin = 0, time.perf_counter()
+
+    def following() -> Due | None:
         nonlocal taken
         with lock:
-            if failures or (taken >= cell.least and time.perf_counter() - begin >= cell.seconds):
+            if callers.failures or (taken >= cell.least and time.perf_counter() - begin >= cell.seconds):
                 return None
             taken += 1
-            return next(requests)
+            return Due(next(requests))
 
-    def caller(number: int) -> None:
-        try:
-            score = connect()
-            ready.wait()
-            while (request := following()) is not None:
-                answered[number].append(_ask(score, request))
-        except Exception as error:  # handed to the main thread, which raises it
-            failures.append(error)
-            ready.abort()
-
-    threads = [threading.Thread(target=caller, args=(number,), daemon=True) for number in range(cell.concurrency)]
-    for thread in threads:
-        thread.start()
-    begin = time.perf_counter()
-    _together(ready)
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    _complain(failures)
-    return _sample(begin, answered)
+    callers = _Callers(connect, cell.concurrency, following)
+    begin = callers.begin()
+    return callers.end(begin)
 
 
 def _open_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
     """Poisson arrivals; what finds all ``concurrency`` connections busy waits, and that counts."""
-    failures = list[BaseException]()
-    answered: list[list[Answered]] = [[] for _ in range(cell.concurrency)]
-    waiting: queue.SimpleQueue[tuple[float, Pair] | None] = queue.SimpleQueue()
-    ready = threading.Barrier(cell.concurrency + 1)
-
-    def server(number: int) -> None:
-        try:
-            score = connect()
-            ready.wait()
-            while (item := waiting.get()) is not None:
-                answered[number].append(_ask(score, item[1], item[0]))
-        except Exception as error:  # handed to the main thread, which raises it
-            failures.append(error)
-            ready.abort()
-
-    threads = [threading.Thread(target=server, args=(number,), daemon=True) for number in range(cell.concurrency)]
-    for thread in threads:
-        thread.start()
-    _together(ready)
-    begin = time.perf_counter()
-    for due in _arrivals(begin, cell):
-        time.sleep(max(0.0, due - time.perf_counter()))
-        if failures:
+    waiting: queue.SimpleQueue[Due | None] = queue.SimpleQueue()
+    callers = _Callers(connect, cell.concurrency, waiting.get)
+    begin = callers.begin()
+    for at in _arrivals(begin, cell):
+        time.sleep(max(0.0, at - time.perf_counter()))
+        if callers.failures:
             break
-        waiting.put((due, next(requests)))
-    for _ in threads:
+        waiting.put(Due(next(requests), at))
+    for _ in range(cell.concurrency):
         waiting.put(None)
-    for thread in threads:
-        thread.join()
-    _complain(failures)
-    return _sample(begin, answered)
+    return callers.end(begin)
 
 
 def _arrivals(begin: float, cell: Cell) -> Iterator[float]:
@@ -119,13 +125,6 @@ def _ask(score: Score, request: Pair, due: float | None = None) -> Answered:
     if len(scores) != len(request[1]):
         raise LoadError(f"{len(scores)} scores for {len(request[1])} documents")
     return Answered(begun if due is None else due, begun, end, len(scores))
-
-
-def _together(ready: threading.Barrier) -> None:
-    try:
-        ready.wait()
-    except threading.BrokenBarrierError:
-        return  # a caller could not connect: its failure is raised
 
 
 def _complain(failures: list[BaseException]) -> None:

@@ -41,7 +41,6 @@ class Request:
 
     rows: Rows
     answer: Callable[[Scores | Exception], None]
-    cancelled: Callable[[], bool] = lambda: False
     taken: int = 0  # rows that a call has taken
     scored: int = 0  # rows that have come back
     parts: dict[int, Scores] = field(default_factory=dict)  # their scores, by the first row
@@ -157,21 +156,18 @@ class Scheduler:
 
     def _work(self) -> None:
         while pieces := self._next():
-            alive = [piece for piece in pieces if not self._ended(piece.request)]
-            if alive:
-                self._run(alive)
+            self._run(pieces)
 
     def _next(self) -> list[Piece]:
         """The rows of the next call, when there are any; none at all once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._queue.waiting_rows)
-            return [] if self._closed else self._queue.take(self._rows_per_call)
-
-    def _ended(self, request: Request) -> bool:
-        """Whether a request is answered already, or nobody waits for its answer any more."""
-        if not request.answered and request.cancelled():
-            self._end(request, StoppedError("the request was cancelled"))
-        return request.answered
+            if self._closed:
+                return []
+            pieces = self._queue.take(self._rows_per_call)
+            if self._queue.waiting_rows:  # a request wakes one worker, and each that is needed the next
+                self._changed.notify()
+            return pieces
 
     def _run(self, pieces: list[Piece]) -> None:
         try:

@@ -1,15 +1,13 @@
 """sentence-transformers' CrossEncoder in process: backends torch, onnx and openvino, as they come or in int8.
 
-Length sorting is its own. Several callers are threads that call ``predict`` at the same time, or one after another:
-the bench tries both.
+Length sorting is its own.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder
 
-from bench.serving.job import Option
-from bench.serving.load import Score
 from bench.serving.worker import main
+from bench.serving.workers.in_process import InProcess
 
 FILES = {  # as its exporters name them
     ("onnx", "int8"): "onnx/model_quint8_avx2.onnx",
@@ -28,27 +25,16 @@ FILES = {  # as its exporters name them
 CALIBRATION = 300  # pairs; the exporter's own default
 
 
-class CrossEncoderSystem:
+class CrossEncoderSystem(InProcess):
     def __init__(self, setup: dict[str, Any]) -> None:
-        self._model = load(setup)
-        self._batch_size = 32
-        self._turn: AbstractContextManager[Any] = nullcontext()
         names = ("sentence-transformers", "transformers", "torch")
-        self.versions = {name: version(name) for name in (*names, *_runtime(setup["backend"]))}
+        super().__init__(32, {name: version(name) for name in (*names, *_runtime(setup["backend"]))})
+        self._model = load(setup)
 
-    def use(self, option: Option) -> None:
-        self._batch_size = option["batch_size"]
-        # A lock serves one caller at a time.
-        self._turn = nullcontext() if option["together"] else threading.Lock()
-
-    def connect(self) -> Score:
-        return self._score
-
-    def _score(self, query: str, documents: tuple[str, ...]) -> list[float]:
+    def scores(self, query: str, documents: tuple[str, ...]) -> list[float]:
         pairs = [(query, document) for document in documents]
-        with self._turn:
-            scores = self._model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
-        return [float(score) for score in scores]
+        found = self._model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False)
+        return [float(score) for score in found]
 
 
 def load(setup: dict[str, Any]) -> Any:
