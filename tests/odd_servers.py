@@ -20,10 +20,12 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, as a peer that died
 
 
 class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A ranker whose scores are ``reply(number of documents)``; it may be changed while it serves."""
+    """A ranker whose scores are ``reply(number of documents)``; it may be changed while it serves. ``authorization`` is
+    the header of the last request."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
+        self.authorization: str | None = None
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         config = model_config_pb2.ModelConfig(name=request.name)
@@ -34,6 +36,7 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return service_pb2.ModelConfigResponse(config=config)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.authorization = dict(context.invocation_metadata()).get("authorization")
         documents = request.inputs[1].shape[0]
         scores = self.reply(documents).astype(np.float32)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
