@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,10 @@ def rank_batch(client: RankingClient, batch: Batch) -> Tally:
                 raise type(error)(
                     f"{error} ({output.part} keeps the {kept} before: the same command goes on)", error.server
                 ) from error
+            except KeyboardInterrupt:
+                kept = tally.before + tally.queries
+                print(f"interrupted: {output.part} keeps {kept} queries, the same command goes on", file=sys.stderr)
+                raise
             output.appear()
             return tally
 
@@ -89,7 +96,7 @@ def _rank_all(
 ) -> Tally:
     limit = client.document_limit()
     started = time.perf_counter()
-    with Progress(_count(batch.queries), tally.before + tally.left_out) as progress:
+    with _closed_by_ctrl_c(client), Progress(_count(batch.queries), tally.before + tally.left_out) as progress:
         for record, outcome in _outcomes(client, batch, records):
             if isinstance(outcome, RankingError):
                 where = "" if record is None else f"{record.where}: query {record.query_id!r}: "
@@ -134,6 +141,22 @@ def _outcomes(
         raise
     finally:
         answers.close()
+
+
+@contextmanager
+def _closed_by_ctrl_c(client: RankingClient) -> Iterator[None]:
+    """Requests under way end at once; else Ctrl-C would wait for their answers."""
+
+    def interrupt(*_: object) -> None:
+        # Beside this thread, which may be in the midst of a call and hold what closing it needs.
+        threading.Thread(target=client.close).start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _faults(sent: deque[QueryRecord | FaultyLineError]) -> Iterator[tuple[None, FaultyLineError]]:

@@ -49,12 +49,13 @@ class PartialFile:
         if path.exists():
             raise InvalidRequestError(f"{path} is there already: {ELSE}")
         try:
-            if not self.part.exists():
+            if self.part.exists():
+                self._check_settings()
+            else:
                 self._settings_file.write_text(json.dumps(settings), encoding="utf-8")
             self._file: BinaryIO = self.part.open("ab")
         except OSError as error:
             raise InvalidRequestError(f"{self.part}: cannot be written: {error.strerror}") from error
-        self._check_settings()
 
     def resume(self, records: Iterator[QueryRecord | FaultyLineError], *, gaps: bool) -> Resumed:
         """Passes over the records that are there and drops what is half written. With ``gaps`` records may be missing
