@@ -22,6 +22,7 @@ from client import (
     Connection,
     Document,
     InvalidRequestError,
+    ModelNotReadyError,
     RankedDocument,
     RankingClient,
     RankingError,
@@ -240,6 +241,20 @@ def test_what_one_server_refuses_another_gets_at_once() -> None:
             client.score(QUERY, DOCUMENTS)
     assert len(full.requests) == 1  # it stands aside after that
     assert len(idle.requests) == 10
+
+
+def test_a_server_that_has_not_the_model_sends_a_call_elsewhere_once() -> None:
+    without = Service(refusing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ranker' is not found"))
+    having = Service(lambda context: None)
+    with serving(without) as first, serving(having) as second:
+        with RankingClient([first, second], max_documents=10) as client:
+            assert client.score(QUERY, ["river"]) == [0.0]
+        with (
+            RankingClient(first, max_documents=10) as client,
+            pytest.raises(ModelNotReadyError, match=f"{first} does not serve the model 'ranker'"),
+        ):
+            client.score(QUERY, ["river"])
+    assert len(without.requests) == 2 and len(having.requests) == 1
 
 
 def test_every_call_carries_the_authorisation() -> None:
