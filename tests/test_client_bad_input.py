@@ -116,7 +116,7 @@ def test_no_server(outcomes: Any) -> None:
     ],
 )
 def test_what_the_server_does_not_serve(
-    outcomes: Any, connection: Connection, changed: dict[str, str], words: tuple[str, ...]
+    outcomes: Any, connection: Connection, changed: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     for outcome in outcomes(replace(connection, **changed), [Call(DOCUMENTS)] * 2):
         check(outcome, ModelNotReadyError, connection.servers[0], *words)

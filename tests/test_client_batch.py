@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -334,6 +335,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
 ) -> None:
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
     main_end, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
     with odd_server(OddServer(np.arange)) as url:
         _, _, err = run("--queries", queries, "--url", url)
         assert [line.split(",")[0] for line in err[:-1]] == [f"{n} of {QUERIES} queries" for n in range(1, QUERIES + 1)]

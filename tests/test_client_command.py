@@ -49,13 +49,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def command(*flags: str | Path, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def command(*flags: str | Path, given: bytes = b"", authorization: str = "") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, SCRIPT, *flags],
         input=given,
         capture_output=True,
         timeout=60,
-        env={**os.environ, **environment},
+        env={**os.environ, AUTHORIZATION: authorization},
     )
 
 
@@ -145,7 +145,7 @@ def test_a_trec_run_is_read_by_others(
 def test_a_trec_run_holds_no_white_space(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     path = tmp_path / "docs.jsonl"
     path.write_text('{"doc_id": "a", "title": "river"}\n\n{"doc_id": "d 1", "title": "river"}\n')
-    flags = ["--query", QUERY, "--format", "trec", path]
+    flags: list[str | Path] = ["--query", QUERY, "--format", "trec", path]
     with odd_server(OddServer(lambda count: 0)) as url:  # type: ignore[arg-type, return-value]
         assert f"error: {path}:3: doc_id 'd 1' has white space" in refusal(capfdbinary, *flags, "--url", url)
         path.write_text('{"doc_id": "a", "title": "river"}\n{"doc_id": "a", "title": "river"}\n')
@@ -235,10 +235,10 @@ def test_servers_share_the_work(server: Server, file: Path, capfdbinary: pytest.
 def test_the_authorization_comes_from_the_environment(file: Path) -> None:
     service = OddServer(lambda count: 1 + np.arange(count))
     with odd_server(service) as url:
-        flags = ["--query", QUERY, "--url", url, file]
-        assert command(*flags, **{AUTHORIZATION: "Bearer secret"}).returncode == 0
+        flags: list[str | Path] = ["--query", QUERY, "--url", url, file]
+        assert command(*flags, authorization="Bearer secret").returncode == 0
         assert service.authorization == "Bearer secret"
-        assert command(*flags, "--authorization", "Basic b", **{AUTHORIZATION: "Bearer secret"}).returncode == 0
+        assert command(*flags, "--authorization", "Basic b", authorization="Bearer secret").returncode == 0
         assert service.authorization == "Basic b"
 
 

@@ -92,7 +92,7 @@ def requests_of(requests: int, documents: int) -> list[RankingRequest]:
 
 def _measure(kind: Kind, load: Load, rounds: int) -> Findings:
     findings = Findings([], [], [])
-    kind.raw(load)  # the server's caches, the connection
+    kind.ours(load)  # the server's caches
     for number in range(rounds):
         turns = [(kind.ours, findings.ours), (kind.raw, findings.raw)]
         for caller, found in turns if number % 2 else reversed(turns):
