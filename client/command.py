@@ -81,5 +81,5 @@ def connection_of(arguments: argparse.Namespace) -> Connection:
         timeout_s=arguments.timeout,
         tls=arguments.tls,
         root_certificates=arguments.root_certificates,
-        authorization=arguments.authorization or os.environ.get(AUTHORIZATION),
+        authorization=arguments.authorization or os.environ.get(AUTHORIZATION) or None,
     )

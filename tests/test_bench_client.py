@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,7 @@ def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_functions_time_is_without_what_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(sections.time, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
 
     def inner() -> None:
         clock[0] += 5
