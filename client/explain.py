@@ -65,15 +65,15 @@ class Explainer:
         if requests == 1:
             yield _row("client", seconds * 1e3)
             if ensemble.requests == 1:
-                yield _row("  network, serialisation", seconds * 1e3 - ensemble.total / 1e6)
+                yield _row("  network, serialisation", _left(seconds * 1e3, ensemble.total / 1e6))
         else:
             yield f"{padded('client, all requests', NAME_COLUMNS)}{seconds * 1e3:9.2f}"
         yield _row(f"  {self._connection.model}", _mean(ensemble, "total"))
         for step in self._steps:
             values = [_mean(since[step], name) for name in ("total", "queue", "input", "infer", "output")]
             yield _row(f"    {step}", *values)
-        rest = ensemble.total - sum(since[step].total for step in self._steps)
-        yield _row(f"    {self._rest_name()}", rest / max(ensemble.requests, 1) / 1e6)
+        rest = _left(_mean(ensemble, "total"), *(_mean(since[step], "total") for step in self._steps))
+        yield _row(f"    {self._rest_name()}", rest)
         yield from self._notes(since, requests)
 
     def _rest_name(self) -> str:
@@ -144,6 +144,11 @@ def _of(statistics: dict[str, Any]) -> Spent:
 def _mean(spent: Spent, name: str) -> float:
     nanoseconds: int = getattr(spent, name)
     return nanoseconds / max(spent.requests, 1) / 1e6
+
+
+def _left(total: float, *parts: float) -> float:
+    # Triton's clock of a request stops when it has cleaned up after the answer, which may have arrived by then.
+    return max(0.0, total - sum(parts))
 
 
 def _row(name: str, *milliseconds: float) -> str:
