@@ -26,7 +26,9 @@ from client import Document, RankingRequest
 from client.command import command
 
 GOAL = 0.05
-WORDS = [f"word{number}" for number in range(20_000)]
+# In nearly every vocabulary, so that a document has about as many tokens as words.
+WORDS = """river bridge engine market garden window planet silver copper forest winter summer doctor teacher lesson
+recipe bread cheese apple tunnel harbor captain letter number paper music guitar theatre cinema camera""".split()
 TITLE_WORDS, SUMMARY_WORDS = 8, 60
 
 
@@ -52,10 +54,13 @@ class Findings(NamedTuple):
     raw: list[Round]
     seconds: list[Seconds]
 
+    def own(self) -> list[float]:
+        """Processor seconds of our own code for a request."""
+        return [sum(value for (whose, _), value in one.items() if whose == OURS) for one in self.seconds]
+
     def shares(self) -> list[float]:
         """Of our own code in a request, by the latency of the same round without timing."""
-        own = (sum(value for (whose, _), value in one.items() if whose == OURS) for one in self.seconds)
-        return [spent / round.latency for spent, round in zip(own, self.ours, strict=True)]
+        return [spent / round.latency for spent, round in zip(self.own(), self.ours, strict=True)]
 
 
 @command
@@ -75,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(_against(findings))
     show(_sections(findings))
     worst = max(Spread.of(one.shares()).median for one in findings.values())
-    print(f"goal of {GOAL:.0%} {'reached' if worst < GOAL else 'missed'}: our code takes {worst:.2%} of a request")
+    longest = max(Spread.of(one.own()).median for one in findings.values()) * 1e3
+    print(
+        f"goal of {GOAL:.0%} {'reached' if worst < GOAL else 'missed'}: our code takes {longest:.2f} ms, {worst:.2%} of a "
+        f"request; it would be {GOAL:.0%} of one of {longest / GOAL:.0f} ms"
+    )
     return 0 if worst < GOAL else 1
 
 
@@ -140,8 +149,7 @@ def _sections(findings: dict[Kind, Findings]) -> Table:
     table.add_section()
     cells = []
     for found in findings.values():
-        own = [sum(value for (whose, _), value in one.items() if whose == OURS) * 1e3 for one in found.seconds]
-        cells += [_milliseconds(own), _percent(found.shares())]
+        cells += [_milliseconds([value * 1e3 for value in found.own()]), _percent(found.shares())]
     table.add_row(OURS, "all", *cells)
     return table
 
