@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client import outputs
-from client.errors import InvalidAnswerError, InvalidRequestError, RankingError, RequestTimeoutError
+from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
 from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
 from client.partial import PartialFile, Settings
 from client.progress import Progress
@@ -22,7 +22,7 @@ from client.ranking import RankingClient
 from client.records import RankedDocument, RankingRequest
 
 # Of one query; whatever else goes wrong would go wrong with all that follow.
-OF_A_QUERY = (InvalidRequestError, InvalidAnswerError, RequestTimeoutError)
+OF_A_QUERY = (InvalidRequestError, InvalidAnswerError)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from client.errors import RankingError
 
 AUTHORIZATION = "DISRANKER_AUTHORIZATION"
 GOOD, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-EXIT_CODES = (
-    "exit code: 0 all is well; 2 bad input or a refusal of the server, with one line on standard error that says what "
-    "to do; 130 Ctrl-C"
-)
+EXIT_CODES = """exit codes:
+  0    all is well{}
+  2    bad input, or a server that refuses or does not answer; one line on standard error says what to do
+  130  Ctrl-C"""
 
 
 class Main(Protocol):

@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m client.compare",
         description=__doc__,
-        epilog=EXIT_CODES,
+        epilog=EXIT_CODES.format(""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("documents", help="file of documents; - is stdin")

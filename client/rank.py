@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rank.py",
         description=__doc__,
-        epilog=f"{EXIT_CODES}; 1 queries were left out (--on_error skip)",
+        epilog=EXIT_CODES.format("\n  1    queries were left out (--on_error skip)"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         "--on_error",
         choices=("stop", "skip"),
         default="stop",
-        help="skip leaves a query out that is at fault, refused or not answered in time, and says so; a server that is "
-        "gone always stops (default %(default)s)",
+        help="skip leaves a query out that is at fault or cannot be scored, and says so; a server that is gone or too "
+        "slow always stops (default %(default)s)",
     )
     add_server_flags(parser)
     return parser

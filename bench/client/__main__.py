@@ -27,8 +27,11 @@ from client.command import command
 
 GOAL = 0.05
 # In nearly every vocabulary, so that a document has about as many tokens as words.
-WORDS = """river bridge engine market garden window planet silver copper forest winter summer doctor teacher lesson
-recipe bread cheese apple tunnel harbor captain letter number paper music guitar theatre cinema camera""".split()
+WORDS = (
+    "river", "bridge", "engine", "market", "garden", "window", "planet", "silver", "copper", "forest", "winter",
+    "summer", "doctor", "teacher", "lesson", "recipe", "bread", "cheese", "apple", "tunnel", "harbor", "captain",
+    "letter", "number", "paper", "music", "guitar", "theatre", "cinema", "camera",
+)  # fmt: skip
 TITLE_WORDS, SUMMARY_WORDS = 8, 60
 
 
@@ -81,9 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(_sections(findings))
     worst = max(Spread.of(one.shares()).median for one in findings.values())
     longest = max(Spread.of(one.own()).median for one in findings.values()) * 1e3
+    reached = "reached" if worst < GOAL else "missed"
     print(
-        f"goal of {GOAL:.0%} {'reached' if worst < GOAL else 'missed'}: our code takes {longest:.2f} ms, {worst:.2%} of a "
-        f"request; it would be {GOAL:.0%} of one of {longest / GOAL:.0f} ms"
+        f"goal of {GOAL:.0%} {reached}: our code takes {longest:.2f} ms, {worst:.2%} of a request; it would be {GOAL:.0%} "
+        f"of one of {longest / GOAL:.0f} ms"
     )
     return 0 if worst < GOAL else 1
 
