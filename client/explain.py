@@ -87,9 +87,9 @@ class Explainer:
             )
         others = max(spent.requests for spent in since.values()) - requests
         if others > 0:
-            yield f"{others} requests of other clients are in the server's figures: ask again when there are none"
+            yield f"requests of other clients in these figures of the server: {others}; ask again when there are none"
         if others < 0:
-            yield f"{-others} requests are not in the statistics of the servers that were asked"
+            yield f"requests that the servers' statistics do not have: {-others}"
 
     def _answers_later(self, step: str) -> bool:
         """A student of the Python backend hands its rows on and is done, by Triton's clock, before they are scored."""

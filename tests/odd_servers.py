@@ -47,11 +47,12 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 
 @contextmanager
-def odd_server(service: OddServer) -> Iterator[str]:
-    """The address of its port."""
+def odd_server(service: OddServer, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
+    """The address of its port; with ``credentials`` it speaks TLS only."""
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    at = "127.0.0.1:0"
+    port = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -147,6 +147,17 @@ def test_a_query_at_fault_stops_or_is_left_out(
     queries.write_text(whole)
 
 
+def test_a_line_that_is_not_utf_8(queries: Path, run: Any) -> None:
+    lines = queries.read_bytes().splitlines(keepends=True)
+    queries.write_bytes(b"".join([*lines[:2], b'{"query": "\xff\xfe"}\n', *lines[2:]]))
+    with odd_server(OddServer(np.arange)) as url:
+        code, out, (line,) = run("--queries", queries, "--url", url)
+        assert (code, len(out.splitlines())) == (2, 2)
+        assert line == f"error: {queries}:3: not UTF-8: invalid start byte at byte 11"
+        code, out, _ = run("--queries", queries, "--url", url, "--on_error", "skip")
+        assert (code, len(out.splitlines())) == (1, QUERIES)
+
+
 def test_a_server_that_is_gone_stops_even_so(queries: Path, ranked: Path, run: Any) -> None:
     left = [4]
 

@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+import trustme
 
 from client import Document, RankingClient, rank
 from client.command import AUTHORIZATION
+from client.explain import Explainer
 from client.outputs import table
 from client.records import RankedDocument
 from client.terminal import columns, fitted, padded
@@ -181,6 +185,15 @@ def test_explain_says_where_the_time_went(
     assert len(rows) == 8  # nobody else's requests
 
 
+def test_explain_says_whose_requests_are_in_the_figures(server: Server, client: RankingClient) -> None:
+    with closing(Explainer(client.connection)) as explainer:
+        for _ in range(3):
+            client.score(QUERY, DOCUMENTS)
+        assert [*explainer.lines(1, 0.5)][-1].startswith("requests of other clients in these figures of the server: 2;")
+        assert "other clients" not in "".join(explainer.lines(3, 0.5))
+        assert [*explainer.lines(4, 0.5)][-1] == "requests that the servers' statistics do not have: 1"
+
+
 def test_bad_lines_are_named(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     path = tmp_path / "docs.jsonl"
     for given, message in (
@@ -243,6 +256,23 @@ def test_the_authorization_comes_from_the_environment(file: Path) -> None:
         assert service.authorization == "Bearer secret"
         assert command(*flags, "--authorization", "Basic b", authorization="Bearer secret").returncode == 0
         assert service.authorization == "Basic b"
+
+
+def test_a_certificate_of_ones_own(file: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(root := tmp_path / "root.pem"))
+    pair = certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes()
+    with odd_server(OddServer(np.arange), grpc.ssl_server_credentials([pair])) as url:
+        flags: list[str | Path] = ["--query", QUERY, "--url", url, "--timeout", "2", file]
+        code, out, _ = answer(capfdbinary, *flags, "--root_certificates", root, "--explain")
+        assert (code, len(out.splitlines())) == (2, 0)  # such a server has no statistics
+        code, out, _ = answer(capfdbinary, *flags, "--root_certificates", root)
+        assert (code, len(out.splitlines())) == (0, 4)
+        for more in (["--tls"], []):  # by the authorities of the system, and without TLS
+            code, out, err = answer(capfdbinary, *flags, *more)
+            assert (code, out) == (2, "")
+            assert f"error: no server answers at {url}" in err.splitlines()[-1]  # gRPC says before it, why
 
 
 def test_ctrl_c_is_130_and_nothing_else(file: Path) -> None:
