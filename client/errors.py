@@ -51,7 +51,10 @@ UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")
 # Triton has one code for a server that has gone, one that is full and a model that is not there: only words differ.
 OVERLOADED = ("rows wait for the engine", "Exceeds maximum queue size")
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
-OTHER_MODEL = ("unexpected inference input", "inputs but model", "unexpected shape for input", "unexpected datatype")
+OTHER_MODEL = (
+    "unexpected inference input", "inputs but model", "missing required input", "unexpected shape for input",
+    "unexpected datatype",
+)  # fmt: skip
 
 
 def translated(error: InferenceServerException, server: str, model: str, timeout_s: float) -> RankingError:

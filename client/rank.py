@@ -1,130 +1,140 @@
-"""Rank documents for a query on a running server.
+"""Rank documents for queries on a running server.
 
     python client/rank.py --query "garden bridge" docs.jsonl
+    python client/rank.py --queries queries.jsonl --output ranked.jsonl
 
-The library is the package ``client``.
+docs.jsonl has lines {"doc_id", "title", "summary"}; queries.jsonl has lines {"query_id", "query", "documents": [...]}
+with such documents, and ranked.jsonl gets a line {"query_id", "documents": [...]}, best first, for each of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
-import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
 
-if not __package__:  # started as a file: the package is its folder
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, from a checkout
 
-from client import Document, InvalidRequestError, RankedDocument, RankingClient, RankingError
-from client.records import as_document
+from client import outputs
+from client.batch import Batch, rank_batch
+from client.command import EXIT_CODES, GOOD, SOME_FAILED, add_server_flags, command, connection_of
+from client.errors import InvalidRequestError
+from client.explain import Explainer
+from client.inputs import check_word, read_documents
+from client.ranking import RankingClient
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on standard error for bad input or a server that does not answer."""
-    arguments = _parser().parse_args(argv)
-    try:
-        documents = _read(arguments.documents)
-        with RankingClient(arguments.url, arguments.model, arguments.timeout) as client:
-            ranked = client.rank(arguments.query, documents, arguments.top_k)
-        lines = _table(ranked, documents) if arguments.format == "table" else (_json(found) for found in ranked)
-        # A lone surrogate of the input stays the escape that it was.
-        sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
-        sys.stdout.buffer.flush()
-    except RankingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check(parser, arguments)
+    connection = connection_of(arguments)
+    if arguments.format == "trec":
+        check_word("--tag", arguments.tag)
+        check_word("--query_id", arguments.query_id)
+    with (
+        RankingClient.of(connection) as client,
+        closing(Explainer(connection)) if arguments.explain else nullcontext() as explainer,
+    ):
+        run = _single if arguments.query is not None else _batch
+        return run(client, arguments, explainer)
+
+
+def _single(client: RankingClient, arguments: argparse.Namespace, explainer: Explainer | None) -> int:
+    documents = read_documents(arguments.documents, one_word_ids=arguments.format == "trec")
+    requests = -(-len(documents) // client.document_limit())  # asked before the clock starts
+    started = time.perf_counter()
+    ranked = client.rank(arguments.query, documents, arguments.top_k)
+    seconds = time.perf_counter() - started
+    lines = {
+        "table": lambda: outputs.table(ranked, documents),
+        "jsonl": lambda: outputs.jsonl(ranked),
+        "trec": lambda: outputs.trec(arguments.query_id, ranked, arguments.tag),
+    }
+    outputs.show(outputs.encoded(lines[arguments.format]()))
+    _explain(explainer, requests, seconds)
+    return GOOD
+
+
+def _batch(client: RankingClient, arguments: argparse.Namespace, explainer: Explainer | None) -> int:
+    batch = Batch(
+        queries=arguments.queries,
+        output=arguments.output,
+        format=arguments.format,
+        tag=arguments.tag,
+        top_k=arguments.top_k,
+        in_flight=arguments.in_flight,
+        skip=arguments.on_error == "skip",
+    )
+    tally = rank_batch(client, batch)
+    print(tally, file=sys.stderr)
+    _explain(explainer, tally.requests, tally.seconds, arguments.in_flight)
+    return SOME_FAILED if tally.left_out else GOOD
+
+
+def _explain(explainer: Explainer | None, requests: int, seconds: float, in_flight: int = 1) -> None:
+    if explainer is not None:
+        print("\n".join(explainer.lines(requests, seconds, in_flight)), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rank.py", description="Rank documents for a query on a running server.", epilog=main.__doc__
+        prog="rank.py",
+        description=__doc__,
+        epilog=EXIT_CODES.format("\n  1    queries were left out (--on_error skip)"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "documents", help='JSON lines {"doc_id", "title", "summary"} (doc_id: else the line); - is stdin'
+        "documents", nargs="?", help="for --query: a file (a document without an id gets its line); - is stdin"
     )
-    parser.add_argument("--query", required=True)
-    parser.add_argument("--url", default="localhost:8001", help="host:port of the server's gRPC (default %(default)s)")
-    parser.add_argument("--model", default="ranker", help="default %(default)s")
-    parser.add_argument("--top_k", type=int, help="print the best only")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds (default %(default)s)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--query", metavar="TEXT", help="rank the documents for this one")
+    what.add_argument("--queries", metavar="FILE", help="rank each line's documents for its query; - is stdin")
+    parser.add_argument("--top_k", type=int, help="the best only")
     parser.add_argument(
         "--format",
-        choices=("table", "jsonl"),
-        default="table" if sys.stdout.isatty() else "jsonl",
-        help="default: table on a terminal, jsonl elsewhere",
+        choices=("table", "jsonl", "trec"),
+        help="trec: qid Q0 docid rank score tag; default: table for --query on a terminal, else jsonl",
     )
+    parser.add_argument("--query_id", default="1", help="of --query, for trec (default %(default)s)")
+    parser.add_argument("--tag", default="disranker", help="last column of trec (default %(default)s)")
+    parser.add_argument(
+        "--explain", action="store_true", help="where the time went, on standard error, by Triton's statistics"
+    )
+    batch = parser.add_argument_group("with --queries")
+    batch.add_argument(
+        "--output",
+        type=Path,
+        help="file to write; FILE.part until it is whole, and the same command goes on with that. Default: stdout",
+    )
+    batch.add_argument("--in_flight", type=int, default=8, help="queries at a time (default %(default)s)")
+    batch.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="skip leaves a query out that is at fault or cannot be scored, and says so; a server that is gone or too "
+        "slow always stops (default %(default)s)",
+    )
+    add_server_flags(parser)
     return parser
 
 
-def _read(path: str) -> list[Document]:
-    name = "stdin" if path == "-" else path
-    try:
-        with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
-            return list(_documents(name, file))
-    except OSError as error:
-        raise InvalidRequestError(f"{name}: {error.strerror}") from error
-
-
-def _documents(name: str, file: BinaryIO) -> Iterator[Document]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-            if not isinstance(record, dict) or not {"title", "summary"} & record.keys():
-                raise InvalidRequestError("a JSON object with a title or a summary is needed")
-            document = as_document(record)
-        except json.JSONDecodeError as error:
-            raise InvalidRequestError(f"{name}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-        except UnicodeDecodeError as error:
-            raise InvalidRequestError(f"{name}:{number}: not UTF-8: {error.reason} at byte {error.start}") from error
-        except InvalidRequestError as error:
-            raise InvalidRequestError(f"{name}:{number}: {error}") from error
-        yield document if document.doc_id else Document(str(number), document.title, document.summary)
-
-
-def _json(found: RankedDocument) -> str:
-    return json.dumps(asdict(found), ensure_ascii=False)
-
-
-def _table(ranked: Sequence[RankedDocument], documents: Sequence[Document]) -> Iterator[str]:
-    width = max(len("document"), *(_columns(found.doc_id) for found in ranked))
-    room = shutil.get_terminal_size().columns
-    yield f"rank     score  document{' ' * (width - len('document'))}  title"
-    for found in ranked:
-        text = found.title or documents[found.index].summary
-        padding = " " * (width - _columns(found.doc_id))
-        mark = " (cut)" if found.truncated else ""
-        line = f"{found.rank:4d}  {found.score:8.4f}  {_printable(found.doc_id)}{padding}  "
-        yield line + _cut(_printable(text), room - _columns(line) - len(mark)) + mark
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _cut(text: str, room: int) -> str:
-    if _columns(text) <= room:
-        return text
-    while text and _columns(text) > room - 1:
-        text = text[:-1]
-    return text + "…"
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if (arguments.query is None) != (arguments.documents is None):
+        parser.error("--query goes with a file of documents (or -), --queries without")
+    if arguments.query is not None and arguments.output is not None:
+        parser.error("--output goes with --queries; use > for one query")
+    if arguments.queries is not None and arguments.format == "table":
+        parser.error("--queries are written as --format jsonl or trec")
+    if arguments.in_flight < 1:
+        raise InvalidRequestError(f"--in_flight must be at least 1, not {arguments.in_flight}")
+    on_terminal = arguments.query is not None and sys.stdout.isatty()
+    arguments.format = arguments.format or ("table" if on_terminal else "jsonl")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,8 @@ def allowed(path: str) -> set[str]:
             *modules("trainer"),
             *modules("bench"),
         }
+    if path.startswith("bench/client/"):
+        return {"client", "bench.client", *modules("client"), *modules("bench")}  # it takes the client apart
     if path.startswith("bench/"):
         return {
             "client",
@@ -156,11 +158,22 @@ def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
 
 
 def test_the_client_library_needs_only_tritonclient_and_numpy() -> None:
-    library = {"client"}
-    while more := {name for module in library for name in imported(_source(module))} - library:
-        library |= more
+    library = reached_from("client")
     assert "client.asynchronous" in library
     assert set().union(*(third_party(_source(module)) for module in library)) - OURS == {"tritonclient", "numpy"}
+
+
+@pytest.mark.parametrize("name", ["client.rank", "client.compare"])
+def test_the_clients_commands_need_no_more_than_it_and_show_a_bar_where_they_can(name: str) -> None:
+    needed = set().union(*(third_party(_source(module)) for module in reached_from(name))) - OURS
+    assert needed <= {"tritonclient", "numpy", "tqdm"}
+
+
+def reached_from(module: str) -> set[str]:
+    reached = {module}
+    while more := {name for module in reached for name in imported(_source(module))} - reached:
+        reached |= more
+    return reached
 
 
 def _source(module: str) -> Path:

@@ -1,0 +1,188 @@
+"""Many queries from a file, ranked into a file: in order, some at a time, and a second start goes on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client import outputs
+from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
+from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
+from client.partial import PartialFile, Settings
+from client.progress import Progress
+from client.ranking import RankingClient
+from client.records import RankedDocument, RankingRequest
+
+# Of one query; whatever else goes wrong would go wrong with all that follow.
+OF_A_QUERY = (InvalidRequestError, InvalidAnswerError)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to rank and where to; no ``output`` is standard output. ``skip`` leaves queries out that fail."""
+
+    queries: str
+    output: Path | None
+    format: str
+    tag: str
+    top_k: int | None
+    in_flight: int
+    skip: bool
+
+
+@dataclass
+class Tally:
+    """What became of a batch; ``before`` are queries of an earlier start, ``requests`` those to the server."""
+
+    queries: int = 0
+    documents: int = 0
+    requests: int = 0
+    left_out: int = 0
+    before: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rates = f"{self.queries / self.seconds:.1f} queries/s, {self.documents / self.seconds:.0f} documents/s"
+        before = f" after {self.before} of an earlier start" if self.before else ""
+        left_out = f"; {self.left_out} left out" if self.left_out else ""
+        return f"{self.queries} queries, {self.documents} documents in {self.seconds:.1f} s{before}: {rates}{left_out}"
+
+
+def rank_batch(client: RankingClient, batch: Batch) -> Tally:
+    """Raises RankingError for what ends it: then the queries before are kept, and the same command goes on."""
+    settings: Settings = {
+        "model": client.connection.model,
+        "version": client.connection.version,
+        "format": batch.format,
+        "top_k": batch.top_k,
+        **({"tag": batch.tag} if batch.format == "trec" else {}),
+    }
+    with opened(batch.queries) as file:
+        records = read_queries(batch.queries, file, one_word_ids=batch.format == "trec")
+        if batch.output is None:
+            return _rank_all(client, batch, records, None, Tally())
+        with closing(PartialFile(batch.output, settings)) as output:
+            resumed = output.resume(records, gaps=batch.skip)
+            tally = Tally(before=resumed.done, left_out=resumed.left_out)
+            try:
+                tally = _rank_all(client, batch, resumed.records, output, tally)
+            except RankingError as error:
+                kept = tally.before + tally.queries
+                raise type(error)(
+                    f"{error} ({output.part} keeps the {kept} before: the same command goes on)", error.server
+                ) from error
+            except KeyboardInterrupt:
+                kept = tally.before + tally.queries
+                print(f"interrupted: {output.part} keeps {kept} queries, the same command goes on", file=sys.stderr)
+                raise
+            output.appear()
+            return tally
+
+
+def _rank_all(
+    client: RankingClient,
+    batch: Batch,
+    records: Iterator[QueryRecord | FaultyLineError],
+    output: PartialFile | None,
+    tally: Tally,
+) -> Tally:
+    limit = client.document_limit()
+    started = time.perf_counter()
+    with _closed_by_ctrl_c(client), Progress(_count(batch.queries), tally.before + tally.left_out) as progress:
+        for record, outcome in _outcomes(client, batch, records):
+            if isinstance(outcome, RankingError):
+                where = "" if record is None else f"{record.where}: query {record.query_id!r}: "
+                if not batch.skip or not isinstance(outcome, OF_A_QUERY):
+                    raise type(outcome)(f"{where}{outcome}", outcome.server)
+                progress.say(f"left out: {where}{outcome}")
+                tally.left_out += 1
+            elif record is not None:
+                _write(outputs.encoded(_lines(batch, record, outcome)), output)
+                tally.queries += 1
+                tally.documents += len(record.documents)
+                tally.requests += -(-len(record.documents) // limit)
+            progress.advance()
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def _outcomes(
+    client: RankingClient, batch: Batch, records: Iterable[QueryRecord | FaultyLineError]
+) -> Iterator[tuple[QueryRecord | None, list[RankedDocument] | RankingError]]:
+    """A ranking or an error for each record, in order; a line at fault is an error without a record."""
+    sent: deque[QueryRecord | FaultyLineError] = deque()
+
+    def requests() -> Iterator[RankingRequest]:
+        for record in records:
+            sent.append(record)
+            if isinstance(record, QueryRecord):
+                yield RankingRequest(record.query, record.documents)
+            elif not batch.skip:
+                return  # what was read before it is answered first
+
+    answers: Any = client.rank_many(requests(), batch.top_k, max_in_flight=batch.in_flight, return_errors=True)
+    try:
+        for answer in answers:
+            yield from _faults(sent)
+            record = sent.popleft()
+            assert isinstance(record, QueryRecord)
+            yield record, answer
+        yield from _faults(sent)
+    except BaseException:
+        client.close()  # or the end waits for what is under way, which nobody wants any more
+        raise
+    finally:
+        answers.close()
+
+
+@contextmanager
+def _closed_by_ctrl_c(client: RankingClient) -> Iterator[None]:
+    """Requests under way end at once; else Ctrl-C would wait for their answers."""
+
+    def interrupt(*_: object) -> None:
+        # Beside this thread, which may be in the midst of a call and hold what closing it needs.
+        threading.Thread(target=client.close).start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _faults(sent: deque[QueryRecord | FaultyLineError]) -> Iterator[tuple[None, FaultyLineError]]:
+    """The lines at fault that come before the next query."""
+    while sent and isinstance(sent[0], FaultyLineError):
+        error = sent.popleft()
+        assert isinstance(error, FaultyLineError)
+        yield None, error
+
+
+def _lines(batch: Batch, record: QueryRecord, ranked: list[RankedDocument]) -> Iterator[str]:
+    if batch.format == "trec":
+        return outputs.trec(record.query_id, ranked, batch.tag)
+    return outputs.jsonl_of_query(record.query_id, ranked)
+
+
+def _write(content: bytes, output: PartialFile | None) -> None:
+    if output is None:
+        outputs.show(content)
+    else:
+        output.write(content)
+
+
+def _count(path: str) -> int | None:
+    """Queries in a file; of a pipe nobody knows."""
+    if path == STDIN or not Path(path).is_file():
+        return None
+    with opened(path) as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,57 @@
+"""Rankings as lines: a table for people, JSON lines, TREC runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+from client.records import Document, RankedDocument
+from client.terminal import columns, fitted, padded, printable
+
+CUT = " (cut)"
+
+
+def encoded(lines: Iterable[str]) -> bytes:
+    # A lone surrogate of the input stays the escape that it was.
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+
+
+def show(content: bytes) -> None:
+    """To standard output, at once."""
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def jsonl(ranked: Sequence[RankedDocument]) -> Iterator[str]:
+    """A line for each document."""
+    return (json.dumps(asdict(found), ensure_ascii=False) for found in ranked)
+
+
+def jsonl_of_query(query_id: str, ranked: Sequence[RankedDocument]) -> Iterator[str]:
+    """One line for the query."""
+    record = {"query_id": query_id, "documents": [asdict(found) for found in ranked]}
+    yield json.dumps(record, ensure_ascii=False)
+
+
+def trec(query_id: str, ranked: Sequence[RankedDocument], tag: str) -> Iterator[str]:
+    """``qid Q0 docid rank score tag``; scores with all digits that they have, so that ties are ties."""
+    return (f"{query_id} Q0 {found.doc_id} {found.rank} {found.score!r} {tag}" for found in ranked)
+
+
+def table(ranked: Sequence[RankedDocument], documents: Sequence[Document]) -> Iterator[str]:
+    """As wide as the terminal; summaries of documents without a title."""
+    width = max(len("document"), *(columns(printable(found.doc_id)) for found in ranked))
+    room = shutil.get_terminal_size().columns
+    yield f"rank     score  {padded('document', width)}  title"
+    for found in ranked:
+        mark = CUT if found.truncated else ""
+        line = f"{found.rank:4d}  {found.score:8.4f}  {padded(printable(found.doc_id), width)}  "
+        yield line + fitted(shown(found, documents), room - columns(line) - len(mark)) + mark
+
+
+def shown(found: RankedDocument, documents: Sequence[Document]) -> str:
+    """The title of a document, or its summary if it has none, fit for a terminal."""
+    return printable(found.title or documents[found.index].summary)

@@ -1,0 +1,151 @@
+"""A file of rankings that appears whole, and that a second start goes on with.
+
+Beside ``ranked.jsonl`` stand, until it is whole, ``ranked.jsonl.part`` and ``ranked.jsonl.part.json``, the settings
+that must be the same when it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from client.errors import InvalidRequestError
+from client.inputs import FaultyLineError, QueryRecord
+
+Settings = dict[str, str | int | None]
+ELSE = "remove it to start anew, or name another --output"
+
+
+class Block(NamedTuple):
+    """The whole lines of one query, up to the byte ``end``; ``line`` is the first's number."""
+
+    query_id: str
+    lines: int
+    line: int
+    end: int
+
+
+class Resumed(NamedTuple):
+    """What is to be done still, and of what is done the queries that are there and those that were left out."""
+
+    records: Iterator[QueryRecord | FaultyLineError]
+    done: int
+    left_out: int
+
+
+class PartialFile:
+    """Raises InvalidRequestError for a file that cannot be written or that something else has begun."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self.part = path.with_name(f"{path.name}.part")
+        self._settings_file = path.with_name(f"{path.name}.part.json")
+        self._settings = settings
+        self._trec = settings["format"] == "trec"
+        if path.exists():
+            raise InvalidRequestError(f"{path} is there already: {ELSE}")
+        try:
+            if self.part.exists():
+                self._check_settings()
+            else:
+                self._settings_file.write_text(json.dumps(settings), encoding="utf-8")
+            self._file: BinaryIO = self.part.open("ab")
+        except OSError as error:
+            raise InvalidRequestError(f"{self.part}: cannot be written: {error.strerror}") from error
+
+    def resume(self, records: Iterator[QueryRecord | FaultyLineError], *, gaps: bool) -> Resumed:
+        """Passes over the records that are there and drops what is half written. With ``gaps`` records may be missing
+        in between: they were left out."""
+        end = done = left_out = 0
+        for block in self._blocks():
+            record, passed = self._matching(block, records, gaps)
+            left_out += passed
+            wanted = self._lines_of(record)
+            if block.lines < wanted:
+                records = chain([record], records)
+                break
+            end, done = block.end, done + 1
+        self._file.truncate(end)
+        return Resumed(records, done, left_out)
+
+    def write(self, content: bytes) -> None:
+        """Of one query; after it nothing that a killed process has written is lost."""
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{self.part}: {error.strerror}: make room, the same command goes on from there"
+            ) from error
+
+    def appear(self) -> None:
+        os.fsync(self._file.fileno())
+        self.close()
+        self.part.replace(self.path)
+        self._settings_file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _check_settings(self) -> None:
+        try:
+            begun = json.loads(self._settings_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(f"{self._settings_file}: cannot be read: {ELSE} ({self.part} too)") from error
+        for name, value in self._settings.items():
+            if begun.get(name) != value:
+                raise InvalidRequestError(
+                    f"{self.part} was begun with {name} {begun.get(name)!r}, not {value!r}: give the same, {ELSE}"
+                )
+
+    def _lines_of(self, record: QueryRecord) -> int:
+        if not self._trec:
+            return 1
+        top_k = self._settings["top_k"]
+        return len(record.documents) if top_k is None else min(int(top_k), len(record.documents))
+
+    def _matching(
+        self, block: Block, records: Iterator[QueryRecord | FaultyLineError], gaps: bool
+    ) -> tuple[QueryRecord, int]:
+        for passed, record in enumerate(records):
+            if isinstance(record, QueryRecord) and record.query_id == block.query_id:
+                return record, passed
+            if not gaps:
+                there = f"{record.where} is of {record.query_id!r}" if isinstance(record, QueryRecord) else str(record)
+                break
+        else:
+            there = "there is no such query after those before it"
+        raise InvalidRequestError(
+            f"{self.part}:{block.line} is of query {block.query_id!r} and {there}: it was begun from other queries, or "
+            f"with --on_error skip: {ELSE}"
+        )
+
+    def _blocks(self) -> Iterator[Block]:
+        current: Block | None = None
+        for query_id, line, end in self._ids():
+            if self._trec and current is not None and current.query_id == query_id:
+                current = Block(query_id, current.lines + 1, current.line, end)
+                continue
+            if current is not None:
+                yield current
+            current = Block(query_id, 1, line, end)
+        if current is not None:
+            yield current
+
+    def _ids(self) -> Iterable[tuple[str, int, int]]:
+        """The query of each whole line, its number and its end in bytes."""
+        end = 0
+        with self.part.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                try:
+                    query_id = line.decode().split(" ")[0] if self._trec else json.loads(line)["query_id"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InvalidRequestError(f"{self.part}:{number} is no line of a ranking: {ELSE}") from error
+                yield query_id, number, end

@@ -1,0 +1,50 @@
+"""How far a batch is, on standard error: a bar of tqdm where it is installed, else a line now and then."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+EVERY_S = 10.0
+
+
+class Progress:
+    """Of ``total`` queries (None: unknown) of which ``done`` were there before. A context manager."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total, self._before, self._done = total, done, done
+        self._bar: Any = None
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, unit=" queries", file=sys.stderr)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif (now := time.monotonic()) - self._told >= EVERY_S:
+            self._told = now
+            rate = (self._done - self._before) / (now - self._started)
+            of = "" if self._total is None else f" of {self._total}"
+            self.say(f"{self._done}{of} queries, {rate:.1f} queries/s")
+
+    def say(self, line: str) -> None:
+        """A line that does not break the bar."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)

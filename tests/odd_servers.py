@@ -1,0 +1,112 @@
+"""Servers and connections that misbehave as told: a real gRPC server that speaks Triton's protocol, and a real TCP
+proxy that cuts."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+Reply = Callable[[int], np.ndarray[Any, Any]]
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, as a peer that died
+
+
+class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """A ranker whose scores are ``reply(number of documents)``; it may be changed while it serves. ``authorization`` is
+    the header of the last request."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.authorization: str | None = None
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        config = model_config_pb2.ModelConfig(name=request.name)
+        for name in ("QUERY", "TITLES", "SUMMARIES"):
+            config.input.add(name=name)
+        for name in ("SCORES", "TRUNCATED"):
+            config.output.add(name=name)
+        return service_pb2.ModelConfigResponse(config=config)
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.authorization = dict(context.invocation_metadata()).get("authorization")
+        documents = request.inputs[1].shape[0]
+        scores = self.reply(documents).astype(np.float32)
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name)
+        answer.outputs.add(name="SCORES", datatype="FP32", shape=scores.shape)
+        answer.outputs.add(name="TRUNCATED", datatype="BOOL", shape=[documents])
+        answer.raw_output_contents.extend([scores.tobytes(), bytes(documents)])
+        return answer
+
+
+@contextmanager
+def odd_server(service: OddServer, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
+    """The address of its port; with ``credentials`` it speaks TLS only."""
+    server = grpc.server(ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+    at = "127.0.0.1:0"
+    port = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+class CuttingProxy:
+    """Between clients and ``upstream``; ``cuts`` connections that are left to be cut in the middle of a request."""
+
+    def __init__(self, upstream: str) -> None:
+        host, _, port = upstream.rpartition(":")
+        self._upstream = host, int(port)
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for one in (self._listener, *self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)  # or a thread that waits for it stays there
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._upstream)
+                self._sockets += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(*pair, pair[0] is client), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, of_client: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if of_client and self.cuts and len(data) > 1000:  # the body of a request, not a ping
+                    self.cuts -= 1
+                    target.sendall(data[: len(data) // 2])
+                    for one in (source, target):
+                        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    break
+                target.sendall(data)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@contextmanager
+def cutting_proxy(upstream: str) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(upstream)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
