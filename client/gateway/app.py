@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await app.state.ranker.close()
 
-    app = FastAPIOffline(  # its pages load nothing from elsewhere
+    app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
         title="DisRanker gateway", version=version("disranker"), lifespan=lifespan, redoc_url=None
     )
     key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys, if there are any"))]

@@ -38,7 +38,8 @@ class RerankRequest(BaseModel):
 
 
 class Result(BaseModel):
-    """``relevance_score`` is a probability; ``truncated`` says that the document was not read to its end."""
+    """``relevance_score`` is a probability; ``truncated`` says that it was, with the query, longer than
+    the model reads."""
 
     index: int
     relevance_score: float
@@ -137,6 +138,7 @@ def _result(index: int, body: RerankRequest, scores: Scores) -> Result:
 
 def _warnings(body: RerankRequest, scores: Scores) -> Iterator[str]:
     if cut := int(scores.truncated.sum()):
-        yield f"{cut} of {len(body.documents)} documents, with the query, were longer than the model reads: see truncated"
+        count = len(body.documents)
+        yield f"{cut} of {count} documents, with the query, were longer than the model reads: see truncated"
     if body.max_tokens_per_doc is not None:
         yield "max_tokens_per_doc is not applied: documents are cut at the model's own length"

@@ -72,7 +72,8 @@ class Guard:
         given = headers.get("authorization", "").encode()
         scheme, _, key = given.partition(b" ")
         given = scheme.capitalize() + b" " + key.strip()  # Cohere's documentation writes it small
-        if self._keys and not any([hmac.compare_digest(given, key) for key in self._keys]):
+        matches = [hmac.compare_digest(given, key) for key in self._keys]  # all of them: the time tells nothing
+        if matches and not any(matches):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Problem(401, "an API key is needed, as Authorization: Bearer KEY", headers=challenge)
 

@@ -48,7 +48,7 @@ class Ranker:
     async def score(
         self, model: str, query: str, documents: Sequence[Document], max_chunks: int | None = None
     ) -> Scores:
-        """Logits, and what was not read to its end, in the caller's order."""
+        """Logits, and what was longer than the model reads, in the caller's order."""
         limit = self._settings.max_documents
         if len(documents) > limit:
             raise Problem(413, f"{len(documents)} documents are more than {limit}: send several requests")

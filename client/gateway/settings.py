@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 
 from client import Connection, InvalidRequestError
 from client.connection import parse_target
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
 def read(argv: Sequence[str] | None) -> Settings:
     """Raises InvalidRequestError in one line, without the value: it may be a key."""
     try:
-        return Settings(_cli_parse_args=True if argv is None else list(argv))
+        return CliApp.run(Settings, None if argv is None else list(argv))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""

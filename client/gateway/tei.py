@@ -31,7 +31,8 @@ class TeiRequest(BaseModel):
 
 
 class Rank(BaseModel):
-    """``truncated`` is there, and true, only where the text was not read to its end."""
+    """``truncated`` is there, and true, only where the text was, with the query, longer than the
+    model reads."""
 
     index: int
     score: float
