@@ -75,7 +75,7 @@ def test_coheres_sdk_of_version_2(gateway: Gateway, expected: list[float]) -> No
         answer = client.rerank(model="again", query=QUERY, documents=TEXTS, max_tokens_per_doc=4096)
         assert_ranked([(one.index, one.relevance_score) for one in answer.results], expected)
         assert answer.meta and answer.meta.warnings and "max_tokens_per_doc" in answer.meta.warnings[0]
-        with pytest.raises(cohere.NotFoundError, match="no model 'rerank-v3.5': there is ranker, again"):
+        with pytest.raises(cohere.NotFoundError, match=r"no model 'rerank-v3\.5': there is ranker, again"):
             client.rerank(model="rerank-v3.5", query=QUERY, documents=TEXTS)
         with pytest.raises(cohere.UnprocessableEntityError, match="query: String should have at least 1 character"):
             client.rerank(model="ranker", query="", documents=TEXTS)

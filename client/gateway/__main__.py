@@ -5,6 +5,7 @@ python -m client.gateway --servers gpu1:8001,gpu2:8001 --port 8080
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         listener = _listen(settings)
     except OSError as error:
-        print(f"error: cannot listen at {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        print(f"error: cannot listen at {settings.host}:{settings.port}: {_reason(error)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _end)
     config = uvicorn.Config(
@@ -46,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _listen(settings: Settings) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def _reason(error: OSError) -> str:
+    """Python adds the address to some."""
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
 
 
 def _address(listener: socket.socket) -> str:

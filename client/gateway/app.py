@@ -63,7 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
     app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
         title="DisRanker gateway", version=version("disranker"), lifespan=lifespan, redoc_url=None
     )
-    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys, if there are any"))]
+    # The key is checked before the body is read (Guard); this describes it.
+    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys"))] if settings.api_keys else []
     app.include_router(cohere.router, dependencies=key)
     app.include_router(tei.router, dependencies=key)
     _add_status(app, metrics)
