@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-STOP_S = 20
+START_S, STOP_S = 60, 20
 PIECE = 65536
 
 
@@ -30,7 +30,7 @@ class Gateway:
     def metrics(self, name: str, **labels: str) -> float:
         """The sum of a metric over the labels that are not given."""
         total = 0.0
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in _read(f"{self.url}/metrics").splitlines():
             found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
                 total += float(found[2])
@@ -42,20 +42,30 @@ def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
     """On a free port; it ends by SIGTERM, with exit code 0."""
     command = [sys.executable, "-m", "client.gateway", "--port", "0", *flags]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
-        assert process.stdout is not None
-        address = re.match(r"http://\S+", process.stdout.readline().decode())
-        assert address, log.read_text()
-        httpx.get(f"{address[0]}/v1/models").raise_for_status()  # the port listens: it answers once it can
-        yield Gateway(address[0], log, process)
+        gateway = Gateway(_address(process, log), log, process)
+        _read(f"{gateway.url}/v1/models")  # the port listens: it answers once it can
+        yield gateway
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_S) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
-        if process.stdout:
-            process.stdout.close()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    ends = time.monotonic() + START_S
+    while not (found := re.search(r"^http://\S+", log.read_text(), re.MULTILINE)):
+        assert process.poll() is None and time.monotonic() < ends, log.read_text()
+        time.sleep(0.05)
+    return found[0]
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 class Passage:

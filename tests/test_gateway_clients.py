@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
@@ -27,6 +29,13 @@ TEXTS = ["river bridge", "copper forest", "garden market of silver", "中文 标
 LONG = "winter " * 300
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those libraries' own
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """LangChain and LlamaIndex do not close their connections: they go here, not in somebody else's test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

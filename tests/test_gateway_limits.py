@@ -83,6 +83,8 @@ def test_a_key_is_needed(strict: Gateway, route: str, asked: dict[str, Any]) -> 
         assert answer.headers["WWW-Authenticate"] == "Bearer"
     for key in ("Bearer first key", "bearer second"):
         httpx.post(f"{strict.url}{route}", json=asked, headers={"Authorization": key}).raise_for_status()
+    described = httpx.get(f"{strict.url}/openapi.json").json()["paths"][route]["post"]
+    assert described["security"] == [{"HTTPBearer": []}]
     for open_to_all in ("/", "/health", "/metrics", "/v1/models", "/openapi.json", "/docs"):
         httpx.get(f"{strict.url}{open_to_all}").raise_for_status()
 
@@ -204,6 +206,23 @@ def test_a_client_that_does_not_send_what_it_announced(fragile: Gateway) -> None
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
 
 
+def test_what_is_under_way_comes_to_its_end(server: Server, tmp_path: Path) -> None:
+    passage = Passage(server.url)
+    answers: list[httpx.Response] = []
+    with gateway_running(tmp_path / "log", "--servers", passage.url) as gateway:
+        with passage.stalled():
+            asking = threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{gateway.url}/v2/rerank", json=ASKED, timeout=PATIENCE_S))
+            )
+            asking.start()
+            eventually(lambda: gateway.metrics("disranker_gateway_requests_in_flight") == 2)
+            gateway.process.terminate()
+            eventually(lambda: "Shutting down" in gateway.log.read_text())
+        asking.join()
+        assert answers[0].status_code == 200
+    passage.close()
+
+
 def test_health(gateway: Gateway, fragile: Gateway, passage: Passage) -> None:
     answer = httpx.get(f"{gateway.url}/health")
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
@@ -235,8 +254,11 @@ def test_the_log_has_no_text(fragile: Gateway) -> None:
     secret = {"query": "my secret query", "documents": ["my secret document"], "model": "down"}
     httpx.post(f"{fragile.url}/v2/rerank", json=secret, timeout=PATIENCE_S)
     httpx.post(f"{fragile.url}/v2/rerank", json={**secret, "top_n": "secret"})
-    eventually(lambda: "/v2/rerank: 503: no server answers at" in Path(fragile.log).read_text())
-    assert "secret" not in fragile.log.read_text()
+    httpx.post(f"{fragile.url}/v1/rerank?query=secret", content=b"secret")
+    eventually(lambda: '"POST /v1/rerank HTTP/1.1" 422' in fragile.log.read_text())
+    shown = fragile.log.read_text()
+    assert "/v2/rerank: 503: no server answers at" in shown
+    assert "secret" not in shown
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ python -m client.gateway --servers gpu1:8001,gpu2:8001 --port 8080
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = uvicorn.Config(
         app, log_level=settings.log_level, timeout_graceful_shutdown=int(settings.timeout) + 1, server_header=False
     )
+    logging.getLogger("uvicorn.access").addFilter(_without_parameters)
     with listener:
         print(f"http://{_address(listener)} serves {', '.join(settings.connections())}", flush=True)
         try:
@@ -60,6 +62,14 @@ def _reason(error: OSError) -> str:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _without_parameters(record: logging.LogRecord) -> bool:
+    """Of an access line's address only the path: parameters, which no route has, may be text."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, address, *rest = record.args
+        record.args = (client, method, str(address).partition("?")[0], *rest)
+    return True
 
 
 def _end(*_: object) -> None:

@@ -69,7 +69,7 @@ class Guard:
             self._inside -= 1
 
     def _check_key(self, headers: Headers) -> None:
-        given = headers.get("authorization", "").encode()
+        given = headers.get("authorization", "").encode("latin-1")  # the bytes that came
         scheme, _, key = given.partition(b" ")
         given = scheme.capitalize() + b" " + key.strip()  # Cohere's documentation writes it small
         matches = [hmac.compare_digest(given, key) for key in self._keys]  # all of them: the time tells nothing
