@@ -31,7 +31,7 @@ LONG = "winter " * 300
 pytestmark = pytest.mark.filterwarnings("ignore")  # those libraries' own
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def collected() -> Iterator[None]:
     """LangChain and LlamaIndex do not close their connections: they go here, not in somebody else's test."""
     yield
@@ -91,19 +91,18 @@ def test_coheres_sdk_of_version_2(gateway: Gateway, expected: list[float]) -> No
             client.rerank(model="ranker", query="", documents=TEXTS)
 
 
-def test_langchain(gateway: Gateway, expected: list[float]) -> None:
+@pytest.mark.usefixtures("collected")
+def test_langchain_and_llama_index(gateway: Gateway, expected: list[float]) -> None:
     rerank = LangChainRerank(model="ranker", base_url=gateway.url, cohere_api_key=SecretStr("no key"), top_n=4)
     documents = [LangChainDocument(text, metadata={"place": place}) for place, text in enumerate(TEXTS)]
     found = rerank.compress_documents(documents, QUERY)
     assert len(found) == 4
     assert_ranked([(one.metadata["place"], one.metadata["relevance_score"]) for one in found], expected)
 
-
-def test_llama_index(gateway: Gateway, expected: list[float]) -> None:
-    rerank = LlamaIndexRerank(model="ranker", base_url=gateway.url, api_key="no key", top_n=5)
+    other = LlamaIndexRerank(model="ranker", base_url=gateway.url, api_key="no key", top_n=5)
     nodes = [NodeWithScore(node=TextNode(text=text, id_=str(place))) for place, text in enumerate(TEXTS)]
-    found = rerank.postprocess_nodes(nodes, QueryBundle(QUERY))
-    assert_ranked([(int(one.node.node_id), one.score or 0.0) for one in found], expected)
+    ranked = other.postprocess_nodes(nodes, QueryBundle(QUERY))
+    assert_ranked([(int(one.node.node_id), one.score or 0.0) for one in ranked], expected)
 
 
 def test_what_jinas_clients_read(gateway: Gateway, expected: list[float]) -> None:

@@ -166,25 +166,23 @@ def test_a_file_and_the_example(page: Page, tmp_path: Path) -> None:
     expect(page.locator("li .title").first).not_to_be_empty()
 
 
-@pytest.mark.parametrize(
-    ("query", "lines", "message"),
-    [
-        (" ", TEXTS, "Type a query."),
-        (QUERY, ["", " "], "Give at least one candidate."),
-        (QUERY, ['{"text": "a"}', "", "{b"], "Candidates, line 3: starts as JSON and is none."),
-        (QUERY, ['{"url": "a"}'], "Candidates, line 1: needs a title, a summary or a text."),
-        (QUERY, ['{"text": 3}'], "Candidates, line 1: text must be a string."),
-    ],
-)
-def test_input_at_fault(page: Page, query: str, lines: list[str], message: str) -> None:
-    ask(page, TEXTS)
-    expect(page.locator("li")).to_have_count(5)
-    ask(page, lines, query=query)
-    expect(page.locator("#problem")).to_have_text(message)
-    expect(page.locator("li")).to_have_count(0)
-    ask(page, TEXTS)
-    expect(page.locator("li")).to_have_count(5)
-    expect(page.locator("#problem")).to_be_hidden()
+AT_FAULT = [
+    (" ", TEXTS, "Type a query."),
+    (QUERY, ["", " "], "Give at least one candidate."),
+    (QUERY, ['{"text": "a"}', "", "{b"], "Candidates, line 3: starts as JSON and is none."),
+    (QUERY, ['{"url": "a"}'], "Candidates, line 1: needs a title, a summary or a text."),
+    (QUERY, ['{"text": 3}'], "Candidates, line 1: text must be a string."),
+]
+
+
+def test_input_at_fault(page: Page) -> None:
+    for query, lines, message in AT_FAULT:
+        ask(page, TEXTS)
+        expect(page.locator("li")).to_have_count(5)
+        expect(page.locator("#problem")).to_be_hidden()
+        ask(page, lines, query=query)
+        expect(page.locator("#problem")).to_have_text(message)
+        expect(page.locator("li")).to_have_count(0)
 
 
 def test_errors_in_words(browser: Browser, tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from client import InvalidRequestError
+from client.gateway.__main__ import main
 from client.gateway.settings import Settings, read
 from tests.gateways import gateway_running
 
@@ -72,30 +70,24 @@ def test_every_setting_is_documented() -> None:
         assert f"| `--{name}` |" in documentation
 
 
-def command(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "client.gateway", *flags], capture_output=True, text=True, timeout=60,
-        env={**os.environ, "DISRANKER_GATEWAY_API_KEYS": "secret"},
-    )  # fmt: skip
-
-
-def test_bad_settings_get_one_line_and_code_2() -> None:
-    result = command("--max_documents", "none")
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: --max_documents (or DISRANKER_GATEWAY_MAX_DOCUMENTS): ")
+def test_bad_settings_get_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--max_documents", "none"]) == 2
+    assert main(["--models", "a,a"]) == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = command("--port", str(port))
-    assert result.returncode == 2
-    assert result.stderr == f"error: cannot listen at 127.0.0.1:{port}: Address already in use\n"
+        assert main(["--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "error: --max_documents (or DISRANKER_GATEWAY_MAX_DOCUMENTS): Input should be a valid integer, unable to parse "
+        "string as an integer",
+        "error: --models: two have the same name: a, a",
+        f"error: cannot listen at 127.0.0.1:{port}: Address already in use",
+    ]
 
 
 def test_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
-    with gateway_running(tmp_path / "log") as gateway:  # it needs no ranking server to start; and ends so by SIGTERM
-        assert "Traceback" not in gateway.log.read_text()
-    with gateway_running(tmp_path / "log") as gateway:
+    with gateway_running(tmp_path / "log") as gateway:  # it needs no ranking server to start
         gateway.process.send_signal(signal.SIGINT)
         assert gateway.process.wait(20) == 0  # and not again by SIGTERM
         assert "Traceback" not in gateway.log.read_text()
