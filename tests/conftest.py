@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.checkpoints import tiny_bert
+from tests.gateways import Gateway, gateway_running
 from tests.servers import Reference, Server, build, running
 
 settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
@@ -36,3 +37,11 @@ def server(served_repository: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def reference(served_checkpoint: Path) -> Reference:
     return Reference(served_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The server's model under two names."""
+    log = tmp_path_factory.mktemp("gateway") / "log"
+    with gateway_running(log, "--models", f"ranker=ranker@{server.url},again=ranker@{server.url}") as gateway:
+        yield gateway

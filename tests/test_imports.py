@@ -104,7 +104,7 @@ def allowed(path: str) -> set[str]:
     if path == "build_engines.py" or path.startswith("engines/"):
         return ENGINE_PARTS | modules("engines") | {"engines"}
     if path.startswith("client/"):
-        return {"client", *modules("client")}
+        return {"client", "client.gateway", "client.gateway.page", *modules("client")}
     if path.startswith("loadtest/"):
         return {"client", *modules("loadtest")}
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":

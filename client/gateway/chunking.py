@@ -1,0 +1,78 @@
+"""Long documents in overlapping pieces: each is scored, and the best one stands for the document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+
+import numpy as np
+
+from client import Document, Scores
+
+# Where no spaces part words, each character counts as one: so it is for BERT's tokenizers.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """Pieces of ``words`` words (0: documents stay whole), of which ``overlap`` are also the end of the piece before;
+    at most ``pieces`` of a document, what comes after is not read."""
+
+    words: int = 0
+    overlap: int = 0
+    pieces: int = 10
+
+    def __post_init__(self) -> None:
+        if self.words and not 0 <= self.overlap < self.words:
+            raise ValueError(f"chunk_overlap must be below chunk_words ({self.words}), not {self.overlap}")
+
+    def at_most(self, pieces: int | None) -> Chunking:
+        """With a limit that a request sets, if it is lower."""
+        return self if pieces is None else replace(self, pieces=min(pieces, self.pieces))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """P pieces of N documents, in the documents' order."""
+
+    documents: list[Document]  # [P]
+    starts: list[int]  # [N] a document's first piece
+    unread: list[bool]  # [N] more pieces than may be
+
+    def merged(self, scores: Scores) -> Scores:
+        """The pieces' scores[P] as the documents'[N]: the maximum, and cut if any piece was, or was left out."""
+        if not self.starts:
+            return scores
+        logits = np.maximum.reduceat(scores.logits, self.starts)
+        truncated = np.logical_or.reduceat(scores.truncated, self.starts) | np.array(self.unread)
+        return Scores(logits, truncated)
+
+
+def split(documents: Sequence[Document], chunking: Chunking) -> Pieces:
+    """Every document's pieces; each has the document's title."""
+    texts = [_pieces(document.summary, chunking) for document in documents]
+    kept = [parts[: chunking.pieces] for parts in texts]
+    ends = np.cumsum([0, *map(len, kept)]).tolist()
+    return Pieces(
+        list(chain.from_iterable(_with(document, parts) for document, parts in zip(documents, kept, strict=True))),
+        [start for start, _ in pairwise(ends)],
+        [len(parts) > chunking.pieces for parts in texts],
+    )
+
+
+def _pieces(text: str, chunking: Chunking) -> list[str]:
+    if not chunking.words:
+        return [text]
+    words = [match.span() for match in _WORD.finditer(text)]
+    if len(words) <= chunking.words:
+        return [text]
+    step = chunking.words - chunking.overlap
+    firsts = range(0, len(words) - chunking.overlap, step)
+    return [text[words[first][0] : words[min(first + chunking.words, len(words)) - 1][1]] for first in firsts]
+
+
+def _with(document: Document, parts: Sequence[str]) -> list[Document]:
+    return [replace(document, summary=part) for part in parts]

@@ -1,0 +1,43 @@
+"""What /metrics shows: counts and times, never text."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from client import Scores
+
+SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """One gateway's; each has a registry of its own, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "disranker_gateway_requests", "Answered, by status code; 499 is a client that had gone",
+            ["route", "code"], registry=self._registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "disranker_gateway_request_seconds", "From the first byte to the last of the answer",
+            ["route"], buckets=SECONDS, registry=self._registry,
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "disranker_gateway_requests_in_flight", "Requests that are being worked on", registry=self._registry
+        )
+        self._documents = self._per_model("documents", "Scored")
+        self._pieces = self._per_model("pieces", "Scored pieces of documents: the documents, unless they are cut up")
+        self._truncated = self._per_model("truncated_documents", "Longer, with their query, than the model reads")
+
+    def count(self, model: str, scores: Scores, pieces: int) -> None:
+        """A request that was scored."""
+        self._documents.labels(model).inc(len(scores.logits))
+        self._pieces.labels(model).inc(pieces)
+        self._truncated.labels(model).inc(int(scores.truncated.sum()))
+
+    def text(self) -> bytes:
+        """Prometheus' format."""
+        return generate_latest(self._registry)
+
+    def _per_model(self, name: str, description: str) -> Counter:
+        return Counter(f"disranker_gateway_{name}", description, ["model"], registry=self._registry)

@@ -1,0 +1,92 @@
+"""What went wrong, as a status code and a body in the format of the API that was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from client import (
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingError,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+
+TEI_ROUTE = "/rerank"
+COHERE_ROUTES = ("/v1/rerank", "/v2/rerank")
+RERANK_ROUTES = (*COHERE_ROUTES, TEI_ROUTE)
+RETRY = {"Retry-After": "1"}  # seconds
+
+
+class CohereError(BaseModel):
+    """An error of /v1/rerank and /v2/rerank."""
+
+    message: str = Field(examples=["query: String should have at least 1 character"])
+
+
+class TeiError(BaseModel):
+    """An error of /rerank."""
+
+    error: str = Field(examples=["`texts` cannot be empty"])
+    error_type: str = Field(examples=["Empty"])
+
+
+class Problem(Exception):  # noqa: N818 - most are the caller's
+    """An answer that is not 200; ``kind`` is text-embeddings-inference's error_type."""
+
+    def __init__(
+        self, status: int, message: str, kind: str = "Validation", headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.headers = status, message, kind, dict(headers or {})
+
+    def answer(self, path: str) -> JSONResponse:
+        if path == TEI_ROUTE:
+            body: BaseModel = TeiError(error=self.message, error_type=self.kind)
+        else:
+            body = CohereError(message=self.message)
+        return JSONResponse(body.model_dump(), self.status, self.headers)
+
+
+def of_ranking(error: RankingError) -> Problem:
+    """A later request may do better after 503; 502 is for whoever runs the gateway."""
+    if isinstance(error, InvalidRequestError):
+        return Problem(422, str(error))
+    if isinstance(error, RequestTimeoutError):
+        return Problem(504, str(error), "Backend")
+    if isinstance(error, ServerOverloadedError):
+        return Problem(503, str(error), "Overloaded", RETRY)
+    if isinstance(error, ServerUnavailableError | ModelNotReadyError):
+        return Problem(503, str(error), "Unhealthy", RETRY)
+    return Problem(502, str(error), "Backend")
+
+
+def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """From pydantic's errors: the first place that is wrong. Never the value, which may be text."""
+    if errors[0]["type"] == "json_invalid":
+        return Problem(400, f"the body is not JSON: {errors[0]['ctx']['error']}")
+    place = _place(errors[0])
+    if not place:
+        return Problem(422, "the body must be a JSON object, with the header Content-Type: application/json")
+    reasons = dict.fromkeys(error["msg"] for error in errors if _place(error) == place)
+    return Problem(422, f"{place}: {' or '.join(reasons)}")
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """The field, with the index in a list; not the branch of a union that was tried."""
+    _, *where = error["loc"]
+    index = f"[{where[1]}]" if len(where) > 1 and isinstance(where[1], int) else ""
+    return f"{where[0]}{index}" if where else ""
+
+
+def responses(route: str) -> dict[int | str, dict[str, Any]]:
+    """A route's errors for the OpenAPI description."""
+    codes = (400, 401, 408, 413, 422, 429, 502, 503, 504)
+    model = TeiError if route == TEI_ROUTE else CohereError
+    return {code: {"model": model, "description": HTTPStatus(code).phrase} for code in (*codes, 404)}

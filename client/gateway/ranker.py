@@ -1,0 +1,90 @@
+"""The models behind the gateway, and scoring with one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+from fastapi import Depends, Request, Response
+
+from client import AsyncRankingClient, Connection, Document, RankingError, Scores
+from client.gateway.chunking import split
+from client.gateway.metrics import Metrics
+from client.gateway.problems import Problem, of_ranking
+from client.gateway.settings import Settings
+
+READY_S = 5.0
+NAMED_IN_HEADER = 100  # proxies refuse long headers
+
+
+class Ranker:
+    """A client per model, the default's first; to be closed. Raises Problems."""
+
+    def __init__(self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics) -> None:
+        self._clients = {name: AsyncRankingClient.of(connection) for name, connection in connections.items()}
+        self._settings, self._metrics = settings, metrics
+
+    @property
+    def models(self) -> list[str]:
+        return list(self._clients)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
+
+    async def ready(self) -> dict[str, bool]:
+        """Whether each model's server serves it."""
+        return dict(zip(self._clients, await asyncio.gather(*map(_ready, self._clients.values())), strict=True))
+
+    def named(self, model: str | None) -> str:
+        """The name of the model that is asked for, the default if none is."""
+        if not model:
+            return self.models[0]
+        if model not in self._clients:
+            raise Problem(404, f"no model {model!r}: there is {', '.join(self.models)}")
+        return model
+
+    async def score(
+        self, model: str, query: str, documents: Sequence[Document], max_chunks: int | None = None
+    ) -> Scores:
+        """Logits, and what was longer than the model reads, in the caller's order."""
+        limit = self._settings.max_documents
+        if len(documents) > limit:
+            raise Problem(413, f"{len(documents)} documents are more than {limit}: send several requests")
+        pieces = split(documents, self._settings.chunking.at_most(max_chunks))
+        try:
+            scores = pieces.merged(await self._clients[model].score_documents(query, pieces.documents))
+        except RankingError as error:
+            raise of_ranking(error) from error
+        self._metrics.count(model, scores, len(pieces.documents))
+        return scores
+
+
+def best_first(scores: Scores, top_n: int | None = None) -> list[int]:
+    """Indices of the documents; equal scores in the caller's order."""
+    order: list[int] = np.argsort(-scores.logits, kind="stable")[:top_n].tolist()
+    return order
+
+
+def tell_truncated(response: Response, scores: Scores) -> None:
+    """How many documents were cut, and which (from 0; the first hundred), where every client can see it."""
+    cut = np.flatnonzero(scores.truncated)
+    if cut.size:
+        response.headers["X-Truncated-Count"] = str(cut.size)
+        response.headers["X-Truncated-Documents"] = ",".join(map(str, cut[:NAMED_IN_HEADER]))
+
+
+async def _ready(client: AsyncRankingClient) -> bool:
+    try:
+        return await asyncio.wait_for(client.is_ready(), READY_S)
+    except TimeoutError:
+        return False
+
+
+def _of(request: Request) -> Ranker:
+    ranker: Ranker = request.app.state.ranker
+    return ranker
+
+
+TheRanker = Annotated[Ranker, Depends(_of)]

@@ -1,0 +1,122 @@
+"""What the gateway is told by flags and by environment variables; a flag wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+
+from client import Connection, InvalidRequestError
+from client.connection import parse_target
+from client.gateway.chunking import Chunking
+
+PREFIX = "DISRANKER_GATEWAY_"
+Names = Annotated[tuple[str, ...], NoDecode]
+Keys = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Lists are given as one,two or by repeating the flag. Every flag is an environment variable too:
+    DISRANKER_GATEWAY_MAX_DOCUMENTS=500 is --max_documents 500."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        cli_prog_name="python -m client.gateway",
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen at; 0.0.0.0 is every one")
+    port: int = Field(8080, ge=0, le=65535, description="0 is a free one")
+    servers: Names = Field(("localhost:8001",), description="host:port of ranking servers' gRPC")
+    models: Names = Field(
+        ("ranker",),
+        description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...",
+    )
+    timeout: float = Field(30.0, gt=0, description="seconds a request may take in the ranking server")
+    max_documents: int = Field(1000, ge=1, description="of a request; more are refused with 413")
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="of a request; more are refused with 413")
+    max_concurrent: int = Field(64, ge=1, description="requests at a time; more are refused with 429")
+    api_keys: Keys = Field((), description="any of these as `Authorization: Bearer KEY`; none: no key is asked for")
+    chunk_words: int = Field(0, ge=0, description="cut documents into pieces of so many words; 0: leave them whole")
+    chunk_overlap: int = Field(0, ge=0, description="words of a piece that the piece before has too")
+    max_chunks: int = Field(10, ge=1, description="pieces of a document that are read")
+    tls: bool = Field(False, description="to the ranking servers; the certificates below imply it")
+    root_certificates: Path | None = Field(None, description="PEM file, instead of the system's")
+    certificate_chain: Path | None = Field(None, description="PEM file: the gateway's own certificate")
+    private_key: Path | None = Field(None, description="PEM file: the key of that")
+    authorization: SecretStr | None = Field(None, description="the header of that name, to the ranking servers")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("info", description="uvicorn's")
+
+    @field_validator("servers", "models", "api_keys", mode="before")
+    @classmethod
+    def _parted(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
+
+    @field_validator("models")
+    @classmethod
+    def _whole(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """A target's servers are parted by commas too: a bare host:port is one more of the target before it."""
+        whole: list[str] = []
+        for part in parts:
+            if whole and ":" in part and not {"=", "@"} & set(part):
+                whole[-1] += f",{part}"
+            else:
+                whole.append(part)
+        return tuple(whole)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        _ = self.chunking  # checks itself
+        return self
+
+    @property
+    def chunking(self) -> Chunking:
+        return Chunking(self.chunk_words, self.chunk_overlap, self.max_chunks)
+
+    def connections(self) -> dict[str, Connection]:
+        """A connection per name of a model, the default's first. Raises RankingError."""
+        default = Connection(
+            servers=self.servers,
+            timeout_s=self.timeout,
+            tls=self.tls,
+            root_certificates=self.root_certificates,
+            certificate_chain=self.certificate_chain,
+            private_key=self.private_key,
+            authorization=None if self.authorization is None else self.authorization.get_secret_value(),
+        )
+        named = [_named(text, default) for text in self.models]
+        connections = dict(named)
+        if not connections:
+            raise InvalidRequestError("--models: name at least one")
+        if len(connections) < len(named):
+            raise InvalidRequestError(f"--models: two have the same name: {', '.join(name for name, _ in named)}")
+        return connections
+
+
+def read(argv: Sequence[str] | None) -> Settings:
+    """Raises InvalidRequestError in one line, without the value: it may be a key."""
+    try:
+        return CliApp.run(Settings, None if argv is None else list(argv))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        where = f"--{name} (or {PREFIX}{name.upper()}): " if name else ""
+        raise InvalidRequestError(where + first["msg"].removeprefix("Value error, ")) from error
+    except SettingsError as error:
+        raise InvalidRequestError(str(error)) from error
+
+
+def _named(text: str, default: Connection) -> tuple[str, Connection]:
+    name, equals, target = text.partition("=")
+    if not equals:
+        connection = parse_target(text, default)
+        return connection.model, connection
+    if not name.strip():
+        raise InvalidRequestError(f"--models: {text!r} has no name before '='")
+    return name.strip(), parse_target(target, default)
