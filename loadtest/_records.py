@@ -1,0 +1,159 @@
+"""What a run leaves: a sample for each request, a point for each rate (or number of users), all of them in a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from loadtest._search import Objective, Verdict, nearest_rank
+
+
+class Sample(NamedTuple):
+    """One request. Times are seconds from the beginning of what is measured: when it was due, was sent, was done.
+    ``failure`` is "" for an answer; what was ``dropped`` was never sent."""
+
+    due: float
+    sent: float
+    end: float
+    documents: int
+    request_bytes: int
+    response_bytes: int
+    failure: str = ""
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """In milliseconds; percentiles are nearest ranks, so each is a time that was measured."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    max: float
+
+    @classmethod
+    def of(cls, milliseconds: Sequence[float]) -> Percentiles | None:
+        """None if there is nothing."""
+        if not milliseconds:
+            return None
+        ascending = sorted(milliseconds)
+        ranks = {name: nearest_rank(ascending, share) for name, share in SHARES.items()}
+        return cls(mean=sum(ascending) / len(ascending), max=ascending[-1], **ranks)
+
+
+SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The load generator itself. Shares of one core: of its only thread that runs Python, and of the whole process.
+    ``limits`` says in words where it was the bottleneck; empty where it was not."""
+
+    thread_cpu: float
+    process_cpu: float
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """Means over the requests of one model that Triton answered in the time, in milliseconds each."""
+
+    model: str
+    requests: int
+    queue_ms: float
+    compute_ms: float
+    requests_per_batch: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rate (open loop) or number of users (closed loop), measured for ``seconds``.
+
+    ``offered`` and ``achieved`` are requests a second: due in the time, and answered over the time until the last
+    answer. ``latency_ms`` counts from when a request was due, ``service_ms`` from when it was sent, ``lag_ms`` is
+    what lies between; failed requests are in none of them.
+    """
+
+    stage: str
+    rate: float | None
+    users: int | None
+    seconds: float
+    offered: float
+    achieved: float
+    documents_per_second: float
+    requests: int
+    answered: int
+    failed: int
+    dropped: int
+    request_bytes: float
+    response_bytes: float
+    latency_ms: Percentiles | None
+    service_ms: Percentiles | None
+    lag_ms: Percentiles | None
+    failures: Mapping[str, int]
+    generator: Generator
+    server: tuple[ModelTimes, ...] = ()
+    verdict: Verdict | None = None
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a run. ``found`` is the highest rate that held the objective (search only), ``result`` a line of words,
+    ``notes`` what a reader must know besides."""
+
+    mode: str
+    started: str
+    host: str
+    settings: Mapping[str, Any]
+    points: tuple[Point, ...]
+    result: str
+    objective: Objective | None = None
+    found: float | None = None
+    exit_code: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def summarise(
+    samples: Sequence[Sample], seconds: float, generator: Generator, *, stage: str,
+    rate: float | None = None, users: int | None = None,
+) -> Point:  # fmt: skip
+    """``seconds``: how long requests were due. Closed loops are summarised the same: due is when they were sent."""
+    answered = [sample for sample in samples if not sample.failure]
+    dropped = sum(sample.dropped for sample in samples)
+    until = max([seconds, *(sample.end for sample in answered)])
+    per_second = 1 / until if until else 0.0
+    return Point(
+        stage=stage,
+        rate=rate,
+        users=users,
+        seconds=seconds,
+        offered=len(samples) / seconds if seconds else 0.0,
+        achieved=len(answered) * per_second,
+        documents_per_second=sum(sample.documents for sample in answered) * per_second,
+        requests=len(samples),
+        answered=len(answered),
+        failed=len(samples) - len(answered),
+        dropped=dropped,
+        request_bytes=_mean([sample.request_bytes for sample in samples]),
+        response_bytes=_mean([sample.response_bytes for sample in answered]),
+        latency_ms=Percentiles.of([1000 * (sample.end - sample.due) for sample in answered]),
+        service_ms=Percentiles.of([1000 * (sample.end - sample.sent) for sample in answered]),
+        lag_ms=Percentiles.of([1000 * (sample.sent - sample.due) for sample in samples if not sample.dropped]),
+        failures=dict(Counter(sample.failure for sample in samples if sample.failure).most_common(10)),
+        generator=generator,
+    )
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return dataclasses.asdict(report)
