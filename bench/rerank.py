@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from client.rank import Document, RankingClient, RankingError
+from client import Document, RankingClient, RankingError
 from trainer.data import DataError, QueryGroup, Scores, appears_whole, read_groups
 from trainer.rankings import check_known, read_run
 from trainer.stage import command, parse

@@ -1,0 +1,42 @@
+"""The client library: RankingClient for threads, AsyncRankingClient for asyncio. it needs tritonclient and numpy.
+
+with RankingClient("localhost:8001") as client:
+    for found in client.rank("garden bridge", [Document("d1", "A title", "A summary"), "plain text"]):
+        print(found.rank, found.doc_id, found.score)
+"""
+
+from client.asynchronous import AsyncRankingClient
+from client.connection import Connection
+from client.errors import (
+    AuthenticationError,
+    InvalidAnswerError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingError,
+    RequestTimeoutError,
+    ServerError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from client.ranking import RankingClient
+from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores
+
+__all__ = [
+    "AsyncRankingClient",
+    "AuthenticationError",
+    "Connection",
+    "Document",
+    "DocumentLike",
+    "InvalidAnswerError",
+    "InvalidRequestError",
+    "ModelNotReadyError",
+    "RankedDocument",
+    "RankingClient",
+    "RankingError",
+    "RankingRequest",
+    "RequestTimeoutError",
+    "Scores",
+    "ServerError",
+    "ServerOverloadedError",
+    "ServerUnavailableError",
+]

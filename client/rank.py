@@ -1,12 +1,8 @@
-"""Rank documents for a query on a running server: a library, and a command.
-
-    with RankingClient("localhost:8001") as client:
-        for found in client.rank("garden bridge", [Document("d1", "A title", "A summary"), "plain text"]):
-            print(found.rank, found.doc_id, found.score)
+"""Rank documents for a query on a running server.
 
     python client/rank.py --query "garden bridge" docs.jsonl
 
-This file needs tritonclient and numpy only, and may be copied into other code.
+The library is the package ``client``.
 """
 
 from __future__ import annotations
@@ -17,167 +13,17 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-import tritonclient.grpc as grpc
-from tritonclient.utils import InferenceServerException
+if not __package__:  # started as a file: the package is its folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-
-class RankingError(Exception):
-    """Whatever keeps documents from being ranked; the message says what to do."""
-
-
-class ServerUnavailableError(RankingError):
-    """Nothing answers at the address."""
-
-
-class ModelNotReadyError(RankingError):
-    """The server answers and does not serve the model."""
-
-
-class RequestTimeoutError(RankingError):
-    """No answer within the client's ``timeout_s``."""
-
-
-class InvalidRequestError(RankingError):
-    """The request is at fault: no documents, too many, an empty query, a document that is too large."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """What is ranked; an empty ``doc_id`` becomes the document's index. Title or summary may be empty."""
-
-    doc_id: str = ""
-    title: str = ""
-    summary: str = ""
-
-
-@dataclass(frozen=True)
-class RankedDocument:
-    """``rank`` counts from 1, ``index`` is the place in the caller's list from 0, ``score`` is a logit;
-    ``truncated`` says that the query or the document was longer than the model reads."""
-
-    rank: int
-    index: int
-    doc_id: str
-    score: float
-    truncated: bool
-    title: str
-
-
-class _Answer(NamedTuple):
-    scores: npt.NDArray[np.float32]  # [N]
-    truncated: npt.NDArray[np.bool_]  # [N]
-
-
-class RankingClient:
-    """A connection to one server, for one thread. Every call may raise a RankingError."""
-
-    def __init__(self, url: str = "localhost:8001", model: str = "ranker", timeout_s: float = 30.0) -> None:
-        self._url, self._model, self._timeout_s = url, model, timeout_s
-        try:
-            self._client = grpc.InferenceServerClient(url)
-        except InferenceServerException as error:
-            raise ServerUnavailableError(f"{url!r} is not the address of a gRPC port: {error.message()}") from error
-
-    def __enter__(self) -> RankingClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._client.close()
-
-    def is_ready(self) -> bool:
-        """Whether the server answers and serves the model."""
-        try:
-            return bool(self._client.is_model_ready(self._model, client_timeout=self._timeout_s))
-        except InferenceServerException:
-            return False
-
-    def score(self, query: str, documents: Iterable[Document | Mapping[str, str] | str]) -> list[float]:
-        """A logit per document, in the caller's order."""
-        scores: list[float] = self._infer(query, [_document(item) for item in documents]).scores.tolist()
-        return scores
-
-    def rank(
-        self, query: str, documents: Iterable[Document | Mapping[str, str] | str], top_k: int | None = None
-    ) -> list[RankedDocument]:
-        """The documents from the best score down, equal scores in the caller's order; all, or the first ``top_k``."""
-        if top_k is not None and top_k < 1:
-            raise InvalidRequestError(f"top_k must be at least 1, not {top_k}")
-        candidates = [_document(item) for item in documents]
-        answer = self._infer(query, candidates)
-        order = np.argsort(-answer.scores, kind="stable")[:top_k].tolist()
-        return [
-            RankedDocument(
-                rank=rank,
-                index=index,
-                doc_id=candidates[index].doc_id or str(index),
-                score=float(answer.scores[index]),
-                truncated=bool(answer.truncated[index]),
-                title=candidates[index].title,
-            )
-            for rank, index in enumerate(order, start=1)
-        ]
-
-    def _infer(self, query: str, documents: Sequence[Document]) -> _Answer:
-        inputs = [
-            _strings("QUERY", [query]),
-            _strings("TITLES", [document.title for document in documents]),
-            _strings("SUMMARIES", [document.summary for document in documents]),
-        ]
-        try:
-            result = self._client.infer(self._model, inputs, client_timeout=self._timeout_s)
-        except InferenceServerException as error:
-            raise self._translated(error) from error
-        return _Answer(result.as_numpy("SCORES"), result.as_numpy("TRUNCATED"))
-
-    def _translated(self, error: InferenceServerException) -> RankingError:
-        status, message = str(error.status()).removeprefix("StatusCode."), str(error.message()).strip()
-        if status == "INVALID_ARGUMENT":
-            reason = message.removeprefix(f"in ensemble {self._model!r}, ")
-            return InvalidRequestError(f"{self._url} refused the request: {reason}")
-        if status == "DEADLINE_EXCEEDED":
-            return RequestTimeoutError(f"{self._url} gave no answer within {self._timeout_s:g} s: raise the time limit")
-        if not self._is_live():
-            return ServerUnavailableError(f"no server answers at {self._url}: start it, or name its gRPC port")
-        if status in ("UNAVAILABLE", "NOT_FOUND"):
-            return ModelNotReadyError(f"the server at {self._url} does not serve the model {self._model!r}: {message}")
-        return RankingError(f"{self._url}: {status}: {message}")
-
-    def _is_live(self) -> bool:
-        try:
-            return bool(self._client.is_server_live(client_timeout=self._timeout_s))
-        except InferenceServerException:
-            return False
-
-
-def _document(item: Document | Mapping[str, str] | str) -> Document:
-    if isinstance(item, Document):
-        return item
-    if isinstance(item, str):
-        return Document(summary=item)
-    fields = {name: item.get(name, "") for name in ("doc_id", "title", "summary")}
-    for name, value in fields.items():
-        if not isinstance(value, str):
-            raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
-    return Document(**fields)
-
-
-def _strings(name: str, texts: Sequence[str]) -> grpc.InferInput:
-    # Lone surrogates, which JSON can spell and UTF-8 cannot, are replaced as they are in training.
-    encoded = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode() for text in texts]
-    tensor = grpc.InferInput(name, [len(encoded)], "BYTES")
-    tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_))
-    return tensor
+from client import Document, InvalidRequestError, RankedDocument, RankingClient, RankingError
+from client.records import as_document
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,7 +85,7 @@ def _documents(name: str, file: BinaryIO) -> Iterator[Document]:
             record: Any = json.loads(line)
             if not isinstance(record, dict) or not {"title", "summary"} & record.keys():
                 raise InvalidRequestError("a JSON object with a title or a summary is needed")
-            document = _document(record)
+            document = as_document(record)
         except json.JSONDecodeError as error:
             raise InvalidRequestError(f"{name}:{number}: not JSON: {error.msg} at column {error.colno}") from error
         except UnicodeDecodeError as error:

@@ -25,8 +25,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
 import build_engines
-from client import rank
-from client.rank import RankingClient
+from client import RankingClient, rank
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.data import read_groups

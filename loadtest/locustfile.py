@@ -21,7 +21,7 @@ from typing import Any
 from grpc.experimental import gevent
 from locust import User, constant, events, task
 
-from client.rank import Document, RankingClient, RankingError
+from client import Document, RankingClient, RankingError
 
 gevent.init_gevent()  # before a channel is opened: else one user who waits holds up all the others
 

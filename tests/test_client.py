@@ -12,8 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import rank
-from client.rank import Document, RankingClient
+from client import (
+    Document,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingClient,
+    RequestTimeoutError,
+    ServerUnavailableError,
+    rank,
+)
 from model_repository.tokenizer import pair_encoding
 from tests.servers import Reference, Server, ports
 
@@ -87,35 +94,31 @@ def test_a_lone_surrogate_is_what_it_is_in_training(client: RankingClient, refer
     ("query", "documents", "message"),
     [
         (" ", ["river"], "the query is empty"),
-        (QUERY, [], "TITLES has 0 elements; a request takes 1 to 1000 documents"),
-        (QUERY, ["river"] * 1001, "TITLES has 1001 elements"),
+        (QUERY, [], "no documents: a request has at least one"),
+        (QUERY, "river", "a list of documents, not one string"),
+        (3, ["river"], "the query must be a string, not int"),
         (QUERY, ["a", "b" * 1_000_001], "document 1 has 1000001 bytes"),
         (QUERY, [{"title": 3}], "'title' of a document must be a string, not int"),
     ],
 )
 def test_a_request_at_fault(client: RankingClient, query: str, documents: list[str], message: str) -> None:
-    with pytest.raises(rank.InvalidRequestError, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         client.rank(query, documents)
 
 
 def test_top_k_is_positive(client: RankingClient) -> None:
-    with pytest.raises(rank.InvalidRequestError, match="top_k must be at least 1, not 0"):
+    with pytest.raises(InvalidRequestError, match="top_k must be at least 1, not 0"):
         client.rank(QUERY, DOCUMENTS, top_k=0)
 
 
 def test_servers_that_do_not_answer(server: Server) -> None:
     nowhere = f"127.0.0.1:{ports()['grpc']}"
-    with RankingClient(nowhere) as client, pytest.raises(rank.ServerUnavailableError, match=f"answers at {nowhere}"):
+    with RankingClient(nowhere) as client, pytest.raises(ServerUnavailableError, match=f"answers at {nowhere}"):
         client.score(QUERY, DOCUMENTS)
-    with RankingClient(server.url, "rerank") as client, pytest.raises(rank.ModelNotReadyError, match="model 'rerank'"):
+    with RankingClient(server.url, "rerank") as client, pytest.raises(ModelNotReadyError, match="model 'rerank'"):
         client.score(QUERY, DOCUMENTS)
-    with RankingClient(server.url, timeout_s=1e-4) as client, pytest.raises(rank.RequestTimeoutError, match="within"):
+    with RankingClient(server.url, timeout_s=1e-4) as client, pytest.raises(RequestTimeoutError, match="within"):
         client.score(QUERY, DOCUMENTS)
-
-
-def test_every_error_is_a_ranking_error() -> None:
-    for kind in ("ServerUnavailableError", "ModelNotReadyError", "RequestTimeoutError", "InvalidRequestError"):
-        assert issubclass(getattr(rank, kind), rank.RankingError)
 
 
 def test_a_pipe_gets_json_lines(server: Server, client: RankingClient, file: Path) -> None:
@@ -125,7 +128,7 @@ def test_a_pipe_gets_json_lines(server: Server, client: RankingClient, file: Pat
     ranked = client.rank(QUERY, DOCUMENTS)
     assert [one["score"] for one in found] == [one.score for one in ranked]
     assert {one["doc_id"] for one in found} == {"d7", "d8", "d9", "7"}  # the last by its line
-    assert set(found[0]) == {"rank", "index", "doc_id", "score", "truncated", "title"}
+    assert set(found[0]) == {"rank", "index", "doc_id", "score", "probability", "truncated", "title"}
     assert command("--query", QUERY, "--url", server.url, "-", given=file.read_bytes()).stdout == result.stdout
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 import build_engines
-from client.rank import RankingClient
+from client import RankingClient
 from engines import parity, versions
 from engines.calibration import read_calibration
 from engines.configs import read_config, served_version

@@ -72,7 +72,7 @@ SERVING_WORKER_PARTS = {
     *(f"bench.serving.{name}" for name in ("job", "load", "traffic", "worker")), "bench.serving.workers.children",
 }  # fmt: skip
 SERVING_EXTRAS = {
-    "ours": {"client.rank"},
+    "ours": {"client"},
     "engine": {ENCODING, "model_repository.student.packed_engine", "bench.serving.workers"},
 }
 OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
@@ -102,8 +102,10 @@ def allowed(path: str) -> set[str]:
         return ALLOWED[path]
     if path == "build_engines.py" or path.startswith("engines/"):
         return ENGINE_PARTS | modules("engines") | {"engines"}
+    if path.startswith("client/"):
+        return {"client", *modules("client")}
     if path.startswith("loadtest/"):
-        return {"client.rank"}
+        return {"client", *modules("loadtest")}
     if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
     if path.startswith("bench/serving/workers/"):
@@ -118,7 +120,7 @@ def allowed(path: str) -> set[str]:
         }
     if path.startswith("bench/"):
         return {
-            "client.rank",
+            "client",
             ENCODING,
             SCHEDULER,
             *modules("trainer"),
@@ -150,6 +152,19 @@ def third_party(path: Path) -> set[str]:
 
 def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
     assert third_party(ROOT / "model_repository/tokenizer/pair_encoding.py") == {"numpy", "tokenizers"}
+
+
+def test_the_client_library_needs_only_tritonclient_and_numpy() -> None:
+    library = {"client"}
+    while more := {name for module in library for name in imported(_source(module))} - library:
+        library |= more
+    assert "client.asynchronous" in library
+    assert set().union(*(third_party(_source(module)) for module in library)) - OURS == {"tritonclient", "numpy"}
+
+
+def _source(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 @pytest.mark.parametrize("name", ["tokenizer/token_cache", "student/scheduler"])

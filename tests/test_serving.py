@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from client.rank import RankingClient
+from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import TEXT, tiny_bert
 from tests.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, starting

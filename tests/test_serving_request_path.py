@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as grpc
 from google.protobuf import text_format
 
-from client.rank import RankingClient, RankingError
+from client import RankingClient, RankingError
 from engines.configs import read_config
 from engines.records import INPUTS
 from model_repository.tokenizer.pair_encoding import (

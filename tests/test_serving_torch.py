@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.rank import RankingClient
+from client import RankingClient
 from engines import parity
 from engines.parity import Limits
 from model_repository.tokenizer.pair_encoding import Document

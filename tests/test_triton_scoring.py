@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from client.rank import RankingClient
+from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready

@@ -13,7 +13,7 @@ from bench.serving.job import Option
 from bench.serving.load import LoadError, Score
 from bench.serving.worker import main
 from bench.serving.workers.children import free_port, running
-from client.rank import RankingClient
+from client import RankingClient
 
 TIMEOUT_S = 120
 

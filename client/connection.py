@@ -1,0 +1,99 @@
+"""Where the servers are, and how a client talks to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client.errors import InvalidRequestError
+
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Settings of a client. Raises InvalidRequestError for some that cannot be meant.
+
+    ``servers`` are gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way.
+    ``version`` is that of ``model``, "" the server's choice. ``timeout_s`` is the time limit of a whole call, with all
+    its attempts: of those there are at most ``attempts``, another one only after UNAVAILABLE (scoring changes
+    nothing, so it is safe), never after a time limit. ``authorization`` is the value of that header. Certificates and
+    the key are PEM files; ``tls`` alone takes the system's. ``keepalive_s`` between pings: Triton cuts a client off
+    that pings more often than every 300 s. ``max_documents`` of a request to the server: more are split and merged;
+    0 asks the server.
+    """
+
+    servers: tuple[str, ...] = ("localhost:8001",)
+    model: str = "ranker"
+    version: str = ""
+    timeout_s: float = 30.0
+    attempts: int = 4
+    tls: bool = False
+    root_certificates: Path | None = None
+    certificate_chain: Path | None = None
+    private_key: Path | None = None
+    authorization: str | None = None
+    keepalive_s: float = 300.0
+    max_documents: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.servers or not all(self.servers):
+            raise InvalidRequestError("servers: name at least one, as host:port of its gRPC port")
+        if self.timeout_s <= 0:
+            raise InvalidRequestError(f"timeout_s must be above 0, not {self.timeout_s:g}")
+        if self.attempts < 1:
+            raise InvalidRequestError(f"attempts must be at least 1, not {self.attempts}")
+        if self.max_documents < 0:
+            raise InvalidRequestError(f"max_documents must be at least 1, or 0, not {self.max_documents}")
+        for path in (self.root_certificates, self.certificate_chain, self.private_key):
+            if path is not None and not path.is_file():
+                raise InvalidRequestError(f"{path}: no such file")
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        return None if self.authorization is None else {"authorization": self.authorization}
+
+    @property
+    def secure(self) -> bool:
+        return self.tls or self.root_certificates is not None or self.certificate_chain is not None
+
+    def channel(self) -> dict[str, Any]:
+        """What tritonclient's InferenceServerClient takes beside the address."""
+        files = {
+            "root_certificates": self.root_certificates,
+            "certificate_chain": self.certificate_chain,
+            "private_key": self.private_key,
+        }
+        return {
+            "ssl": self.secure,
+            **{name: None if path is None else str(path) for name, path in files.items()},
+            "channel_args": [
+                ("grpc.max_send_message_length", LARGEST),
+                ("grpc.max_receive_message_length", LARGEST),
+                ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                # A server that comes back is found within about a second, not after two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1_000),
+                ("grpc.enable_retries", 0),  # attempts are counted here, and may go to another server
+            ],
+        }
+
+
+def connection(servers: str | Sequence[str], model: str, timeout_s: float, **others: Any) -> Connection:
+    """Settings from a client's arguments: one server or several."""
+    several = (servers,) if isinstance(servers, str) else tuple(servers)
+    return Connection(several, model, timeout_s=timeout_s, **others)
+
+
+def parse_target(text: str, default: Connection) -> Connection:
+    """``model@host:port``, ``model`` or ``@host:port``; what is left out is the default's. Several servers are parted
+    by commas. Raises InvalidRequestError."""
+    model, at, servers = text.strip().partition("@")
+    named = tuple(server.strip() for server in servers.split(",") if server.strip())
+    if (at and not named) or not (model or named):
+        raise InvalidRequestError(f"{text!r}: a target is model@host:port, model, or @host:port")
+    return replace(default, model=model or default.model, servers=named or default.servers)

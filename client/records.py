@@ -1,0 +1,97 @@
+"""What goes in and what comes out. N documents of a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from client.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is ranked; an empty ``doc_id`` becomes the document's index. Title or summary may be empty."""
+
+    doc_id: str = ""
+    title: str = ""
+    summary: str = ""
+
+
+# A mapping has the fields of a Document (``id`` will do for ``doc_id``) and others, which are ignored; a string is
+# the summary.
+DocumentLike: TypeAlias = Document | Mapping[str, str] | str
+
+
+@dataclass(frozen=True)
+class RankingRequest:
+    """One query and what is to be ranked for it."""
+
+    query: str
+    documents: Sequence[DocumentLike]
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """``rank`` counts from 1, ``index`` is the place in the caller's list from 0, ``score`` is a logit and
+    ``probability`` its sigmoid; ``truncated`` says that the query or the document was longer than the model reads."""
+
+    rank: int
+    index: int
+    doc_id: str
+    score: float
+    probability: float
+    truncated: bool
+    title: str
+
+
+class Scores(NamedTuple):
+    """Of a request's documents, in the caller's order."""
+
+    logits: npt.NDArray[np.float32]  # [N]
+    truncated: npt.NDArray[np.bool_]  # [N]
+
+
+def as_document(item: DocumentLike) -> Document:
+    """Raises InvalidRequestError for a field that is not a string."""
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Document(summary=item)
+    if not isinstance(item, Mapping):
+        raise InvalidRequestError(f"a document is a string, a mapping or a Document, not {type(item).__name__}")
+    doc_id = item.get("doc_id", item.get("id", ""))
+    fields = {"doc_id": doc_id, "title": item.get("title", ""), "summary": item.get("summary", "")}
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
+    return Document(**fields)
+
+
+def ranked(documents: Sequence[Document], scores: Scores, top_k: int | None) -> list[RankedDocument]:
+    """From the best score down, equal scores in the caller's order; all, or the first ``top_k``."""
+    order = np.argsort(-scores.logits, kind="stable")[:top_k].tolist()
+    logits, truncated = scores.logits.tolist(), scores.truncated.tolist()
+    return [
+        RankedDocument(
+            rank=rank,
+            index=index,
+            doc_id=documents[index].doc_id or str(index),
+            score=logits[index],
+            probability=sigmoid(logits[index]),
+            truncated=truncated[index],
+            title=documents[index].title,
+        )
+        for rank, index in enumerate(order, start=1)
+    ]
+
+
+def sigmoid(logit: float) -> float:
+    """The probability of a logit, without overflow at either end."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))

@@ -1,0 +1,115 @@
+"""A ranking request as tensors, and the scores of an answer. N documents of a request."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+
+from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReadyError, RankingError
+from client.records import Document, DocumentLike, Scores, as_document
+
+INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
+
+
+def checked(query: str, documents: Iterable[DocumentLike], top_k: int | None = None) -> list[Document]:
+    """The documents as records. Raises InvalidRequestError for what no server would take."""
+    if top_k is not None and top_k < 1:
+        raise InvalidRequestError(f"top_k must be at least 1, not {top_k}")
+    if not isinstance(query, str):
+        raise InvalidRequestError(f"the query must be a string, not {type(query).__name__}")
+    if isinstance(documents, str):
+        raise InvalidRequestError("documents must be a list of documents, not one string")
+    candidates = [as_document(item) for item in documents]
+    if not candidates:
+        raise InvalidRequestError("no documents: a request has at least one")
+    return candidates
+
+
+def parts(documents: Sequence[Document], limit: int) -> list[slice]:
+    """Slices of nearly equal size, none above ``limit``."""
+    count = -(-len(documents) // limit)
+    edges = [len(documents) * number // count for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def inputs(query: str, documents: Sequence[Document]) -> list[grpc.InferInput]:
+    return [
+        _strings("QUERY", [query]),
+        _strings("TITLES", [document.title for document in documents]),
+        _strings("SUMMARIES", [document.summary for document in documents]),
+    ]
+
+
+def scores(result: Any, documents: int, server: str) -> Scores:
+    """Of tritonclient's answer. Raises InvalidAnswerError for what cannot rank."""
+    logits, truncated = (result.as_numpy(name) for name in OUTPUTS)
+    for name, tensor in zip(OUTPUTS, (logits, truncated), strict=True):
+        shape = None if tensor is None else tensor.shape
+        if shape != (documents,):
+            raise InvalidAnswerError(
+                f"{server} answered {documents} documents with {name} of shape {shape}: is the model a ranker?", server
+            )
+    finite = np.isfinite(logits)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise InvalidAnswerError(
+            f"{server} scored document {first} with {logits[first]} ({documents - finite.sum()} of {documents} are not "
+            "finite): see its engine, which may overflow in its precision",
+            server,
+        )
+    return Scores(logits.astype(np.float32, copy=False), truncated.astype(np.bool_, copy=False))
+
+
+def joined(pieces: Sequence[Scores]) -> Scores:
+    return Scores(np.concatenate([piece.logits for piece in pieces]), np.concatenate([p.truncated for p in pieces]))
+
+
+def of_part(error: RankingError, part: slice) -> RankingError:
+    """The error of a part of a request, whose documents the server counts from 0."""
+    return type(error)(f"of documents {part.start} to {part.stop - 1}, counted from 0 here: {error}", error.server)
+
+
+def check_ranker(config: dict[str, Any], model: str, server: str) -> None:
+    """Raises ModelNotReadyError for a model that takes or gives other tensors than a ranker does."""
+    taken = {tensor["name"] for tensor in config.get("input", [])}
+    given = {tensor["name"] for tensor in config.get("output", [])}
+    if taken != set(INPUTS) or not set(OUTPUTS) <= given:
+        raise ModelNotReadyError(
+            f"the model {model!r} of the server at {server} is no ranker: it takes {_named(taken)} and gives "
+            f"{_named(given)}, a ranker takes {', '.join(INPUTS)}: name an ensemble of ours, such as ranker",
+            server,
+        )
+
+
+def steps(config: dict[str, Any]) -> list[str]:
+    """The models that an ensemble is made of."""
+    return [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]
+
+
+def limit(configs: Iterable[dict[str, Any]]) -> int:
+    """Documents that a request may have: as many as the rows that the scorer, which alone of the ensemble's models sees
+    rows, takes at most. Without one any number."""
+    rows = [size for config in configs if (size := int(config.get("max_batch_size", 0))) > 0]
+    return min(rows, default=2**31)
+
+
+def _named(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
+
+
+def _strings(name: str, texts: Sequence[str]) -> grpc.InferInput:
+    tensor = grpc.InferInput(name, [len(texts)], "BYTES")
+    tensor.set_data_from_numpy(np.array([_encoded(text) for text in texts], dtype=np.object_))
+    return tensor
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Lone surrogates, which JSON can spell and UTF-8 cannot, are replaced as they are in training.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
