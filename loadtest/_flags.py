@@ -53,10 +53,10 @@ def add_flags(parser: Any) -> None:
     add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
     add("--arrivals", choices=KINDS, default="poisson", help="of an open loop (default %(default)s)")
     add("--in-flight", type=int, default=512,
-        help="open loop: what is due beyond so many requests is not sent and counts as failed (default %(default)s)")  # fmt: skip
+        help="open loop: what is due while so many are under way fails unsent (default %(default)s)")  # fmt: skip
     add("--warm-up", type=float, default=2.0, help="seconds before each rate, not counted (default %(default)s)")
     add("--slo-p99-ms", type=float, help="objective: p99 from when requests were due. With --rate, whether it holds "
-        f"there; without, the highest rate that holds it, --run-time (default {STEP_S:.0f}s) for each rate")  # fmt: skip
+        f"there; without, the highest rate that holds it, --run-time (default {STEP_S:.0f}s) each rate")  # fmt: skip
     add("--error-budget", type=float, default=0.001, help="share of requests that may fail (default %(default)s)")
     add("--lowest-rate", type=float, default=1.0, help="where the search begins (default %(default)s)")
     add("--highest-rate", type=float, default=10_000.0, help="where it ends at the latest (default %(default)s)")
@@ -72,7 +72,6 @@ def read_settings(options: Any) -> Settings:
     _check_numbers(options)
     plan = Plan(options.lowest_rate, options.highest_rate, options.step_factor, options.tolerance)
     objective = None if options.slo_p99_ms is None else Objective(options.slo_p99_ms, options.error_budget)
-    metrics_url = options.metrics_url if options.metrics_url is not None else None
     return Settings(
         queries=Path(options.queries),
         counts=_flag("--documents", Counts.parse, options.documents),
@@ -87,7 +86,7 @@ def read_settings(options: Any) -> Settings:
         plan=plan if searches else None,
         objective=objective,
         report=Path(options.report) if options.report else None,
-        metrics_url=metrics_url,
+        metrics_url=options.metrics_url,
     )
 
 

@@ -40,7 +40,11 @@ def with_limits(point: Point, bound: int | None) -> Point:
         )
     lag, latency = point.lag_ms, point.latency_ms
     if lag and latency and lag.p99 > max(LAG_MS, LAG_SHARE * latency.p99):
-        limits.append(f"requests left late: {lag.p99:.1f} ms at p99, of {latency.p99:.1f} ms of latency")
+        idle = generator.thread_cpu < BUSY / 2
+        waited = ", though it had little to do: other processes took the cores" if idle else ""
+            "" if generator.thread_cpu >= BUSY / 2 else ", though it had little to do: other processes took the cores"
+        )
+        limits.append(f"requests left late by {lag.p99:.1f} ms at p99, of {latency.p99:.1f} ms of latency{waited}")
     if point.dropped:
         limits.append(
             f"{point.dropped} requests were not sent, as {bound} were in flight (--in-flight): "

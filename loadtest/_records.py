@@ -1,4 +1,4 @@
-"""What a run leaves: a sample for each request, a point for each rate (or number of users), all of them in a report."""
+"""What a run leaves: a point for each rate (or number of users), all of them in a report."""
 
 from __future__ import annotations
 
@@ -6,48 +6,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from loadtest._search import Objective, Verdict, nearest_rank
+from loadtest._samples import Percentiles, Sample
+from loadtest._search import Objective, Verdict
+from loadtest._timeline import Slice, slices
 
-
-class Sample(NamedTuple):
-    """One request. Times are seconds from the beginning of what is measured: when it was due, was sent, was done.
-    ``failure`` is "" for an answer; what was ``dropped`` was never sent."""
-
-    due: float
-    sent: float
-    end: float
-    documents: int
-    request_bytes: int
-    response_bytes: int
-    failure: str = ""
-    dropped: bool = False
-
-
-@dataclass(frozen=True)
-class Percentiles:
-    """In milliseconds; percentiles are nearest ranks, so each is a time that was measured."""
-
-    mean: float
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    p999: float
-    max: float
-
-    @classmethod
-    def of(cls, milliseconds: Sequence[float]) -> Percentiles | None:
-        """None if there is nothing."""
-        if not milliseconds:
-            return None
-        ascending = sorted(milliseconds)
-        ranks = {name: nearest_rank(ascending, share) for name, share in SHARES.items()}
-        return cls(mean=sum(ascending) / len(ascending), max=ascending[-1], **ranks)
-
-
-SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+SINGLE = "single"  # the stage of a run that measures once
 
 
 @dataclass(frozen=True)
@@ -101,12 +66,13 @@ class Point:
     server: tuple[ModelTimes, ...] = ()
     verdict: Verdict | None = None
     interrupted: bool = False
+    timeline: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
     """All of a run. ``found`` is the highest rate that held the objective (search only), ``result`` a line of words,
-    ``notes`` what a reader must know besides."""
+    ``notes`` what a reader must know besides, ``bottleneck`` where the load generator was it (empty: nowhere)."""
 
     mode: str
     started: str
@@ -118,6 +84,7 @@ class Report:
     found: float | None = None
     exit_code: int = 0
     notes: tuple[str, ...] = ()
+    bottleneck: str = ""
 
 
 def summarise(
@@ -143,11 +110,12 @@ def summarise(
         dropped=dropped,
         request_bytes=_mean([sample.request_bytes for sample in samples]),
         response_bytes=_mean([sample.response_bytes for sample in answered]),
-        latency_ms=Percentiles.of([1000 * (sample.end - sample.due) for sample in answered]),
+        latency_ms=Percentiles.of([sample.latency_ms for sample in answered]),
         service_ms=Percentiles.of([1000 * (sample.end - sample.sent) for sample in answered]),
         lag_ms=Percentiles.of([1000 * (sample.sent - sample.due) for sample in samples if not sample.dropped]),
         failures=dict(Counter(sample.failure for sample in samples if sample.failure).most_common(10)),
         generator=generator,
+        timeline=slices(samples, seconds) if stage == SINGLE else (),
     )
 
 

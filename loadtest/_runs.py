@@ -13,16 +13,16 @@ from gevent.event import Event
 
 from loadtest._flags import Settings
 from loadtest._generator import Watch, with_limits
-from loadtest._open_loop import OpenLoop
-from loadtest._records import Generator, Point, Report, Sample, summarise
-from loadtest._results import closed_result, described, notes, rate_result, search_result
+from loadtest._open_loop import Heard, OpenLoop, Send
+from loadtest._records import SINGLE, Generator, ModelTimes, Point, Report, summarise
+from loadtest._results import bottleneck, closed_result, described, in_a_line, notes, rate_result, search_result
+from loadtest._samples import Sample
 from loadtest._schedule import arrivals
 from loadtest._search import CONFIRMATION, Found, find_highest, judge
 from loadtest._traffic import Request, Traffic
 from loadtest._triton_metrics import Counters, MetricsError, between, read_counters
 
 CONFIRMATION_TIMES = 3  # as long as a step
-SINGLE = "single"
 
 
 class StoppedError(Exception):
@@ -49,19 +49,20 @@ class OpenLoopRun:
     """``say`` gets a line for each rate as soon as it is measured."""
 
     def __init__(
-        self, settings: Settings, host: str, groups: Sequence[Request], loop: OpenLoop, server: Server,
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self._settings, self._host, self._groups, self._loop = settings, host, groups, loop
-        self._server, self._say = server, say
+        self, settings: Settings, host: str, groups: Sequence[Request], server: Server, say: Callable[[str], None]
+    ) -> None:
+        self._settings, self._host, self._groups, self._server, self._say = settings, host, groups, server, say
+        self._loop = OpenLoop(settings.in_flight)
         self._points: list[Point] = []
         self._found: Found | None = None
+        self._stopped = False
         self._started = datetime.now(UTC)
         self.ended = Event()
         self.rate = 0.0  # that is measured now
 
-    def run(self) -> None:
-        settings = self._settings
+    def run(self, send: Send, heard: Heard) -> None:
+        """All of it; ``heard`` gets each request that counts."""
+        settings, self._send, self._heard = self._settings, send, heard
         try:
             if settings.plan:
                 self._found = find_highest(self._holds, settings.plan)
@@ -69,7 +70,7 @@ class OpenLoopRun:
                 assert settings.rate is not None
                 self._measure(settings.rate, settings.seconds, SINGLE)
         except StoppedError:
-            pass  # the report says so
+            self._stopped = not math.isinf(settings.seconds)  # else it is how the run was to end
         finally:
             self.ended.set()
 
@@ -77,7 +78,7 @@ class OpenLoopRun:
         self._loop.stop()
 
     def report(self) -> Report:
-        settings, stopped = self._settings, self._loop.stopped
+        settings = self._settings
         if settings.plan:
             result, code = search_result(self._found, self._points, settings)
         else:
@@ -92,7 +93,8 @@ class OpenLoopRun:
             objective=settings.objective,
             found=self._found.rate if self._found else None,
             exit_code=code,
-            notes=notes(self._points, self._server.note, stopped),
+            notes=notes(self._points, self._server.note, self._stopped),
+            bottleneck=bottleneck(self._points),
         )
 
     def _holds(self, rate: float, stage: str) -> bool:
@@ -106,26 +108,27 @@ class OpenLoopRun:
         begin = time.perf_counter() + settings.warm_up
         seen: list[tuple[Watch, Counters]] = []
         window = gevent.spawn_later(settings.warm_up, lambda: seen.append((Watch(), self._server.look())))
-        samples = self._loop.run(self._schedule(rate, seconds), begin)
-        ended = time.perf_counter() - begin
+        samples, cut_at = self._loop.run(self._schedule(rate, seconds), begin, self._send, self._heard)
         window.kill()
-        generator, server = Generator(0.0, 0.0), ()
+        generator, server = Generator(0.0, 0.0), tuple[ModelTimes, ...]()
         if seen:
             generator, server = seen[0][0].stop(), between(seen[0][1], self._server.look())
-        measured = max(0.0, min(seconds, ended))
+        measured = seconds if cut_at is None else max(0.0, cut_at)
+        if cut_at is not None and not samples:
+            raise StoppedError
         point = with_limits(summarise(samples, measured, generator, stage=stage, rate=rate), settings.in_flight)
-        point = dataclasses.replace(point, server=server, interrupted=self._loop.stopped and ended < seconds)
+        point = dataclasses.replace(point, server=server, interrupted=cut_at is not None and seconds < math.inf)
         self._add(point, samples)
-        if self._loop.stopped and not math.isinf(seconds):
+        if self._loop.stopped:
             raise StoppedError
         return self._points[-1]
 
     def _add(self, point: Point, samples: Sequence[Sample]) -> None:
         if self._settings.objective:
-            latencies = [1000 * (sample.end - sample.due) for sample in samples if not sample.failure]
+            latencies = [sample.latency_ms for sample in samples if not sample.failure]
             point = dataclasses.replace(point, verdict=judge(self._settings.objective, latencies, point.failed))
         self._points.append(point)
-        self._say(line(point))
+        self._say(in_a_line(point))
 
     def _schedule(self, rate: float, seconds: float) -> Iterator[tuple[float, Request]]:
         """Every rate gets arrivals and requests of its own."""
@@ -133,3 +136,46 @@ class OpenLoopRun:
         times = arrivals(settings.arrivals, rate, settings.warm_up + seconds, seed)
         for due, request in zip(times, Traffic(self._groups, settings.counts, seed), strict=False):
             yield due - settings.warm_up, request
+
+
+class ClosedLoopRun:
+    """Users who wait for their answers; ``heard`` gets each request as it is answered."""
+
+    def __init__(self, settings: Settings, host: str, server: Server) -> None:
+        self._settings, self._host, self._server = settings, host, server
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """When a test starts; the page can start several, and the last one is reported."""
+        self._samples: list[Sample] = []
+        self._users = 0
+        self._started = datetime.now(UTC)
+        self._begin, self._watch, self._before = time.perf_counter(), Watch(), self._server.look()
+
+    def joined(self) -> None:
+        """A user began."""
+        self._users += 1
+
+    def heard(self, request: Request, sent: float, failure: str) -> None:
+        """``sent`` is a time of time.perf_counter, and the answer came now."""
+        now, sent = time.perf_counter() - self._begin, sent - self._begin
+        answer = 0 if failure else request.response_bytes
+        documents = len(request.documents)
+        self._samples.append(Sample(sent, sent, now, documents, request.request_bytes, answer, failure))
+
+    def report(self) -> Report:
+        seconds = max((sample.end for sample in self._samples), default=0.0)
+        generator, server = self._watch.stop(), between(self._before, self._server.look())
+        point = with_limits(summarise(self._samples, seconds, generator, stage=SINGLE, users=self._users), None)
+        points = (dataclasses.replace(point, server=server),)
+        return Report(
+            mode="closed loop",
+            started=self._started.isoformat(timespec="seconds"),
+            host=self._host,
+            settings=described(self._settings),
+            points=points,
+            result=closed_result(point),
+            exit_code=1 if point.failed else 0,
+            notes=notes(points, self._server.note, False),
+            bottleneck=bottleneck(points),
+        )

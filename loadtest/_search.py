@@ -57,7 +57,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.highest < math.inf:
-            raise ValueError(f"rates from {self.lowest:g} to {self.highest:g}: the lowest must be above 0, and the less")
+            raise ValueError(f"rates from {self.lowest:g} to {self.highest:g}: the lowest first, and above 0")
         if not self.factor > 1:
             raise ValueError(f"a step factor of {self.factor:g} leads nowhere: it must be above 1")
         if not 0 < self.tolerance < 1:

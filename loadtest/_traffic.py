@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from client.rank import Document
+from client import Document
 
 LENGTH_BYTES = 4  # before each string of a tensor
 ANSWER_BYTES = 5  # for each document: a float32 and a bool
@@ -45,6 +45,7 @@ class Request:
 class Counts:
     """How many documents a request has: ``numbers`` drawn by weight. 0 stands for the query's own documents."""
 
+    text: str  # as it was given
     numbers: tuple[int, ...]
     cumulative_weights: tuple[float, ...]
 
@@ -56,7 +57,7 @@ class Counts:
             low, high = int(match[1]), int(match[2])
             if not 1 <= low <= high <= MANY:
                 raise ValueError(f"uniform:{low}-{high}: from 1 to {MANY}, the lower number first")
-            return cls._of(range(low, high + 1), [1.0] * (high - low + 1))
+            return cls._of(text, range(low, high + 1), [1.0] * (high - low + 1))
         pairs = [part.partition(":") for part in text.split(",")]
         try:
             numbers = [int(number) for number, _, _ in pairs]
@@ -69,11 +70,11 @@ class Counts:
             raise ValueError(f"{text!r}: numbers of documents from 1 to {MOST_DOCUMENTS}, or 0 alone")
         if not all(0 < weight < float("inf") for weight in weights):
             raise ValueError(f"{text!r}: weights must be above 0")
-        return cls._of(numbers, weights)
+        return cls._of(text, numbers, weights)
 
     @classmethod
-    def _of(cls, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
-        return cls(tuple(numbers), tuple(accumulate(weights)))
+    def _of(cls, text: str, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
+        return cls(text, tuple(numbers), tuple(accumulate(weights)))
 
     def draw(self, randomness: random.Random) -> int:
         return randomness.choices(self.numbers, cum_weights=self.cumulative_weights)[0]
@@ -104,9 +105,12 @@ class Traffic:
 
 
 def read_groups(path: Path) -> list[Request]:
-    """A request for each query of the file that has documents. Raises OSError, and ValueError that names the line."""
-    with path.open("rb") as file:
-        groups = [_group(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
+    """A request for each query of the file that has documents. Raises ValueError that names the file or the line."""
+    try:
+        with path.open("rb") as file:
+            groups = [_group(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
+    except OSError as error:
+        raise ValueError(f"--queries {path}: {error.strerror}") from error
     if not (groups := [group for group in groups if group.documents]):
         raise ValueError(f"{path}: no documents in this file")
     return groups

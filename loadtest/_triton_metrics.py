@@ -44,6 +44,7 @@ def parse(text: str) -> Counters:
     try:
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
+                name = name.removesuffix("_total")  # which the parser puts on counters
                 if name in WANTED and "model" in labels:
                     counters[labels["model"]][name] += value
     except (ValueError, KeyError, IndexError) as error:
