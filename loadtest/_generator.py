@@ -42,8 +42,6 @@ def with_limits(point: Point, bound: int | None) -> Point:
     if lag and latency and lag.p99 > max(LAG_MS, LAG_SHARE * latency.p99):
         idle = generator.thread_cpu < BUSY / 2
         waited = ", though it had little to do: other processes took the cores" if idle else ""
-            "" if generator.thread_cpu >= BUSY / 2 else ", though it had little to do: other processes took the cores"
-        )
         limits.append(f"requests left late by {lag.p99:.1f} ms at p99, of {latency.p99:.1f} ms of latency{waited}")
     if point.dropped:
         limits.append(
