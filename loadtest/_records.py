@@ -13,6 +13,7 @@ from loadtest._search import Objective, Verdict
 from loadtest._timeline import Slice, slices
 
 SINGLE = "single"  # the stage of a run that measures once
+BOUNDS_MS = tuple(digit * 10.0**power for power in range(5) for digit in (1, 2, 5))
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Point:
 
     ``offered`` and ``achieved`` are requests a second: due in the time, and answered over the time until the last
     answer. ``latency_ms`` counts from when a request was due, ``service_ms`` from when it was sent, ``lag_ms`` is
-    what lies between; failed requests are in none of them.
+    what lies between; failed requests are in none of them. ``slower_than_ms``: (latency, how many took longer).
     """
 
     stage: str
@@ -67,6 +68,7 @@ class Point:
     verdict: Verdict | None = None
     interrupted: bool = False
     timeline: tuple[Slice, ...] = ()
+    slower_than_ms: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def summarise(
         lag_ms=Percentiles.of([1000 * (sample.sent - sample.due) for sample in samples if not sample.dropped]),
         failures=dict(Counter(sample.failure for sample in samples if sample.failure).most_common(10)),
         generator=generator,
+        slower_than_ms=tuple((bound, sum(sample.latency_ms > bound for sample in answered)) for bound in BOUNDS_MS),
         timeline=slices(samples, seconds) if stage == SINGLE else (),
     )
 

@@ -18,7 +18,8 @@ class Objective:
     error_budget: float
 
 
-class Verdict(NamedTuple):
+@dataclass(frozen=True)
+class Verdict:
     """``reason`` says in words by what the objective failed, or by how much it holds."""
 
     holds: bool

@@ -19,8 +19,7 @@ from grpc.experimental.gevent import init_gevent
 from locust import events
 
 from client import RankingError
-from loadtest import _flags
-from loadtest._flags import read_settings
+from loadtest._flags import add_flags, read_settings
 from loadtest._open_loop import STOPPED_PATIENCE_S
 from loadtest._records import Report
 from loadtest._report import Paths, check_target, report_paths, write
@@ -37,8 +36,8 @@ STOP_TIMEOUT_S = 60.0  # longer than a call may take
 
 
 @events.init_command_line_parser.add_listener
-def add_flags(parser: Any) -> None:
-    _flags.add_flags(parser)
+def extend_flags(parser: Any) -> None:
+    add_flags(parser)
 
 
 @events.init.add_listener
