@@ -14,8 +14,9 @@ demo: $(VENV)/.installed
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
 # Two processes of tests beside each other, with a thread each.
-SERVED := $(wildcard $(addprefix tests/test_,serving*.py client.py loadtest.py embedded*.py model_repository.py \
-	triton_scoring.py bench.py bench_serving*.py bench_scheduling.py scheduler.py token_cache.py readme.py))
+SERVED := $(wildcard $(addprefix tests/test_,serving*.py client*.py loadtest*.py gateway*.py deploy*.py \
+	embedded*.py model_repository.py triton_scoring.py bench.py bench_*serving*.py bench_scheduling.py bench_client.py \
+	bench_open_loop.py scheduler.py token_cache.py readme.py))
 TRAINED := $(filter-out $(SERVED),$(wildcard tests/test_*.py))
 
 test: $(VENV)/.installed

@@ -14,6 +14,9 @@ from client.connection import Connection
 from client.errors import RankingError, RequestTimeoutError, status_of, translated
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # doubled at each attempt; what is waited is drawn below it
+AGAIN = "UNAVAILABLE"
+FAILED = (AGAIN, "DEADLINE_EXCEEDED")  # the server may hang
+NOT_FOUND = "NOT_FOUND"  # said by a server that stops, too, so another one is asked; the same one is not
 ASIDE_S = 5.0  # for which a server that failed is taken only if there is no other
 
 
@@ -39,7 +42,8 @@ class Balancer:
     def give_back(self, server: int, documents: int, failed: bool) -> None:
         with self._lock:
             self._load[server] -= documents
-            self._failed[server] = time.monotonic() + ASIDE_S if failed else 0.0
+            if failed:
+                self._failed[server] = time.monotonic() + ASIDE_S
 
 
 class Attempt:
@@ -64,15 +68,15 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         attempts = self._attempts
-        again = isinstance(error, InferenceServerException) and status_of(error) == "UNAVAILABLE"
-        attempts.balancer.give_back(self.server, attempts.documents, failed=again)
+        status = status_of(error) if isinstance(error, InferenceServerException) else ""
+        attempts.balancer.give_back(self.server, attempts.documents, failed=status in FAILED)
         if not isinstance(error, InferenceServerException):
             return False
         attempts.tried.add(self.server)
         connection = attempts.connection
         failure = translated(error, connection.servers[self.server], connection.model, attempts.timeout_s)
         attempts.failure = failure
-        if not again:
+        if status != AGAIN and not (status == NOT_FOUND and attempts.has_untried):
             raise failure from error
         failure.__cause__ = error
         return True
@@ -106,8 +110,12 @@ class Attempts:
         assert self.failure is not None
         raise self.failure
 
+    @property
+    def has_untried(self) -> bool:
+        return len(self.tried) < len(self.connection.servers)
+
     def _pause(self, number: int) -> float:
         """Nothing before a server not tried yet; else drawn, so that clients do not come back together."""
-        if len(self.tried) < len(self.connection.servers):
+        if self.has_untried:
             return 0.0
         return random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**number))

@@ -18,11 +18,11 @@ class Connection:
 
     ``servers`` are gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way.
     ``version`` is that of ``model``, "" the server's choice. ``timeout_s`` is the time limit of a whole call, with all
-    its attempts: of those there are at most ``attempts``, another one only after UNAVAILABLE (scoring changes
-    nothing, so it is safe), never after a time limit. ``authorization`` is the value of that header. Certificates and
-    the key are PEM files; ``tls`` alone takes the system's. ``keepalive_s`` between pings: Triton cuts a client off
-    that pings more often than every 300 s. ``max_documents`` of a request to the server: more are split and merged;
-    0 asks the server.
+    its attempts: of those there are at most ``attempts``, another one only after UNAVAILABLE, or at another server
+    after NOT_FOUND (scoring changes nothing, so it is safe), never after a time limit. ``authorization`` is the value
+    of that header. Certificates and the key are PEM files; ``tls`` alone takes the system's. ``keepalive_s`` between
+    pings: Triton cuts a client off that pings more often than every 300 s. ``max_documents`` of a request to the
+    server: more are split and merged; 0 asks the server.
     """
 
     servers: tuple[str, ...] = ("localhost:8001",)
