@@ -61,6 +61,7 @@ def add_flags(parser: Any) -> None:
     add("--lowest-rate", type=float, default=1.0, help="where the search begins (default %(default)s)")
     add("--highest-rate", type=float, default=10_000.0, help="where it ends at the latest (default %(default)s)")
     add("--step-factor", type=float, default=2.0, help="from one rate to the next (default %(default)s)")
+    add("--tries", type=int, default=2, help="measurements of a rate before it counts as failed (default %(default)s)")
     add("--tolerance", type=float, default=0.05, help="how close the search gets, a share (default %(default)s)")
 
 
@@ -70,7 +71,7 @@ def read_settings(options: Any) -> Settings:
     if options.rate is not None or searches:
         _check_open_loop(options)
     _check_numbers(options)
-    plan = Plan(options.lowest_rate, options.highest_rate, options.step_factor, options.tolerance)
+    plan = Plan(options.lowest_rate, options.highest_rate, options.step_factor, options.tolerance, options.tries)
     objective = None if options.slo_p99_ms is None else Objective(options.slo_p99_ms, options.error_budget)
     return Settings(
         queries=Path(options.queries),

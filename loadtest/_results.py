@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,14 @@ OWN_BOTTLENECK = "the load generator was itself the bottleneck"
 
 def load(point: Point) -> str:
     return f"{point.rate:g}/s" if point.rate is not None else f"{point.users} users"
+
+
+def plan_in_words(settings: Settings) -> str:
+    """What is about to happen."""
+    load = f"{settings.rate:g} requests/s" if settings.plan is None else f"from {settings.plan.lowest:g} requests/s on"
+    seconds = f"{settings.seconds:g} s" if settings.seconds < math.inf else "until Ctrl-C"
+    each = "" if settings.plan is None else " at each rate"
+    return f"open loop: {load}, {settings.arrivals} arrivals, {seconds}{each} after {settings.warm_up:g} s of warm-up"
 
 
 def in_a_line(point: Point) -> str:

@@ -15,7 +15,16 @@ from loadtest._flags import Settings
 from loadtest._generator import Watch, with_limits
 from loadtest._open_loop import Heard, OpenLoop, Send
 from loadtest._records import SINGLE, Generator, ModelTimes, Point, Report, summarise
-from loadtest._results import bottleneck, closed_result, described, in_a_line, notes, rate_result, search_result
+from loadtest._results import (
+    bottleneck,
+    closed_result,
+    described,
+    in_a_line,
+    notes,
+    plan_in_words,
+    rate_result,
+    search_result,
+)
 from loadtest._samples import Sample
 from loadtest._schedule import arrivals
 from loadtest._search import CONFIRMATION, Found, find_highest, judge
@@ -63,6 +72,7 @@ class OpenLoopRun:
     def run(self, send: Send, heard: Heard) -> None:
         """All of it; ``heard`` gets each request that counts."""
         settings, self._send, self._heard = self._settings, send, heard
+        self._say(plan_in_words(settings))
         try:
             if settings.plan:
                 self._found = find_highest(self._holds, settings.plan)

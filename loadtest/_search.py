@@ -49,12 +49,14 @@ def nearest_rank(ascending: Sequence[float], share: float) -> float:
 @dataclass(frozen=True)
 class Plan:
     """Rates from ``lowest`` (requests/s), times ``factor`` each, up to ``highest``; then bisection until the highest
-    that held and the lowest that did not are within ``tolerance`` of each other."""
+    that held and the lowest that did not are within ``tolerance`` of each other. A rate has failed after ``tries``
+    measurements: one hiccup of the machine would else cut the search short, and a lucky one is not confirmed."""
 
     lowest: float
     highest: float
     factor: float = 2.0
     tolerance: float = 0.05
+    tries: int = 2
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.highest < math.inf:
@@ -63,6 +65,8 @@ class Plan:
             raise ValueError(f"a step factor of {self.factor:g} leads nowhere: it must be above 1")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"a tolerance of {self.tolerance:g}: it must be between 0 and 1")
+        if self.tries < 1:
+            raise ValueError(f"{self.tries} tries: at least 1")
 
 
 class Found(NamedTuple):
@@ -76,7 +80,10 @@ class Found(NamedTuple):
 Holds = Callable[[float, str], bool]  # rate and stage -> whether the objective holds, by measuring
 
 
-def find_highest(holds: Holds, plan: Plan) -> Found:
+def find_highest(measure: Holds, plan: Plan) -> Found:
+    def holds(rate: float, stage: str) -> bool:
+        return any(measure(rate, stage) for _ in range(1 if stage == CONFIRMATION else plan.tries))
+
     low, high = _climb(holds, plan)
     if low is None:
         return Found(None, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def up_to(limit: float, asked: list[tuple[float, str]]) -> Callable[[float, str]
 
 def test_steps_then_bisection_then_confirmation() -> None:
     asked: list[tuple[float, str]] = []
-    found = find_highest(up_to(45, asked), Plan(lowest=10, highest=1000, factor=2, tolerance=0.1))
+    found = find_highest(up_to(45, asked), Plan(lowest=10, highest=1000, factor=2, tolerance=0.1, tries=1))
     # 40 held and 80 did not; the middles are geometric: sqrt(40 * 80) = 56.6, then 47.6, then 43.6.
     assert asked == [
         (10, STEP), (20, STEP), (40, STEP), (80, STEP),
@@ -47,13 +48,20 @@ def test_steps_then_bisection_then_confirmation() -> None:
 def test_not_even_the_lowest_rate_holds() -> None:
     asked: list[tuple[float, str]] = []
     assert find_highest(up_to(9, asked), Plan(10, 1000)) == Found(None, bounded=False)
-    assert asked == [(10, STEP)]
+    assert asked == [(10, STEP)] * 2
 
 
 def test_the_highest_rate_of_the_plan_holds() -> None:
     asked: list[tuple[float, str]] = []
     assert find_highest(up_to(math.inf, asked), Plan(10, 30)) == Found(30, bounded=True)
     assert asked == [(10, STEP), (20, STEP), (30, STEP), (30, CONFIRMATION)]
+
+
+def test_a_hiccup_does_not_end_the_search() -> None:
+    asked: list[tuple[float, str]] = []
+    real = up_to(45, asked)
+    assert find_highest(lambda rate, stage: real(rate, stage) and len(asked) != 2, Plan(20, 40)) == Found(40, True)
+    assert asked == [(20, STEP), (40, STEP), (40, STEP), (40, CONFIRMATION)]
 
 
 def test_what_is_not_confirmed_gives_way_to_lower_rates() -> None:
@@ -95,9 +103,10 @@ def test_the_result_is_within_the_tolerance_below_the_limit(limit: float, factor
         ({"lowest": 1, "highest": math.inf}, "rates from 1 to inf"),
         ({"lowest": 1, "highest": 10, "factor": 1}, "a step factor of 1"),
         ({"lowest": 1, "highest": 10, "tolerance": 0}, "a tolerance of 0"),
+        ({"lowest": 1, "highest": 10, "tries": 0}, "0 tries"),
     ],
 )
-def test_plans_that_lead_nowhere_are_refused(plan: dict[str, float], message: str) -> None:
+def test_plans_that_lead_nowhere_are_refused(plan: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Plan(**plan)
 
