@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from loadtest._records import Point, Report
 from loadtest._samples import Percentiles
@@ -98,8 +98,9 @@ def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
     if report.found:
         axes.axvline(report.found, color=ORANGE, label=f"found: {report.found:g}/s")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("ms")
     _abscissa(axes, points)
     axes.legend(fontsize=8, ncols=2)
