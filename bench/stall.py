@@ -41,7 +41,7 @@ class StallArguments:
     pid: int = field(metadata={"help": "Of the server (tritonserver); it is stopped and continued by signals."})
     host: str = field(default="localhost:8001", metadata={"help": "host:port of its gRPC."})
     documents: str = field(default="100", metadata={"help": "Per request, as --documents of the load test."})
-    rate: float = field(default=20.0, metadata={"help": "Requests a second of the open loop."})
+    rate: float = field(default=20.0, metadata={"help": "Requests a second of the open loop, evenly."})
     users: int = field(default=4, metadata={"help": "Of the closed loop."})
     seconds: float = field(default=30.0, metadata={"help": "Of each loop."})
     stall: float = field(default=2.0, metadata={"help": "Seconds that the server stands still in each."})
@@ -109,7 +109,11 @@ def _figures(point: dict[str, Any], half_ms: float) -> Figures:
 
 
 def _flags(arguments: StallArguments, seconds: float, rate: float | None = None, users: int | None = None) -> list[str]:
-    load = ["--rate", str(rate), "--warm-up", "0"] if rate else ["-u", str(users), "-r", str(users)]
+    load = (
+        ["--rate", str(rate), "--arrivals", "constant", "--warm-up", "0"]
+        if rate
+        else ["-u", str(users), "-r", str(users)]
+    )
     same = ["--host", arguments.host, "--queries", arguments.queries, "--documents", arguments.documents]
     return [*load, "-t", f"{seconds:g}s", *same]
 
