@@ -1,77 +1,139 @@
 """Load on a running server over gRPC: real queries, each with its candidates.
 
 locust -f loadtest/ --host localhost:8001                         # then the page that it names
-locust -f loadtest/ --host localhost:8001 --headless -u 8 -t 30s  # a table in the terminal
+locust -f loadtest/ --host localhost:8001 --headless -u 8 -t 30s  # users who wait: a closed loop
+locust -f loadtest/ --host localhost:8001 --headless --rate 50 -t 30s                   # an open loop
+locust -f loadtest/ --host localhost:8001 --headless --slo-p99-ms 10 --report runs/load  # the highest rate
 """
 
 from __future__ import annotations
 
 import atexit
-import itertools
-import json
 import os
-import random
+import signal
 import sys
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from grpc.experimental import gevent
-from locust import User, constant, events, task
+import gevent
+from grpc.experimental.gevent import init_gevent
+from locust import events
 
-from client import Document, RankingClient, RankingError
+from client import RankingError
+from loadtest._flags import add_flags, read_settings
+from loadtest._open_loop import STOPPED_PATIENCE_S
+from loadtest._records import Report
+from loadtest._report import Paths, check_target, report_paths, write
+from loadtest._runs import ClosedLoopRun, OpenLoopRun, Server
+from loadtest._traffic import ANSWER_BYTES, read_groups
+from loadtest._triton_metrics import MetricsError, default_url, read_counters
+from loadtest._users import HOST, Course, OpenLoopUser, RankingUser
 
-gevent.init_gevent()  # before a channel is opened: else one user who waits holds up all the others
+__all__ = ["RankingUser"]  # the one that Locust finds here
+
+init_gevent()  # before a channel is opened: else one user who waits holds up all the others
 
 STOP_TIMEOUT_S = 60.0  # longer than a call may take
 
 
-@dataclass(frozen=True)
-class Request:
-    """One query and what is ranked for it."""
-
-    query: str
-    documents: tuple[Document, ...]
-
-
 @events.init_command_line_parser.add_listener
-def add_flags(parser: Any) -> None:
-    parser.add_argument(
-        "--queries",
-        default="runs/demo/collection/test.jsonl",
-        help='JSON lines {"query", "documents": [{"doc_id", "title", "summary"}]} (default %(default)s)',
-    )
-    parser.add_argument(
-        "--documents", type=int, default=0, help="per request, filled up from other queries; 0 is the query's own"
-    )
+def extend_flags(parser: Any) -> None:
+    add_flags(parser)
 
 
 @events.init.add_listener
-def load_requests(environment: Any, **_: Any) -> None:
+def prepare(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
-    # A user that is killed while a call is under way may leave gRPC's locks held.
-    environment.stop_timeout = environment.stop_timeout or STOP_TIMEOUT_S
     try:
-        RankingUser.requests = read_requests(Path(options.queries), options.documents)
-    except OSError as error:
-        _refuse(f"--queries {options.queries}: {error.strerror}")
-    except ValueError as error:
+        settings = read_settings(options)
+        course = environment.course = Course(options.host or HOST, settings, read_groups(settings.queries))
+        if settings.report:
+            check_target(settings.report)
+        if settings.is_open:
+            course.open_loop = _open_loop(environment, course)
+        elif settings.report:
+            course.closed_loop = ClosedLoopRun(settings, course.host, _server(course))
+    except (ValueError, RankingError, MetricsError) as error:
         _refuse(str(error))
+    if options.headless and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        gevent.signal_handler(signal.SIGINT, _interrupt, environment)
+    # A user that is killed while a call is under way may leave gRPC's locks held.
+    environment.stop_timeout = environment.stop_timeout or max(STOP_TIMEOUT_S, 2 * settings.timeout_s)
 
 
-def _refuse(reason: str) -> None:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(2)
+def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
+    options, settings = environment.parsed_options, course.settings
+    with course.connect() as client:
+        client.document_limit()  # raises what is wrong with the server or the model
+    environment.user_classes = [OpenLoopUser]
+    options.run_time = None  # it is of each rate, and ours to keep
+    options.only_summary = options.only_summary or settings.plan is not None
+    return OpenLoopRun(settings, course.host, course.groups, _server(course), _say)
+
+
+def _server(course: Course) -> Server:
+    """Raises MetricsError if the endpoint that was asked for does not answer."""
+    settings = course.settings
+    if settings.metrics_url:
+        read_counters(settings.metrics_url)
+    url = default_url(course.host) if settings.metrics_url is None else settings.metrics_url
+    return Server(url if settings.report else "")
+
+
+def _interrupt(environment: Any) -> None:
+    """Ctrl-C. As an exception it would end whatever greenlet runs, and its request or the whole run with it."""
+    course: Course = environment.course
+    if course.interrupted:
+        _leave(130)
+    course.interrupted = True
+    _say("stopping; Ctrl-C again leaves at once, without a report")
+    if course.open_loop:
+        course.open_loop.stop()
+    else:
+        environment.runner.quit()
+
+
+@events.test_start.add_listener
+def begin_anew(environment: Any, **_: Any) -> None:
+    if environment.course.closed_loop:
+        environment.course.closed_loop.begin_anew()
 
 
 @events.quitting.add_listener
-def report_documents(environment: Any, **_: Any) -> None:
-    total = environment.stats.total
+def report(environment: Any, **_: Any) -> None:
+    course: Course = environment.course
+    if course.open_loop:
+        course.open_loop.stop()
+        course.open_loop.ended.wait(2 * STOPPED_PATIENCE_S)
+        found = course.open_loop.report()
+        _say(found.result)
+        if found.objective:
+            environment.process_exit_code = found.exit_code
+    else:
+        _say_documents(environment.stats.total)
+        if not course.closed_loop:
+            return
+        found = course.closed_loop.report()
+        _say(found.result)
+    for note in (*found.notes, *([found.bottleneck] if found.bottleneck else [])):
+        _say(f"note: {note}")
+    if course.settings.report and not _write(found, report_paths(course.settings.report)):
+        environment.process_exit_code = 2
+
+
+def _write(found: Report, paths: Paths) -> bool:
+    try:
+        write(found, paths)
+    except OSError as error:
+        _say(f"error: {error.filename}: {error.strerror}")
+        return False
+    _say(f"report: {paths.html} and {paths.json.name} beside it")
+    return True
+
+
+def _say_documents(total: Any) -> None:
     seconds = (total.last_request_timestamp or 0) - total.start_time
     if total.num_requests and seconds > 0:
-        print(f"{total.total_content_length / seconds:.0f} documents/s", file=sys.stderr)
+        _say(f"{total.total_content_length / ANSWER_BYTES / seconds:.0f} documents/s")
 
 
 @events.quit.add_listener
@@ -80,65 +142,17 @@ def skip_teardown(exit_code: int, **_: Any) -> None:
     atexit.register(_leave, exit_code)
 
 
+def _refuse(reason: str) -> None:
+    _say(f"error: {reason}")
+    skip_teardown(2)
+    sys.exit(2)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _leave(exit_code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
-
-
-def read_requests(path: Path, documents: int) -> list[Request]:
-    """A request for each query of the file. Raises OSError, and ValueError that names the line."""
-    with path.open(encoding="utf-8") as file:
-        own = [_request(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
-    everything = [document for request in own for document in request.documents]
-    if not everything:
-        raise ValueError(f"{path}: no documents in this file")
-    if documents < 1:
-        return own
-    return [Request(request.query, tuple(_filled(request.documents, everything, documents))) for request in own]
-
-
-def _request(where: str, line: str) -> Request:
-    try:
-        record = json.loads(line)
-        documents = tuple(Document(item["doc_id"], item["title"], item["summary"]) for item in record["documents"])
-        return Request(record["query"], documents)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: not a query with its documents ({error!r})") from error
-
-
-def _filled(own: Iterable[Document], others: Iterable[Document], count: int) -> Iterable[Document]:
-    return itertools.islice(itertools.chain(own, itertools.cycle(others)), count)
-
-
-class RankingUser(User):
-    """Sends the next request when the last one is answered. The size of an answer is in documents."""
-
-    host = "localhost:8001"
-    wait_time = constant(0)
-    requests: list[Request]
-
-    def on_start(self) -> None:
-        self.client = RankingClient(self.host)
-
-    def on_stop(self) -> None:
-        self.client.close()
-
-    @task
-    def rank(self) -> None:
-        request = random.choice(self.requests)
-        scores: list[float] = []
-        failure: RankingError | None = None
-        started = time.perf_counter()
-        try:
-            scores = self.client.score(request.query, request.documents)
-        except RankingError as error:
-            failure = error
-        self.environment.events.request.fire(
-            request_type="gRPC",
-            name="rank",
-            response_time=(time.perf_counter() - started) * 1000,
-            response_length=len(scores),
-            context={},
-            exception=failure,
-        )

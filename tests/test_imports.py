@@ -124,6 +124,8 @@ def allowed(path: str) -> set[str]:
     if path.startswith("bench/"):
         return {
             "client",
+            "loadtest._schedule",
+            "loadtest._traffic",
             ENCODING,
             SCHEDULER,
             *modules("trainer"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from loadtest._traffic import ANSWER_BYTES
 from tests.checkpoints import write_groups
 from tests.servers import STOP_S, Server, ports
 
@@ -39,7 +40,7 @@ def test_headless_ends_by_itself_with_exit_code_0(server: Server, queries: Path,
     (statistics,) = json.loads((tmp_path / "statistics.json").read_text())
     assert statistics["num_requests"] > 50
     assert statistics["num_failures"] == 0
-    assert statistics["total_content_length"] == 7 * statistics["num_requests"]
+    assert statistics["total_content_length"] == 7 * ANSWER_BYTES * statistics["num_requests"]
     assert int(re.search(r"^(\d+) documents/s$", result.stderr, flags=re.MULTILINE)[1]) > 100  # type: ignore[index]
 
 
@@ -47,7 +48,7 @@ def test_documents_per_request_can_be_set(server: Server, queries: Path, tmp_pat
     options = ["--host", server.url, "--documents", "100", "--json-file", str(tmp_path / "statistics")]
     assert locust(*HEADLESS, "--queries", queries, *options).returncode == 0
     (statistics,) = json.loads((tmp_path / "statistics.json").read_text())
-    assert statistics["total_content_length"] == 100 * statistics["num_requests"] > 0
+    assert statistics["total_content_length"] == 100 * ANSWER_BYTES * statistics["num_requests"] > 0
 
 
 def test_failures_are_counted_and_change_the_exit_code(queries: Path) -> None:

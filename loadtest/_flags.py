@@ -1,0 +1,121 @@
+"""The flags that are ours among Locust's, and what they mean together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtest._schedule import KINDS
+from loadtest._search import Objective, Plan
+from loadtest._traffic import Counts
+
+STEP_S = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one run. ``rate`` (requests/s) or ``plan`` (a search) for an open loop, neither for users in a closed one.
+    ``seconds`` are of one rate and may be infinite; ``warm_up`` seconds go before and are not counted."""
+
+    queries: Path
+    counts: Counts
+    seed: int
+    model: str
+    timeout_s: float
+    arrivals: str
+    in_flight: int
+    warm_up: float
+    seconds: float
+    rate: float | None
+    plan: Plan | None
+    objective: Objective | None
+    report: Path | None
+    metrics_url: str | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.rate is not None or self.plan is not None
+
+
+def add_flags(parser: Any) -> None:
+    add = parser.add_argument_group("ranking load", "documents, arrival rates and objectives").add_argument
+    add("--queries", default="runs/demo/collection/test.jsonl",
+        help='JSON lines {"query", "documents": [{"doc_id", "title", "summary"}]} (default %(default)s)')  # fmt: skip
+    add("--documents", default="0", help="per request: 100, or 10:0.7,100:0.25,1000:0.05 (numbers and weights), or "
+        "uniform:1-200; filled up from other queries. 0 (default) is the query's own")  # fmt: skip
+    add("--seed", type=int, default=0, help="of queries, numbers of documents and arrivals (default %(default)s)")
+    add("--model", default="ranker", help="default %(default)s")
+    add("--timeout", type=float, default=30.0, help="seconds for an answer (default %(default)s)")
+    add("--report", help="a directory for report.html and report.json, or PATH.html (and PATH.json beside it)")
+    add("--metrics-url", help="Triton's metrics for the report (default http://HOST:8002/metrics; '' for none)")
+    add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
+    add("--arrivals", choices=KINDS, default="poisson", help="of an open loop (default %(default)s)")
+    add("--in-flight", type=int, default=512,
+        help="open loop: what is due while so many are under way fails unsent (default %(default)s)")  # fmt: skip
+    add("--warm-up", type=float, default=2.0, help="seconds before each rate, not counted (default %(default)s)")
+    add("--slo-p99-ms", type=float, help="objective: p99 from when requests were due. With --rate, whether it holds "
+        f"there; without, the highest rate that holds it, --run-time (default {STEP_S:.0f}s) each rate")  # fmt: skip
+    add("--error-budget", type=float, default=0.001, help="share of requests that may fail (default %(default)s)")
+    add("--lowest-rate", type=float, default=1.0, help="where the search begins (default %(default)s)")
+    add("--highest-rate", type=float, default=10_000.0, help="where it ends at the latest (default %(default)s)")
+    add("--step-factor", type=float, default=2.0, help="from one rate to the next (default %(default)s)")
+    add("--tries", type=int, default=2, help="measurements of a rate before it counts as failed (default %(default)s)")
+    add("--tolerance", type=float, default=0.05, help="how close the search gets, a share (default %(default)s)")
+
+
+def read_settings(options: Any) -> Settings:
+    """Raises ValueError that says which flags do not go together."""
+    searches = options.slo_p99_ms is not None and options.rate is None
+    if options.rate is not None or searches:
+        _check_open_loop(options)
+    _check_numbers(options)
+    plan = Plan(options.lowest_rate, options.highest_rate, options.step_factor, options.tolerance, options.tries)
+    objective = None if options.slo_p99_ms is None else Objective(options.slo_p99_ms, options.error_budget)
+    return Settings(
+        queries=Path(options.queries),
+        counts=_flag("--documents", Counts.parse, options.documents),
+        seed=options.seed,
+        model=options.model,
+        timeout_s=options.timeout,
+        arrivals=options.arrivals,
+        in_flight=options.in_flight,
+        warm_up=options.warm_up,
+        seconds=float(options.run_time or (STEP_S if searches else math.inf)),
+        rate=options.rate,
+        plan=plan if searches else None,
+        objective=objective,
+        report=Path(options.report) if options.report else None,
+        metrics_url=options.metrics_url,
+    )
+
+
+def _flag(name: str, parse: Any, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _check_open_loop(options: Any) -> None:
+    name = "--rate" if options.rate is not None else "--slo-p99-ms"
+    if not options.headless:
+        raise ValueError(f"{name} needs --headless: the page is for users who wait for their answers")
+    if options.num_users is not None:
+        raise ValueError(f"{name} or --users, not both: users wait for their answers, a rate does not")
+    if options.master or options.worker or options.processes:
+        raise ValueError(f"{name} runs in one process: without --master, --worker and --processes")
+
+
+def _check_numbers(options: Any) -> None:
+    for name in ("rate", "slo_p99_ms", "timeout"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value:g}: a number above 0 is needed")
+    if not 0 <= options.warm_up < math.inf:
+        raise ValueError(f"--warm-up {options.warm_up:g}: seconds, 0 or more")
+    if not 0 <= options.error_budget < 1:
+        raise ValueError(f"--error-budget {options.error_budget:g}: a share, from 0 to below 1")
+    if options.in_flight < 1:
+        raise ValueError(f"--in-flight {options.in_flight}: at least 1")

@@ -1,0 +1,51 @@
+"""Whether the load generator was itself the bottleneck: then its figures are of it, not of the server."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+
+from loadtest._records import Generator, Point
+
+BUSY = 0.9  # of one core: the only thread that runs Python has hardly a moment left
+LAG_SHARE = 0.1  # of the p99 latency
+LAG_MS = 5.0  # timers are good to a millisecond; less than some of them is no bottleneck
+
+
+class Watch:
+    """CPU time of this process from now on. For the thread that runs gevent's loop."""
+
+    def __init__(self) -> None:
+        self._before = (time.perf_counter(), time.thread_time(), time.process_time())
+
+    def stop(self) -> Generator:
+        wall, thread, process = (
+            now - before
+            for now, before in zip(
+                (time.perf_counter(), time.thread_time(), time.process_time()), self._before, strict=True
+            )
+        )
+        return Generator(thread / wall, process / wall)
+
+
+def with_limits(point: Point, bound: int | None) -> Point:
+    """The point, saying where the generator was the bottleneck. ``bound``: of requests in flight, open loop only."""
+    generator, limits = point.generator, []
+    cores = len(os.sched_getaffinity(0))
+    if generator.thread_cpu >= BUSY or generator.process_cpu >= BUSY * cores:
+        limits.append(
+            f"it used {generator.thread_cpu:.0%} of a core in its one thread of Python and {generator.process_cpu:.0%} "
+            f"in all, of {cores} cores: run it elsewhere than the server, or with several processes"
+        )
+    lag, latency = point.lag_ms, point.latency_ms
+    if lag and latency and lag.p99 > max(LAG_MS, LAG_SHARE * latency.p99):
+        idle = generator.thread_cpu < BUSY / 2
+        waited = ", though it had little to do: other processes took the cores" if idle else ""
+        limits.append(f"requests left late by {lag.p99:.1f} ms at p99, of {latency.p99:.1f} ms of latency{waited}")
+    if point.dropped:
+        limits.append(
+            f"{point.dropped} requests were not sent, as {bound} were in flight (--in-flight): "
+            "the server is slower than the rate, or the bound too low"
+        )
+    return dataclasses.replace(point, generator=dataclasses.replace(generator, limits=tuple(limits)))

@@ -1,0 +1,191 @@
+"""The course of a run: one rate, a search for the highest, or users in a closed loop; each leaves a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import gevent
+from gevent.event import Event
+
+from loadtest._flags import Settings
+from loadtest._generator import Watch, with_limits
+from loadtest._open_loop import Heard, OpenLoop, Send
+from loadtest._records import SINGLE, Generator, ModelTimes, Point, Report, summarise
+from loadtest._results import (
+    bottleneck,
+    closed_result,
+    described,
+    in_a_line,
+    notes,
+    plan_in_words,
+    rate_result,
+    search_result,
+)
+from loadtest._samples import Sample
+from loadtest._schedule import arrivals
+from loadtest._search import CONFIRMATION, Found, find_highest, judge
+from loadtest._traffic import Request, Traffic
+from loadtest._triton_metrics import Counters, MetricsError, between, read_counters
+
+CONFIRMATION_TIMES = 3  # as long as a step
+
+
+class StoppedError(Exception):
+    """The run was stopped by its user in the middle."""
+
+
+class Server:
+    """Triton's counters, as long as there are any: the first failure is noted and ends the asking."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url, self.note = url, ""
+
+    def look(self) -> Counters:
+        if not self._url or self.note:
+            return {}
+        try:
+            return read_counters(self._url)
+        except MetricsError as error:
+            self.note = str(error)
+            return {}
+
+
+class OpenLoopRun:
+    """``say`` gets a line for each rate as soon as it is measured."""
+
+    def __init__(
+        self, settings: Settings, host: str, groups: Sequence[Request], server: Server, say: Callable[[str], None]
+    ) -> None:
+        self._settings, self._host, self._groups, self._server, self._say = settings, host, groups, server, say
+        self._loop = OpenLoop(settings.in_flight)
+        self._points: list[Point] = []
+        self._found: Found | None = None
+        self._stopped = False
+        self._started = datetime.now(UTC)
+        self.ended = Event()
+        self.rate = 0.0  # that is measured now
+
+    def run(self, send: Send, heard: Heard) -> None:
+        """All of it; ``heard`` gets each request that counts."""
+        settings, self._send, self._heard = self._settings, send, heard
+        self._say(plan_in_words(settings))
+        try:
+            if settings.plan:
+                self._found = find_highest(self._holds, settings.plan)
+            else:
+                assert settings.rate is not None
+                self._measure(settings.rate, settings.seconds, SINGLE)
+        except StoppedError:
+            self._stopped = not math.isinf(settings.seconds)  # else it is how the run was to end
+        finally:
+            self.ended.set()
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+    def report(self) -> Report:
+        settings = self._settings
+        if settings.plan:
+            result, code = search_result(self._found, self._points, settings)
+        else:
+            result, code = rate_result(self._points, settings)
+        return Report(
+            mode="search" if settings.plan else "open loop",
+            started=self._started.isoformat(timespec="seconds"),
+            host=self._host,
+            settings=described(settings),
+            points=tuple(self._points),
+            result=result,
+            objective=settings.objective,
+            found=self._found.rate if self._found else None,
+            exit_code=code,
+            notes=notes(self._points, self._server.note, self._stopped),
+            bottleneck=bottleneck(self._points),
+        )
+
+    def _holds(self, rate: float, stage: str) -> bool:
+        times = CONFIRMATION_TIMES if stage == CONFIRMATION else 1
+        point = self._measure(rate, times * self._settings.seconds, stage)
+        assert point.verdict is not None
+        return point.verdict.holds
+
+    def _measure(self, rate: float, seconds: float, stage: str) -> Point:
+        settings, self.rate = self._settings, rate
+        begin = time.perf_counter() + settings.warm_up
+        seen: list[tuple[Watch, Counters]] = []
+        window = gevent.spawn_later(settings.warm_up, lambda: seen.append((Watch(), self._server.look())))
+        samples, cut_at = self._loop.run(self._schedule(rate, seconds), begin, self._send, self._heard)
+        window.kill()
+        generator, server = Generator(0.0, 0.0), tuple[ModelTimes, ...]()
+        if seen:
+            generator, server = seen[0][0].stop(), between(seen[0][1], self._server.look())
+        measured = seconds if cut_at is None else max(0.0, cut_at)
+        if cut_at is not None and not samples:
+            raise StoppedError
+        point = with_limits(summarise(samples, measured, generator, stage=stage, rate=rate), settings.in_flight)
+        point = dataclasses.replace(point, server=server, interrupted=cut_at is not None and seconds < math.inf)
+        self._add(point, samples)
+        if self._loop.stopped:
+            raise StoppedError
+        return self._points[-1]
+
+    def _add(self, point: Point, samples: Sequence[Sample]) -> None:
+        if self._settings.objective:
+            latencies = [sample.latency_ms for sample in samples if not sample.failure]
+            point = dataclasses.replace(point, verdict=judge(self._settings.objective, latencies, point.failed))
+        self._points.append(point)
+        self._say(in_a_line(point))
+
+    def _schedule(self, rate: float, seconds: float) -> Iterator[tuple[float, Request]]:
+        """Every rate gets arrivals and requests of its own."""
+        settings, seed = self._settings, self._settings.seed + len(self._points)
+        times = arrivals(settings.arrivals, rate, settings.warm_up + seconds, seed)
+        for due, request in zip(times, Traffic(self._groups, settings.counts, seed), strict=False):
+            yield due - settings.warm_up, request
+
+
+class ClosedLoopRun:
+    """Users who wait for their answers; ``heard`` gets each request as it is answered."""
+
+    def __init__(self, settings: Settings, host: str, server: Server) -> None:
+        self._settings, self._host, self._server = settings, host, server
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """When a test starts; the page can start several, and the last one is reported."""
+        self._samples: list[Sample] = []
+        self._users = 0
+        self._started = datetime.now(UTC)
+        self._begin, self._watch, self._before = time.perf_counter(), Watch(), self._server.look()
+
+    def joined(self) -> None:
+        """A user began."""
+        self._users += 1
+
+    def heard(self, request: Request, sent: float, failure: str) -> None:
+        """``sent`` is a time of time.perf_counter, and the answer came now."""
+        now, sent = time.perf_counter() - self._begin, sent - self._begin
+        answer = 0 if failure else request.response_bytes
+        documents = len(request.documents)
+        self._samples.append(Sample(sent, sent, now, documents, request.request_bytes, answer, failure))
+
+    def report(self) -> Report:
+        seconds = max((sample.end for sample in self._samples), default=0.0)
+        generator, server = self._watch.stop(), between(self._before, self._server.look())
+        point = with_limits(summarise(self._samples, seconds, generator, stage=SINGLE, users=self._users), None)
+        points = (dataclasses.replace(point, server=server),)
+        return Report(
+            mode="closed loop",
+            started=self._started.isoformat(timespec="seconds"),
+            host=self._host,
+            settings=described(self._settings),
+            points=points,
+            result=closed_result(point),
+            exit_code=1 if point.failed else 0,
+            notes=notes(points, self._server.note, False),
+            bottleneck=bottleneck(points),
+        )

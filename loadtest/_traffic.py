@@ -1,0 +1,129 @@
+"""What is sent: the queries of a file, each with as many documents as a distribution says.
+
+The name begins with an underscore, as those of all files here but one: `locust -f loadtest/` takes every other for a
+locustfile. Nothing here needs gevent, so other programs can send the very same requests.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from client import Document
+
+LENGTH_BYTES = 4  # before each string of a tensor
+ANSWER_BYTES = 5  # for each document: a float32 and a bool
+MOST_DOCUMENTS = 1_000_000
+MANY = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One query and what is ranked for it."""
+
+    query: str
+    documents: tuple[Document, ...]
+
+    @property
+    def request_bytes(self) -> int:
+        """Of the tensors: every text as UTF-8, and its length. Headers are not counted."""
+        texts = [self.query, *(text for document in self.documents for text in (document.title, document.summary))]
+        return sum(LENGTH_BYTES + len(text.encode("utf-8", "replace")) for text in texts)
+
+    @property
+    def response_bytes(self) -> int:
+        """Of the tensors of a whole answer."""
+        return ANSWER_BYTES * len(self.documents)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many documents a request has: ``numbers`` drawn by weight. 0 stands for the query's own documents."""
+
+    text: str  # as it was given
+    numbers: tuple[int, ...]
+    cumulative_weights: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Counts:
+        """``100``, ``10:0.7,100:0.25,1000:0.05`` (numbers and weights) or ``uniform:1-200``; ``0`` is the query's own.
+        Raises ValueError that says what is wrong."""
+        if match := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
+            low, high = int(match[1]), int(match[2])
+            if not 1 <= low <= high <= MANY:
+                raise ValueError(f"uniform:{low}-{high}: from 1 to {MANY}, the lower number first")
+            return cls._of(text, range(low, high + 1), [1.0] * (high - low + 1))
+        pairs = [part.partition(":") for part in text.split(",")]
+        try:
+            numbers = [int(number) for number, _, _ in pairs]
+            weights = [float(weight) if colon else 1.0 for _, colon, weight in pairs]
+        except ValueError as error:
+            raise ValueError(f"{text!r} is none of 100, 10:0.7,100:0.3 and uniform:1-200") from error
+        if len(pairs) > 1 and not all(colon for _, colon, _ in pairs):
+            raise ValueError(f"{text!r}: every number needs a weight, as in 10:0.7,100:0.3")
+        if min(numbers) < 0 or max(numbers) > MOST_DOCUMENTS or (len(numbers) > 1 and min(numbers) < 1):
+            raise ValueError(f"{text!r}: numbers of documents from 1 to {MOST_DOCUMENTS}, or 0 alone")
+        if not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"{text!r}: weights must be above 0")
+        return cls._of(text, numbers, weights)
+
+    @classmethod
+    def _of(cls, text: str, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
+        return cls(text, tuple(numbers), tuple(accumulate(weights)))
+
+    def draw(self, randomness: random.Random) -> int:
+        return randomness.choices(self.numbers, cum_weights=self.cumulative_weights)[0]
+
+
+class Traffic:
+    """Requests without end: a drawn query with its own documents first, then others from a drawn place on. The same
+    seed gives the same requests."""
+
+    def __init__(self, groups: Sequence[Request], counts: Counts, seed: int) -> None:
+        self._groups, self._counts, self._random = groups, counts, random.Random(seed)
+        self._everything = [document for group in groups for document in group.documents]
+
+    def __iter__(self) -> Iterator[Request]:
+        return self
+
+    def __next__(self) -> Request:
+        group = self._random.choice(self._groups)
+        count = self._counts.draw(self._random) or len(group.documents)
+        own = group.documents[:count]
+        return Request(group.query, own + self._others(count - len(own)))
+
+    def _others(self, count: int) -> tuple[Document, ...]:
+        if not count:
+            return ()
+        start, size = self._random.randrange(len(self._everything)), len(self._everything)
+        return tuple(self._everything[(start + step) % size] for step in range(count))
+
+
+def read_groups(path: Path) -> list[Request]:
+    """A request for each query of the file that has documents. Raises ValueError that names the file or the line."""
+    try:
+        with path.open("rb") as file:
+            groups = [_group(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
+    except OSError as error:
+        raise ValueError(f"--queries {path}: {error.strerror}") from error
+    if not (groups := [group for group in groups if group.documents]):
+        raise ValueError(f"{path}: no documents in this file")
+    return groups
+
+
+def _group(where: str, line: bytes) -> Request:
+    try:
+        record = json.loads(line)
+        documents = tuple(Document(item["doc_id"], item["title"], item["summary"]) for item in record["documents"])
+        if not all(isinstance(text, str) for item in documents for text in (item.title, item.summary)):
+            raise TypeError("a title or a summary is no string")
+        if not isinstance(record["query"], str) or not record["query"]:
+            raise TypeError("the query must be a string that is not empty")
+        return Request(record["query"], documents)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: not a query with its documents ({error!r})") from error

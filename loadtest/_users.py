@@ -1,0 +1,126 @@
+"""Who sends the requests. gevent must be initialised in gRPC before any of them is made (locustfile.py)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gevent
+from locust import User, constant, task
+from locust.exception import StopUser
+
+from client import RankingClient, RankingError
+from loadtest._flags import Settings
+from loadtest._runs import ClosedLoopRun, OpenLoopRun
+from loadtest._samples import Sample
+from loadtest._traffic import Request, Traffic
+
+HOST = "localhost:8001"
+
+
+@dataclass
+class Course:
+    """What users and listeners share: where the load goes, what it is drawn from, and what is measured here."""
+
+    host: str
+    settings: Settings
+    groups: Sequence[Request]
+    open_loop: OpenLoopRun | None = None
+    closed_loop: ClosedLoopRun | None = None
+    interrupted: bool = False
+
+    def connect(self) -> RankingClient:
+        """Nothing is tried again: a load test counts what is refused."""
+        servers = [server.strip() for server in self.host.split(",")]
+        return RankingClient(servers, self.settings.model, self.settings.timeout_s, attempts=1)
+
+
+class _CourseUser(User):
+    abstract = True
+    host = HOST
+
+    @property
+    def course(self) -> Course:
+        return cast(Course, cast(Any, self.environment).course)
+
+
+class RankingUser(_CourseUser):
+    """Sends the next request when the last one is answered. The size of an answer is in bytes of its tensors."""
+
+    wait_time = constant(0)
+    numbers = itertools.count()
+
+    def on_start(self) -> None:
+        settings = self.course.settings
+        self.client = self.course.connect()
+        self.traffic = Traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
+        with suppress(RankingError):  # the first request says it too
+            self.client.document_limit()
+        if self.course.closed_loop:
+            self.course.closed_loop.joined()
+
+    def on_stop(self) -> None:
+        self.client.close()
+
+    @task
+    def rank(self) -> None:
+        request = next(self.traffic)
+        failure: RankingError | None = None
+        sent = time.perf_counter()
+        try:
+            self.client.score_documents(request.query, request.documents)
+        except RankingError as error:
+            failure = error
+        took_ms = (time.perf_counter() - sent) * 1000
+        if self.course.closed_loop:
+            self.course.closed_loop.heard(request, sent, str(failure or ""))
+        _tell_locust(self.environment, "rank", took_ms, 0 if failure else request.response_bytes, failure)
+
+
+class OpenLoopUser(_CourseUser):
+    """Stands for all callers of an open loop; taken in place of the other where a rate or an objective is given."""
+
+    abstract = True
+
+    def on_start(self) -> None:
+        self.client = self.course.connect()
+
+    def on_stop(self) -> None:
+        self.client.close()
+
+    @task
+    def drive(self) -> None:
+        assert self.course.open_loop
+        try:
+            with suppress(RankingError):  # the first request says it too
+                self.client.document_limit()
+            self.course.open_loop.run(self.send, self.heard)
+        finally:
+            gevent.spawn(self.environment.runner.quit)
+        raise StopUser
+
+    def send(self, request: Request) -> None:
+        self.client.score_documents(request.query, request.documents)
+
+    def heard(self, sample: Sample, failure: RankingError | None) -> None:
+        assert self.course.open_loop
+        took_ms = None if sample.dropped else sample.latency_ms
+        name = f"rank at {self.course.open_loop.rate:g}/s"
+        _tell_locust(self.environment, name, took_ms, sample.response_bytes, failure)
+
+
+def _tell_locust(
+    environment: Any, name: str, took_ms: float | None, response_bytes: int, failure: RankingError | None
+) -> None:
+    environment.events.request.fire(
+        request_type="gRPC",
+        name=name,
+        response_time=took_ms,
+        response_length=response_bytes,
+        context={},
+        exception=failure,
+    )

@@ -1,0 +1,165 @@
+"""The open loop on a server of this process: when requests are sent, and from when their latency counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import gevent
+import pytest
+
+from client import Document, RankingError
+from loadtest._generator import with_limits
+from loadtest._open_loop import BEYOND_BOUND, UNANSWERED, OpenLoop, Outcome
+from loadtest._records import SINGLE, Generator, Point, summarise
+from loadtest._samples import Percentiles, Sample
+from loadtest._traffic import Request
+
+REQUEST = Request("query", (Document("1", "title", "summary"), Document("2", "title", "summary")))
+IDLE = Generator(0.1, 0.1)
+
+
+def run(dues: list[float], send: Callable[[Request], None], bound: int = 100, loop: OpenLoop | None = None) -> Outcome:
+    schedule = [(due, REQUEST) for due in dues]
+    begin = time.perf_counter() - min([0.0, *dues])
+    return (loop or OpenLoop(bound)).run(schedule, begin, send, lambda *_: None)
+
+
+def every(seconds: float, count: int) -> list[float]:
+    return [number * seconds for number in range(count)]
+
+
+def test_requests_are_sent_when_due_whether_or_not_others_were_answered() -> None:
+    samples, cut_at = run(every(0.01, 20), lambda _: gevent.sleep(0.5))
+    assert cut_at is None
+    assert len(samples) == 20
+    assert all(sample.sent >= sample.due for sample in samples)
+    assert all(sample.end - sample.sent >= 0.49 for sample in samples)
+    assert max(sample.sent for sample in samples) < min(sample.end for sample in samples)  # all before any answer
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    """The server stands still for 0.4 s as the loop begins, and with it everything here."""
+    stalled: list[bool] = []
+
+    def send(_: Request) -> None:
+        if not stalled:
+            stalled.append(True)
+            time.sleep(0.4)  # not gevent's: nothing is sent meanwhile
+
+    samples, _ = run(every(0.01, 60), send)
+    point = summarise(samples, 0.6, IDLE, stage=SINGLE, rate=100)
+    late = [sample for sample in samples if sample.latency_ms > 200]
+    assert len(late) >= 20  # all of the first 0.2 s, and others on a slow machine
+    assert point.service_ms is not None
+    assert point.latency_ms is not None
+    assert point.latency_ms.p90 > 200 > point.service_ms.p90
+    assert [sample.due for sample in sorted(samples)] == every(0.01, 60)  # none was left out
+
+
+def test_what_is_due_before_the_beginning_is_sent_and_not_counted() -> None:
+    sent: list[Request] = []
+    samples, _ = run([-0.05, -0.03, -0.01, 0.0, 0.02], sent.append)
+    assert len(sent) == 5
+    assert [sample.due for sample in samples] == [0.0, 0.02]
+
+
+def test_beyond_the_bound_nothing_is_sent_and_that_is_a_failure() -> None:
+    sent: list[Request] = []
+
+    def send(request: Request) -> None:
+        sent.append(request)
+        gevent.sleep(0.4)
+
+    samples, _ = run(every(0.005, 30), send, bound=10)
+    point = with_limits(summarise(samples, 0.15, IDLE, stage=SINGLE, rate=200), bound=10)
+    assert len(sent) == point.answered == 10
+    assert point.dropped == point.failed == 20
+    assert point.failures == {BEYOND_BOUND: 20}
+    assert any("20 requests were not sent, as 10 were in flight" in limit for limit in point.generator.limits)
+
+
+def test_failures_are_counted_and_in_no_percentile() -> None:
+    answers = iter([None, RankingError("down"), None, RankingError("down")])
+
+    def send(_: Request) -> None:
+        if error := next(answers):
+            gevent.sleep(0.3)
+            raise error
+
+    heard: list[tuple[str, str]] = []
+    outcome = OpenLoop(10).run(
+        [(due, REQUEST) for due in every(0.01, 4)],
+        time.perf_counter(),
+        send,
+        lambda sample, failure: heard.append((sample.failure, str(failure or ""))),
+    )
+    point = summarise(outcome.samples, 0.04, IDLE, stage=SINGLE, rate=100)
+    assert (point.requests, point.answered, point.failed) == (4, 2, 2)
+    assert point.failures == {"down": 2}
+    assert sorted(heard) == [("", ""), ("", ""), ("down", "down"), ("down", "down")]
+    assert point.response_bytes == 10
+
+
+def test_a_stopped_run_keeps_what_there_was() -> None:
+    loop = OpenLoop(100)
+
+    def send(request: Request) -> None:
+        gevent.sleep(0.01 if len(answered) < 5 else 60)
+        answered.append(request)
+
+    answered: list[Request] = []
+    gevent.spawn_later(0.4, loop.stop)
+    samples, cut_at = run(every(0.02, 3000), send, loop=loop)
+    assert cut_at is not None
+    assert cut_at < 30
+    states = [sample.failure for sample in samples]
+    assert states.count("") >= 5
+    assert set(states) == {"", UNANSWERED}
+
+
+def sample(due: float, sent: float, end: float, failure: str = "") -> Sample:
+    return Sample(due, sent, end, documents=10, request_bytes=100, response_bytes=50, failure=failure)
+
+
+def point_of(samples: list[Sample], seconds: float, generator: Generator = IDLE) -> Point:
+    return with_limits(summarise(samples, seconds, generator, stage=SINGLE, rate=1.0), bound=7)
+
+
+def test_rates_by_hand() -> None:
+    """Four due in 2 s, three answered by 2.5 s."""
+    samples = [sample(0, 0, 0.5), sample(0.5, 0.6, 1), sample(1, 1, 2.5), sample(1.5, 1.5, 9, failure="late")]
+    point = point_of(samples, 2)
+    assert (point.offered, point.achieved, point.documents_per_second) == pytest.approx((2, 1.2, 12))
+    assert point.latency_ms is not None
+    assert (point.latency_ms.p50, point.latency_ms.max) == (500, 1500)
+    assert point.service_ms is not None
+    assert point.service_ms.p50 == pytest.approx(500)
+    assert point.service_ms.mean == pytest.approx((500 + 400 + 1500) / 3)
+    assert point.lag_ms is not None
+    assert point.lag_ms.max == pytest.approx(100)
+    assert [each.failed > 0 for each in point.timeline].count(True) == 1
+    assert sum(each.due for each in point.timeline) * 0.25 == 4
+    assert dict(point.slower_than_ms)[200] == 3
+    assert dict(point.slower_than_ms)[500] == 1
+
+
+def test_percentiles_are_times_that_were_measured() -> None:
+    found = Percentiles.of([float(number) for number in range(1, 1001)])
+    assert found == Percentiles(mean=500.5, p50=500, p90=900, p95=950, p99=990, p999=999, max=1000)
+    assert Percentiles.of([]) is None
+
+
+def test_an_idle_generator_is_no_bottleneck() -> None:
+    assert point_of([sample(0, 0.001, 0.2)] * 100, 10).generator.limits == ()
+
+
+def test_a_busy_generator_says_so() -> None:
+    (limit,) = point_of([sample(0, 0.001, 0.2)] * 100, 10, Generator(0.95, 1.1)).generator.limits
+    assert "95% of a core in its one thread of Python" in limit
+
+
+def test_late_sends_are_said() -> None:
+    (limit,) = point_of([sample(0, 0.05, 0.2)] * 100, 10).generator.limits
+    assert "requests left late by 50.0 ms at p99, of 200.0 ms of latency" in limit
+    assert point_of([sample(0, 0.004, 0.01)] * 100, 10).generator.limits == ()  # as good as timers are
