@@ -10,12 +10,18 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-START_S, STOP_S = 60, 20
+if TYPE_CHECKING:
+    import httpx
+
+START_S, STOP_S, PATIENCE_S = 60, 20, 20
+ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
+TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
 PIECE = 65536
 
 
@@ -109,3 +115,21 @@ class Passage:
                 self._open.wait()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+
+def refusal(answer: httpx.Response, status: int) -> str:
+    """The message, in the format of the API that was asked."""
+    assert answer.status_code == status, answer.text
+    body: dict[str, str] = answer.json()
+    if answer.url.path == "/rerank":
+        assert set(body) == {"error", "error_type"}
+        return body["error"]
+    assert set(body) == {"message"}
+    return body["message"]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.02)

@@ -51,7 +51,7 @@ def shoot(browser: Browser, url: str, text: str, size: ViewportSize, path: Path,
     page.get_by_label("Candidates").evaluate("one => { one.blur(); one.scrollTop = 0; }")
     page.screenshot(path=path)
     page.close()
-    Image.open(path).quantize(96).save(path, optimize=True)  # a third of the bytes
+    Image.open(path).quantize().save(path, optimize=True)  # a third of the bytes
 
 
 if __name__ == "__main__":

@@ -27,19 +27,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
-    with_console_errors: list[str] = []
+    console_errors: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: with_console_errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: with_console_errors.append(str(error)))
+    page.on("console", lambda message: console_errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.goto(gateway.url)
     expect(page.locator("#health")).to_have_text("ready")
     yield page
     context.close()
     assert all(url.startswith((gateway.url, "data:")) for url in asked)
-    assert with_console_errors == []
+    assert console_errors == []
 
 
 def ask(page: Page, documents: list[str], query: str = QUERY) -> None:
@@ -169,7 +169,9 @@ def test_a_file_and_the_example(page: Page, tmp_path: Path) -> None:
 AT_FAULT = [
     (" ", TEXTS, "Type a query."),
     (QUERY, ["", " "], "Give at least one candidate."),
-    (QUERY, ['{"text": "a"}', "", "{b"], "Candidates, line 3: starts as JSON and is none."),
+    (QUERY, ['{"text": "a"}', "", "{b"], "Candidates, line 3: is not JSON, though the first one looks like it."),
+    (QUERY, ['{"text": "a"}', "river"], "Candidates, line 2: is not JSON, though the first one looks like it."),
+    (QUERY, ['{"text": "a"}', "null"], "Candidates, line 2: needs an object, in braces."),
     (QUERY, ['{"url": "a"}'], "Candidates, line 1: needs a title, a summary or a text."),
     (QUERY, ['{"text": 3}'], "Candidates, line 1: text must be a string."),
 ]

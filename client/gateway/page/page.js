@@ -16,11 +16,12 @@ let running = null; // the AbortController of the ranking under way
 
 function parse(text) {
   const lines = text.split(/\r?\n/).map((line, index) => [line.trim(), index + 1]).filter(([line]) => line);
-  if (!lines.every(([line]) => line.startsWith("{"))) return lines.map(([line]) => line);
+  if (!lines[0]?.[0].startsWith("{")) return lines.map(([line]) => line);
   return lines.map(([line, number]) => {
     const fail = (why) => { throw new Error(`Candidates, line ${number}: ${why}`); };
     let item;
-    try { item = JSON.parse(line); } catch { fail("starts as JSON and is none."); }
+    try { item = JSON.parse(line); } catch { fail("is not JSON, though the first one looks like it."); }
+    if (item === null || typeof item !== "object") fail("needs an object, in braces.");
     const fields = ["title", "summary", "text"].filter((name) => name in item);
     if (!fields.length) fail("needs a title, a summary or a text.");
     const wrong = fields.find((name) => typeof item[name] !== "string");
