@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def finalize(self) -> None:
-        self.metrics.stop()
-        del self.metrics  # while Triton still answers: later this process crashes
+        self.metrics.stop()  # while Triton still answers: metrics that go later crash this process
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -68,9 +68,13 @@ class CacheMetrics(threading.Thread):
             "model": args["model_name"],
             "version": args["model_version"],
             "instance": args["model_instance_name"],
+            # Of two models that are reloaded the new one is there before the old one goes. With equal labels they would
+            # share Triton's metric, which the old one frees: the next number of the new one then ends up anywhere in
+            # the server's memory.
+            "process": str(os.getpid()),
         }
         self._cache = cache
-        self._families = [_family(*described) for described in METRICS]  # kept: one that goes takes its metrics along
+        self._families = [_family(*described) for described in METRICS]
         self._lookups, self._hits, self._bytes = (family.Metric(labels=labels) for family in self._families)
         self._stopped = threading.Event()
 
@@ -87,6 +91,8 @@ class CacheMetrics(threading.Thread):
     def stop(self) -> None:
         self._stopped.set()
         self.join()
+        del self._lookups, self._hits, self._bytes  # before their families, which would take them along
+        del self._families
 
 
 def _family(name: str, description: str, kind: str) -> Any:
