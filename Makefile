@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := 2.13.0
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
@@ -22,7 +23,7 @@ TRAINED := $(filter-out $(SERVED),$(wildcard tests/test_*.py))
 test: $(VENV)/.installed
 	$(MAKE) --jobs 2 --keep-going --output-sync=target test-served test-trained
 
-test-served: $(VENV)/.installed
+test-served: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/served $(SERVED)
 
 test-trained: $(VENV)/.installed
@@ -38,6 +39,20 @@ lint: $(VENV)/.installed
 	cd model_repository/tokenizer && $(MYPY) *.py 1/model.py
 	cd model_repository/student && $(MYPY) *.py
 	cd model_repository/scores && $(MYPY) 1/model.py
+
+# What the tests ask from outside of Python: a Chromium for the gateway's page, a Prometheus for the dashboard.
+$(VENV)/.browser: $(VENV)/.installed
+	which chromium chromium-browser google-chrome google-chrome-stable | grep -q . || { \
+		$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core >/dev/null; }
+	touch $@
+
+$(VENV)/.prometheus: $(VENV)/.installed
+	rm -rf $@.new && mkdir -p $@.new
+	@# Unpacked beside, not installed: it would be started as a service.
+	which prometheus promtool >/dev/null || { cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
+		{ $(SUDO) apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb .; }
+	mv $@.new $@
 
 bench-training: $(VENV)/.installed
 	$(INSTALL) --constraint constraints.txt --editable '.[bench]'

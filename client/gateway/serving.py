@@ -1,0 +1,74 @@
+"""The gateway as a process: its socket, its log, its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from client import RankingError
+from client.gateway.app import create_app
+from client.gateway.settings import Settings, read
+
+
+def serve(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when it is told to end (SIGINT, SIGTERM), 2 with one line on standard error for bad settings."""
+    try:
+        settings = read(argv)
+        app = create_app(settings)
+    except RankingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        print(f"error: cannot listen at {settings.host}:{settings.port}: {_reason(error)}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _end)
+    # A second series for each: nobody asks when a counter was made.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    config = uvicorn.Config(
+        app, log_level=settings.log_level, timeout_graceful_shutdown=int(settings.timeout) + 1, server_header=False
+    )
+    logging.getLogger("uvicorn.access").addFilter(_without_parameters)
+    with listener:
+        print(f"http://{_address(listener)} serves {', '.join(settings.connections())}", flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+def _reason(error: OSError) -> str:
+    """Python adds the address to some."""
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _without_parameters(record: logging.LogRecord) -> bool:
+    """Of an access line's address only the path: parameters, which no route has, may be text."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, address, *rest = record.args
+        record.args = (client, method, str(address).partition("?")[0], *rest)
+    return True
+
+
+def _end(*_: object) -> None:
+    """uvicorn sends itself the signal again once all is closed; that is a good end."""
+    sys.exit(0)
