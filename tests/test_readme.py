@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 SHORT = "--cpt_epochs 0.3 --sft_epochs 1 --student_steps 20"
 NOT_RUN = {"make test", "make check"}  # they run this file
 SERVER = "localhost:8001"
+GATEWAY = "python -m client.gateway"
+RUN_ON = ("make", "tritonserver", "git ", "cd ", GATEWAY)  # by tests of their own, or not here
 
 
 def readme_commands() -> list[str]:
@@ -102,8 +106,20 @@ def test_the_demo_prints_its_table_and_a_ranking(demo: str, project: Path) -> No
     assert "python client/rank.py --query" in demo
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in readme_commands() if not c.startswith(("make", "tritonserver", "git ", "cd "))]
-)
+@pytest.mark.parametrize("command", [command for command in readme_commands() if not command.startswith(RUN_ON)])
 def test_a_command_of_the_readme_runs(command: str, project: Path, server: None) -> None:
     run(command, project)
+
+
+def test_the_gateway_of_the_readme_answers(project: Path, server: None) -> None:
+    (command,) = [command for command in readme_commands() if command.startswith(GATEWAY)]
+    process = subprocess.Popen([sys.executable, *command.split()[1:]], cwd=project, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said == "http://127.0.0.1:8080 serves ranker\n"
+        with urllib.request.urlopen(f"{said.split()[0]}/health", timeout=60) as answer:
+            assert json.load(answer) == {"status": "ready", "models": {"ranker": True}}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
