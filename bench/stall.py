@@ -1,6 +1,6 @@
 """A server that stands still for some seconds on purpose: what an open and a closed loop show, and what theory says.
 
-    python -m bench.stall --host localhost:8001 --pid $(pidof tritonserver) --queries queries.jsonl --rate 20
+    python -m bench.stall --host localhost:8001 --queries queries.jsonl --rate 20
 
 With r requests a second, a stall of s seconds and a server that answers c a second, the delay of those who come u
 seconds after the stall's beginning is s - u + u * r / c in a queue without breaks: it falls evenly from s to 0 over
@@ -12,8 +12,6 @@ slow, by s each, whatever r is.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from rich.table import Table
 
 from bench.machine import described, machine, show
 from bench.open_loop import end_locust, run_locust, start_locust
+from bench.stalling import StallingRelay
 from trainer.data import DataError, appears_whole
 from trainer.stage import command, parse
 
@@ -38,13 +37,12 @@ class StallArguments:
     """The load, and the process that is stopped."""
 
     queries: str = field(metadata={"help": "JSONL of queries with documents."})
-    pid: int = field(metadata={"help": "Of the server (tritonserver); it is stopped and continued by signals."})
     host: str = field(default="localhost:8001", metadata={"help": "host:port of its gRPC."})
     documents: str = field(default="100", metadata={"help": "Per request, as --documents of the load test."})
     rate: float = field(default=20.0, metadata={"help": "Requests a second of the open loop, evenly."})
     users: int = field(default=4, metadata={"help": "Of the closed loop."})
     seconds: float = field(default=30.0, metadata={"help": "Of each loop."})
-    stall: float = field(default=2.0, metadata={"help": "Seconds that the server stands still in each."})
+    stall: float = field(default=2.0, metadata={"help": "Seconds that a relay before the server stands still in each."})
     output: str | None = field(default=None, metadata={"help": "JSON to write."})
 
 
@@ -119,18 +117,10 @@ def _flags(arguments: StallArguments, seconds: float, rate: float | None = None,
 
 
 def _with_stall(arguments: StallArguments, flags: Sequence[str]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as directory:
-        process = start_locust(flags, Path(directory))
+    with tempfile.TemporaryDirectory() as directory, StallingRelay(arguments.host) as relay:
+        process = start_locust([*flags, "--host", relay.url], Path(directory))
         time.sleep(START_S + arguments.seconds / 4)
-        try:
-            os.kill(arguments.pid, signal.SIGSTOP)
-        except OSError as error:
-            process.terminate()
-            raise DataError(f"--pid {arguments.pid}: {error.strerror}") from error
-        try:
-            time.sleep(arguments.stall)
-        finally:
-            os.kill(arguments.pid, signal.SIGCONT)
+        relay.stall(arguments.stall)
         return end_locust(process, Path(directory))
 
 
