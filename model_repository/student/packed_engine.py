@@ -75,11 +75,11 @@ class PackedEngine:
 
     def _call_once(self) -> None:
         """OpenVINO's first look at numpy in a process, made by two threads at a time, never ends."""
-        request = self._idle.get()
+        request, one_row = self._idle.get(), {}
         for port in self.compiled.inputs:
-            one_row = [size.get_length() if size.is_static else 1 for size in port.partial_shape]
-            request.set_tensor(port, openvino.Tensor(np.zeros(one_row, dtype=port.element_type.to_dtype())))
-        np.array(request.infer()[self.compiled.outputs[0]])
+            shape = [size.get_length() if size.is_static else 1 for size in port.partial_shape]
+            one_row[port] = np.zeros(shape, dtype=port.element_type.to_dtype())
+        np.array(request.infer(one_row)[self.compiled.outputs[0]])
         self._idle.put(request)
 
     def describe(self) -> str:
