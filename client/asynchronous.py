@@ -140,7 +140,8 @@ class AsyncRankingClient:
     async def _infer(self, query: str, documents: Sequence[Document], ends: float, limit_s: float) -> Scores:
         inputs, settings = wire.inputs(query, documents), self.connection
         for attempt in Attempts(settings, self._balancer, len(documents), ends, limit_s):
-            await asyncio.sleep(attempt.pause_s)
+            if attempt.pause_s:
+                await asyncio.sleep(attempt.pause_s)
             with attempt:
                 result = await self._clients[attempt.server].infer(
                     settings.model,
@@ -155,7 +156,8 @@ class AsyncRankingClient:
     async def _ask_limit(self, ends: float, limit_s: float) -> int:
         settings = self.connection
         for attempt in Attempts(settings, self._balancer, 0, ends, limit_s):
-            await asyncio.sleep(attempt.pause_s)
+            if attempt.pause_s:
+                await asyncio.sleep(attempt.pause_s)
             with attempt:
                 config = await self._config(attempt.server, settings.model, settings.version, attempt.left_s)
                 wire.check_ranker(config, settings.model, settings.servers[attempt.server])

@@ -131,7 +131,8 @@ class RankingClient:
     def _infer(self, query: str, documents: Sequence[Document], ends: float, limit_s: float) -> Scores:
         inputs, settings = wire.inputs(query, documents), self.connection
         for attempt in Attempts(settings, self._balancer, len(documents), ends, limit_s):
-            time.sleep(attempt.pause_s)
+            if attempt.pause_s:
+                time.sleep(attempt.pause_s)
             with attempt:
                 result = self._clients[attempt.server].infer(
                     settings.model,
@@ -146,7 +147,8 @@ class RankingClient:
     def _ask_limit(self, ends: float, limit_s: float) -> int:
         settings = self.connection
         for attempt in Attempts(settings, self._balancer, 0, ends, limit_s):
-            time.sleep(attempt.pause_s)
+            if attempt.pause_s:
+                time.sleep(attempt.pause_s)
             with attempt:
                 client = self._clients[attempt.server]
 
