@@ -35,6 +35,6 @@ def _of_cpu(cpu: CpuEngine, rows_per_call: int) -> list[str]:
         f"{timing.streams} x {timing.threads} threads, {timing.rows_per_call} rows: {timing.rows_per_second:.4g}"
         for timing in cpu.measured
     )
-    lines.append(f"rows per second by streams and rows per call: {speeds}")
+    lines.append(f"rows per second by rows per call: {speeds}")
     lines.append(f"chosen: {cpu.streams} x {cpu.threads} threads, {rows_per_call} rows per call")
     return lines

@@ -81,6 +81,20 @@ def test_a_thousand_documents_that_fill_a_row_each(client: RankingClient, refere
     assert_equal(answer(client, "garden", candidates), expected)
 
 
+def test_many_connections_at_once(server: Server, reference: Reference) -> None:
+    """Some hundred small requests, which an engine of two streams did not outlive."""
+    candidates = documents(7, longest=60)
+    expected = reference("garden", candidates)
+
+    def ask(_: int) -> None:
+        with RankingClient(server.url) as client:
+            for _ in range(40):
+                assert_equal(answer(client, "garden", candidates), expected)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+
+
 def test_concurrent_requests_are_joined_and_each_gets_its_own(server: Server, reference: Reference) -> None:
     requests = [documents(count, longest=60, seed=count) for count in (1, 2, 3, 5, 8, 13, 33, 60)] * 4
 

@@ -68,7 +68,9 @@ class PackedEngine:
         """The engine of a version directory, as the gate judged it."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         tuned, here = manifest["cpu"], cores()
-        layout = fitting(Layout(tuned["streams"], tuned["threads"]), here)
+        # One stream, whatever was tuned: with a second thread that scores and answers, Triton's Python backend (2.51)
+        # corrupted its memory after some hundred requests.
+        layout = Layout(1, min(tuned["streams"] * tuned["threads"], here))
         engine = cls(directory / "model.xml", tuned["rest_in"], manifest["rows_per_call"], layout)
         engine.notes = tuple(_notes(manifest, here))
         return engine
@@ -107,12 +109,6 @@ class PackedEngine:
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def fitting(layout: Layout, available: int) -> Layout:
-    """The layout, with fewer streams and threads where it asks for more cores than there are."""
-    streams = min(layout.streams, available)
-    return Layout(streams, min(layout.threads, available // streams))
 
 
 def units() -> set[str]:
