@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import grpc
 import numpy as np
 import pytest
 import trustme
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client import (
     AsyncRankingClient,
@@ -37,6 +35,7 @@ from client.attempts import Balancer
 from client.connection import parse_target
 from client.records import sigmoid
 from client.wire import parts
+from tests.odd_servers import OddServer, odd_server
 from tests.servers import Server, ports, starting
 
 QUERY = "garden bridge"
@@ -164,37 +163,17 @@ def test_a_server_that_comes_back_is_found_again(served_repository: Path, tmp_pa
             client.score(QUERY, DOCUMENTS, timeout_s=0.5)
 
 
-class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A real gRPC server that speaks Triton's protocol, and answers each request as ``reply`` says."""
+class Service(OddServer):
+    """Scores all with 0, once ``act`` has seen the call; ``requests`` are those that came."""
 
-    def __init__(self, reply: Callable[[Any], None]) -> None:
-        self.reply, self.requests = reply, list[Any]()
+    def __init__(self, act: Callable[[Any], None]) -> None:
+        super().__init__(np.zeros)
+        self.act, self.requests = act, list[Any]()
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
-        self.reply(context)
-        documents = request.inputs[1].shape[0]
-        response = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, kind, array in (
-            ("SCORES", "FP32", np.zeros(documents, np.float32)),
-            ("TRUNCATED", "BOOL", np.zeros(documents, np.bool_)),
-        ):
-            response.outputs.add(name=name, datatype=kind, shape=[documents])
-            response.raw_output_contents.append(array.tobytes())
-        return response
-
-
-@contextmanager
-def serving(service: Service, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(8))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
-    host = "127.0.0.1:0"
-    port = server.add_secure_port(host, credentials) if credentials else server.add_insecure_port(host)
-    server.start()
-    try:
-        yield f"localhost:{port}"
-    finally:
-        server.stop(None)
+        self.act(context)
+        return super().ModelInfer(request, context)
 
 
 def refusing(code: grpc.StatusCode, message: str, times: int = 10**6) -> Callable[[Any], None]:
@@ -221,7 +200,7 @@ def test_only_unavailable_is_tried_again() -> None:
     for code, message, kind, attempts in cases:
         service = Service(refusing(code, message))
         with (
-            serving(service) as url,
+            odd_server(service) as url,
             RankingClient(url, attempts=3, max_documents=10) as client,
             pytest.raises(kind, match=url),
         ):
@@ -229,14 +208,18 @@ def test_only_unavailable_is_tried_again() -> None:
         assert len(service.requests) == attempts, code
 
     service = Service(refusing(grpc.StatusCode.UNAVAILABLE, full, times=2))
-    with serving(service) as url, RankingClient(url, max_documents=10) as client:
+    with odd_server(service) as url, RankingClient(url, max_documents=10) as client:
         assert client.score(QUERY, DOCUMENTS) == [0.0] * 7
 
 
 def test_what_one_server_refuses_another_gets_at_once() -> None:
     full = Service(refusing(grpc.StatusCode.UNAVAILABLE, "4 rows wait for the engine"))
     idle = Service(lambda context: None)
-    with serving(full) as first, serving(idle) as second, RankingClient([first, second], max_documents=10) as client:
+    with (
+        odd_server(full) as first,
+        odd_server(idle) as second,
+        RankingClient([first, second], max_documents=10) as client,
+    ):
         for _ in range(10):
             client.score(QUERY, DOCUMENTS)
     assert len(full.requests) == 1  # it stands aside after that
@@ -246,7 +229,7 @@ def test_what_one_server_refuses_another_gets_at_once() -> None:
 def test_a_server_that_has_not_the_model_sends_a_call_elsewhere_once() -> None:
     without = Service(refusing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ranker' is not found"))
     having = Service(lambda context: None)
-    with serving(without) as first, serving(having) as second:
+    with odd_server(without) as first, odd_server(having) as second:
         with RankingClient([first, second], max_documents=10) as client:
             assert client.score(QUERY, ["river"]) == [0.0]
         with (
@@ -262,7 +245,7 @@ def test_every_call_carries_the_authorisation() -> None:
         if dict(context.invocation_metadata()).get("authorization") != "Bearer secret":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
 
-    with serving(Service(check)) as url:
+    with odd_server(Service(check)) as url:
         with RankingClient(url, authorization="Bearer secret", max_documents=10) as client:
             assert client.score(QUERY, ["river"]) == [0.0]
         with RankingClient(url, max_documents=10) as client, pytest.raises(AuthenticationError, match="authorization"):
@@ -272,7 +255,7 @@ def test_every_call_carries_the_authorisation() -> None:
 def test_a_connection_with_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "root.pem"))
-    certificate = authority.issue_cert("localhost")
+    certificate = authority.issue_cert("127.0.0.1")
     chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
     credentials = grpc.ssl_server_credentials([(certificate.private_key_pem.bytes(), chain)])
 
@@ -280,7 +263,7 @@ def test_a_connection_with_tls(tmp_path: Path) -> None:
         async with AsyncRankingClient(url, root_certificates=tmp_path / "root.pem", max_documents=10) as client:
             return await client.score(QUERY, ["river"])
 
-    with serving(Service(lambda context: None), credentials) as url:
+    with odd_server(Service(lambda context: None), credentials) as url:
         with RankingClient(url, root_certificates=tmp_path / "root.pem", max_documents=10) as client:
             assert client.score(QUERY, ["river"]) == asyncio.run(ask(url)) == [0.0]
         for tls in (True, False):  # the system does not know this authority; nothing speaks plainly here
@@ -299,13 +282,13 @@ def test_a_time_limit_is_that_of_the_whole_call() -> None:
         gone.wait(20)
 
     service = Service(hold)
-    with serving(service) as url, RankingClient(url, max_documents=2) as client:
+    with odd_server(service) as url, RankingClient(url, max_documents=2) as client:
         with pytest.raises(RequestTimeoutError, match=f"{url} gave no answer within 0.3 s"):
             client.score(QUERY, DOCUMENTS[:2], timeout_s=0.3)
         assert gone.wait(20)  # the server is told
     full = Service(refusing(grpc.StatusCode.UNAVAILABLE, "4 rows wait for the engine"))
     with (
-        serving(full) as url,
+        odd_server(full) as url,
         RankingClient(url, timeout_s=0.5, attempts=1000, max_documents=10) as client,
         pytest.raises(ServerOverloadedError),  # what it said says more than that time was over
     ):
@@ -329,7 +312,7 @@ def test_a_cancelled_call_is_cancelled_at_the_server() -> None:
                 await task
             assert await asyncio.to_thread(gone.wait, 20)
 
-    with serving(Service(hold)) as url:
+    with odd_server(Service(hold)) as url:
         asyncio.run(ask(url))
 
 
