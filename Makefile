@@ -8,26 +8,31 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
-.PHONY: demo test test-served test-trained check lint bench-training bench-serving
+.PHONY: demo test test-served test-asked test-trained check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	@# Threads that spin while they wait for each other lose most of the speed as soon as anything else runs.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
-# Two processes of tests beside each other, with a thread each.
-SERVED := $(wildcard $(addprefix tests/test_,serving*.py client*.py loadtest*.py gateway*.py deploy*.py \
-	embedded*.py model_repository.py triton_scoring.py bench.py bench_*serving*.py bench_scheduling.py bench_client.py \
-	bench_open_loop.py scheduler.py token_cache.py readme.py))
-TRAINED := $(filter-out $(SERVED),$(wildcard tests/test_*.py))
+# Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
+named = $(wildcard $(addprefix tests/test_,$(addsuffix .py,$(1))))
+SERVED := $(call named,serving* embedded* model_repository triton_scoring bench bench_serving* bench_scheduling \
+	scheduler token_cache readme)
+ASKED := $(call named,client* gateway* loadtest* deploy* bench_client)
+TRAINED := $(filter-out $(SERVED) $(ASKED),$(call named,*))
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
 test: $(VENV)/.installed
-	$(MAKE) --jobs 2 --keep-going --output-sync=target test-served test-trained
+	$(MAKE) --jobs 3 --keep-going --output-sync=target test-served test-asked test-trained
 
-test-served: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/served $(SERVED)
+test-served: $(VENV)/.installed
+	$(PYTEST)/served $(SERVED)
+
+test-asked: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
+	$(PYTEST)/asked $(ASKED)
 
 test-trained: $(VENV)/.installed
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --override-ini cache_dir=.pytest_cache/trained $(TRAINED)
+	$(PYTEST)/trained $(TRAINED)
 
 check: lint test
 
