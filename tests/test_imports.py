@@ -111,6 +111,8 @@ def allowed(path: str) -> set[str]:
         return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
     if path.startswith("bench/serving/workers/"):
         return SERVING_WORKER_PARTS | SERVING_EXTRAS.get(Path(path).stem, set())
+    if path == "bench/instances.py":
+        return {"engines.configs", *modules("trainer"), *modules("bench")}
     if path == "bench/serving_gpu/engine.py":
         return {
             ENCODING,

@@ -113,13 +113,14 @@ def test_a_command_of_the_readme_runs(command: str, project: Path, server: None)
 
 def test_the_gateway_of_the_readme_answers(project: Path, server: None) -> None:
     (command,) = [command for command in readme_commands() if command.startswith(GATEWAY)]
-    process = subprocess.Popen([sys.executable, *command.split()[1:]], cwd=project, stdout=subprocess.PIPE, text=True)
-    try:
+    flags = [sys.executable, *command.split()[1:]]
+    with subprocess.Popen(flags, cwd=project, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert said == "http://127.0.0.1:8080 serves ranker\n"
-        with urllib.request.urlopen(f"{said.split()[0]}/health", timeout=60) as answer:
-            assert json.load(answer) == {"status": "ready", "models": {"ranker": True}}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        try:
+            assert said == "http://127.0.0.1:8080 serves ranker\n"
+            with urllib.request.urlopen(f"{said.split()[0]}/health", timeout=60) as answer:
+                assert json.load(answer) == {"status": "ready", "models": {"ranker": True}}
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
