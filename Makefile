@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
-.PHONY: demo test test-served test-asked test-trained check lint bench-training bench-serving
+.PHONY: demo test test-served test-built test-trained check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	@# Threads that spin while they wait for each other lose most of the speed as soon as anything else runs.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
@@ -18,18 +18,18 @@ demo: $(VENV)/.installed
 named = $(wildcard $(addprefix tests/test_,$(addsuffix .py,$(1))))
 SERVED := $(call named,serving* embedded* model_repository triton_scoring bench bench_serving* bench_scheduling \
 	scheduler token_cache readme)
-ASKED := $(call named,client* gateway* loadtest* deploy* bench_client)
-TRAINED := $(filter-out $(SERVED) $(ASKED),$(call named,*))
+BUILT := $(call named,client* gateway* loadtest* deploy* bench_client build_engines check_engine engines*)
+TRAINED := $(filter-out $(SERVED) $(BUILT),$(call named,*))
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
 test: $(VENV)/.installed
-	$(MAKE) --jobs 3 --keep-going --output-sync=target test-served test-asked test-trained
+	$(MAKE) --jobs 3 --keep-going --output-sync=target test-served test-built test-trained
 
 test-served: $(VENV)/.installed
 	$(PYTEST)/served $(SERVED)
 
-test-asked: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	$(PYTEST)/asked $(ASKED)
+test-built: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
+	$(PYTEST)/built $(BUILT)
 
 test-trained: $(VENV)/.installed
 	$(PYTEST)/trained $(TRAINED)
