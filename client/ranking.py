@@ -60,7 +60,8 @@ class RankingClient:
     def document_limit(self) -> int:
         """Documents that a request to the server may have; asked once. More are split and merged."""
         if not self._limit:
-            self._limit = self._ask_limit(self._ends(None), self.connection.timeout_s)
+            limit_s = self.connection.timeout_s
+            self._limit = self._ask_limit(time.monotonic() + limit_s, limit_s)
         return self._limit
 
     def score(self, query: str, documents: Iterable[DocumentLike], *, timeout_s: float | None = None) -> list[float]:
@@ -112,7 +113,7 @@ class RankingClient:
 
     def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
         limit_s = self.connection.timeout_s if timeout_s is None else timeout_s
-        ends = self._ends(timeout_s)
+        ends = time.monotonic() + limit_s
         if not self._limit:
             self._limit = self._ask_limit(ends, limit_s)
         if len(documents) <= self._limit:
@@ -162,9 +163,6 @@ class RankingClient:
                 wire.check_ranker(config, settings.model, settings.servers[attempt.server])
                 return wire.limit([ask(model) for model in wire.steps(config)])
         raise AssertionError
-
-    def _ends(self, timeout_s: float | None) -> float:
-        return time.monotonic() + (self.connection.timeout_s if timeout_s is None else timeout_s)
 
     def _is_ready(self, client: grpc.InferenceServerClient) -> bool:
         settings = self.connection

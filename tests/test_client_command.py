@@ -27,16 +27,10 @@ from client.records import RankedDocument
 from client.terminal import columns, fitted, padded
 from tests.odd_servers import OddServer, odd_server
 from tests.servers import Server, ports
+from tests.test_client import DOCUMENTS, QUERY
 from trainer.rankings import read_run
 
 SCRIPT = Path(rank.__file__)
-QUERY = "garden bridge"
-DOCUMENTS = [
-    Document("d7", "river bridge", "garden market of silver"),
-    Document("d8", "中文 标题", ""),
-    Document("d9", "", "winter " * 300),
-    Document("", "copper", "forest"),
-]
 
 
 @pytest.fixture
