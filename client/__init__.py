@@ -1,4 +1,4 @@
-"""The client library: RankingClient for threads, AsyncRankingClient for asyncio. it needs tritonclient and numpy.
+"""The client library: RankingClient for threads, AsyncRankingClient for asyncio. It needs tritonclient and numpy.
 
 with RankingClient("localhost:8001") as client:
     for found in client.rank("garden bridge", [Document("d1", "A title", "A summary"), "plain text"]):

@@ -12,33 +12,18 @@ import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
 from client import wire
-from client.attempts import Attempts, Balancer
-from client.connection import Connection, connection
+from client.attempts import Attempts, Caller
 from client.errors import RankingError
 from client.ranking import PARTS_AT_ONCE
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
 
-class AsyncRankingClient:
+class AsyncRankingClient(Caller):
     """Connections to one or several servers, for the event loop of the first call. Every call may raise a RankingError;
     one that is cancelled cancels its requests to the server."""
 
-    def __init__(
-        self,
-        servers: str | Sequence[str] = "localhost:8001",
-        model: str = "ranker",
-        timeout_s: float = 30.0,
-        **settings: Any,
-    ) -> None:
-        self.connection = connection(servers, model, timeout_s, **settings)
-        self._balancer = Balancer(len(self.connection.servers))
-        self._limit = self.connection.max_documents
+    def _open(self) -> None:  # not before an event loop runs: see _clients
         self._opened: list[grpc.InferenceServerClient] = []
-
-    @classmethod
-    def of(cls, connection: Connection) -> AsyncRankingClient:
-        fields = dict(vars(connection))
-        return cls(**fields)
 
     async def __aenter__(self) -> AsyncRankingClient:
         return self

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any, Self
 
 from tritonclient.utils import InferenceServerException
 
-from client.connection import Connection
+from client.connection import Connection, connection
 from client.errors import RankingError, RequestTimeoutError, status_of, translated
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # doubled at each attempt; what is waited is drawn below it
@@ -44,6 +45,30 @@ class Balancer:
             self._load[server] -= documents
             if failed:
                 self._failed[server] = time.monotonic() + ASIDE_S
+
+
+class Caller:
+    """What a client is beside its calls: settings, the load of each server, and their limit once it was asked."""
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "localhost:8001",
+        model: str = "ranker",
+        timeout_s: float = 30.0,
+        **settings: Any,
+    ) -> None:
+        self.connection = connection(servers, model, timeout_s, **settings)
+        self._balancer = Balancer(len(self.connection.servers))
+        self._limit = self.connection.max_documents
+        self._open()
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        fields = dict(vars(connection))
+        return cls(**fields)
+
+    def _open(self) -> None:
+        raise NotImplementedError
 
 
 class Attempt:

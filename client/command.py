@@ -63,6 +63,10 @@ def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) ->
         "--root_certificates", type=Path, metavar="PEM", help="that the server's is checked by; default: the system's"
     )
     group.add_argument(
+        "--certificate_chain", type=Path, metavar="PEM", help="of the client, for a server that asks for one"
+    )
+    group.add_argument("--private_key", type=Path, metavar="PEM", help="of that certificate")
+    group.add_argument(
         "--authorization",
         help=f"value of the authorization header; better in the environment as {AUTHORIZATION}, since the list of "
         "processes shows flags",
@@ -81,5 +85,7 @@ def connection_of(arguments: argparse.Namespace) -> Connection:
         timeout_s=arguments.timeout,
         tls=arguments.tls,
         root_certificates=arguments.root_certificates,
+        certificate_chain=arguments.certificate_chain,
+        private_key=arguments.private_key,
         authorization=arguments.authorization or os.environ.get(AUTHORIZATION) or None,
     )

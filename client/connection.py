@@ -50,6 +50,8 @@ class Connection:
         for path in (self.root_certificates, self.certificate_chain, self.private_key):
             if path is not None and not path.is_file():
                 raise InvalidRequestError(f"{path}: no such file")
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise InvalidRequestError("certificate_chain and private_key: give both or neither")
 
     @property
     def headers(self) -> dict[str, str] | None:
@@ -76,8 +78,8 @@ class Connection:
                 ("grpc.keepalive_timeout_ms", 20_000),
                 # A server that comes back is found within about a second, not after two minutes.
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1_000),
+                ("grpc.min_reconnect_backoff_ms", 5_000),  # whatever its name: how long connecting may take
                 ("grpc.enable_retries", 0),  # attempts are counted here, and may go to another server
             ],
         }

@@ -12,36 +12,22 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from client import wire
-from client.attempts import Attempts, Balancer
-from client.connection import Connection, connection
+from client.attempts import Attempts, Caller
+from client.connection import Connection
 from client.errors import RankingError, ServerUnavailableError
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
 PARTS_AT_ONCE = 4
 
 
-class RankingClient:
+class RankingClient(Caller):
     """Connections to one or several servers, for any number of threads. Every call may raise a RankingError.
 
     ``settings`` are further fields of Connection. ``timeout_s`` of a call is the client's where it is None.
     """
 
-    def __init__(
-        self,
-        servers: str | Sequence[str] = "localhost:8001",
-        model: str = "ranker",
-        timeout_s: float = 30.0,
-        **settings: Any,
-    ) -> None:
-        self.connection = connection(servers, model, timeout_s, **settings)
-        self._balancer = Balancer(len(self.connection.servers))
-        self._limit = self.connection.max_documents
+    def _open(self) -> None:
         self._clients = [open_server(self.connection, server) for server in self.connection.servers]
-
-    @classmethod
-    def of(cls, connection: Connection) -> RankingClient:
-        fields = dict(vars(connection))
-        return cls(**fields)
 
     def __enter__(self) -> RankingClient:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -44,24 +44,28 @@ def written(config: ModelConfig) -> bytes:
     return (HEADER + text_format.MessageToString(config)).encode()
 
 
-def serving_configs(scorer: Path, version: int | None) -> dict[Path, bytes]:
-    """New contents of the scorer's configs, in which Triton serves ``version`` alone (None: the newest)."""
+def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
+    """New contents of the scorer's configs, in which Triton serves these ``versions``; for none, the newest."""
     changed = {}
     for path in _configs(scorer):
         config = read_config(path)
         config.ClearField("version_policy")
-        if version is not None:
-            config.version_policy.specific.versions.append(version)
+        if versions:
+            config.version_policy.specific.versions.extend(versions)
         changed[path] = written(config)
     return changed
 
 
 def served_version(scorer: Path) -> int | None:
-    """The version that Triton serves by the scorer's config.pbtxt: the one that it names, or the newest."""
-    named = read_config(scorer / "config.pbtxt").version_policy.specific.versions
-    if named:
-        return int(max(named))
-    return max((int(path.name) for path in scorer.iterdir() if path.name.isdigit()), default=None)
+    """The version that the ensemble asks by the scorer's config.pbtxt: the first that it names, or the newest."""
+    named = named_versions(scorer)
+    newest = max((int(path.name) for path in scorer.iterdir() if path.name.isdigit()), default=None)
+    return named[0] if named else newest
+
+
+def named_versions(scorer: Path) -> list[int]:
+    """Those that the scorer's config.pbtxt names, that of the ensemble first; none where it serves the newest."""
+    return [int(each) for each in read_config(scorer / "config.pbtxt").version_policy.specific.versions]
 
 
 def _configs(model: Path) -> list[Path]:

@@ -34,6 +34,11 @@ class ModelSet:
         return self.names["tokenizer"]
 
     @property
+    def ensemble(self) -> str:
+        """The model that clients call."""
+        return self.names["ranker"]
+
+    @property
     def are_copies(self) -> bool:
         return self.scorer != "student"
 

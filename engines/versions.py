@@ -3,6 +3,7 @@
 python -m engines.versions list
 python -m engines.versions compare 1 2 --data dev.jsonl
 python -m engines.versions use 1            # or latest
+python -m engines.versions use 1 --beside 2 # the ensemble ranker_2 answers with version 2
 python -m engines.versions use 2 --teacher
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.configs import served_version, serving_configs
+from engines.beside import NEWEST, asked_version, ensembles
+from engines.configs import named_versions, served_version, serving_configs
 from engines.install import MANIFEST_FILE, replaced
 from engines.models import STUDENT, TEACHER, ModelSet
 from engines.openvino import library
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "list":
             print("\n".join(describe(place)))
         elif arguments.command == "use":
-            print(use(place, None if arguments.version == LATEST else int(arguments.version)))
+            print(use(place, None if arguments.version == LATEST else int(arguments.version), arguments.beside))
         else:
             print("\n".join(compare_versions(place, arguments.versions, arguments.data)))
     except (DataError, EncodingError, EngineError) as error:
@@ -46,52 +48,71 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Place(NamedTuple):
-    """The directories of the model that holds the engines and of its tokenizer."""
+    """The models of a repository that hold the engines, or that ask them."""
 
-    scorer: Path
-    tokenizer: Path
+    repository: Path
+    models: ModelSet
 
     @classmethod
     def of(cls, repository: Path, models: ModelSet) -> Place:
         """Raises EngineError for a directory without the models."""
-        place = cls(repository / models.scorer, repository / models.tokenizer)
+        place = cls(repository, models)
         if not (place.scorer / "config.pbtxt").is_file():
             raise EngineError(f"{repository}: not a model repository of ours with a {models.scorer} (no config.pbtxt)")
         return place
 
+    @property
+    def scorer(self) -> Path:
+        return self.repository / self.models.scorer
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.repository / self.models.tokenizer
+
 
 def describe(place: Place) -> list[str]:
     """A line for each version, the served one marked."""
-    served = served_version(place.scorer)
+    ensemble, served = place.models.ensemble, served_version(place.scorer)
+    others = {version: f", served by {ensemble}_{version}" for version in named_versions(place.scorer)}
     lines = []
     for version in sorted(int(path.parent.name) for path in place.scorer.glob(f"[0-9]*/{MANIFEST_FILE}")):
         manifest = _manifest(place, version)
         runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
-        mark = ", served" if version == served else ""
+        mark = ", served" if version == served else others.get(version, "")
         lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {manifest['created']}{mark}")
     return lines or [f"{place.scorer}: no versions yet; build_engines.py makes them"]
 
 
-def use(place: Place, version: int | None) -> str:
-    """Have Triton serve ``version`` alone, or the newest for None; all configs change, or none.
+def use(place: Place, version: int | None, beside: Sequence[int] = ()) -> str:
+    """Have Triton serve ``version``, or the newest for None, and each of ``beside`` by an ensemble of its own, whose
+    name ends with the version; all configs change, or none.
 
     A server that polls its repository follows by itself, any other one when it is started again. Raises
     EngineError for a version that is not there, or that the repository's tokenizer does not fit.
     """
     scorer = place.scorer
-    if version is not None:
-        built_for = _manifest(place, version)["encoding_hash"]
-        if built_for != encoding_hash(place.tokenizer):
-            raise EngineError(
-                f"{scorer}/{version} was built for another tokenizer or other encoding settings than those in "
-                f"{place.tokenizer}: build it again from its checkpoint"
-            )
+    versions = [] if version is None else [version, *beside]
+    if beside and (version is None or len({*versions}) < len(versions)):
+        raise EngineError(f"--beside {' '.join(map(str, beside))}: name other versions, beside the number of one")
+    for each in versions:
+        _check_fits(place, each)
+    asked = version if version is not None and beside else NEWEST
+    changed = serving_configs(scorer, versions) | asked_version(place.repository, place.models, asked)
     try:
-        with replaced(serving_configs(scorer, version)):
+        with replaced(changed), ensembles(place.repository, place.models, beside) as names:
             pass
     except OSError as error:
-        raise EngineError(f"{scorer}: cannot be written: {error}") from error
-    return f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
+        raise EngineError(f"{place.repository}: cannot be written: {error}") from error
+    served = f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
+    return "".join([served, *(f", and version {name.rpartition('_')[2]} as {name}" for name in names)])
+
+
+def _check_fits(place: Place, version: int) -> None:
+    if _manifest(place, version)["encoding_hash"] != encoding_hash(place.tokenizer):
+        raise EngineError(
+            f"{place.scorer}/{version} was built for another tokenizer or other encoding settings than those in "
+            f"{place.tokenizer}: build it again from its checkpoint"
+        )
 
 
 def compare_versions(place: Place, versions: Sequence[int], data: str) -> list[str]:
@@ -171,6 +192,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--data", required=True, help="query groups (JSONL, Parquet)")
     chosen = commands.add_parser("use", parents=[common], help="the version that Triton serves")
     chosen.add_argument("version", type=_version, help=f"a number, or {LATEST}")
+    chosen.add_argument(
+        "--beside",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="VERSION",
+        help="served too, to compare with: version 2 by the ensemble ranker_2; each takes an engine's memory",
+    )
     return parser
 
 

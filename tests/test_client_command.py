@@ -269,6 +269,28 @@ def test_a_certificate_of_ones_own(file: Path, tmp_path: Path, capfdbinary: pyte
             assert f"error: no server answers at {url}" in err.splitlines()[-1]  # gRPC says before it, why
 
 
+def test_a_server_that_asks_for_the_clients_certificate(
+    file: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    authority = trustme.CA()
+    theirs, ours = authority.issue_cert("127.0.0.1"), authority.issue_cert("client")
+    root, chain, key = (tmp_path / name for name in ("root.pem", "chain.pem", "key.pem"))
+    authority.cert_pem.write_to_path(str(root))
+    ours.cert_chain_pems[0].write_to_path(str(chain))
+    ours.private_key_pem.write_to_path(str(key))
+    credentials = grpc.ssl_server_credentials(
+        [(theirs.private_key_pem.bytes(), theirs.cert_chain_pems[0].bytes())], authority.cert_pem.bytes(), True
+    )
+    with odd_server(OddServer(np.arange), credentials) as url:
+        flags: list[str | Path] = ["--query", QUERY, "--url", url, "--timeout", "2", "--root_certificates", root, file]
+        code, out, err = answer(capfdbinary, *flags)
+        assert (code, out) == (2, "")
+        assert f"error: no server answers at {url}" in err.splitlines()[-1]
+        code, out, _ = answer(capfdbinary, *flags, "--certificate_chain", chain, "--private_key", key)
+        assert (code, len(out.splitlines())) == (0, 4)
+        assert "give both or neither" in refusal(capfdbinary, *flags, "--certificate_chain", chain)
+
+
 def test_ctrl_c_is_130_and_nothing_else(file: Path) -> None:
     going_on, asked = threading.Event(), threading.Event()
 

@@ -36,8 +36,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[..., Path]
     return {maker: load_scorer(maker(directory / maker.__name__)) for maker in (tiny_bert, tiny_llama)}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("maker", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize(
+    ("maker", "precision"), [(tiny_bert, "fp32"), (tiny_bert, "fp16"), (tiny_bert, "bf16"), (tiny_llama, "fp16")]
+)
 def test_types_of_the_network_and_a_plan_for_each_gpu(
     models: dict[Callable[..., Path], PreTrainedModel], maker: Callable[..., Path], precision: str, tmp_path: Path
 ) -> None:

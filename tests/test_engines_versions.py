@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 import build_engines
 from client import RankingClient
+from client import compare as client_compare
 from engines import parity, versions
 from engines.calibration import read_calibration
 from engines.configs import read_config, served_version
@@ -130,6 +131,36 @@ def test_list_marks_what_is_served(repository: Path, capsys: pytest.CaptureFixtu
     assert lines[1].startswith("2: openvino, int8, ")
 
 
+def test_versions_beside_each_other(repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = ["--model_repository", str(repository)]
+    files = [*repository.rglob("config.pbtxt")]
+    assert versions.main(["use", "latest", *where]) == 0
+    before = [read_config(path) for path in files]
+    assert versions.main(["use", "1", "--beside", "2", *where]) == 0
+    assert "serves version 1, and version 2 as ranker_2" in capfd.readouterr().out
+    assert versions.main(["list", *where]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert (lines[0].endswith(", served"), lines[1].endswith(", served by ranker_2")) == (True, True)
+    candidates = documents(20, seed=3)
+    with running(repository, tmp_path / "log") as server:
+        for model, version in (("ranker", 1), ("ranker_2", 2)):
+            with RankingClient(server.url, model) as client:
+                engine = engine_scores(repository, version, QUERY, candidates)
+                np.testing.assert_allclose(answer(client, QUERY, candidates).scores, engine, atol=1e-4, rtol=0)
+        file = tmp_path / "documents.jsonl"
+        file.write_text("".join(json.dumps({"title": each.title}) + "\n" for each in candidates))
+        capfd.readouterr()
+        sides = ["--left", f"@{server.url}", "--right", f"ranker_2@{server.url}"]
+        assert client_compare.main(["--query", QUERY, *sides, str(file), "--format", "table"]) == 0
+        assert "ranker_2" in capfd.readouterr().out.splitlines()[0]
+    assert versions.main(["use", "1", "--beside", "1", *where]) == 2
+    assert versions.main(["use", "latest", "--beside", "1", *where]) == 2
+    assert versions.main(["use", "latest", *where]) == 0
+    assert [read_config(path) for path in files] == before
+    assert not (repository / "ranker_2").exists()
+    assert not [*repository.parent.glob(".*beside*")]
+
+
 def test_use_refuses_what_could_not_be_served(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = repository / "student/config.pbtxt"
     manifest = repository / "student/2/manifest.json"
@@ -152,22 +183,21 @@ def yardstick(served_checkpoint: Path, tmp_path: Path) -> Yardstick:
     return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder)), encoder, groups)
 
 
-@pytest.mark.parametrize("most_kept", [6, 12])  # of 12: all of them
 def test_sensitive_products_are_kept_where_the_gate_would_refuse(
-    repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_kept: int
+    repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = json.loads((repository / "student/2/manifest.json").read_text())["parity"]["largest_difference"]
     monkeypatch.setitem(parity.LIMITS, "int8", Limits(score=0.02 * loss))
     graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    quantised = quantise(graph, calibration, yardstick, most_kept=most_kept)
-    assert 1 <= len(quantised.int8.kept) <= most_kept
+    quantised = quantise(graph, calibration, yardstick, most_kept=12)
+    assert 1 <= len(quantised.int8.kept) <= 12
     assert quantised.int8.products == 12 - len(quantised.int8.kept)
     openvino.save_model(quantised.model, tmp_path / "model.xml")
     engine = PackedEngine(tmp_path / "model.xml", "fp32", 4)
     report = yardstick.report(lambda batch: engine.score(batch[:-1]), "int8")
-    assert report.largest_difference < (0.9 if most_kept < 12 else 0.02) * loss
+    assert report.largest_difference < 0.02 * loss
 
 
 def test_a_damaged_engine_is_refused_whatever_is_kept(

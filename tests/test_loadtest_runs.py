@@ -140,7 +140,7 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
     half = 1000 * STALL_S / 2
     slow = {name: dict(load.point["slower_than_ms"])[half] for name, load in loads.items()}
     for load in loads.values():
-        assert load.point["failed"] <= 0.02 * load.point["requests"], load.point["failures"]
+        assert load.point["failed"] == 0, load.point["failures"]
     assert slow["open"] > 10  # of the 40 that theory says
     assert 1 <= slow["closed"] <= 2
 

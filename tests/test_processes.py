@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.servers import ports
+from trainer import distill, pretrain, rank_sft, score
 from trainer.data import read_groups
 from trainer.rankings import write_scores
 
 ROOT = Path(__file__).parent.parent
+STAGES = {"pretrain": pretrain, "rank_sft": rank_sft, "distill": distill, "score": score}
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
 
@@ -41,8 +43,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def launch(stage: str, processes: int, *flags: str) -> None:
+    if processes == 1:
+        assert STAGES[stage].main(flags) == 0
+        return
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={ports()['http']}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", f"trainer.{stage}", *flags]
+    command = [sys.executable, *launcher, "-m", f"trainer.{stage}", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
 

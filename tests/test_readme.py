@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 ROOT = Path(__file__).parent.parent
-SHORT = "--cpt_epochs 0.3 --sft_epochs 1 --student_steps 20"
+SHORT = "--cpt_epochs 0.1 --sft_epochs 0.3 --student_steps 5"
 NOT_RUN = {"make test", "make check"}  # they run this file
 SERVER = "localhost:8001"
 GATEWAY = "python -m client.gateway"

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_llama, write_groups
 from tests.servers import ports
-from trainer import rank_sft
+from trainer import pretrain, rank_sft
 from trainer.models import PackedScorer, load_scorer
 from trainer.packing_check import CONTROL
 from trainer.resume import differences, newest_whole
@@ -107,7 +107,7 @@ def test_fsdp_trains_a_scorer_as_one_process_does(material: Material, tmp_path: 
     the processes need different numbers."""
     more = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4, "--held_out", material.data]
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(["-m", "trainer.rank_sft", *material.flags(1, one, *more)])
+    assert rank_sft.main(material.flags(1, one, *more)) == 0
     finish(sharded("trainer.rank_sft", *material.flags(2, two, *more)))
     assert_same_training(one, two, steps=4)
     looks = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
@@ -125,7 +125,7 @@ def test_fsdp_pretrains_and_goes_on_from_its_shards(material: Material, tmp_path
     """One of two processes gets a signal: both stop, after the same step, and the same command goes on."""
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--max_steps", STEPS, "--save_steps", 1000]
-    finish(["-m", "trainer.pretrain", *material.flags(1, one, *more)])
+    assert pretrain.main(material.flags(1, one, *more)) == 0
     command = sharded("trainer.pretrain", *material.flags(2, two, *more))
     errors = stopped(command, tmp_path / ".two.run" / "logs", rank=1)
     assert errors.count("stopped by SIGTERM at step") == 2
