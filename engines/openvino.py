@@ -69,18 +69,18 @@ def build(graph: Graph, wish: CpuWish, yardstick: Yardstick, directory: Path) ->
     largest = max((request.batch for request in yardstick.requests), key=lambda batch: len(batch.input_ids))
     timings = measure(path, rest, largest, candidates)
     best = choose(timings)
-    run = open_runner(path, rest, best.rows_per_call, (best.streams, best.threads))
-    cpu = CpuEngine(rest, cores(), best.streams, best.threads, tuple(timings), int8)
+    run = open_runner(path, rest, best.rows_per_call)
+    cpu = CpuEngine(rest, cores(), cores(), tuple(timings), int8)
     files = (path, path.with_suffix(".bin"))
     return BuiltEngine(files, really, openvino.__version__, run, "the engine", best.rows_per_call, cpu)
 
 
-def open_runner(path: Path, precision: str, rows_per_call: int, layout: tuple[int, int] | None = None) -> Runner:
-    """An IR or ONNX file in the engine that the server has; ``layout`` is its streams and threads."""
+def open_runner(path: Path, precision: str, rows_per_call: int) -> Runner:
+    """An IR or ONNX file in the engine that the server has."""
     library()
-    from model_repository.student.packed_engine import Layout, PackedEngine
+    from model_repository.student.packed_engine import PackedEngine
 
-    engine = PackedEngine(path, precision, rows_per_call, None if layout is None else Layout(*layout))
+    engine = PackedEngine(path, precision, rows_per_call)
 
     def run(batch: PackedBatch) -> FloatArray:
         return engine.score(batch[:-1])

@@ -58,10 +58,8 @@ class Graph(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """``streams`` calls at the same time with ``threads`` each; rows per second are those of all streams."""
+    """The engine's speed at one number of rows a call."""
 
-    streams: int
-    threads: int
     rows_per_call: int
     rows_per_second: float
 
@@ -86,7 +84,6 @@ class CpuEngine:
 
     rest_in: str
     cores: int
-    streams: int
     threads: int
     measured: tuple[Timing, ...]
     int8: Int8 | None

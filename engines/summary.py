@@ -31,10 +31,7 @@ def _of_cpu(cpu: CpuEngine, rows_per_call: int) -> list[str]:
     if cpu.int8:
         kept = f"; kept in {cpu.rest_in} for the gate: {', '.join(cpu.int8.kept)}" if cpu.int8.kept else ""
         lines.append(f"{cpu.int8.products} products in int8, all else in {cpu.rest_in}{kept}")
-    speeds = ", ".join(
-        f"{timing.streams} x {timing.threads} threads, {timing.rows_per_call} rows: {timing.rows_per_second:.4g}"
-        for timing in cpu.measured
-    )
+    speeds = ", ".join(f"{timing.rows_per_call}: {timing.rows_per_second:.4g}" for timing in cpu.measured)
     lines.append(f"rows per second by rows per call: {speeds}")
-    lines.append(f"chosen: {cpu.streams} x {cpu.threads} threads, {rows_per_call} rows per call")
+    lines.append(f"chosen: {rows_per_call} rows per call, on {cpu.threads} threads")
     return lines

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engines.records import Timing, in_chunks
-from model_repository.student.packed_engine import Layout, PackedEngine, cores
+from model_repository.student.packed_engine import PackedEngine
 from model_repository.tokenizer.pair_encoding import PackedBatch
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)  # rows a call
@@ -21,19 +21,18 @@ ALIKE = 0.9  # of the best speed: differences below are noise, or not worth long
 
 
 def measure(path: Path, precision: str, batch: PackedBatch, candidates: Sequence[int] = CANDIDATES) -> list[Timing]:
-    """Each of the candidates, in one stream of all cores, as the server runs it (PackedEngine.load says why).
-    ``batch`` has real rows; they are repeated where they are few.
+    """Each of the candidates, on all cores, as the server runs it. ``batch`` has real rows; they are repeated where
+    they are few.
 
     Repetitions are interleaved, so that what else the machine does meanwhile falls on all alike.
     """
-    layout = Layout(1, cores())
-    engine = PackedEngine(path, precision, max(candidates), layout)
+    engine = PackedEngine(path, precision, max(candidates))
     _seconds(engine, _full(batch, max(candidates)), max(candidates))  # the first run allocates memory
     seconds: dict[int, list[float]] = {}
     for _ in tqdm(range(REPETITIONS), desc="measuring rows per call", leave=False, disable=None):
         for size in candidates:
             seconds.setdefault(size, []).append(_seconds(engine, _full(batch, _rows(size)), size))
-    return [Timing(*layout, size, round(_rows(size) / median(times), 2)) for size, times in seconds.items()]
+    return [Timing(size, round(_rows(size) / median(times), 2)) for size, times in seconds.items()]
 
 
 def choose(timings: Sequence[Timing]) -> Timing:

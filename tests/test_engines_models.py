@@ -178,9 +178,9 @@ def test_versions_of_the_teacher_are_listed_and_chosen(
 def test_engines_that_score_differently_have_different_identities() -> None:
     """By what is in int8, and what the rest is in."""
     int8 = Int8(products=12, kept=(), calibration_queries=8, calibration_rows=8)
-    cpu = CpuEngine(rest_in="bf16", cores=2, streams=1, threads=2, measured=(), int8=int8)
+    cpu = CpuEngine(rest_in="bf16", cores=2, threads=2, measured=(), int8=int8)
     cpus = [cpu, replace(cpu, rest_in="fp32"), replace(cpu, int8=replace(int8, kept=("layer.0/MatMul",)))]
     engines = [SMALL, *(replace(SMALL, runs_in="int8", cpu=each) for each in cpus)]
     assert len({engine.identity for engine in engines}) == len(engines)
-    tuned = replace(SMALL, runs_in="int8", cpu=replace(cpu, cores=64, streams=32))
+    tuned = replace(SMALL, runs_in="int8", cpu=replace(cpu, cores=64, threads=64))
     assert tuned.identity == engines[1].identity, "how many threads there are changes no score"

@@ -21,24 +21,6 @@ from trainer.collate import encode_group
 from trainer.data import read_groups
 from trainer.models import PackedScorer, load_scorer
 
-FIRST_CALLS = """
-import os, sys, threading
-import numpy as np
-from pathlib import Path
-from model_repository.student import packed_engine
-sys.setswitchinterval(1e-6)
-packed_engine.INPUTS = ("rows",)
-engine = packed_engine.PackedEngine(Path(sys.argv[1]), "fp32", 1, packed_engine.Layout(8, 1))
-start = threading.Barrier(8)
-def call():
-    start.wait()
-    engine.score((np.ones((8, 4), np.float32),))
-threads = [threading.Thread(target=call) for _ in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-"""
 ROOT = Path(__file__).parent.parent
 
 
@@ -94,16 +76,3 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
-
-
-def test_the_first_calls_may_be_those_of_several_threads(tmp_path: Path) -> None:
-    """In every fourth process, about, they waited for each other for ever."""
-    path = tmp_path / "product.xml"
-    openvino.save_model(_product(), path)
-    command = [sys.executable, "-c", FIRST_CALLS, str(path)]
-    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(8)]
-    try:
-        assert [process.wait(60) for process in processes] == [0] * 8
-    finally:
-        for process in processes:
-            process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,10 +84,8 @@ class Engine:
 
 
 @contextmanager
-def scheduling(
-    score: Callable[[Rows], Scores], rows_per_call: int = 4, workers: int = 1, most: int = 0
-) -> Iterator[Scheduler]:
-    scheduler = Scheduler(score, rows_per_call, workers, most)
+def scheduling(score: Callable[[Rows], Scores], rows_per_call: int = 4, most: int = 0) -> Iterator[Scheduler]:
+    scheduler = Scheduler(score, rows_per_call, most)
     try:
         yield scheduler
     finally:
@@ -98,8 +95,8 @@ def scheduling(
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 9), st.integers(1, 3))
-def test_every_request_gets_its_own_scores(sizes: list[int], rows_per_call: int, workers: int) -> None:
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 9))
+def test_every_request_gets_its_own_scores(sizes: list[int], rows_per_call: int) -> None:
     asked = [Asked(100 * number, size) for number, size in enumerate(sizes)]
     calls = []
 
@@ -107,7 +104,7 @@ def test_every_request_gets_its_own_scores(sizes: list[int], rows_per_call: int,
         calls.append(len(rows[0]))
         return double(rows)
 
-    with scheduling(score, rows_per_call, workers) as scheduler:
+    with scheduling(score, rows_per_call) as scheduler:
         for one in asked:
             scheduler.submit(one.request())
         for one in asked:
@@ -215,19 +212,6 @@ def test_an_engines_error_fails_those_in_its_call_and_no_others() -> None:
         before.check()
         after.check()
     assert engine.calls == [[0], [10, 11, 12, 20], [40, 41]], "rows of failed requests are not scored"
-
-
-def test_a_large_request_has_all_the_workers() -> None:
-    engine = Engine()
-    with scheduling(engine, workers=3) as scheduler:
-        time.sleep(0.05)  # idle workers are asleep by now; one that is not yet would find the rows by itself
-        large = Asked(0, 20)
-        scheduler.submit(large.request())
-        for _ in range(3):  # calls that have begun while none has ended
-            assert engine.entered.acquire(timeout=PATIENCE_S)
-        engine.open()
-        large.check()
-    assert sorted(len(call) for call in engine.calls) == [4] * 5
 
 
 def test_closing_fails_what_waits_and_ends_the_threads() -> None:

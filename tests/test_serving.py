@@ -14,6 +14,8 @@ import pytest
 import tritonclient.grpc as grpc
 
 from client import RankingClient
+from engines.configs import read_config, written
+from model_repository.student.packed_engine import cores
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import TEXT, tiny_bert
 from tests.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, starting
@@ -171,9 +173,13 @@ def test_the_log_holds_no_text(server: Server, client: RankingClient) -> None:
     assert SECRET not in server.log.read_text()
 
 
-def test_bf16_and_other_dimensions(tmp_path: Path) -> None:
+def test_bf16_other_dimensions_and_two_instances(tmp_path: Path) -> None:
     checkpoint = tiny_bert(tmp_path / "bert")  # rows of 64 tokens with 4 slots, 40 documents
     repository = build(checkpoint, tmp_path / "model_repository", "bf16")
+    config = repository / "student/configs/cpu.pbtxt"
+    parsed = read_config(config)
+    parsed.instance_group[0].count = 2
+    config.write_bytes(written(parsed))
     expected = Reference(checkpoint)
     taus = []
     with running(repository, tmp_path / "log") as server, RankingClient(server.url) as client:
@@ -183,6 +189,7 @@ def test_bf16_and_other_dimensions(tmp_path: Path) -> None:
             assert got.truncated == wanted.truncated
             taus.append(kendall_tau(got.scores.tolist(), wanted.scores.tolist()))
     assert np.mean(taus) >= 0.99
+    assert server.log.read_text().count(f", {max(1, cores() // 2)} threads, ") == 2
 
 
 def test_the_tokenizer_refuses_a_student_built_for_another_encoding(served_repository: Path, tmp_path: Path) -> None:

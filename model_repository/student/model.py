@@ -23,12 +23,13 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.engine = open_engine(Path(args["model_repository"]) / args["model_version"])
+        instances = sum(group["count"] for group in config["instance_group"])  # processes on the same cores
+        self.engine = open_engine(Path(args["model_repository"]) / args["model_version"], instances)
         pb_utils.Logger.log_info(f"{args['model_name']}: {self.engine.describe()}")
         for note in self.engine.notes:
             pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
         most = max_waiting_rows(config)
-        self.scheduler = Scheduler(self.engine.score, self.engine.rows_per_call, self.engine.workers, most)
+        self.scheduler = Scheduler(self.engine.score, self.engine.rows_per_call, most)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
@@ -45,13 +46,13 @@ class TritonPythonModel:
         self.scheduler.close()
 
 
-def open_engine(version: Path) -> Any:
-    """What scores this version's rows: ``score(rows)``, ``rows_per_call`` at a time, from ``workers`` threads."""
+def open_engine(version: Path, instances: int) -> Any:
+    """What scores this version's rows: ``score(rows)``, ``rows_per_call`` at a time, on its share of the cores."""
     name = json.loads((version / "manifest.json").read_text(encoding="utf-8"))["engine"]
     if name not in ENGINES:
         raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
     module, kind = ENGINES[name]
-    return getattr(importlib.import_module(module), kind).load(version)
+    return getattr(importlib.import_module(module), kind).load(version, instances)
 
 
 def max_waiting_rows(config: dict[str, Any]) -> int:

@@ -9,8 +9,7 @@ import functools
 import json
 import os
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,63 +30,43 @@ def core() -> openvino.Core:
     return openvino.Core()
 
 
-class Layout(NamedTuple):
-    """How many calls run at the same time, and each one's threads."""
-
-    streams: int
-    threads: int
-
-
 class PackedEngine:
     """The student's graph (IR or ONNX), compiled for this machine's cores.
 
     ``precision`` is that of the matrix products which the graph does not hold in int8: left unsaid, the
-    library would choose by processor. ``score`` may be called by ``workers`` threads at the same time; a call
-    beyond them waits. ``notes`` say how this machine differs from the one that the engine was built on.
+    library would choose by processor. ``threads`` share each call, by default one for each core. ``score`` is for one
+    thread at a time. ``notes`` say how this machine differs from the one that the engine was built on.
+
+    One stream, that is: with a second thread that scores and answers, Triton's Python backend (2.51) corrupted its
+    memory after some hundred requests. On many cores several instances, which are processes, take the place of streams.
     """
 
-    def __init__(self, model: Path, precision: str, rows_per_call: int, layout: Layout | None = None) -> None:
-        streams, threads = layout or Layout(1, cores())
+    def __init__(self, model: Path, precision: str, rows_per_call: int, threads: int | None = None) -> None:
         self.rows_per_call = rows_per_call
-        self.workers = streams
-        self._threads, self._precision = threads, precision
+        self._threads, self._precision = threads or cores(), precision
         self.notes: tuple[str, ...] = ()
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams * threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self._threads,
         }
         self.compiled = core().compile_model(model, "CPU", settings)
-        self._idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
-            self._idle.put(self.compiled.create_infer_request())
-        self._call_once()
+        self._request = self.compiled.create_infer_request()
 
     @classmethod
-    def load(cls, directory: Path) -> PackedEngine:
-        """The engine of a version directory, as the gate judged it."""
+    def load(cls, directory: Path, instances: int = 1) -> PackedEngine:
+        """The engine of a version directory, as the gate judged it, with its share of the cores."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         tuned, here = manifest["cpu"], cores()
-        # One stream, whatever was tuned: with a second thread that scores and answers, Triton's Python backend (2.51)
-        # corrupted its memory after some hundred requests.
-        layout = Layout(1, min(tuned["streams"] * tuned["threads"], here))
-        engine = cls(directory / "model.xml", tuned["rest_in"], manifest["rows_per_call"], layout)
+        threads = max(1, min(tuned["threads"], here) // instances)
+        engine = cls(directory / "model.xml", tuned["rest_in"], manifest["rows_per_call"], threads)
         engine.notes = tuple(_notes(manifest, here))
         return engine
-
-    def _call_once(self) -> None:
-        """OpenVINO's first look at numpy in a process, made by two threads at a time, never ends."""
-        request, one_row = self._idle.get(), {}
-        for port in self.compiled.inputs:
-            shape = [size.get_length() if size.is_static else 1 for size in port.partial_shape]
-            one_row[port] = np.zeros(shape, dtype=port.element_type.to_dtype())
-        np.array(request.infer(one_row)[self.compiled.outputs[0]])
-        self._idle.put(request)
 
     def describe(self) -> str:
         """For the server's log."""
         return (
-            f"OpenVINO {openvino.__version__}, products that are not in int8 in {self._precision}, {self.workers} x "
+            f"OpenVINO {openvino.__version__}, products that are not in int8 in {self._precision}, "
             f"{self._threads} threads, at most {self.rows_per_call} rows a call"
         )
 
@@ -98,12 +77,8 @@ class PackedEngine:
         return np.concatenate([self._run(tuple(array[start : start + size] for array in rows)) for start in starts])
 
     def _run(self, rows: Rows) -> Scores:
-        request = self._idle.get()
-        try:
-            result = request.infer(dict(zip(INPUTS, rows, strict=True)))
-            return np.array(result["scores"], dtype=np.float32)
-        finally:
-            self._idle.put(request)
+        result = self._request.infer(dict(zip(INPUTS, rows, strict=True)))
+        return np.array(result["scores"], dtype=np.float32)
 
 
 def cores() -> int:

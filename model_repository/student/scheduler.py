@@ -112,23 +112,18 @@ class RowQueue:
 
 
 class Scheduler:
-    """Threads, ``workers`` of them, that keep the engine busy as long as there are rows.
+    """A thread that keeps the engine busy as long as there are rows.
 
     ``score`` takes up to ``rows_per_call`` rows. More than ``max_waiting_rows`` do not wait (0: any number do).
     """
 
-    def __init__(
-        self, score: Callable[[Rows], Scores], rows_per_call: int, workers: int = 1, max_waiting_rows: int = 0
-    ) -> None:
+    def __init__(self, score: Callable[[Rows], Scores], rows_per_call: int, max_waiting_rows: int = 0) -> None:
         self._score, self._rows_per_call, self._max_waiting_rows = score, rows_per_call, max_waiting_rows
         self._queue = RowQueue()
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"engine-{number}", daemon=True) for number in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
     def submit(self, request: Request) -> None:
         """Raises OverloadedError where too much waits already, StoppedError after ``close``."""
@@ -145,12 +140,11 @@ class Scheduler:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the threads after the calls that they are in; what has not been scored by then fails."""
+        """Ends the thread after the call that it is in; what has not been scored by then fails."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+            self._changed.notify()
+        self._thread.join()
         for piece in self._queue.take(self._queue.waiting_rows):
             self._end(piece.request, StoppedError("the model was unloaded before this request was scored"))
 
@@ -164,10 +158,7 @@ class Scheduler:
             self._changed.wait_for(lambda: self._closed or self._queue.waiting_rows)
             if self._closed:
                 return []
-            pieces = self._queue.take(self._rows_per_call)
-            if self._queue.waiting_rows:  # a request wakes one worker, and each that is needed the next
-                self._changed.notify()
-            return pieces
+            return self._queue.take(self._rows_per_call)
 
     def _run(self, pieces: list[Piece]) -> None:
         try:
@@ -178,18 +169,16 @@ class Scheduler:
             return
         ends = np.cumsum([piece.stop - piece.start for piece in pieces])[:-1]
         for piece, part in zip(pieces, np.split(scores, ends), strict=True):
-            with self._changed:
-                piece.request.parts[piece.start] = part
-                piece.request.scored += len(part)
-                complete = piece.request.scored == piece.request.size
-            if complete:
+            piece.request.parts[piece.start] = part
+            piece.request.scored += len(part)
+            if piece.request.scored == piece.request.size:
                 self._end(piece.request, piece.request.scores())
 
     def _end(self, request: Request, outcome: Scores | Exception) -> None:
+        if request.answered:  # it failed, and had two pieces in one call
+            return
+        request.answered = True
         with self._changed:
-            if request.answered:
-                return
-            request.answered = True
             self._queue.drop(request)
         request.answer(outcome)
 

@@ -38,7 +38,6 @@ class TorchEngine:
     error, not a slower engine. The bench leaves out ``graphs`` to see what they bring.
     """
 
-    workers = 1  # threads that may call ``score`` at the same time
     notes: tuple[str, ...] = ()  # nothing of it depends on the machine that it was built on
 
     def __init__(
@@ -54,12 +53,14 @@ class TorchEngine:
             self._sizes = self._compile(backend, graphs and self.device.type == "cuda")
 
     @classmethod
-    def load(cls, directory: Path) -> TorchEngine:
-        """The engine of a version directory. Raises EngineStartError if this machine cannot run it."""
+    def load(cls, directory: Path, instances: int = 1) -> TorchEngine:
+        """The engine of a version directory, on a processor with its share of the cores. Raises EngineStartError if
+        this machine cannot run it."""
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         built, here = manifest["versions"]["torch"], torch.__version__
         if _release(here) < _release(built):
             raise EngineStartError(f"{directory} was built by torch {built}, and torch {here} is here: install {built}")
+        torch.set_num_threads(max(1, torch.get_num_threads() // instances))
         return cls(directory / MODEL_FILE, manifest["rows_per_call"], manifest["torch_compile"])
 
     def describe(self) -> str:
