@@ -1,6 +1,7 @@
-"""How many processes the tokenizer model should have: requests answered with one, two, three of them, side by side.
+"""How many processes the tokenizer or the student should have: requests answered with one, two, three, side by side.
 
     python -m bench.instances --model_repository model_repository --data dev.jsonl
+    python -m bench.instances --model_repository model_repository --data dev.jsonl --model student --counts 1 2
 
 All servers stay up, each with a copy of the repository; in each round all are measured, in the next one the other way
 round. A ratio is of two measurements of one round.
@@ -30,6 +31,9 @@ from engines.configs import read_config
 from trainer.data import DataError, read_groups
 
 
+CONFIGS = {"tokenizer": "tokenizer/config.pbtxt", "student": "student/configs/cpu.pbtxt"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with one line on standard error for bad input."""
     arguments = _parser().parse_args(argv)
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-instances-")))
         systems = {
-            count: stack.enter_context(opened(_setup(arguments.model_repository, root, count)))
+            count: stack.enter_context(opened(_setup(arguments.model_repository, root, arguments.model, count)))
             for count in arguments.counts
         }
         table = compare(systems, traffic, cells, arguments.rounds)
@@ -51,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _setup(repository: Path, root: Path, count: int) -> dict[str, Path]:
-    return {"repository": with_instances(repository, root, count), "directory": root / f"log{count}"}
+def _setup(repository: Path, root: Path, model: str, count: int) -> dict[str, Path]:
+    return {"repository": with_instances(repository, root, model, count), "directory": root / f"log{count}"}
 
 
-def with_instances(repository: Path, root: Path, count: int) -> Path:
-    """A copy of the repository whose tokenizer has ``count`` processes."""
+def with_instances(repository: Path, root: Path, model: str, count: int) -> Path:
+    """A copy of the repository whose ``model`` has ``count`` processes."""
     copy = root / f"instances{count}"
     shutil.copytree(repository, copy)
-    path = copy / "tokenizer/config.pbtxt"
+    path = copy / CONFIGS[model]
     config = read_config(path)
     config.instance_group[0].count = count
     path.write_text(text_format.MessageToString(config), encoding="utf-8")
@@ -88,9 +92,10 @@ def compare(systems: dict[int, OursSystem], traffic: Traffic, cells: Sequence[Ce
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench.instances", description="Processes of the tokenizer, side by side.")
+    parser = argparse.ArgumentParser(prog="bench.instances", description="Processes of a model, side by side.")
     parser.add_argument("--model_repository", type=Path, required=True, help="with an OpenVINO student")
     parser.add_argument("--data", nargs="+", required=True, help="queries with documents (JSONL, Parquet)")
+    parser.add_argument("--model", choices=CONFIGS, default="tokenizer", help="default %(default)s")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3], help="default 1 2 3")
     parser.add_argument(
         "--cells", nargs="+", type=_cell, default=[(1, 16), (10, 8), (100, 4)], metavar="DOCUMENTSxCALLERS"
