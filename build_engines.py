@@ -122,7 +122,7 @@ def _calibration(arguments: BuildArguments, groups: Sequence[QueryGroup], encode
 def _build(arguments: BuildArguments, capabilities: list[str], job: Job, work: Path) -> BuiltEngine:
     if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
         wish = openvino.CpuWish(arguments.precision, arguments.rows_per_call, job.calibration, arguments.most_kept)
-        graph = export_graph(job.model, job.dimensions, "fp32", work / "model.onnx")
+        graph = export_graph(job.model, job.dimensions, "fp32", work / "model.onnx", any_length=True)
         return openvino.build(graph, wish, job.yardstick, work)
     if arguments.engine == "torch":
         rows, compiled = arguments.rows_per_call, arguments.torch_compile

@@ -30,7 +30,6 @@ from bench.spread import Spread, ratios, times
 from engines.configs import read_config
 from trainer.data import DataError, read_groups
 
-
 CONFIGS = {"tokenizer": "tokenizer/config.pbtxt", "student": "student/configs/cpu.pbtxt"}
 
 

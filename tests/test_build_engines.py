@@ -16,7 +16,7 @@ import build_engines
 from engines.configs import read_config
 from engines.graph import export_graph
 from engines.openvino import runs_in
-from engines.records import Dimensions, Graph
+from engines.records import Graph
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
 from trainer.collate import encode_group
@@ -111,11 +111,11 @@ def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.C
 def test_damaged_engine_is_refused_and_nothing_changes(
     inputs: Inputs, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export_damaged(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> Graph:
+    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
         damaged: Any = copy.deepcopy(model)
         with torch.no_grad():
             damaged.classifier.weight.mul_(1.001)
-        return export_graph(damaged, dimensions, precision, path)
+        return export_graph(damaged, *arguments, **settings)
 
     before = contents(built)
     monkeypatch.setattr(build_engines, "export_graph", export_damaged)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.graph import export_graph
 from engines.openvino import CpuWish, build, runs_in
 from engines.parity import Yardstick, torch_runner
 from engines.records import INPUTS, OUTPUT, Dimensions
-from model_repository.student.packed_engine import HINTS, core
+from model_repository.student.packed_engine import HINTS, STEP, PackedEngine, core, merge, unmerge
 from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
-from tests.checkpoints import tiny_llama, write_groups
+from tests.checkpoints import tiny_llama, tiny_roberta, write_groups
 from trainer.collate import encode_group
 from trainer.data import read_groups
 from trainer.models import PackedScorer, load_scorer
@@ -24,11 +27,12 @@ from trainer.models import PackedScorer, load_scorer
 ROOT = Path(__file__).parent.parent
 
 
-def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path) -> None:
-    checkpoint = tiny_llama(tmp_path / "checkpoint")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_roberta])
+def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "checkpoint")
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
-    graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "model.onnx")
+    graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "model.onnx", any_length=True)
     groups = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))
     wish = CpuWish("fp32", rows_per_call=3, calibration=None, most_kept=1)
     built = build(graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
@@ -42,6 +46,42 @@ def test_engine_on_disk_has_the_wire_names_and_scores_as_pytorch(tmp_path: Path)
     batch = encoder.pack(encode_group(encoder, groups[0].query, groups[0].documents))
     scores = unpack(built.run(batch), batch.slots)
     np.testing.assert_allclose(scores, PackedScorer(model).score(batch), atol=1e-5, rtol=0)
+
+    # Requests of one document each, a row for each: laid together, three at a time.
+    alone = [encoder.pack(encode_group(encoder, groups[0].query, [one])) for one in groups[0].documents]
+    joined = tuple(np.concatenate(arrays) for arrays in zip(*(batch[:-1] for batch in alone), strict=True))
+    together = PackedEngine(built.files[0], "fp32", rows_per_call=3).score(joined)
+    np.testing.assert_allclose(together[:, 0], scores, atol=1e-5, rtol=0)
+
+
+ROW_LENGTH, SLOTS = 64, 4
+
+
+@given(st.lists(st.lists(st.integers(1, 16), min_size=1, max_size=SLOTS), min_size=1, max_size=9))
+def test_merged_rows_hold_every_pair_once_and_are_no_longer_than_they_must_be(pairs: list[list[int]]) -> None:
+    """Of rows of pairs, by their lengths; a token's id says which pair's it is."""
+    arrays = np.zeros((4, len(pairs), ROW_LENGTH), np.int32)
+    pools = np.zeros((len(pairs), SLOTS), np.int32)
+    for row, lengths in enumerate(pairs):
+        ends = np.cumsum(lengths)
+        pools[row, : len(lengths)] = ends - lengths
+        for slot, (end, length) in enumerate(zip(ends, lengths, strict=True)):
+            arrays[:, row, end - length : end] = [[10 * row + slot + 1], [1], [7], [slot + 1]]
+    merged = merge((*arrays, pools))
+    ids, _, _, segments, starts = merged.rows
+    assert np.count_nonzero(segments) == sum(map(sum, pairs))
+    assert (ids > 0).tolist() == (segments > 0).tolist()
+    assert segments.shape[1] <= min(ROW_LENGTH, np.count_nonzero(segments, axis=1).max() + STEP - 1)
+    assert len(segments) <= len(pairs)
+    scores = np.take_along_axis(ids, starts, axis=1).astype(np.float32)  # what an engine reads at the pools
+    for row, lengths in enumerate(pairs):
+        expected = [10 * row + slot + 1 for slot in range(len(lengths))]
+        assert unmerge(scores, merged)[row, : len(lengths)].tolist() == expected
+        place = merged.places[row]
+        for slot in range(len(lengths)):
+            same = segments[place.row] == place.slot + slot + 1
+            assert same.sum() == lengths[slot]
+            assert set(ids[place.row][same]) == {10 * row + slot + 1}
 
 
 def _product() -> openvino.Model:

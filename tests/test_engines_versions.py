@@ -24,7 +24,7 @@ from engines.configs import read_config, served_version
 from engines.graph import export_graph
 from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantisation import quantise
-from engines.records import Dimensions, EngineError, Graph
+from engines.records import EngineError, Graph
 from model_repository.student.packed_engine import PackedEngine, core
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
 from tests.checkpoints import write_groups
@@ -207,12 +207,12 @@ def test_a_damaged_engine_is_refused_whatever_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def export_damaged(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> Graph:
+    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
         damaged: Any = copy.deepcopy(model)
         with torch.no_grad():
             weight = damaged.bert.encoder.layer[0].output.dense.weight
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-        return export_graph(damaged, dimensions, precision, path)
+        return export_graph(damaged, *arguments, **settings)
 
     monkeypatch.setattr(build_engines, "export_graph", export_damaged)
     data = write_groups(tmp_path / "dev.jsonl")
