@@ -1,10 +1,10 @@
 """The student in OpenVINO: packed rows of any number to scores, in chunks of the size it was built for.
 
 A request of one document fills a third of a row, and sixteen of them are sixteen rows. Attention sees a pair's own
-segment only, so pairs of several requests may lie in one row: rows that are not full are laid together, and cut where
-none has a token left.
+segment only, so pairs of several requests may lie in one row, and rows of any length will do: those of a call are laid
+out anew, with the fewest empty slots.
 
-Shapes: R rows, L token slots a row, S pairs at most a row; M merged rows of K token slots.
+Shapes: R rows, L token slots a row, S pairs at most a row; M new rows of K token slots.
 """
 
 from __future__ import annotations
@@ -87,68 +87,77 @@ class PackedEngine:
         if not self._any_length:
             return self._infer(rows)
         merged = merge(rows)
-        return unmerge(self._infer(merged.rows), merged)
+        return unmerge(self._infer(merged.rows), merged, len(rows[0]))
 
     def _infer(self, rows: Rows) -> Scores:
         result = self._request.infer(dict(zip(INPUTS, rows, strict=True)))
         return np.array(result["scores"], dtype=np.float32)
 
 
-class Place(NamedTuple):
-    """Where a row lies: in which merged row, behind how many of its tokens and of its pairs."""
+class Pair(NamedTuple):
+    """Where a pair lies: its row and slot, its first token and how many it has."""
 
     row: int
-    token: int
     slot: int
+    start: int
+    size: int
 
 
 class Merged(NamedTuple):
-    rows: Rows  # [M, K] and [M, S]
-    places: list[Place]  # of the R rows
-    slots: list[int]  # pairs of the R rows
+    """Rows [M, K] and [M, S], of which each pair of the old rows, ``old``, has its place in ``new``."""
+
+    rows: Rows
+    old: list[Pair]
+    new: list[Pair]
 
 
 def merge(rows: Rows) -> Merged:
-    """First fit, the fullest row first. Rows without any token (a warm-up's) stay as they are."""
-    used = np.count_nonzero(rows[SEGMENTS], axis=1)
-    count, length = rows[SEGMENTS].shape
-    if not used.all():
-        return Merged(rows, [Place(row, 0, 0) for row in range(count)], [rows[POOLS].shape[1]] * count)
-    tokens, slots = used.tolist(), rows[SEGMENTS].max(axis=1).tolist()
-    places = _first_fit(tokens, slots, length, rows[POOLS].shape[1])
-    longest = max(place.token + size for place, size in zip(places, tokens, strict=True))
-    shape = 1 + max(place.row for place in places), min(length, -(-longest // STEP) * STEP)
-    if shape[0] == count:  # each lies in a row of its own: in that where it was
-        cut = tuple(np.ascontiguousarray(array[:, : shape[1]]) for array in rows[:POOLS])
-        return Merged((*cut, rows[POOLS]), [Place(row, 0, 0) for row in range(count)], slots)
+    """The same pairs in rows of the length that leaves the fewest empty slots. Rows without any token (a warm-up's)
+    stay as they are."""
+    segments, pools = rows[SEGMENTS], rows[POOLS]
+    (count, length), most = segments.shape, pools.shape[1]
+    taken = np.flatnonzero(segments)
+    counts = np.bincount(taken // length * most + segments.reshape(-1)[taken] - 1, minlength=count * most)
+    sizes = counts.reshape(count, most)
+    if not sizes.any(axis=1).all():
+        every = [Pair(row, slot, 0, 0) for row in range(count) for slot in range(most)]
+        return Merged(rows, every, every)
+    starts = np.cumsum(sizes, axis=1) - sizes  # pairs lie one behind the other, in the order of their slots
+    old = [Pair(row, slot, int(starts[row, slot]), int(sizes[row, slot])) for row, slot in np.argwhere(sizes).tolist()]
+    old.sort(key=lambda pair: -pair.size)
+    shortest = -(-old[0].size // STEP) * STEP
+    lengths = [*range(shortest, length, STEP), length]
+    tried = [(_first_fit(old, each, most), each) for each in lengths]
+    new, chosen = min(tried, key=lambda one: (1 + max(pair.row for pair in one[0])) * one[1])
+    shape = 1 + max(pair.row for pair in new), chosen
     together = tuple(np.zeros(shape, np.int32) for _ in rows[:POOLS])
-    pools = np.zeros((shape[0], rows[POOLS].shape[1]), np.int32)
-    for row, (place, size, pairs) in enumerate(zip(places, tokens, slots, strict=True)):
+    pooled = np.zeros((shape[0], most), np.int32)
+    for was, now in zip(old, new, strict=True):
         for target, source in zip(together, rows[:POOLS], strict=True):
-            target[place.row, place.token : place.token + size] = source[row, :size]
-        together[SEGMENTS][place.row, place.token : place.token + size] += place.slot
-        pools[place.row, place.slot : place.slot + pairs] = rows[POOLS][row, :pairs] + place.token
-    return Merged((*together, pools), places, slots)
+            target[now.row, now.start : now.start + now.size] = source[was.row, was.start : was.start + was.size]
+        together[SEGMENTS][now.row, now.start : now.start + now.size] = now.slot + 1
+        pooled[now.row, now.slot] = pools[was.row, was.slot] - was.start + now.start
+    return Merged((*together, pooled), old, new)
 
 
-def unmerge(scores: Scores, merged: Merged) -> Scores:
-    """``scores[M, S]`` of merged rows as ``[R, S]``; a slot without a pair has 0."""
-    apart = np.zeros((len(merged.places), scores.shape[1]), np.float32)
-    for row, (place, pairs) in enumerate(zip(merged.places, merged.slots, strict=True)):
-        apart[row, :pairs] = scores[place.row, place.slot : place.slot + pairs]
+def unmerge(scores: Scores, merged: Merged, count: int) -> Scores:
+    """``scores[M, S]`` of merged rows as those of the ``count`` old ones; a slot without a pair has 0."""
+    apart = np.zeros((count, scores.shape[1]), np.float32)
+    for was, now in zip(merged.old, merged.new, strict=True):
+        apart[was.row, was.slot] = scores[now.row, now.slot]
     return apart
 
 
-def _first_fit(tokens: list[int], slots: list[int], length: int, most_slots: int) -> list[Place]:
-    places = [Place(0, 0, 0)] * len(tokens)
-    ends: list[Place] = []  # of what lies in each merged row
-    for row in sorted(range(len(tokens)), key=lambda row: -tokens[row]):
-        fitting = (end for end in ends if end.token + tokens[row] <= length and end.slot + slots[row] <= most_slots)
-        place = next(fitting, Place(len(ends), 0, 0))
-        if place.row == len(ends):
-            ends.append(place)
-        places[row] = place
-        ends[place.row] = Place(place.row, place.token + tokens[row], place.slot + slots[row])
+def _first_fit(pairs: list[Pair], length: int, slots: int) -> list[Pair]:
+    """Each pair, the longest first, in the first row of that length with room and a slot."""
+    places = []
+    ends: list[Pair] = []  # of each row: the place behind its last pair
+    for pair in pairs:
+        fitting = (end for end in ends if end.start + pair.size <= length and end.slot < slots)
+        place = next(fitting, Pair(len(ends), 0, 0, 0))._replace(size=pair.size)
+        places.append(place)
+        end = Pair(place.row, place.slot + 1, place.start + pair.size, 0)
+        ends[place.row : place.row + 1] = [end]
     return places
 
 
