@@ -11,11 +11,13 @@ from types import TracebackType
 
 
 class StallingRelay:
-    """Listens at ``url`` (host:port) and hands all bytes on to and from ``target`` (host:port), while it lasts."""
+    """Listens at ``url`` (host:port) and hands all bytes on to and from ``target`` (host:port), while it lasts.
+    ``passed`` counts them."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
+        self.passed = 0
         self._flowing = threading.Event()
         self._flowing.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -56,5 +58,6 @@ class StallingRelay:
             while data := source.recv(1 << 16):
                 self._flowing.wait()
                 sink.sendall(data)
+                self.passed += len(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -127,22 +128,36 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
     """At r requests a second, those due in the first half of a stall of s seconds wait at least s / 2: about
     r * s / 2 of them, and more while the server catches up. Of n users who wait for answers each sees one."""
     flags = {"open": ["--rate", 40, "--warm-up", 0], "closed": ["-u", 2, "-r", 2]}
-    with StallingRelay(server.url) as relay, ExitStack() as running:
-        loads = {name: Load(server, queries, tmp_path / name, relay.url) for name in flags}
+    with ExitStack() as running:
+        relays = {name: running.enter_context(StallingRelay(server.url)) for name in flags}
+        loads = {name: Load(server, queries, tmp_path / name, relay.url) for name, relay in relays.items()}
         for name, load in loads.items():
-            before = server.metrics("nv_inference_request_success")
             process = load.start(*flags[name])
             running.callback(load.end, process)
             running.callback(process.send_signal, signal.SIGINT)
-            _wait_for_requests(server, before, 300)
-        relay.stall(STALL_S)
-        _wait_for_requests(server, server.metrics("nv_inference_request_success"), 600)
+        for relay in relays.values():
+            _wait_for_traffic(relay)
+        stalls = [threading.Thread(target=relay.stall, args=(STALL_S,)) for relay in relays.values()]
+        for stall in stalls:
+            stall.start()
+        for stall in stalls:
+            stall.join()
+        for relay in relays.values():
+            _wait_for_traffic(relay)
     half = 1000 * STALL_S / 2
     slow = {name: dict(load.point["slower_than_ms"])[half] for name, load in loads.items()}
     for load in loads.values():
         assert load.point["failed"] == 0, load.point["failures"]
     assert slow["open"] > 10  # of the 40 that theory says
     assert 1 <= slow["closed"] <= 2
+
+
+def _wait_for_traffic(relay: StallingRelay) -> None:
+    """Of some hundred requests."""
+    before, deadline = relay.passed, time.monotonic() + 60
+    while relay.passed < before + 100_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _wait_for_requests(server: Server, before: float, count: int) -> None:
