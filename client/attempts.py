@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -47,7 +48,7 @@ class Balancer:
                 self._failed[server] = time.monotonic() + ASIDE_S
 
 
-class Caller:
+class Caller(ABC):
     """What a client is beside its calls: settings, the load of each server, and their limit once it was asked."""
 
     def __init__(
@@ -67,8 +68,9 @@ class Caller:
         fields = dict(vars(connection))
         return cls(**fields)
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Connect, or be ready to."""
 
 
 class Attempt:
