@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from engines.precision import typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.checkpoints import tiny_bert, write_groups
 from trainer import last_layer
@@ -61,6 +62,21 @@ def test_scores_and_gradients_are_those_of_the_whole_layer(
     assert torch.allclose(scores, whole, atol=1e-6)
     assert gradients.keys() == expected.keys()
     assert all(torch.allclose(gradients[name], gradient, atol=1e-6) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("fp32", 1e-6), ("bf16", 0.05)])
+def test_engines_are_built_with_it(
+    precision: str, apart: float, batch: RankingBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their attention is written out, and their norms are wrapped."""
+    model = typed_model(built("bert").eval(), precision)
+    assert reads_pooled_tokens(model)
+    with torch.no_grad():
+        scores = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
+        monkeypatch.setattr(last_layer, "FAMILIES", set())
+        whole = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
+    assert torch.allclose(scores, whole, atol=apart)
+    assert whole.std() > 2 * apart
 
 
 def test_it_drops_out_in_the_last_layer_too(batch: RankingBatch) -> None:

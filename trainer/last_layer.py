@@ -2,7 +2,7 @@
 
 Of a layer's matrices that leaves keys and values to all tokens, and the rest, five sixths of the work, to one token of
 each pair: a sixth of 6 layers, nearly. The result is the same.
-Shapes: R rows, L token slots a row, S pairs at most a row, H hidden.
+Shapes: R rows, L token slots a row, S pairs at most a row, H hidden, D a head's width; in RSHD H is heads.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 FAMILIES = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}  # one design of the layer
 
 
 def reads_pooled_tokens(model: Any) -> bool:
-    """Whether ``pooled_states`` knows the model's layers; those that FSDP has sharded only run whole."""
-    if model.config.model_type not in FAMILIES or model.config._attn_implementation != "sdpa":
+    """Whether ``pooled_states`` knows the model's layers; those that FSDP has sharded only run whole, and attention
+    written into the layer (``eager``) cannot be called from outside."""
+    if model.config.model_type not in FAMILIES or model.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:
         return False
     return not isinstance(next(model.base_model.encoder.layer[-1].parameters()), DTensor)
 
@@ -46,14 +47,16 @@ def pooled_states(model: Any, inputs: dict[str, Tensor], mask_R1LL: Tensor, pool
             (attention.query, pooled_RSH), (attention.key, states_RLH), (attention.value, states_RLH),
         )
     )  # fmt: skip
-    context = F.scaled_dot_product_attention(
+    attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
+    context_RSHD, _ = attend(
+        attention,
         queries,
         keys,
         values,
-        attn_mask=at_positions(mask_R1LL[:, 0], pool_positions_RS)[:, None],
-        dropout_p=attention.dropout.p if model.training else 0.0,
-        scale=attention.scaling,
+        at_positions(mask_R1LL[:, 0], pool_positions_RS)[:, None],
+        dropout=attention.dropout.p if model.training else 0.0,
+        scaling=attention.scaling,
     )
-    attended_RSH = last.attention.output(context.transpose(1, 2).flatten(2), pooled_RSH)
+    attended_RSH = last.attention.output(context_RSHD.flatten(2), pooled_RSH)
     states_RSH: Tensor = last.feed_forward_chunk(attended_RSH)
     return states_RSH
