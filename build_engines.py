@@ -1,6 +1,7 @@
 """Compile a checkpoint into a new version of the student that Triton serves, or of the teacher.
 
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine openvino --precision bf16
+    python build_engines.py --checkpoint runs/student --data dev.jsonl --engine onnxruntime --precision fp32
     python build_engines.py --checkpoint runs/student --data dev.jsonl --engine tensorrt --precision fp16
     python build_engines.py --teacher --checkpoint runs/teacher --data dev.jsonl --engine tensorrt --precision bf16
 
@@ -24,12 +25,13 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
-from engines import openvino, summary, tensorrt, torch_engine
+from engines import processors, summary, tensorrt, torch_engine
 from engines.arguments import CALIBRATED, BuildArguments
 from engines.calibration import Calibration, read_calibration
 from engines.configs import served_version
 from engines.graph import export_graph
 from engines.install import Manifest, check_repository, install
+from engines.libraries import LIBRARIES
 from engines.models import STUDENT, TEACHER
 from engines.parity import ParityReport, Yardstick, torch_runner
 from engines.plans import carried
@@ -88,7 +90,7 @@ def build_version(arguments: BuildArguments) -> Path:
         manifest = _manifest(arguments, encoder, built, report)
         if arguments.add_to_newest:
             built, manifest = _with_newest(repository / models.scorer, built, manifest)
-        server_model = arguments.engine in ("openvino", "torch")
+        server_model = arguments.engine in (*LIBRARIES, "torch")
         installed = install(repository, checkpoint, built.files, manifest, server_model, models)
     print(summary.of_version(installed, manifest))
     _say_if_not_served(installed, repository)
@@ -98,8 +100,8 @@ def build_version(arguments: BuildArguments) -> Path:
 def _capabilities(arguments: BuildArguments) -> list[str]:
     """The compute capabilities asked for; what a build needs of its library is checked before hours of it."""
     capabilities = [part.strip() for part in arguments.compute_capability.split(",") if part.strip()]
-    if arguments.engine == "openvino":
-        openvino.library()
+    if arguments.engine in LIBRARIES:
+        LIBRARIES[arguments.engine]()
     elif arguments.engine == "torch":
         torch_engine.check_rows(arguments.rows_per_call)
     else:
@@ -120,10 +122,11 @@ def _calibration(arguments: BuildArguments, groups: Sequence[QueryGroup], encode
 
 
 def _build(arguments: BuildArguments, capabilities: list[str], job: Job, work: Path) -> BuiltEngine:
-    if arguments.engine == "openvino":  # precision is chosen when the graph is compiled
-        wish = openvino.CpuWish(arguments.precision, arguments.rows_per_call, job.calibration, arguments.most_kept)
-        graph = export_graph(job.model, job.dimensions, "fp32", work / "model.onnx", any_length=True)
-        return openvino.build(graph, wish, job.yardstick, work)
+    if arguments.engine in LIBRARIES:  # precision is chosen when the graph is read or compiled
+        library = LIBRARIES[arguments.engine]()
+        wish = processors.CpuWish(arguments.precision, arguments.rows_per_call, job.calibration, arguments.most_kept)
+        graph = export_graph(job.model, job.dimensions, "fp32", work / "graph.onnx", library.opset, any_length=True)
+        return processors.build(library, graph, wish, job.yardstick, work)
     if arguments.engine == "torch":
         rows, compiled = arguments.rows_per_call, arguments.torch_compile
         return torch_engine.build(job.model, job.dimensions, arguments.precision, rows, compiled, work)

@@ -7,7 +7,10 @@ from typing import Literal
 
 from engines.records import EngineError
 
-CALIBRATED = {"int8": ("openvino",), "fp8": ("tensorrt", "tensorrt_rtx")}  # by precision, the engines that have it
+CALIBRATED = {
+    "int8": ("openvino", "onnxruntime"),
+    "fp8": ("tensorrt", "tensorrt_rtx"),
+}  # by precision, the engines that have it
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,9 @@ class BuildArguments:
 
     checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
     data: str = field(metadata={"help": "Query groups (JSONL, Parquet) that the engine must score as PyTorch does."})
-    engine: Literal["openvino", "tensorrt", "tensorrt_rtx", "torch"] = field(metadata={"help": "What runs the model."})
+    engine: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "torch"] = field(
+        metadata={"help": "What runs the model."}
+    )
     precision: Literal["fp32", "bf16", "fp16", "int8", "fp8"] = field(
         metadata={"help": "What matrix products are computed in."}
     )
@@ -30,7 +35,10 @@ class BuildArguments:
         default=8, metadata={"help": "Products that int8 may leave in higher precision to pass the gate, at most."}
     )
     rows_per_call: int = field(
-        default=0, metadata={"help": "Rows that openvino and torch take at a time; 0: measured (torch: by the device)."}
+        default=0,
+        metadata={
+            "help": "Rows that openvino, onnxruntime and torch take at a time; 0: measured (torch: by the device)."
+        },
     )
     compute_capability: str = field(
         default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
@@ -55,8 +63,10 @@ class BuildArguments:
         if self.compute_capability and self.engine != "tensorrt_rtx":
             raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
         if self.engine not in CALIBRATED.get(self.precision, (self.engine,)):
-            takes = CALIBRATED[self.precision][0]
+            takes = " and ".join(CALIBRATED[self.precision])
             raise EngineError(f"--precision {self.precision} is for --engine {takes}, not {self.engine}")
+        if self.engine == "onnxruntime" and self.precision not in ("fp32", "int8"):
+            raise EngineError(f"--engine onnxruntime computes in fp32 and int8 on processors, not in {self.precision}")
         if self.calibration and self.precision not in CALIBRATED:
             raise EngineError(f"--calibration is for --precision int8 and fp8; {self.precision} needs none")
         if self.add_to_newest and not self.engine.startswith("tensorrt"):

@@ -6,7 +6,6 @@ norms and the score head stay as they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.calibration import Row
+from engines.onnx_graphs import replace
 from engines.records import EngineError, Graph
 from engines.stand_in import onnx_session
 
@@ -61,18 +61,12 @@ def quantise(graph: Graph, rows: Iterable[Row], path: Path) -> Graph:
                     nodes += rounded[name].nodes
             node.input[:] = [rounded[name].result for name in (linear.activations, linear.weight)]
         nodes.append(node)
-    _replace(model.graph.node, nodes)
+    replace(model.graph.node, nodes)
     zero = helper.make_tensor(ZERO, TensorProto.FLOAT8E4M3FN, [], [0.0])
     kept = [tensor for name, tensor in weights.items() if name not in rounded]
-    _replace(model.graph.initializer, [*kept, zero, *(one for each in rounded.values() for one in each.initializers)])
+    replace(model.graph.initializer, [*kept, zero, *(one for each in rounded.values() for one in each.initializers)])
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
     return Graph(path, "fp8", graph.dimensions)
-
-
-def _replace(repeated: Any, messages: list[Any]) -> None:
-    copies = [copy.deepcopy(message) for message in messages]  # clearing the field takes those that it holds
-    del repeated[:]
-    repeated.extend(copies)
 
 
 def body_linears(model: Any) -> list[Linear]:

@@ -1,6 +1,7 @@
 """The one ONNX graph that every engine is built from: packed rows in, a score per pair out.
 
-Shapes: R rows (dynamic), L token slots a row (fixed, or dynamic for engines on processors) and S pairs at most a row.
+Shapes: R rows (dynamic), L token slots a row (and S pairs at most a row (both fixed, or
+dynamic for engines on processors).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def export_graph(
     """Write a float32 scorer as ONNX at ``path``: ``INPUTS`` int32 to ``scores[R, S]`` float32.
 
     ``precision`` (a key of ``DTYPES``) is what the body's weights and matrix products are typed in. With
-    ``any_length`` rows may be shorter than the dimensions say. Raises EngineError where the exporter lacks its
-    packages.
+    ``any_length`` rows may be shorter than the dimensions say, and have fewer slots for pairs. Raises EngineError
+    where the exporter lacks its packages.
     """
     example, rows = example_rows(dimensions, any_length)
     try:
@@ -60,15 +61,19 @@ def export_graph(
 def example_rows(
     dimensions: Dimensions, any_length: bool = False
 ) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Inputs to trace with, and which of their axes stay free: the rows, and with ``any_length`` their length."""
+    """Inputs to trace with, and which of their axes stay free: the rows, and with ``any_length`` their length and
+    slots."""
     rows = torch.export.Dim("rows", min=1, max=max(dimensions.max_rows, 2))
     # Two rows, since the exporter takes an axis of 1 as fixed.
-    example = tuple(torch.zeros((2, dimensions.width(name) or 0), dtype=torch.int32) for name in INPUTS)
+    example = [torch.zeros((2, dimensions.width(name) or 0), dtype=torch.int32) for name in INPUTS]
     free = [{0: rows} for _ in INPUTS]
     if any_length:
         length = torch.export.Dim("length", min=2, max=dimensions.row_length)
-        free = [*({0: rows, 1: length} for _ in INPUTS[:-1]), {0: rows}]
-    return example, tuple(free)
+        most = max(dimensions.slots_per_row, 2)
+        slots = torch.export.Dim("slots", min=1, max=most)
+        example[-1] = torch.zeros((2, most), dtype=torch.int32)
+        free = [*({0: rows, 1: length} for _ in INPUTS[:-1]), {0: rows, 1: slots}]
+    return tuple(example), tuple(free)
 
 
 class Int32Scorer(nn.Module):
@@ -99,7 +104,7 @@ def _without_noise() -> Iterator[None]:
     log.setLevel(logging.ERROR)  # "torchvision is not installed"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-        warnings.filterwarnings("ignore", r"# The axis name: (rows|length) will not be used", UserWarning)
+        warnings.filterwarnings("ignore", r"# The axis name: (rows|length|slots) will not be used", UserWarning)
         try:
             yield
         finally:

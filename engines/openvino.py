@@ -1,88 +1,96 @@
-"""The OpenVINO engine, for processors: the float32 graph, and the precision chosen when it is compiled.
-
-int8 is in the graph itself; what it leaves is computed in bf16 where the processor has units for it, else fp32.
-"""
+"""OpenVINO, for processors: IR from the float32 graph; precisions other than int8 are chosen when it is compiled."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from engines.calibration import Calibration
-from engines.parity import Yardstick
-from engines.quantisation import quantise
-from engines.records import INPUTS, OUTPUT, BuiltEngine, CpuEngine, EngineError, Graph, Runner
+import numpy as np
+
+from engines.processors import Library, Products, runner
+from engines.records import INPUTS, OUTPUT, EngineError, Graph, Runner, in_chunks
+from model_repository.student.processor_engine import ProcessorEngine, cores
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
-MODEL_FILE = "model.xml"
+ROWS = 8
 
 
-class CpuWish(NamedTuple):
-    """What was asked for: rows per call, 0 to have them measured, and for int8 its calibration."""
+class OpenVino(Library):
+    """See ``Library``."""
 
-    precision: str
-    rows_per_call: int
-    calibration: Calibration | None
-    most_kept: int
+    opset = 18
 
+    def __init__(self) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError("the engine openvino is not installed: pip install 'disranker[cpu]'") from error
+        from model_repository.student.packed_engine import PackedEngine, core  # not before: it imports openvino
 
-def library() -> Any:
-    """The openvino module. Raises EngineError where it is not installed."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise EngineError("the engine openvino is not installed: pip install 'disranker[cpu]'") from error
-    return openvino
+        self._openvino, self._engine, self._core = openvino, PackedEngine, core()
+        self.version = openvino.__version__
 
+    def kind(self) -> Any:
+        return self._engine
 
-def runs_in(precision: str) -> str:
-    """``precision`` where this processor has units for it, else the best that it has: bf16 for int8, then fp32,
-    which it would compute in anyway."""
-    library()
-    from model_repository.student.packed_engine import units  # not before: it imports openvino at its top
+    def read(self, graph: Graph) -> Any:
+        model = self._core.read_model(graph.path)
+        for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, OUTPUT), strict=True):
+            port.get_tensor().set_names({name})  # the exporter's inner names go
+        return model
 
-    if precision in units():
-        return precision
-    return runs_in("bf16") if precision == "int8" else "fp32"
+    def copied(self, model: Any) -> Any:
+        return model.clone()
 
+    def products(self, model: Any) -> Products:
+        of_pairs = _downstream(model.input(INPUTS[-1]).get_node())
+        found = Products(set(), set())
+        for operation in model.get_ordered_ops():
+            name = operation.get_friendly_name()
+            if operation.get_type_name() == "MatMul":
+                taken = name not in of_pairs and _is_constant(operation.input_value(1).get_node())
+                (found.candidates if taken else found.others).add(name)
+            elif operation.get_type_name() == "Gather" and _is_constant(operation.input_value(0).get_node()):
+                found.others.add(name)  # embeddings: nothing is multiplied
+        return found
 
-def build(graph: Graph, wish: CpuWish, yardstick: Yardstick, directory: Path) -> BuiltEngine:
-    """Write ``model.xml`` and ``model.bin`` from a float32 graph, tune them, and open them as the server will.
+    def opened(self, model: Any) -> Runner:
+        compiled = self._core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    Raises EngineError where the library, or for int8 NNCF, is missing.
-    """
-    openvino = library()
-    from engines.tuning import CANDIDATES, choose, measure
-    from model_repository.student.packed_engine import core, cores
+        def run(batch: PackedBatch) -> FloatArray:
+            return np.array(compiled(dict(zip(INPUTS, batch[:-1], strict=True)))[OUTPUT], dtype=np.float32)
 
-    model = core().read_model(graph.path)
-    for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, OUTPUT), strict=True):
-        port.get_tensor().set_names({name})  # the exporter's inner names go
-    really, rest, int8 = runs_in(wish.precision), runs_in(wish.precision), None
-    if really == "int8":
-        assert wish.calibration is not None
-        model, int8 = quantise(model, wish.calibration, yardstick, wish.most_kept)
-        rest = runs_in("bf16")
-    path = directory / MODEL_FILE
-    openvino.save_model(model, path, compress_to_fp16=False)
-    candidates = [wish.rows_per_call] if wish.rows_per_call else CANDIDATES
-    largest = max((request.batch for request in yardstick.requests), key=lambda batch: len(batch.input_ids))
-    timings = measure(path, rest, largest, candidates)
-    best = choose(timings)
-    run = open_runner(path, rest, best.rows_per_call)
-    cpu = CpuEngine(rest, cores(), cores(), tuple(timings), int8)
-    files = (path, path.with_suffix(".bin"))
-    return BuiltEngine(files, really, openvino.__version__, run, "the engine", best.rows_per_call, cpu)
+        return in_chunks(run, ROWS)
+
+    def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
+        path = directory / self.kind().file()
+        self._openvino.save_model(model, path, compress_to_fp16=False)
+        return path, path.with_suffix(".bin")
 
 
-def open_runner(path: Path, precision: str, rows_per_call: int) -> Runner:
-    """An IR or ONNX file in the engine that the server has."""
-    library()
-    from model_repository.student.packed_engine import PackedEngine
+def open_runner(graph: Graph, precision: str, rows_per_call: int) -> Runner:
+    """An ONNX graph in the engine that the server has. Raises EngineError where OpenVINO is not installed."""
+    opened = OpenVino().kind()(graph.path, precision, cores())
+    engine = ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length)
+    return runner(engine)
 
-    engine = PackedEngine(path, precision, rows_per_call)
 
-    def run(batch: PackedBatch) -> FloatArray:
-        return engine.score(batch[:-1])
+def _downstream(node: Any) -> set[str]:
+    """The names of all operations that read of a node, at any distance."""
+    found: set[str] = set()
+    waiting = [node]
+    while waiting:
+        for output in waiting.pop().outputs():
+            for target in output.get_target_inputs():
+                reader = target.get_node()
+                if reader.get_friendly_name() not in found:
+                    found.add(reader.get_friendly_name())
+                    waiting.append(reader)
+    return found
 
-    return run
+
+def _is_constant(node: Any) -> bool:
+    if node.get_type_name() == "Constant":
+        return True
+    inputs = node.input_values()
+    return bool(inputs) and all(_is_constant(value.get_node()) for value in inputs)

@@ -22,7 +22,7 @@ def stand_in(graph: Graph) -> tuple[Runner, str]:
     from the rounded weights.
     """
     if graph.precision == "bf16":
-        run, name = openvino.open_runner(graph.path, "fp32", ROWS), "OpenVINO in float32"
+        run, name = openvino.open_runner(graph, "fp32", ROWS), "OpenVINO in float32"
     else:
         run, name = in_chunks(_onnxruntime(graph), ROWS), "ONNX Runtime"
     return run, f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 from tqdm import tqdm
 
-from engines.records import Timing, in_chunks
-from model_repository.student.packed_engine import PackedEngine
+from engines.records import Timing
+from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine
 from model_repository.tokenizer.pair_encoding import PackedBatch
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)  # rows a call
@@ -20,18 +19,20 @@ REPETITIONS = 3
 ALIKE = 0.9  # of the best speed: differences below are noise, or not worth longer calls
 
 
-def measure(path: Path, precision: str, batch: PackedBatch, candidates: Sequence[int] = CANDIDATES) -> list[Timing]:
+def measure(opened: OpenedGraph, batch: PackedBatch, candidates: Sequence[int] = CANDIDATES) -> list[Timing]:
     """Each of the candidates, on all cores, as the server runs it. ``batch`` has real rows; they are repeated where
     they are few.
 
     Repetitions are interleaved, so that what else the machine does meanwhile falls on all alike.
     """
-    engine = PackedEngine(path, precision, max(candidates))
-    _seconds(engine, _full(batch, max(candidates)), max(candidates))  # the first run allocates memory
+    length = batch.input_ids.shape[1]
+    engines = {size: ProcessorEngine(opened, size, length) for size in candidates}
+    largest = max(candidates)
+    _seconds(engines[largest], _full(batch, largest))  # the first run allocates memory
     seconds: dict[int, list[float]] = {}
     for _ in tqdm(range(REPETITIONS), desc="measuring rows per call", leave=False, disable=None):
         for size in candidates:
-            seconds.setdefault(size, []).append(_seconds(engine, _full(batch, _rows(size)), size))
+            seconds.setdefault(size, []).append(_seconds(engines[size], _full(batch, _rows(size))))
     return [Timing(size, round(_rows(size) / median(times), 2)) for size, times in seconds.items()]
 
 
@@ -48,9 +49,9 @@ def _rows(size: int) -> int:
     return max(size, LEAST_ROWS)
 
 
-def _seconds(engine: PackedEngine, rows: PackedBatch, size: int) -> float:
+def _seconds(engine: ProcessorEngine, rows: PackedBatch) -> float:
     start = time.perf_counter()
-    in_chunks(lambda part: engine.score(part[:-1]), size)(rows)
+    engine.score_packed(rows[:-1])
     return time.perf_counter() - start
 
 

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 from engines.beside import NEWEST, asked_version, ensembles
 from engines.configs import named_versions, served_version, serving_configs
 from engines.install import MANIFEST_FILE, replaced
+from engines.libraries import LIBRARIES
 from engines.models import STUDENT, TEACHER, ModelSet
-from engines.openvino import library
 from engines.parity import Yardstick
+from engines.processors import runner
 from engines.records import EngineError, Runner
-from model_repository.tokenizer.pair_encoding import EncodingError, FloatArray, PackedBatch, PairEncoder, encoding_hash
+from model_repository.student.processor_engine import ProcessorEngine
+from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data import DataError, read_groups
 
 LATEST = "latest"
@@ -157,19 +159,13 @@ def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float
 
 def _open(place: Place, version: int) -> Runner:
     manifest = _manifest(place, version)
-    if manifest["engine"] != "openvino":
-        raise EngineError(f"version {version} is for {manifest['engine']}; only openvino's can be compared here")
+    if manifest["engine"] not in LIBRARIES:
+        comparable = " and ".join(LIBRARIES)
+        raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable}'s can be compared here")
     if manifest["encoding_hash"] != encoding_hash(place.tokenizer):
         raise EngineError(f"version {version} was built for another encoding than the repository's tokenizer has")
-    library()
-    from model_repository.student.packed_engine import PackedEngine
-
-    engine = PackedEngine.load(place.scorer / str(version))
-
-    def run(batch: PackedBatch) -> FloatArray:
-        return engine.score(batch[:-1])
-
-    return run
+    kind = LIBRARIES[manifest["engine"]]().kind()
+    return runner(ProcessorEngine.load(place.scorer / str(version), kind))
 
 
 def _manifest(place: Place, version: int) -> dict[str, Any]:

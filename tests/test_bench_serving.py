@@ -27,7 +27,7 @@ from bench.serving.systems import IN_PROCESS, OURS, System
 from bench.serving.traffic import Traffic
 from bench.serving.worker import serve
 from bench.serving.workers.engine import EngineSystem
-from bench.serving.workers.matrices import Shape, chain
+from bench.serving.workers.matrices import CHAINS, Shape
 from bench.serving.workers.ours import OursSystem
 from bench.spread import Spread
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -157,7 +157,9 @@ def test_the_engine_alone_and_matrices(served_checkpoint: Path, served_repositor
     matrix = system.matrix_limit(source, "fp32", 0.01)
     assert matrix["runs_in"] == "f32"
     assert matrix["flop_per_token"] == 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
-    assert chain(Shape(32, 64, 1), "int8")[1] in ("i8", "u8")
+    assert CHAINS["openvino"](Shape(32, 64, 1), "int8")[1] in ("i8", "u8")
+    run, _ = CHAINS["onnxruntime"](Shape(32, 64, 1), "int8")
+    run()
 
 
 def worker(tmp_path: Path, module: str, **more: object) -> Running:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import build_engines
 from engines.configs import read_config
 from engines.graph import export_graph
-from engines.openvino import runs_in
+from engines.openvino import OpenVino
 from engines.records import Graph
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
 from tests.checkpoints import tiny_bert, tiny_llama, write_groups
@@ -88,12 +88,13 @@ def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
 def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
     """The server's own engine class, on the version, against PyTorch."""
     from model_repository.student.packed_engine import PackedEngine
+    from model_repository.student.processor_engine import ProcessorEngine
     from trainer.models import PackedScorer, load_scorer
 
     encoder = PairEncoder.load(built / "tokenizer")
     group = read_groups(inputs.data)[0]
     batch = encoder.pack(encode_group(encoder, group.query, group.documents))
-    scores = unpack(PackedEngine.load(built / "student" / "1").score(batch[:-1]), batch.slots)
+    scores = unpack(ProcessorEngine.load(built / "student" / "1", PackedEngine).score_packed(batch[:-1]), batch.slots)
     assert scores == pytest.approx(PackedScorer(load_scorer(inputs.bert)).score(batch), abs=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.C
     assert build_engines.main(inputs.arguments(built, checkpoint=str(inputs.llama), precision="bf16")) == 0
     version = max((built / "student").glob("[0-9]*"))
     manifest = json.loads((version / "manifest.json").read_text())
-    assert (manifest["precision"], manifest["runs_in"]) == ("bf16", runs_in("bf16"))
+    assert (manifest["precision"], manifest["runs_in"]) == ("bf16", OpenVino().runs_in("bf16"))
     assert encoding_hash(built / "tokenizer") == encoding_hash(inputs.llama) == manifest["encoding_hash"]
     output = capsys.readouterr().out
     assert f"{version}: openvino, {manifest['runs_in']}" in output
@@ -175,10 +176,11 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"rows_per_call": "-1"}, "--rows_per_call must be at least 1, or 0 to be measured"),
         ({"most_kept": "0"}, "--most_kept must be at least 1"),
         ({"precision": "int8"}, "this precision needs --calibration"),
-        ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino"),
+        ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino and onnxruntime"),
+        ({"precision": "bf16", "engine": "onnxruntime"}, "--engine onnxruntime computes in fp32 and int8"),
         ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8 and fp8"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
-        ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt, not openvino"),
+        ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt and tensorrt_rtx, not openvino"),
         ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
         ({"engine": "tensorrt_rtx", "compute_capability": "8.9,8.6", "precision": "fp8"}, "8.6 has no units for it"),
         ({"add_to_newest": "true"}, "--add_to_newest is for --engine tensorrt"),

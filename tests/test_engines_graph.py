@@ -53,7 +53,7 @@ def in_onnxruntime(graph: Graph, batch: PackedBatch) -> FloatArray:
 
 
 def in_openvino(graph: Graph, batch: PackedBatch) -> FloatArray:
-    return open_runner(graph.path, "fp32", rows_per_call=8)(batch)
+    return open_runner(graph, "fp32", rows_per_call=8)(batch)
 
 
 @pytest.mark.parametrize("run", [in_onnxruntime, in_openvino])
@@ -82,5 +82,5 @@ def test_graph_has_the_packed_layout(exported: Exported) -> None:
 def test_chunks_change_no_score(exported: Exported) -> None:
     batch = packed(exported, 24)
     assert len(batch.input_ids) % 6, "the last chunk must be a short one"
-    whole, in_parts = (open_runner(exported.graph.path, "fp32", rows)(batch) for rows in (len(batch.input_ids), 6))
+    whole, in_parts = (open_runner(exported.graph, "fp32", rows)(batch) for rows in (len(batch.input_ids), 6))
     np.testing.assert_allclose(in_parts, whole, atol=1e-5, rtol=0)

@@ -22,10 +22,13 @@ from engines import parity, versions
 from engines.calibration import read_calibration
 from engines.configs import read_config, served_version
 from engines.graph import export_graph
+from engines.openvino import OpenVino
 from engines.parity import Limits, Yardstick, torch_runner
+from engines.processors import runner
 from engines.quantisation import quantise
 from engines.records import EngineError, Graph
 from model_repository.student.packed_engine import PackedEngine, core
+from model_repository.student.processor_engine import ProcessorEngine
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
 from tests.checkpoints import write_groups
 from tests.servers import READY_S, Reference, build, running
@@ -35,6 +38,7 @@ from trainer.metrics import kendall_tau
 from trainer.models import load_scorer
 
 QUERY = "garden bridge"
+PRODUCTS = 6 + 2  # of two layers; of the last, keys and values alone are of all tokens
 TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
 
 
@@ -49,24 +53,31 @@ def engine_scores(repository: Path, version: int, query: str, candidates: list[D
     """By a version's engine, without a server."""
     encoder = PairEncoder.load(repository / "tokenizer")
     batch = encoder.pack(encoder.encode(query, candidates))
-    return unpack(PackedEngine.load(repository / "student" / str(version)).score(batch[:-1]), batch.slots)
+    return unpack(
+        ProcessorEngine.load(repository / "student" / str(version), PackedEngine).score_packed(batch[:-1]), batch.slots
+    )
 
 
 def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repository: Path) -> None:
     directory = repository / "student/2"
     manifest = json.loads((directory / "manifest.json").read_text())
     assert (manifest["precision"], manifest["runs_in"]) == ("int8", "int8")
-    assert manifest["cpu"]["int8"] == {"products": 12, "kept": [], "calibration_queries": 8, "calibration_rows": 8}
-    compiled = PackedEngine.load(directory).compiled.get_runtime_model()
+    assert manifest["cpu"]["int8"] == {
+        "products": PRODUCTS,
+        "kept": [],
+        "calibration_queries": 8,
+        "calibration_rows": 8,
+    }
+    compiled = PackedEngine(directory / "model.xml", "fp32", 1).compiled.get_runtime_model()
     nodes = [node.get_rt_info() for node in compiled.get_ops()]
     types = [info["runtimePrecision"].get() for info in nodes if "FullyConnected" in info["layerType"].get()]
-    assert sum(kind in ("i8", "u8") for kind in types) == 12
+    assert sum(kind in ("i8", "u8") for kind in types) == PRODUCTS
 
 
 def test_weights_stay_in_the_half_of_the_range_that_no_processor_cuts_off(repository: Path) -> None:
     model = core().read_model(repository / "student/2/model.xml")
     weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
-    assert len(weights) == 12 and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+    assert len(weights) == PRODUCTS and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
 
 
 def test_the_server_follows_the_version_that_is_chosen(
@@ -191,13 +202,13 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    quantised = quantise(graph, calibration, yardstick, most_kept=12)
-    assert 1 <= len(quantised.int8.kept) <= 12
-    assert quantised.int8.products == 12 - len(quantised.int8.kept)
+    quantised = quantise(OpenVino(), graph, calibration, yardstick, most_kept=PRODUCTS)
+    assert 1 <= len(quantised.int8.kept) <= PRODUCTS
+    assert quantised.int8.products == PRODUCTS - len(quantised.int8.kept)
     openvino.save_model(quantised.model, tmp_path / "model.xml")
-    engine = PackedEngine(tmp_path / "model.xml", "fp32", 4)
-    report = yardstick.report(lambda batch: engine.score(batch[:-1]), "int8")
-    assert report.largest_difference < 0.02 * loss
+    engine = ProcessorEngine(PackedEngine(tmp_path / "model.xml", "fp32", 1), 4, row_length=256)
+    report = yardstick.report(runner(engine), "int8")
+    assert report.largest_difference < 0.03 * loss  # laid out otherwise, a number may be rounded the other way
 
 
 def test_a_damaged_engine_is_refused_whatever_is_kept(

@@ -64,7 +64,7 @@ ALLOWED = {
     "embedded_triton.py": set(),
 }
 ENGINE_PARTS = {
-    ENCODING, "model_repository.student.packed_engine", "model_repository.student.torch_engine",
+    ENCODING, *(f"model_repository.student.{name}_engine" for name in ("processor", "packed", "onnx", "torch")),
     "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
 }  # fmt: skip
 WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
@@ -74,7 +74,11 @@ SERVING_WORKER_PARTS = {
 }  # fmt: skip
 SERVING_EXTRAS = {
     "ours": {"client"},
-    "engine": {ENCODING, "model_repository.student.packed_engine", "bench.serving.workers"},
+    "engine": {
+        ENCODING,
+        "bench.serving.workers",
+        *(f"model_repository.student.{name}_engine" for name in ("processor", "packed", "onnx")),
+    },
 }
 OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
 

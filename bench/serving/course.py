@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.environments import BenchError
 from bench.serving import goals, limits, traffic
-from bench.serving.arguments import PRECISIONS, ServingArguments
+from bench.serving.arguments import BUILDS, ServingArguments
 from bench.serving.job import Cell, Pair
 from bench.serving.quality import Judge, Quality, text
 from bench.serving.rounds import LONGEST_S, Contender, Progress, measure, rounds, start
@@ -39,7 +39,7 @@ def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Pa
         "checkpoint-for-peers",
         "exported-onnx",
         "exported-openvino",
-        *(f"repository-{precision}" for precision in PRECISIONS),
+        *(f"repository-{build}" for build in BUILDS),
     ):
         shutil.rmtree(work / old, ignore_errors=True)  # perhaps of another checkpoint
     longest = PairEncoder.load(checkpoint).config.max_pair_tokens
@@ -63,7 +63,7 @@ def started(
     gate = judge.save(place.work / "judged.jsonl")
     contenders, qualities, failed = [], dict[str, Quality](), dict[str, str]()
     asked = [name for name in arguments.systems if name != "ours"]
-    own = [f"{OURS} {precision}" for precision in arguments.precisions]
+    own = [f"{OURS} {build}" for build in arguments.builds]
     for name in [*own, *(each for each in PEERS if each in asked)]:
         bar.set_description(f"starting {name}")
         try:
@@ -82,9 +82,9 @@ def started(
 def _system(name: str, arguments: ServingArguments, place: Place, gate: Path) -> System:
     if not name.startswith(f"{OURS} "):
         return peer(name, place, Path(arguments.environments).absolute())
-    precision = name.partition(" ")[2]
-    print(build_ours(place, precision, gate, arguments.calibration), file=sys.stderr)
-    return ours(place, precision)
+    build = name.partition(" ")[2]
+    print(build_ours(place, build, gate, arguments.calibration), file=sys.stderr)
+    return ours(place, build)
 
 
 def measured(
@@ -106,7 +106,7 @@ def measured(
     largest = max(arguments.documents)
     sizes = [size for size in limits.SIZES if size <= max(largest, 5)]  # a line needs a few
     for one in own:
-        alone = engine(place, one.system.precision)
+        alone = engine(place, one.name.partition(" ")[2])
         findings.limits[one.name] = limits.limits(one, alone, place.work, largest, arguments.rounds, arguments.seconds)
         findings.tails[one.name] = limits.tail(one, max(arguments.seconds, 1.0) * 2)
         findings.growth[one.name] = limits.growth(one, requests, encoder, arguments.seconds / 3, sizes)

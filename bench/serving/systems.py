@@ -52,16 +52,21 @@ class Place:
                 "max_pair_tokens": self.max_pair_tokens, "threads": self.threads, **more}  # fmt: skip
 
 
-def ours(place: Place, precision: str) -> System:
-    directory = str(place.work / "triton" / precision)
-    setup = place.setup(repository=str(place.work / f"repository-{precision}"), directory=directory)
-    return System(f"ours {precision}", OURS, precision, Path(sys.executable), f"{WORKERS}.ours", (setup,))
+def ours(place: Place, build: str) -> System:
+    directory = str(place.work / "triton" / build)
+    setup = place.setup(repository=str(place.work / f"repository-{build}"), directory=directory)
+    return System(f"{OURS} {build}", OURS, _precision(build), Path(sys.executable), f"{WORKERS}.ours", (setup,))
 
 
-def engine(place: Place, precision: str) -> System:
+def engine(place: Place, build: str) -> System:
     """The engine of the same repository, alone."""
-    setup = place.setup(repository=str(place.work / f"repository-{precision}"))
-    return System(f"engine alone {precision}", ENGINE, precision, Path(sys.executable), f"{WORKERS}.engine", (setup,))
+    setup = place.setup(repository=str(place.work / f"repository-{build}"))
+    name, python = f"engine alone {build}", Path(sys.executable)
+    return System(name, ENGINE, _precision(build), python, f"{WORKERS}.engine", (setup,))
+
+
+def _precision(build: str) -> str:
+    return build.rpartition("-")[2]
 
 
 def _cross_encoder(backend: str, precision: str) -> Callable[[Place, Path], System]:
@@ -123,16 +128,17 @@ def _readable(place: Place) -> Path:
     return copy
 
 
-def build_ours(place: Place, precision: str, gate: Path, calibration: Sequence[str]) -> str:
-    """Build a repository of the precision judged on the groups of ``gate``; what the build said of it.
+def build_ours(place: Place, build: str, gate: Path, calibration: Sequence[str]) -> str:
+    """Make a repository of the build (``openvino-int8``), judged on the groups of ``gate``; what was said of it.
 
     Raises BenchError with the reason of a refusal.
     """
-    flags = ["--checkpoint", str(place.checkpoint), "--data", str(gate), "--engine", "openvino",
-             "--precision", precision, "--model_repository", str(place.work / f"repository-{precision}")]  # fmt: skip
+    runs, _, precision = build.rpartition("-")
+    flags = ["--checkpoint", str(place.checkpoint), "--data", str(gate), "--engine", runs,
+             "--precision", precision, "--model_repository", str(place.work / f"repository-{build}")]  # fmt: skip
     if precision == "int8":
         flags += ["--calibration", *calibration]
     done = subprocess.run([sys.executable, "-m", "build_engines", *flags], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BenchError(f"build_engines.py --precision {precision}: {last_line(done.stderr)}")
+        raise BenchError(f"build_engines.py --engine {runs} --precision {precision}: {last_line(done.stderr)}")
     return done.stdout.strip()

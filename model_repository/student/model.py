@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from processor_engine import ProcessorEngine, Work
 from scheduler import OverloadedError, Request, Scheduler, Scores, StoppedError
 
-ENGINES = {"openvino": ("packed_engine", "PackedEngine"), "torch": ("torch_engine", "TorchEngine")}
+PROCESSORS = {"openvino": ("packed_engine", "PackedEngine"), "onnxruntime": ("onnx_engine", "OnnxEngine")}
 
 
 class TritonPythonModel:
@@ -29,7 +30,8 @@ class TritonPythonModel:
         for note in self.engine.notes:
             pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
         most = max_waiting_rows(config)
-        self.scheduler = Scheduler(self.engine.score, self.engine.rows_per_call, most)
+        per_row = self.engine.cost_per_call // self.engine.rows_per_call
+        self.scheduler = Scheduler(self.engine.score, self.engine.cost_per_call, most, per_row)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
@@ -37,9 +39,10 @@ class TritonPythonModel:
             # Copied: Triton's own copy lies in shared memory, which containers have little of.
             rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
             try:
-                self.scheduler.submit(Request(rows, partial(_answer, sender)))
-            except (OverloadedError, StoppedError) as error:
-                _answer(sender, error)
+                work = self.engine.prepare(rows)
+                self.scheduler.submit(Request(work.rows, work.costs, partial(_answer, sender, work)))
+            except (OverloadedError, StoppedError, ValueError) as error:  # ValueError: rows that nothing of ours packs
+                _send(sender, error)
         return [None] * len(requests)
 
     def finalize(self) -> None:
@@ -47,12 +50,14 @@ class TritonPythonModel:
 
 
 def open_engine(version: Path, instances: int) -> Any:
-    """What scores this version's rows: ``score(rows)``, ``rows_per_call`` at a time, on its share of the cores."""
+    """What scores this version's rows: ``score`` of what ``prepare`` gives, on its share of the cores."""
     name = json.loads((version / "manifest.json").read_text(encoding="utf-8"))["engine"]
-    if name not in ENGINES:
+    if name == "torch":
+        return importlib.import_module("torch_engine").TorchEngine.load(version, instances)
+    if name not in PROCESSORS:
         raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
-    module, kind = ENGINES[name]
-    return getattr(importlib.import_module(module), kind).load(version, instances)
+    module, kind = PROCESSORS[name]
+    return ProcessorEngine.load(version, getattr(importlib.import_module(module), kind), instances)
 
 
 def max_waiting_rows(config: dict[str, Any]) -> int:
@@ -63,7 +68,11 @@ def max_waiting_rows(config: dict[str, Any]) -> int:
     return int(given)
 
 
-def _answer(sender: Any, outcome: Scores | Exception) -> None:
+def _answer(sender: Any, work: Work, outcome: Scores | Exception) -> None:
+    _send(sender, outcome if isinstance(outcome, Exception) else work.restored(outcome))
+
+
+def _send(sender: Any, outcome: Scores | Exception) -> None:
     if isinstance(outcome, Exception):
         kind = pb_utils.TritonError
         code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,16 @@ WARMUP_RUNS = 3  # before a CUDA graph is recorded: compilation and the librarie
 Rows = tuple[npt.NDArray[np.int32], ...]  # [R, L] four times, [R, S]: in the order of the program's inputs
 Scores = npt.NDArray[np.float32]  # [R, S], logits
 Program = Callable[..., Tensor]
+
+
+class Work(NamedTuple):
+    """A request's rows as they are, each of which costs the same."""
+
+    rows: Rows
+    costs: npt.NDArray[np.int64]  # [R]
+
+    def restored(self, scores: Scores) -> Scores:
+        return scores
 
 
 class EngineStartError(RuntimeError):
@@ -43,7 +54,7 @@ class TorchEngine:
     def __init__(
         self, program: Path, rows_per_call: int, compiled: str = "gpu", backend: str = "inductor", graphs: bool = True
     ) -> None:
-        self.rows_per_call = rows_per_call
+        self.rows_per_call = self.cost_per_call = rows_per_call
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         exported = move_to_device_pass(torch.export.load(program), str(self.device))
         self._widths = [int(example.shape[1]) for example in exported.example_inputs[0]]
@@ -68,6 +79,10 @@ class TorchEngine:
         how = f"compiled for {', '.join(str(size.rows) for size in self._sizes)} rows" if self._sizes else "eager"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the processor"
         return f"torch {torch.__version__} on {name}, {how}, at most {self.rows_per_call} rows a call"
+
+    def prepare(self, rows: Rows) -> Work:
+        """A request's rows as ``score`` takes them."""
+        return Work(rows, np.ones(len(rows[0]), np.int64))
 
     @torch.inference_mode()
     def score(self, rows: Rows) -> Scores:

@@ -17,10 +17,13 @@ from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main
 from bench.serving.workers import matrices
-from model_repository.student.packed_engine import PackedEngine, Rows
+from model_repository.student.onnx_engine import OnnxEngine
+from model_repository.student.packed_engine import PackedEngine
+from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine, Rows
 from model_repository.tokenizer.pair_encoding import Document, PackedBatch, PairEncoder, unpack
 
 FULL_ROWS = 64
+KINDS: dict[str, type[OpenedGraph]] = {"openvino": PackedEngine, "onnxruntime": OnnxEngine}
 
 
 class EngineSystem:
@@ -30,8 +33,10 @@ class EngineSystem:
         self._config = json.loads((Path(setup["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
         self._encoder = PairEncoder.load(setup["checkpoint"])
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
-        self._engine = PackedEngine.load(max(versions, key=lambda path: int(path.name)))
-        self.versions = {"openvino": version("openvino")}
+        newest = max(versions, key=lambda path: int(path.name))
+        self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
+        self._engine = ProcessorEngine.load(newest, KINDS[self._library])
+        self.versions = {self._library: version(self._library)}
 
     def use(self, option: Option) -> None:
         if option:
@@ -40,7 +45,7 @@ class EngineSystem:
     def connect(self) -> Score:
         def score(query: str, documents: tuple[str, ...]) -> list[float]:
             batch = self._encoder.pack(self._encoder.encode(query, [Document("", text) for text in documents]))
-            return list(unpack(self._engine.score(batch[:-1]), batch.slots))
+            return list(unpack(self._engine.score_packed(batch[:-1]), batch.slots))
 
         return score
 
@@ -49,12 +54,12 @@ class EngineSystem:
         query, texts = next(traffic.requests(documents, 0.0, seed))
         batch = self._encoder.pack(self._encoder.encode(query, [Document("", text) for text in texts]))
         tokens = int((batch.segment_ids > 0).sum())
-        runs_a_second = _rate(lambda: self._engine.score(batch[:-1]), seconds)
+        runs_a_second = _rate(lambda: self._engine.score_packed(batch[:-1]), seconds)
         full = self._full(batch)
         return {
             "documents_per_second": documents * runs_a_second,
             "tokens_per_second": tokens * runs_a_second,
-            "full_tokens_per_second": full[0].size * _rate(lambda: self._engine.score(full), seconds),
+            "full_tokens_per_second": full[0].size * _rate(lambda: self._engine.score_packed(full), seconds),
             "mean_tokens": tokens / documents,
             "fill": tokens / batch.segment_ids.size,
         }
@@ -62,7 +67,7 @@ class EngineSystem:
     def matrix_limit(self, traffic: Traffic, precision: str, seconds: float) -> dict[str, Any]:
         """Operations a second of the model's matrix products, and how many a token needs."""
         shape = matrices.Shape.of(self._config)
-        run, runs_in = matrices.chain(shape, precision)
+        run, runs_in = matrices.CHAINS[self._library](shape, precision)
         per_token = shape.flop_per_token()
         return {
             "flop_per_second": matrices.TOKENS * per_token * _rate(run, seconds),

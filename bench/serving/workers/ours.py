@@ -16,12 +16,13 @@ from bench.serving.workers.children import free_port, running
 from client import RankingClient
 
 TIMEOUT_S = 120
+PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "tokenizers", "tritonclient")
 
 
 class OursSystem:
     def __init__(self, url: str) -> None:
         self._url = url
-        self.versions = {name: version(name) for name in ("nvidia-pytriton", "openvino", "tokenizers", "tritonclient")}
+        self.versions = {name: version(name) for name in PACKAGES}
 
     def use(self, option: Option) -> None:
         if option:
