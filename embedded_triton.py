@@ -129,6 +129,8 @@ def environment(wheel: Wheel) -> dict[str, str]:
     """This process's variables, with which the backend finds its libraries and this Python's packages."""
     folders = [str(wheel.libraries), str(wheel.python_library.parent), os.environ.get("LD_LIBRARY_PATH")]
     return {
+        # The tokenizer would take as many threads as there are cores, and from an engine that waits for its slowest.
+        "RAYON_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 4)),
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders)),
         # The backend's Python takes its prefix from the first python3 on the path.
