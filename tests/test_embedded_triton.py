@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import embedded_triton
 from tests.servers import COMMAND, STOP_S, alive, descendants, starting, wait_until_ready
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,17 @@ def test_a_python_without_its_library_is_refused() -> None:
     )
     line = refusal(CPU, command=(sys.executable, "-c", elsewhere))
     assert f"this Python has no libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0" in line
+
+
+def test_the_tokenizer_gets_some_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = embedded_triton.find_wheel()
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32))
+    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "8"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "1"
+    monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "3"
 
 
 def test_help_is_tritons_own() -> None:

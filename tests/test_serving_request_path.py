@@ -208,6 +208,25 @@ def _leave(server: Server, rows: list[IntArray]) -> None:
         assert gone.wait(PATIENCE_S)
 
 
+def test_rows_that_nobody_packs_fail_alone(server: Server, reference: Reference) -> None:
+    """Sent to the student itself: a pair without a slot, and a pool outside of its pair."""
+    rows = [np.zeros((1, width), dtype=np.int32) for width in (256, 256, 256, 256, 16)]
+    with grpc.InferenceServerClient(server.url) as raw:
+        for segment, refused in ((99, True), (-1, True), (1, False)):
+            rows[3][:] = segment
+            rows[4][:] = 255 if segment == 1 else 0
+            inputs = [grpc.InferInput(name, array.shape, "INT32") for name, array in zip(INPUTS, rows, strict=True)]
+            for one, array in zip(inputs, rows, strict=True):
+                one.set_data_from_numpy(array)
+            if refused:
+                with pytest.raises(grpc.InferenceServerException, match="a row has slots for 16 pairs"):
+                    raw.infer("student", inputs)
+            else:
+                assert raw.infer("student", inputs).as_numpy("scores").shape == (1, 16)
+    with RankingClient(server.url) as client:
+        assert_equal(answer(client, "silver", documents(10)), reference("silver", documents(10)))
+
+
 def _requests(server: Server, model: str) -> int:
     """Requests that the model has been given, whether they are answered or not."""
     with grpc.InferenceServerClient(server.url) as client:

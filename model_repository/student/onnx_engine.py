@@ -33,7 +33,7 @@ class OnnxEngine:
         options.log_severity_level = ERRORS
         options.enable_mem_pattern = False  # it keeps a plan for each shape that it meets
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.any_length = not isinstance(self._session.get_inputs()[0].shape[1], int)
+        self.any_length = not any(isinstance(port.shape[1], int) for port in self._session.get_inputs())
 
     def infer(self, rows: Rows) -> Scores:
         """``scores[R, S]``."""

@@ -41,7 +41,7 @@ class PackedEngine:
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         self.compiled = core().compile_model(model, "CPU", settings)
         self._request = self.compiled.create_infer_request()
-        self.any_length = self.compiled.inputs[0].partial_shape[1].is_dynamic
+        self.any_length = all(port.partial_shape[1].is_dynamic for port in self.compiled.inputs)
 
     def infer(self, rows: Rows) -> Scores:
         """``scores[R, S]``; for one thread at a time."""

@@ -148,11 +148,16 @@ class Merged(NamedTuple):
 
 
 def taken_apart(rows: Rows) -> Work:
-    """A row for each pair. A row without any token (a warm-up's) counts as a pair of one."""
+    """A row for each pair. A row without any token (a warm-up's) counts as a pair of one.
+
+    Raises ValueError for a token of a pair that no slot is for.
+    """
     segments, pools = rows[SEGMENTS], rows[POOLS]
     (count, length), slots = segments.shape, pools.shape[1]
     taken = np.flatnonzero(segments)
     pairs_T = taken // length * slots + segments.reshape(-1)[taken] - 1
+    if segments.size and not 0 <= segments.min() <= segments.max() <= slots:
+        raise ValueError(f"a row has slots for {slots} pairs, and a token is of pair {segments.max()}")
     sizes = np.bincount(pairs_T, minlength=count * slots).reshape(count, slots)
     sizes[~sizes.any(axis=1), 0] = 1
     starts = np.cumsum(sizes, axis=1) - sizes  # pairs lie one behind the other, in the order of their slots
@@ -164,7 +169,7 @@ def taken_apart(rows: Rows) -> Work:
     sources = np.where(inside, (places // slots * length + starts_P)[:, None] + columns, 0)
     apart = [np.where(inside, array.reshape(-1)[sources], np.int32(0)) for array in rows[:POOLS]]
     apart[SEGMENTS] = inside.astype(np.int32)
-    pools_P = (pools.reshape(-1)[places] - starts_P).astype(np.int32)
+    pools_P = (pools.reshape(-1)[places] - starts_P).clip(0, sizes_P - 1).astype(np.int32)
     return Work((*apart, pools_P[:, None]), sizes_P, places, (count, slots))
 
 
