@@ -18,8 +18,9 @@ demo: $(VENV)/.installed
 # Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
 named = $(wildcard $(addprefix tests/test_,$(addsuffix .py,$(1))))
 SERVED := $(call named,serving* embedded* model_repository triton_scoring bench bench_serving* bench_scheduling \
-	scheduler token_cache readme)
-BUILT := $(call named,client* gateway* loadtest* deploy* bench_client build_engines check_engine engines*)
+	scheduler token_cache readme processor_engine engines_onnxruntime)
+BUILT := $(filter-out $(SERVED),$(call named,client* gateway* loadtest* deploy* bench_client build_engines check_engine \
+	engines*))
 TRAINED := $(filter-out $(SERVED) $(BUILT),$(call named,*))
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
