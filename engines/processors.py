@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from engines.calibration import Calibration
 from engines.parity import Yardstick
 from engines.records import BuiltEngine, CpuEngine, Graph, Runner
+from engines.tuning import CANDIDATES, choose, measure
 from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine, cores
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
@@ -81,11 +82,11 @@ def build(library: Library, graph: Graph, wish: CpuWish, yardstick: Yardstick, d
 
     Raises EngineError where, for int8, NNCF is missing.
     """
-    from engines.quantisation import quantise
-    from engines.tuning import CANDIDATES, choose, measure
+    from engines.quantisation import quantise  # not before: it needs Library
 
     model = library.read(graph)
-    really, rest, int8 = library.runs_in(wish.precision), library.runs_in(wish.precision), None
+    really = rest = library.runs_in(wish.precision)
+    int8 = None
     if really == "int8":
         assert wish.calibration is not None
         model, int8 = quantise(library, model, wish.calibration, yardstick, wish.most_kept)

@@ -15,15 +15,12 @@ from engines import versions
 from engines.onnxruntime import PRODUCT
 from model_repository.student.onnx_engine import OnnxEngine
 from model_repository.student.processor_engine import ProcessorEngine
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder, unpack
+from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
 from tests.checkpoints import write_groups
 from tests.servers import Reference, build, running
+from tests.test_engines_versions import PRODUCTS, QUERY, TAU, every_length
 from tests.test_serving import answer, documents
 from trainer.metrics import kendall_tau
-
-QUERY = "garden bridge"
-PRODUCTS = 6 + 2  # of two layers; of the last, keys and values alone are of all tokens
-TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +58,7 @@ def test_int8_products_take_whole_numbers_that_no_processor_cuts_off(repository:
 
 def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_path: Path) -> None:
     """1 to 1,000 documents, of one token to a full row, of every script."""
-    lengths = [Document("", "river " * tokens) for tokens in range(reference.encoder.config.row_length)]
-    odd = [Document("中文 标题", "🚀🙂"), Document("", "")]
-    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), [*lengths, *odd]]
+    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
     encoder = PairEncoder.load(repository / "tokenizer")
     engine = ProcessorEngine.load(repository / "student/2", OnnxEngine)
     assert versions.main(["use", "1", "--beside", "2", "--model_repository", str(repository)]) == 0

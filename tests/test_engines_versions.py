@@ -86,7 +86,7 @@ def test_the_server_follows_the_version_that_is_chosen(
     """Each engine through the server: 1 to 1,000 documents, of one token to a full row, of every script."""
     assert versions.main(["use", "1", "--model_repository", str(repository)]) == 0
     flags = ("--model-control-mode=poll", "--repository-poll-secs=1")
-    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), _every_length(reference)]
+    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
     with running(repository, tmp_path / "log", *flags) as server, RankingClient(server.url) as client:
         for candidates in requests:
             expected = reference(QUERY, candidates).scores
@@ -102,7 +102,8 @@ def test_the_server_follows_the_version_that_is_chosen(
     assert "Triton serves version 2, the newest" in capsys.readouterr().out
 
 
-def _every_length(reference: Reference) -> list[Document]:
+def every_length(reference: Reference) -> list[Document]:
+    """One token to more than a row, and texts that int8 was not calibrated on."""
     candidates = [Document("", "river " * tokens) for tokens in range(reference.encoder.config.row_length)]
     return [*candidates, Document("中文 标题", "🚀🙂"), Document("", "")]
 

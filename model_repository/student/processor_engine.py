@@ -176,7 +176,8 @@ def taken_apart(rows: Rows) -> Work:
 def merge(rows: Rows, longest: int, step: int) -> Merged:
     """Rows of one pair each in rows of the length that costs least, at most ``longest``, of which no pair is longer.
 
-    Its multiples of ``step`` from the longest pair's on are tried, or of more where there are many."""
+    Tried are the longest pair's, rounded up to a multiple of ``step``, and longer ones, COARSE_STEP apart.
+    """
     sizes = rows[SEGMENTS].sum(axis=1)
     order = np.argsort(-sizes, kind="stable")
     shortest = min(-(-int(sizes.max()) // step) * step, longest)
