@@ -16,12 +16,9 @@ demo: $(VENV)/.installed
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
 # Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
-named = $(wildcard $(addprefix tests/test_,$(addsuffix .py,$(1))))
-SERVED := $(call named,serving* embedded* model_repository triton_scoring bench bench_serving* bench_scheduling \
-	scheduler token_cache readme processor_engine engines_onnxruntime)
-BUILT := $(filter-out $(SERVED),$(call named,client* gateway* loadtest* deploy* bench_client build_engines check_engine \
-	engines*))
-TRAINED := $(filter-out $(SERVED) $(BUILT),$(call named,*))
+SERVED := tests/model_repository tests/bench tests/test_readme.py tests/test_embedded_triton.py tests/trainer/scoring
+BUILT := tests/client tests/gateway tests/loadtest tests/deploy tests/engines
+TRAINED := tests/trainer tests/test_collection.py tests/test_imports.py --ignore tests/trainer/scoring
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
 test: $(VENV)/.installed

@@ -25,21 +25,23 @@ import transformers
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.hf_argparser import DataClassType
 
-from engines import processors, summary, tensorrt, torch_engine
 from engines.arguments import CALIBRATED, BuildArguments
-from engines.calibration import Calibration, read_calibration
-from engines.configs import served_version
-from engines.graph import export_graph
-from engines.install import Manifest, check_repository, install
-from engines.libraries import LIBRARIES
-from engines.models import STUDENT, TEACHER
+from engines.builders import processors, tensorrt
+from engines.builders import torch as torch_engine
+from engines.builders.processors import LIBRARIES
+from engines.graph.export import export_graph
 from engines.parity import ParityReport, Yardstick, torch_runner
-from engines.plans import carried
+from engines.quantise.calibration import Calibration, read_calibration
 from engines.records import BuiltEngine, Dimensions, EngineError, Graph, ParityError
+from engines.repository import summary
+from engines.repository.configs import served_version
+from engines.repository.install import Manifest, check_repository, install
+from engines.repository.models import STUDENT, TEACHER
+from engines.repository.plans import carried
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
-from trainer.data import DataError, QueryGroup, read_groups
-from trainer.metrics import judgments
-from trainer.models import CheckpointError, load_scorer, require_checkpoint
+from trainer.checkpoints.load import CheckpointError, load_scorer, require_checkpoint
+from trainer.data.records import DataError, QueryGroup, read_groups
+from trainer.measures.metrics import judgments
 
 
 class Job(NamedTuple):
@@ -140,7 +142,7 @@ def _build(arguments: BuildArguments, capabilities: list[str], job: Job, work: P
 
 def _fp8_graph(model: PreTrainedModel, dimensions: Dimensions, calibration: Calibration, work: Path) -> Graph:
     try:
-        from engines import fp8
+        from engines.quantise import fp8
     except ImportError as error:
         raise EngineError(f"--precision fp8 needs {error.name}: pip install onnx") from error
     half = export_graph(model, dimensions, fp8.BASE, work / "half.onnx", fp8.OPSET)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.data import DataError
+from trainer.data.records import DataError
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"

@@ -27,8 +27,8 @@ from bench.serving.load import measure
 from bench.serving.traffic import Traffic
 from bench.serving.workers.ours import OursSystem, opened
 from bench.spread import Spread, ratios, times
-from engines.configs import read_config
-from trainer.data import DataError, read_groups
+from engines.repository.configs import read_config
+from trainer.data.records import DataError, read_groups
 
 CONFIGS = {"tokenizer": "tokenizer/config.pbtxt", "student": "student/configs/cpu.pbtxt"}
 

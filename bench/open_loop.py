@@ -28,8 +28,8 @@ from bench.machine import described, machine, show
 from bench.spread import Spread, ratios
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, Traffic, read_groups
-from trainer.data import DataError, appears_whole
-from trainer.stage import command, parse
+from trainer.command import command, parse
+from trainer.data.records import DataError, appears_whole
 
 ROOT = Path(__file__).parent.parent
 LARGEST = 2**31 - 1

@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from client import Document, RankingClient, RankingError
-from trainer.data import DataError, QueryGroup, Scores, appears_whole, read_groups
-from trainer.rankings import check_known, read_run
-from trainer.stage import command, parse
+from trainer.command import command, parse
+from trainer.data.rankings import check_known, read_run
+from trainer.data.records import DataError, QueryGroup, Scores, appears_whole, read_groups
 
 
 @dataclass

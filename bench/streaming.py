@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from tqdm import tqdm
 
-from trainer.data import appears_whole
+from trainer.command import command, console_of, parse
+from trainer.data.records import appears_whole
 from trainer.rank_sft import Judged
-from trainer.stage import StageArguments, command, console_of, parse
-from trainer.streams import DataArguments, training_groups
+from trainer.training.run import StageArguments
+from trainer.training.streams import DataArguments, training_groups
 
 WORDS = [f"word{number}" for number in range(20_000)]
 DOCUMENTS, SUMMARY_WORDS = 20, 60

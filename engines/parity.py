@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from engines.records import ParityError, Runner, in_chunks
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder, unpack
-from trainer.collate import encode_group
-from trainer.data import QueryGroup, Scores
-from trainer.metrics import judgments, kendall_tau, per_query
-from trainer.models import PackedScorer
+from trainer.checkpoints.load import PackedScorer
+from trainer.data.pairs import encode_group
+from trainer.data.records import QueryGroup, Scores
+from trainer.measures.metrics import judgments, kendall_tau, per_query
 
 MEASURE = "nDCG@10"
 REFERENCE_ROWS = 32

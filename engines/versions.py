@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.beside import NEWEST, asked_version, ensembles
-from engines.configs import named_versions, served_version, serving_configs
-from engines.install import MANIFEST_FILE, replaced
-from engines.libraries import LIBRARIES
-from engines.models import STUDENT, TEACHER, ModelSet
+from engines.builders.processors import LIBRARIES
+from engines.library import runner
 from engines.parity import Yardstick
-from engines.processors import runner
 from engines.records import EngineError, Runner
+from engines.repository.beside import NEWEST, asked_version, ensembles
+from engines.repository.configs import named_versions, served_version, serving_configs
+from engines.repository.install import MANIFEST_FILE, replaced
+from engines.repository.models import STUDENT, TEACHER, ModelSet
 from model_repository.student.processor_engine import ProcessorEngine
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
-from trainer.data import DataError, read_groups
+from trainer.data.records import DataError, read_groups
 
 LATEST = "latest"
 

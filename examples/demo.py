@@ -28,8 +28,8 @@ import build_engines
 from client import RankingClient, rank
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
-from trainer.data import read_groups
-from trainer.saving import RECORD_FILE
+from trainer.checkpoints.save import RECORD_FILE
+from trainer.data.records import read_groups
 
 EXAMPLES = Path(__file__).parent
 THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of the two processes that train

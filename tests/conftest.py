@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.checkpoints import tiny_bert
-from tests.gateways import Gateway, gateway_running
-from tests.servers import Reference, Server, build, running
+from tests.support.checkpoints import tiny_bert
+from tests.support.gateways import Gateway, gateway_running
+from tests.support.servers import Reference, Server, build, running
 
 settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
 settings.load_profile("no-deadline")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from examples import collection
-from trainer.baselines import bm25_scores, random_scores
-from trainer.data import JudgedDocument, QueryGroup, Scores, read_groups
-from trainer.metrics import judgments, per_query
+from trainer.data.records import JudgedDocument, QueryGroup, Scores, read_groups
+from trainer.measures.baselines import bm25_scores, random_scores
+from trainer.measures.metrics import judgments, per_query
 
 Splits = dict[str, list[QueryGroup]]
 NAMES: dict[str, list[list[str]]] = json.loads(collection.CONCEPTS.read_text(encoding="utf-8"))

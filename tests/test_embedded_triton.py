@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import embedded_triton
-from tests.servers import COMMAND, STOP_S, alive, descendants, starting, wait_until_ready
+from tests import ROOT
+from tests.support.servers import COMMAND, STOP_S, alive, descendants, starting, wait_until_ready
 
-ROOT = Path(__file__).parent.parent
 CPU = "--model-config-name=cpu"
 
 

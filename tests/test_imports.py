@@ -3,166 +3,120 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 ENCODING = "model_repository.tokenizer.pair_encoding"
-SCHEDULER = "model_repository.student.scheduler"
-SHARED = (
-    "data", "collate", "models", "layers", "losses", "metrics", "stage", "scoring", "baselines", "lora", "held_out",
-    "training", "packed", "families", "control_tokens", "packing_check", "resume", "forward", "memory", "rankings",
-    "streams", "last_layer", "saving", "prefetch", "triton_scoring",
-)  # fmt: skip
-STAGE_PARTS = {ENCODING, *(f"trainer.{name}" for name in SHARED)}
-RUN_PARTS = {"trainer.resume", "trainer.processes", "trainer.sharded"}
-ALLOWED = {
-    "trainer/losses.py": set(),
-    "trainer/ir_sources.py": set(),
-    "trainer/data.py": {"trainer.ir_sources"},
-    "trainer/rankings.py": {"trainer.data"},
-    "trainer/streams.py": {"trainer.collate", "trainer.data"},
-    "trainer/metrics.py": {"trainer.data"},
-    "trainer/baselines.py": {"trainer.data"},
-    "trainer/heads.py": set(),
-    "trainer/processes.py": set(),
-    "trainer/sharded.py": {ENCODING, "trainer.models"},
-    "trainer/resume.py": {"trainer.processes"},
-    "trainer/families.py": set(),
-    "trainer/last_layer.py": set(),
-    "trainer/packed.py": {"trainer.heads", "trainer.last_layer"},
-    "trainer/models.py": {ENCODING, "trainer.packed", "trainer.packing_check"},
-    "trainer/packing_check.py": {ENCODING, "trainer.heads", "trainer.families", "trainer.packed"},
-    "trainer/layers.py": {"trainer.models"},
-    "trainer/control_tokens.py": {"trainer.models"},
-    "trainer/collate.py": {ENCODING, "trainer.data"},
-    "trainer/prefetch.py": set(),
-    "trainer/scoring.py": {
-        ENCODING,
-        "trainer.data",
-        "trainer.rankings",
-        "trainer.collate",
-        "trainer.models",
-        "trainer.prefetch",
-    },
-    "trainer/triton_server.py": {ENCODING, "trainer.data"},
-    "trainer/triton_scoring.py": {ENCODING, "trainer.data", "trainer.scoring", "trainer.triton_server"},
-    "trainer/held_out.py": {ENCODING, "trainer.data", "trainer.collate", "trainer.metrics", "trainer.models"},
-    "trainer/lora.py": {"trainer.data", "trainer.models", "trainer.layers", "trainer.packed"},
-    "trainer/stage.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
-    "trainer/training.py": {*STAGE_PARTS, *RUN_PARTS} - {"trainer.stage", "trainer.training"},
-    "trainer/forward.py": {"trainer.processes", "trainer.collate", "trainer.data", "trainer.packed"},
-    "trainer/memory.py": set(),
-    "trainer/saving.py": {ENCODING, "trainer.lora", "trainer.models", "trainer.packed", "trainer.packing_check"},
-    "trainer/costs.py": {"trainer.models", "trainer.last_layer", "trainer.layers", "trainer.packed"},
-    "trainer/plan.py": {"trainer.costs", "trainer.data", "trainer.stage"},
-    **{
-        f"trainer/{stage}.py": STAGE_PARTS
-        for stage in ("init", "pretrain", "rank_sft", "merge", "score", "distill", "evaluate")
-    },
-    "embedded_triton.py": set(),
+STUDENT = "model_repository.student"
+
+# What each top folder may import of the others; a module that Triton loads imports nothing of ours.
+FOLDERS: dict[str, set[str]] = {
+    "client": set(),
+    "trainer": {"client", ENCODING},
+    "engines": {"client", "trainer", ENCODING, STUDENT},
+    "build_engines": {"engines", "client", "trainer", ENCODING, STUDENT},
+    "loadtest": {"client"},
+    "bench": {"client", "loadtest", "engines", "trainer", ENCODING, STUDENT, "build_engines"},
+    "embedded_triton": set(),
 }
-ENGINE_PARTS = {
-    ENCODING, *(f"model_repository.student.{name}_engine" for name in ("processor", "packed", "onnx", "torch")),
-    "trainer.models", "trainer.metrics", "trainer.data", "trainer.collate",
-}  # fmt: skip
-WORKER_PARTS = {f"bench.training.workers.{name}" for name in ("clock", "decoder_pairs")}
-SERVING_WORKER_PARTS = {
-    *(f"bench.serving.{name}" for name in ("job", "load", "traffic", "worker")), "bench.serving.workers.children",
-    "bench.serving.workers.in_process",
-}  # fmt: skip
-SERVING_EXTRAS = {
-    "ours": {"client"},
-    "engine": {
-        ENCODING,
-        "bench.serving.workers",
-        *(f"model_repository.student.{name}_engine" for name in ("processor", "packed", "onnx")),
-    },
+# Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
+COMMANDS = {"init", "pretrain", "rank_sft", "score", "distill", "merge", "evaluate", "plan"}
+FLOORS: dict[str, list[set[str]]] = {
+    "trainer": [COMMANDS, {"command"}, {"training"}, {"scoring", "measures"}, {"checkpoints"}, {"data", "packed"}],
+    "engines": [
+        {"versions"},
+        {"builders"},
+        {"quantise", "repository"},
+        {"graph", "parity", "library"},
+        {"arguments"},
+        {"records"},
+    ],
 }
-OURS = {"trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "build_engines", "tests"}
+OURS = {*FOLDERS, "model_repository", "examples", "tests"}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports, anywhere in it."""
+    """Modules of ours that a file imports, anywhere in it; a name out of a package counts as a module of it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            inside = {alias.name for alias in node.names if _source(f"{node.module}.{alias.name}").exists()}
+            names |= {f"{node.module}.{name}" for name in inside} or {node.module}
     return {name for name in names if name.partition(".")[0] in OURS}
 
 
-def sources(folder: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py")
+def _source(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def modules(folder: str) -> set[str]:
-    return {name.removesuffix(".py").replace("/", ".") for name in sources(folder)}
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (*ROOT.glob(f"{folder}.py"), *(ROOT / folder).rglob("*.py")))
 
 
-def allowed(path: str) -> set[str]:
-    if path in ALLOWED:
-        return ALLOWED[path]
-    if path == "build_engines.py" or path.startswith("engines/"):
-        return ENGINE_PARTS | modules("engines") | {"engines"}
-    if path.startswith("client/"):
-        return {"client", "client.gateway", "client.gateway.page", *modules("client")}
-    if path.startswith("loadtest/"):
-        return {"client", *modules("loadtest")}
-    if path.startswith("bench/training/workers/") and path != "bench/training/workers/ours.py":
-        return {"bench.training.job", *WORKER_PARTS}  # they run where nothing of ours is installed
-    if path.startswith("bench/serving/workers/"):
-        return SERVING_WORKER_PARTS | SERVING_EXTRAS.get(Path(path).stem, set())
-    if path == "bench/instances.py":
-        return {"engines.configs", *modules("trainer"), *modules("bench")}
-    if path == "bench/serving_gpu/engine.py":
-        return {
-            ENCODING,
-            "model_repository.student.torch_engine",
-            *modules("engines"),
-            *modules("trainer"),
-            *modules("bench"),
-        }
-    if path.startswith("bench/client/"):
-        return {"client", "bench.client", *modules("client"), *modules("bench")}  # it takes the client apart
-    if path.startswith("bench/"):
-        return {
-            "client",
-            "loadtest._schedule",
-            "loadtest._traffic",
-            ENCODING,
-            SCHEDULER,
-            *modules("trainer"),
-            "bench.training",
-            "bench.serving",
-            *modules("bench"),
-        }
-    return set()
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _is_in(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+@pytest.mark.parametrize("path", sources(*FOLDERS), ids=_named)
+def test_a_file_imports_only_the_folders_that_the_design_allows(path: Path) -> None:
+    folder = module_of(path).partition(".")[0]
+    allowed = {folder, *FOLDERS[folder]}
+    assert [name for name in imported(path) if not any(_is_in(name, place) for place in allowed)] == []
 
 
 @pytest.mark.parametrize(
-    "path", [*sources("trainer"), *sources("engines"), *sources("client"), *sources("loadtest"), *sources("bench"),
-             "build_engines.py", "embedded_triton.py"],
-)  # fmt: skip
-def test_a_file_imports_only_what_the_design_allows(path: str) -> None:
-    assert imported(ROOT / path) <= allowed(path)
+    "path",
+    [path for path in sources(*FLOORS) if path.parent != ROOT / path.parent.name or path.stem != "__init__"],
+    ids=_named,
+)
+def test_no_import_runs_back_up(path: Path) -> None:
+    folder, *rooms = module_of(path).split(".")
+    below = [
+        _floor(folder, name) for name in imported(path) if _is_in(name, folder) and name.split(".")[1:2] != rooms[:1]
+    ]
+    assert all(floor > _floor(folder, module_of(path)) for floor in below)
 
 
-def test_every_trainer_file_has_a_row() -> None:
-    assert set(sources("trainer")) <= set(ALLOWED)
+def _floor(folder: str, module: str) -> int:
+    """The floor of a module of the folder, counted from the top."""
+    room = [*module.split("."), ""][1]
+    return next(number for number, floor in enumerate(FLOORS[folder]) if room in floor)
+
+
+def test_every_room_of_the_trainer_and_the_engines_has_a_floor() -> None:
+    for folder in ("trainer", "engines"):
+        rooms = {
+            module_of(path).split(".")[1]
+            for path in sources(folder)
+            if path.parent != ROOT / folder or path.stem != "__init__"
+        }
+        assert rooms == set().union(*FLOORS[folder])
 
 
 def third_party(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return {str(name).partition(".")[0] for name in modules} - set(__import__("sys").stdlib_module_names)
+    return {str(name).partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
 
 
 def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
-    assert third_party(ROOT / "model_repository/tokenizer/pair_encoding.py") == {"numpy", "tokenizers"}
+    assert third_party(_source(ENCODING)) == {"numpy", "tokenizers"}
 
 
 def test_the_client_library_needs_only_tritonclient_and_numpy() -> None:
@@ -184,13 +138,16 @@ def reached_from(module: str) -> set[str]:
     return reached
 
 
-def _source(module: str) -> Path:
-    path = ROOT / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@pytest.mark.parametrize("name", ["tokenizer/token_cache", "student/scheduler"])
+@pytest.mark.parametrize("name", ["tokenizer.token_cache", "student.scheduler"])
 def test_what_tritons_models_share_with_tests_needs_only_numpy(name: str) -> None:
-    path = ROOT / f"model_repository/{name}.py"
+    path = _source(f"model_repository.{name}")
     assert imported(path) == set()
     assert third_party(path) <= {"numpy"}
+
+
+WORKERS = sources("bench/training/workers")
+
+
+@pytest.mark.parametrize("path", [path for path in WORKERS if path.stem not in ("ours", "__init__")], ids=_named)
+def test_a_peers_worker_runs_where_nothing_of_ours_is_installed(path: Path) -> None:
+    assert all(_is_in(name, "bench.training.workers") or name == "bench.training.job" for name in imported(path))

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpc
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 SHORT = "--cpt_epochs 0.1 --sft_epochs 0.3 --student_steps 5"
 NOT_RUN = {"make test", "make check"}  # they run this file
 SERVER = "localhost:8001"

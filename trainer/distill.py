@@ -17,16 +17,17 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.collate import TrainingGroup
-from trainer.data import DataError, QueryGroup
-from trainer.held_out import HeldOutArguments, read_held_out
-from trainer.layers import keep_layers
-from trainer.losses import hybrid_mse, kl_divergence, pairwise_logistic
-from trainer.models import check_packing, load_for_training
-from trainer.rankings import ScoreTable
-from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
-from trainer.streams import DataArguments, training_groups
-from trainer.training import Objective, RankingTrainer, check_documents_per_query
+from trainer.checkpoints.layers import keep_layers
+from trainer.checkpoints.load import check_packing, load_for_training
+from trainer.command import command, parse
+from trainer.data.rankings import ScoreTable
+from trainer.data.records import DataError, QueryGroup
+from trainer.training.batches import TrainingGroup
+from trainer.training.held_out import HeldOutArguments, read_held_out
+from trainer.training.losses import hybrid_mse, kl_divergence, pairwise_logistic
+from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.streams import DataArguments, training_groups
+from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
 
 
 @dataclass

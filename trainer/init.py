@@ -31,12 +31,20 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
-from trainer.control_tokens import check_tokenizer, choose_pad, separators
-from trainer.data import QueryGroup, read_groups
-from trainer.families import position_offset
-from trainer.models import CheckpointError, Model, check_packing, load_causal_lm, load_for_training, require_checkpoint
-from trainer.saving import refuse_existing, save_checkpoint
-from trainer.stage import command, parse, settings_of
+from trainer.checkpoints.load import (
+    CheckpointError,
+    Model,
+    check_packing,
+    load_causal_lm,
+    load_for_training,
+    require_checkpoint,
+)
+from trainer.checkpoints.save import refuse_existing, save_checkpoint
+from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separators
+from trainer.command import command, parse
+from trainer.data.records import QueryGroup, read_groups
+from trainer.packed.families import position_offset
+from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 DECODER_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]

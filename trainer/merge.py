@@ -18,11 +18,12 @@ from peft import TaskType
 from transformers import AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from trainer.lora import load_adapters, merge_adapters, read_config
-from trainer.models import CheckpointError, load_causal_lm, load_for_training
-from trainer.packing_check import control_readings
-from trainer.saving import RECORD_FILE, refuse_existing, save_checkpoint
-from trainer.stage import command, parse, settings_of
+from trainer.checkpoints.load import CheckpointError, load_causal_lm, load_for_training
+from trainer.checkpoints.lora import load_adapters, merge_adapters, read_config
+from trainer.checkpoints.save import RECORD_FILE, refuse_existing, save_checkpoint
+from trainer.command import command, parse
+from trainer.packed.check import control_readings
+from trainer.training.run import settings_of
 
 TOLERANCE = 1e-3  # other processors than the one that trained round otherwise
 

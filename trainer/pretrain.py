@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from trainer.collate import TrainingGroup
-from trainer.data import JudgedDocument, QueryGroup
-from trainer.lora import LoraArguments, add_adapters
-from trainer.models import check_packing, load_causal_lm
-from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
-from trainer.streams import DataArguments, training_groups
-from trainer.training import LanguageTrainer
+from trainer.checkpoints.load import check_packing, load_causal_lm
+from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.command import command, parse
+from trainer.data.records import JudgedDocument, QueryGroup
+from trainer.training.batches import TrainingGroup
+from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.streams import DataArguments, training_groups
+from trainer.training.trainers import LanguageTrainer
 
 
 @dataclass

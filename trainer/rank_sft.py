@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from trainer.collate import TrainingGroup
-from trainer.data import DataError, JudgedDocument, QueryGroup
-from trainer.held_out import HeldOutArguments, read_held_out
-from trainer.lora import LoraArguments, add_adapters
-from trainer.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
-from trainer.models import check_packing, load_for_training
-from trainer.stage import StageArguments, begin, command, load_encoder, parse, train_and_save
-from trainer.streams import DataArguments, training_groups
-from trainer.training import Objective, RankingTrainer, check_documents_per_query
+from trainer.checkpoints.load import check_packing, load_for_training
+from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.command import command, parse
+from trainer.data.records import DataError, JudgedDocument, QueryGroup
+from trainer.training.batches import TrainingGroup
+from trainer.training.held_out import HeldOutArguments, read_held_out
+from trainer.training.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
+from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.streams import DataArguments, training_groups
+from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
 
 PAIRWISE = {"pairwise_logistic": pairwise_logistic, "pairwise_hinge": pairwise_hinge}
 LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}
@@ -34,7 +35,7 @@ class RankArguments:
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
     objective: Literal["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"] = field(
-        default="pairwise_logistic", metadata={"help": "Loss over a query's documents, see trainer/losses.py."}
+        default="pairwise_logistic", metadata={"help": "Loss over a query's documents, see trainer/training/losses.py."}
     )
     gap_weights: bool = field(
         default=False, metadata={"help": "Weigh each pair by the gap of its labels (the pairwise objectives)."}

@@ -25,14 +25,14 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from trainer.data import DataError, iter_groups, read_groups
-from trainer.memory import naming_flags
-from trainer.prefetch import prefetched
-from trainer.rankings import join_scores, write_scores
-from trainer.resume import open_shards, stamps
-from trainer.scoring import GroupScorer, parts, progress, run_scores
-from trainer.stage import command, parse
-from trainer.triton_scoring import TritonScorer
+from trainer.command import command, parse
+from trainer.data.rankings import join_scores, write_scores
+from trainer.data.records import DataError, iter_groups, read_groups
+from trainer.scoring.checkpoint import GroupScorer, parts, progress, run_scores
+from trainer.scoring.prefetch import prefetched
+from trainer.scoring.servers import TritonScorer
+from trainer.training.memory import naming_flags
+from trainer.training.resume import open_shards, stamps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"

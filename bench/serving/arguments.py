@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from bench.serving.systems import PEERS
-from trainer.data import DataError
+from trainer.data.records import DataError
 
 SYSTEMS = ("ours", *PEERS)
 ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}

@@ -19,7 +19,7 @@ from bench.serving.rounds import LONGEST_S, Contender, Progress, measure, rounds
 from bench.serving.systems import OURS, PEERS, Place, System, build_ours, engine, ours, peer
 from bench.training import material
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncoder
-from trainer.data import QueryGroup, read_groups
+from trainer.data.records import QueryGroup, read_groups
 
 COMPARED = ((1, 1), (10, 1), (10, 16), (100, 1), (1000, 1))  # by all systems in all rounds; the rest by the best, once
 IN_FLIGHT = 400  # documents of all callers, of those cells that only fill the queue

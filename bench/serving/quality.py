@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data import JudgedDocument, QueryGroup, Scores
-from trainer.metrics import judgments, kendall_tau, per_query
-from trainer.scoring import model_scores
+from trainer.data.records import JudgedDocument, QueryGroup, Scores
+from trainer.measures.metrics import judgments, kendall_tau, per_query
+from trainer.scoring.checkpoint import model_scores
 
 MEASURE = "nDCG@10"
 LARGEST_LOSS = 0.005  # of nDCG@10, as the gate of build_engines.py has it

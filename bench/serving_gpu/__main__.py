@@ -17,7 +17,7 @@ from bench.training_gpu.__main__ import Bench, GpuArguments, Item, run
 from bench.training_gpu.attention import KERNELS
 from bench.training_gpu.ceiling import SQUARE, own_matrices, square
 from bench.training_gpu.sizes import Sizes
-from trainer.stage import command, parse
+from trainer.command import command, parse
 
 BEST = "graphs"
 GOALS = {f"engine/{name}/{BEST}": 0.5 for name in FULL.models} | {f"path/{name}/known": 0.4 for name in FULL.models}

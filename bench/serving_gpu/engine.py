@@ -17,13 +17,13 @@ from bench.spread import Spread
 from bench.training_gpu.collection import DOCUMENTS, encoder_of, groups_of
 from bench.training_gpu.records import AbsentError, Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
+from engines.builders.torch import export_program
 from engines.records import Dimensions
-from engines.torch_engine import export_program
 from model_repository.student.torch_engine import TorchEngine
 from model_repository.tokenizer.pair_encoding import EncodedPair, PackedBatch, PairEncoder
-from trainer.collate import encode_group
-from trainer.costs import Work, flops_per_token
-from trainer.data import QueryGroup
+from trainer.data.pairs import encode_group
+from trainer.data.records import QueryGroup
+from trainer.measures.costs import Work, flops_per_token
 
 PRECISION = "bf16"
 HOW: dict[str, dict[str, Any]] = {

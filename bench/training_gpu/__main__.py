@@ -30,9 +30,9 @@ from bench.training_gpu.ceiling import SQUARE, own_matrices, square
 from bench.training_gpu.records import AbsentError, DoesNotFitError, Machine, Result, Results
 from bench.training_gpu.sizes import FULL, QUICK, Sizes
 from bench.training_gpu.stages import Training, score, train
-from trainer.data import DataError
-from trainer.memory import OutOfMemoryError, naming_flags
-from trainer.stage import command, console_of, parse
+from trainer.command import command, console_of, parse
+from trainer.data.records import DataError
+from trainer.training.memory import OutOfMemoryError, naming_flags
 
 Item = Callable[[Sizes, Machine], Result]
 

@@ -20,7 +20,7 @@ from bench.spread import Spread
 from bench.training_gpu.collection import pair_lengths
 from bench.training_gpu.records import AbsentError, Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
-from trainer.packed import attention_mask
+from trainer.packed.forward import attention_mask
 
 
 class Layer(NamedTuple):

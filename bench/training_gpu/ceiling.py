@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from bench.spread import Spread
 from bench.training_gpu.records import Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
-from trainer.layers import find_layers
+from trainer.checkpoints.layers import find_layers
 
 SQUARE = "ceiling/square"
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.training_gpu.sizes import Model
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder, PairEncodingConfig
-from trainer.data import JudgedDocument, QueryGroup
+from trainer.data.records import JudgedDocument, QueryGroup
 from trainer.init import train_tokenizer
 
 DOCUMENTS = 8  # of a query

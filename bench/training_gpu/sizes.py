@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.training_gpu.records import Timing
-from trainer.costs import Shape, read_shape
+from trainer.measures.costs import Shape, read_shape
 
 Config = dict[str, Any]  # of transformers, with its model_type
 

@@ -25,20 +25,21 @@ from bench.training_gpu.records import GIB, USABLE, DoesNotFitError, Machine, Re
 from bench.training_gpu.sizes import Model, Sizes
 from bench.training_gpu.steps import Seen, StepClock, figures
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from trainer.collate import TrainingGroup, encode_group
-from trainer.costs import Shape, Work, memory_bytes
-from trainer.data import QueryGroup
+from trainer.checkpoints.load import PackedScorer
+from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.data.pairs import encode_group
+from trainer.data.records import QueryGroup
 from trainer.distill import DistillArguments
 from trainer.distill import objective as distilling
-from trainer.lora import LoraArguments, add_adapters
-from trainer.models import PackedScorer
+from trainer.measures.costs import Shape, Work, memory_bytes
 from trainer.pretrain import clicked
 from trainer.rank_sft import Judged, RankArguments
 from trainer.rank_sft import objective as ranking
-from trainer.scoring import lower_precision, parts
-from trainer.stage import StageArguments
-from trainer.streams import GroupList
-from trainer.training import LanguageTrainer, RankingTrainer
+from trainer.scoring.checkpoint import lower_precision, parts
+from trainer.training.batches import TrainingGroup
+from trainer.training.run import StageArguments
+from trainer.training.streams import GroupList
+from trainer.training.trainers import LanguageTrainer, RankingTrainer
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Step:
 
 
 def choose_step(item: Training, shape: Shape, memory: int | None) -> Step:
-    """The first of the model's steps that fits by ``trainer.costs``, without activation checkpointing if any does.
+    """The first of the model's steps that fits by ``trainer.measures.costs``,
+    without activation checkpointing if any does.
 
     Raises DoesNotFitError where none does.
     """
@@ -93,7 +95,7 @@ def planned_bytes(item: Training, shape: Shape, work: Work) -> float:
 
 
 def train(item: Training, sizes: Sizes, machine: Machine) -> Result:
-    """Raises DoesNotFitError for an item that the GPU's memory does not take, by ``trainer.costs``."""
+    """Raises DoesNotFitError for an item that the GPU's memory does not take, by ``trainer.measures.costs``."""
     shape = item.model.shape(item.causal)
     step = choose_step(item, shape, machine.memory)
     encoder = encoder_of(item.model, item.row_length)

@@ -13,8 +13,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bench.spread import Spread
 from bench.training_gpu.records import Machine, Result, Timing
-from trainer.collate import IGNORED
-from trainer.costs import Shape, Work, flops_per_token
+from trainer.measures.costs import Shape, Work, flops_per_token
+from trainer.training.batches import IGNORED
 
 
 class StepClock(TrainerCallback):

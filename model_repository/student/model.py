@@ -21,7 +21,10 @@ from scheduler import OverloadedError, Request, Scheduler, Scores, StoppedError
 # Python lets a thread wait this long for another's turn. The engine's asks for one after each call, which takes some
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
 TURN_S = 0.0005
-PROCESSORS = {"openvino": ("packed_engine", "PackedEngine"), "onnxruntime": ("onnx_engine", "OnnxEngine")}
+PROCESSORS = {
+    "openvino": ("openvino_engine", "OpenVinoEngine"),
+    "onnxruntime": ("onnxruntime_engine", "OnnxRuntimeEngine"),
+}
 
 
 class TritonPythonModel:

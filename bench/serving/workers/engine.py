@@ -17,13 +17,13 @@ from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main
 from bench.serving.workers import matrices
-from model_repository.student.onnx_engine import OnnxEngine
-from model_repository.student.packed_engine import PackedEngine
+from model_repository.student.onnxruntime_engine import OnnxRuntimeEngine
+from model_repository.student.openvino_engine import OpenVinoEngine
 from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine, Rows
 from model_repository.tokenizer.pair_encoding import Document, PackedBatch, PairEncoder, unpack
 
 FULL_ROWS = 64
-KINDS: dict[str, type[OpenedGraph]] = {"openvino": PackedEngine, "onnxruntime": OnnxEngine}
+KINDS: dict[str, type[OpenedGraph]] = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}
 
 
 class EngineSystem:

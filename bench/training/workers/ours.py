@@ -11,12 +11,12 @@ from torch import Tensor
 
 from bench.training.job import Group, Job, Outcome
 from bench.training.workers.clock import counted_groups, main, settings, timed
-from trainer.collate import TrainingGroup
-from trainer.data import JudgedDocument
-from trainer.losses import pairwise_logistic
-from trainer.models import load_causal_lm, load_for_training
-from trainer.stage import StageArguments, load_encoder
-from trainer.training import LanguageTrainer, Objective, RankingTrainer
+from trainer.checkpoints.load import load_causal_lm, load_for_training
+from trainer.data.records import JudgedDocument
+from trainer.training.batches import TrainingGroup
+from trainer.training.losses import pairwise_logistic
+from trainer.training.run import StageArguments, load_encoder
+from trainer.training.trainers import LanguageTrainer, Objective, RankingTrainer
 
 
 def first_margin_mse(student: Tensor, targets: Tensor, groups: Tensor) -> Tensor:

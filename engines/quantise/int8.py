@@ -1,0 +1,136 @@
+"""int8 for processors: NNCF's post-training quantisation of the products with weights.
+
+Attention's own products stay as they are: their share is small, and in int8 OpenVINO no longer
+fuses them with the softmax. So does what works on one token a pair, the score head and most of the last layer.
+
+Weights use half of the int8 range. Without VNNI a processor adds two products in 16 bits: at the full range
+the sum is cut off, silently (seen: 65,280 where 8,258,048 is right). At half the range nothing is lost
+anywhere, so an engine scores alike on every processor, and the gate holds for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from engines.library import Library
+from engines.parity import Yardstick
+from engines.quantise.calibration import Calibration, Row
+from engines.records import INPUTS, EngineError, Int8
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+
+PRECISION = "int8"
+RANKED_ON = 16  # rows that a product's share in the loss is measured on
+_NO_SLOTS = np.empty(0, dtype=np.int32)
+
+
+class Quantised(NamedTuple):
+    """A model of the library, and what was done to it."""
+
+    model: Any
+    int8: Int8
+
+
+def quantise(library: Library, model: Any, calibration: Calibration, yardstick: Yardstick, most_kept: int) -> Quantised:
+    """Quantise a model of the library; if the gate's limits are exceeded, leave out products, the most sensitive first:
+    1, 2, 4 and so on, at most ``most_kept``, until they are kept.
+
+    Whether they are kept in the end is for the gate to say. Raises EngineError where NNCF is missing.
+    """
+    quantiser = _Quantiser(_nncf(), library, model, calibration.rows)
+    if not quantiser.candidates:
+        raise EngineError("int8: the graph has no products with weights; choose another --precision")
+    kept: list[str] = []
+    quantised = quantiser.without(kept)
+    if _excess(yardstick, library, quantised) > 1:
+        ranked = quantiser.most_sensitive_first()
+        for number in _numbers(min(most_kept, len(ranked))):
+            kept = ranked[:number]
+            quantised = quantiser.without(kept)
+            if _excess(yardstick, library, quantised) <= 1:
+                break
+    products = len(quantiser.candidates) - len(kept)
+    return Quantised(quantised, Int8(products, tuple(sorted(kept)), calibration.queries, len(calibration.rows)))
+
+
+class _Quantiser:
+    """NNCF's quantisation of one model; ``candidates`` are the products that may be in int8, by name."""
+
+    def __init__(self, nncf: Any, library: Library, model: Any, rows: Sequence[Row]) -> None:
+        self._nncf, self._library, self._model, self._rows = nncf, library, model, rows
+        self.candidates, self._others = library.products(model)
+
+    def without(self, kept: Iterable[str], rows: int | None = None) -> Any:
+        """The model with all candidates in int8 but those ``kept``, calibrated on all rows or on the first ``rows``."""
+        left_out = {*kept}
+        if left_out == self.candidates:
+            return self._model
+        seen = self._rows[:rows]
+        with _quiet(self._nncf):
+            return self._nncf.quantize(
+                self._library.copied(self._model),
+                self._nncf.Dataset(seen),
+                subset_size=len(seen),
+                target_device=self._nncf.TargetDevice.CPU,
+                model_type=self._nncf.ModelType.TRANSFORMER,
+                ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
+                advanced_parameters=self._nncf.AdvancedQuantizationParameters(
+                    overflow_fix=self._nncf.OverflowFix.ENABLE
+                ),
+            )
+
+    def most_sensitive_first(self) -> list[str]:
+        """The candidates, by how far each alone in int8 moves the scores of the first calibration rows."""
+        reference = self._scores(self._model)
+        moved = {}
+        for name in tqdm(sorted(self.candidates), desc="what int8 costs by product", unit="product"):
+            alone = self._scores(self.without(self.candidates - {name}, RANKED_ON))
+            moved[name] = float(np.square(alone - reference).mean())
+        return sorted(moved, key=lambda name: -moved[name])
+
+    def _scores(self, model: Any) -> FloatArray:
+        """Of all pairs in the first calibration rows."""
+        run = self._library.opened(model)
+        rows = PackedBatch._make(
+            [*(np.concatenate([row[name] for row in self._rows[:RANKED_ON]]) for name in INPUTS), _NO_SLOTS]
+        )
+        places = np.arange(rows.pool_positions.shape[1])
+        scores: FloatArray = run(rows)[places < rows.segment_ids.max(axis=1, keepdims=True)]
+        return scores
+
+
+def _numbers(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most``."""
+    return [*(2**power for power in range((most - 1).bit_length())), most]
+
+
+def _nncf() -> Any:
+    # Otherwise NNCF reports each use to its makers over the network.
+    os.environ["NNCF_CI"] = "1"
+    try:
+        import nncf
+    except ImportError as error:
+        raise EngineError("int8 needs NNCF, which is not installed: pip install 'disranker[cpu]'") from error
+    return nncf
+
+
+def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
+    return yardstick.report(library.opened(model), "a candidate").excess(PRECISION)
+
+
+@contextmanager
+def _quiet(nncf: Any) -> Iterator[None]:
+    """NNCF's notes for developers go."""
+    log = logging.getLogger("nncf")
+    level = log.level
+    nncf.set_log_level(logging.ERROR)
+    try:
+        yield
+    finally:
+        nncf.set_log_level(level)

@@ -1,0 +1,270 @@
+"""The bench of training: every system that is installed here learns the same, and what is reported of it is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from bench.environments import BenchError
+from bench.machine import bf16_units, machine
+from bench.spread import Spread, ratios
+from bench.training import growth, material
+from bench.training.job import Group, Job, Outcome, Shape
+from bench.training.report import TOLERANCE, Row, rows, table
+from bench.training.rounds import Measured, System, compare, largest_difference, run
+from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
+from bench.training.workers import flat, ours
+from bench.training.workers.clock import Clock
+from bench.training.workers.decoder_pairs import pairs_of
+from model_repository.tokenizer.pair_encoding import Document
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from trainer.checkpoints.load import load_causal_lm
+from trainer.data.records import DataError
+from trainer.training.run import load_encoder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Without dropout, with room for pairs of one or two words."""
+    root = tmp_path_factory.mktemp("bert")
+    made = tiny_bert(root / "drops", max_pair_tokens=128, row_length=128, max_query_tokens=12)
+    model = AutoModelForSequenceClassification.from_pretrained(made)
+    for name in material.DROPOUT[:2]:
+        setattr(model.config, name, 0.0)
+    model.save_pretrained(made)
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_llama(tmp_path_factory.mktemp("llama") / "scorer"))
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> list[Group]:
+    return material.read_lists([str(write_groups(tmp_path / "data.jsonl", queries=6, documents=8))], 4, seed=0)
+
+
+@pytest.fixture
+def job(bert: str, groups: list[Group]) -> Job:
+    return Job(bert, tuple(groups), Shape(2, 2), steps=3, learning_rate=1e-3)
+
+
+def test_ours_and_plain_transformers_have_one_loss_curve(job: Job) -> None:
+    one, other = ours.distil(job), flat.measure(job)
+    assert len(one.losses) == job.warm_up + job.steps
+    assert len({round(loss, 3) for loss in one.losses}) > 1
+    assert largest_difference(one.losses, other.losses) < 1e-4
+    assert one.pairs == other.pairs == 3 * 2 * 4
+
+
+def test_ours_and_sentence_transformers_have_one_loss_curve(job: Job) -> None:
+    from bench.training.workers import cross_encoder
+
+    one, other = ours.distil(job), cross_encoder.measure(job)
+    assert largest_difference(one.losses, other.losses) < 1e-4
+    assert one.pairs == other.pairs
+
+
+def test_bf16_has_the_same_losses_but_for_its_rounding(job: Job) -> None:
+    short = replace(job, precision="bf16", steps=1, warm_up=0)
+    one, other, exact = ours.distil(short), flat.measure(short), ours.distil(replace(short, precision="fp32"))
+    assert len(one.losses) == len(one.step_seconds) == 1
+    assert one.losses != exact.losses
+    assert largest_difference(one.losses, other.losses) < TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize("measure", [ours.distil, flat.measure])
+def test_the_shape_of_a_step_changes_no_loss(job: Job, measure: Callable[[Job], Outcome]) -> None:
+    whole, parts = measure(job), measure(replace(job, shape=Shape(1, 2)))
+    assert largest_difference(parts.losses, whole.losses) < 1e-4
+
+
+def test_what_a_worker_measures(job: Job) -> None:
+    outcome = ours.distil(job)
+    assert len(outcome.step_seconds) == job.steps
+    assert outcome.pairs_per_second == pytest.approx(outcome.pairs / outcome.seconds)
+    assert 2**26 < outcome.peak_bytes < 2**36
+    assert outcome.versions["torch"] == torch.__version__
+
+
+def test_the_first_document_is_compared_with_each_of_the_others() -> None:
+    scores, targets = torch.tensor([1.0, 0.0, 3.0, 2.0, 2.5]), torch.tensor([0.0, 0.5, 0.0, 1.0, 0.5])
+    # Query 0: (1 - -0.5)^2, (-2 - 0)^2; query 1: (-0.5 - 0.5)^2.
+    loss = ours.first_margin_mse(scores, targets, torch.tensor([0, 0, 0, 1, 1]))
+    assert loss.item() == pytest.approx((2.25 + 4.0 + 1.0) / 3)
+
+
+def test_the_decoders_workers_train_what_the_peers_read(llama: str, groups: list[Group]) -> None:
+    encoder, tokenizer = load_encoder(llama)
+    for group in groups:
+        theirs = list(pairs_of(group, tokenizer, llama))
+        documents = [Document("", text) for text in group.documents]
+        for pair, expected in zip(theirs, encoder.encode(group.query, documents), strict=True):
+            assert pair.token_ids == expected.token_ids.tolist()
+            assert pair.document_start == expected.document_start
+
+
+def test_continued_pre_training_and_rank_fine_tuning_are_measured(
+    llama: str, groups: list[Group], tmp_path: Path
+) -> None:
+    job = Job(llama, material.graded(groups), Shape(2, 2), steps=2)
+    ranked = ours.rank(job)
+    assert ranked.comparisons == 2 * 2 * 6  # four documents, a grade each
+    assert all(math.isfinite(loss) for loss in ranked.losses)
+    causal, _ = _causal(llama, tmp_path / "causal")
+    assert len(ours.pretrain(replace(job, checkpoint=causal)).losses) == 3
+
+
+def _causal(scorer: str, directory: Path) -> tuple[str, Any]:
+    """A causal LM of the scorer's shape, beside its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    encoder, tokenizer = load_encoder(scorer)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scorer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    encoder.config.save(directory / "pair_encoding.json")
+    return str(directory), load_causal_lm(directory)
+
+
+def test_rounds_ratios_and_spread_by_hand() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert ratios([2.0, 6.0, 3.0], [1.0, 2.0, 2.0]) == Spread(2.0, 1.5, 3.0)
+    assert largest_difference([1.0, 2.2], [1.0, 2.0]) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="longer"):
+        largest_difference([1.0], [1.0, 2.0])
+
+
+def test_a_clock_counts_from_the_end_of_the_warm_up() -> None:
+    clock = Clock()
+    clock.ends = [0.0, 10.0, 11.0, 13.0]
+    assert clock.step_seconds(warm_up=1) == [1.0, 2.0]
+    assert clock.step_seconds(warm_up=0) == [10.0, 1.0, 2.0]
+
+
+def outcome(pairs: float, peak: int = 2**30, losses: tuple[float, ...] = (1.0, 2.0)) -> Outcome:
+    return Outcome([1.0, 1.0], pairs * 2, 0, list(losses), peak, {})
+
+
+def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    systems = [System(name, OURS, (), (Shape(1, 1),)) for name in ("ours", "peer")]
+    fast = Measured(systems[0], Shape(2, 4), {}, (outcome(6), outcome(8)))
+    slow = Measured(systems[1], Shape(4, 4), {"1 of 4": 3.21, "4 of 4": 4.0}, (outcome(3, 2**31), outcome(5, 2**31)))
+    curves = {"ours": [1.0, 2.0], "peer": [1.0, 2.0 + 1e-4]}
+    first, second = rows("distillation", "fp32", [fast, slow], curves)
+    assert first.ratio is None
+    assert second.ratio == Spread(1.8, 1.6, 2.0)
+    assert second.memory_ratio == 0.5
+    assert second.same_loss
+    assert not replace(second, loss_difference=2e-3).same_loss
+    assert replace(second, loss_difference=2e-3, precision="bf16").same_loss
+    printed = _printed([first, second], capsys)
+    assert "1.80x [1.60, 2.00]" in printed
+    assert "0.50x" in printed
+    assert "1 of 4: 3.2; 4 of 4: 4.0" in printed
+
+
+def _printed(made: list[Row], capsys: pytest.CaptureFixture[str]) -> str:
+    from rich.console import Console
+
+    Console(width=240).print(table(made, "title"))
+    return capsys.readouterr().out
+
+
+def test_two_systems_are_compared_in_processes_of_their_own(job: Job) -> None:
+    shapes = (Shape(1, 2), Shape(2, 2))
+    systems = [
+        System("ours", OURS, (f"{WORKERS}.ours", "distil"), shapes),
+        System("padded", OURS, (f"{WORKERS}.flat",), shapes[1:]),
+    ]
+    done = []
+    small = replace(job, steps=1)
+    measured = compare(systems, small, 1, 1, threads=1, progress=lambda: done.append(1))
+    assert len(done) == 2 + 2
+    assert measured[0].trials.keys() == {"1 of 2", "2 of 2"}
+    assert measured[0].shape == max(shapes, key=lambda shape: measured[0].trials[str(shape)])
+    assert largest_difference(measured[0].rounds[0].losses, measured[1].rounds[0].losses) < 1e-4
+
+
+def test_a_worker_that_fails_is_named_with_its_last_words(job: Job, tmp_path: Path) -> None:
+    system = System("padded", OURS, (f"{WORKERS}.flat",), ())
+    with pytest.raises(BenchError, match=r"padded \(fp32, 2 of 3\): ValueError: 2 a forward pass do not divide"):
+        run(system, replace(job, shape=Shape(2, 3)), threads=1)
+
+
+def test_lists_have_the_asked_number_of_documents_and_grades(tmp_path: Path) -> None:
+    data = str(write_groups(tmp_path / "data.jsonl", queries=2, documents=11))
+    made = material.read_lists([data], 4, seed=1)
+    assert [len(group.documents) for group in made] == [4] * 4
+    assert made == material.read_lists([data], 4, seed=1)
+    assert made != material.read_lists([data], 4, seed=2)
+    for group in material.graded(made):
+        assert sorted(group.targets) == [0.0, 1.0, 2.0, 3.0]
+    with pytest.raises(DataError, match="no query has 16 documents"):
+        material.read_lists([data], 16, seed=0)
+
+
+def test_growth_makes_pairs_of_the_asked_mean_length(bert: str) -> None:
+    encoder, _ = load_encoder(bert)
+    words = material.single_token_words(bert)
+    for mean, spread in ((32, True), (64, True), (128, False)):
+        made = growth.groups_of_length(words, mean, 4, 100, 128, 3, random.Random(0))
+        found = material.lengths(made, encoder)
+        assert found.mean == pytest.approx(mean, rel=0.05)
+        assert found.longest <= 128
+        assert (found.padded > 1.1) == spread
+
+
+def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: list[Group]) -> None:
+    load = Load(groups, queries=4, steps=2, rounds=3)
+    task = student_task(bert, load, "fp32", OURS, None)
+    assert [system.name for system in task.systems] == ["ours", "sentence-transformers"]
+    assert len(task.job.groups) == 4 * (1 + 2 + 1)
+    reduced = student_task(bert, load, "bf16", None, OURS).job
+    assert (reduced.steps, reduced.shape.per_step) == ((2, 4) if bf16_units() else (1, 1))
+    pairs = material.lengths(groups, load_encoder(llama)[0])
+    for each in (pretraining_task(llama, load, pairs, OURS), rank_task(llama, load, OURS)):
+        for system in each.systems:
+            assert all(shape.per_step % shape.per_forward == 0 for shape in system.shapes)
+    assert {weight for group in pretraining_task(llama, load, pairs, OURS).job.groups for weight in group.targets} == {
+        1
+    }
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+def test_a_job_survives_its_file(job: Job, tmp_path: Path) -> None:
+    job.save(tmp_path / "job.json")
+    assert Job.load(tmp_path / "job.json") == job
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    speeds = Spread(2.0, 1.0, 3.0)
+    points = [growth.Point(float(mean), growth.SIZE_OF_MEANS, speeds, speeds) for mean in growth.MEANS]
+    points += [growth.Point(growth.MEAN_OF_SIZES + 0.3, size, speeds, speeds) for size in growth.SIZES[:2]]
+    growth.draw(points, tmp_path / "plot.png", "a title")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    from bench.training.__main__ import main
+
+    assert main(["--peers", "nobody"]) == 2
+    assert "--peers nobody: not one of sentence-transformers" in capsys.readouterr().err
+    assert main(["--documents", "1"]) == 2
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, (outcome(1),))], {})[0]
+    from bench.training.report import as_json
+
+    text = json.dumps({"rows": as_json([row]), "machine": machine(2)})
+    assert json.loads(text)["rows"][0]["pairs_per_second"] == {"median": 1.0, "low": 1.0, "high": 1.0}

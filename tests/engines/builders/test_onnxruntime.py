@@ -1,0 +1,85 @@
+"""ONNX Runtime's engines: int8 as whole numbers throughout, and both precisions served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from client import RankingClient
+from engines import versions
+from engines.builders.onnxruntime import PRODUCT
+from model_repository.student.onnxruntime_engine import OnnxRuntimeEngine
+from model_repository.student.processor_engine import ProcessorEngine
+from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
+from tests.engines.test_versions import PRODUCTS, QUERY, TAU, every_length
+from tests.model_repository.test_serving import answer, documents
+from tests.support.checkpoints import write_groups
+from tests.support.servers import Reference, build, running
+from trainer.measures.metrics import kendall_tau
+
+
+@pytest.fixture(scope="module")
+def repository(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 in fp32, version 2 in int8."""
+    path = tmp_path_factory.mktemp("onnxruntime") / "model_repository"
+    build(served_checkpoint, path, "fp32", engine="onnxruntime")
+    return build(served_checkpoint, path, "int8", engine="onnxruntime")
+
+
+def test_a_version_is_what_its_manifest_says(repository: Path) -> None:
+    files = {path.name for path in (repository / "student/2").iterdir()}
+    assert files == {"manifest.json", "model.onnx", "model.onnx.data", "model.py"}
+    manifest = json.loads((repository / "student/2/manifest.json").read_text())
+    assert (manifest["engine"], manifest["runs_in"], manifest["cpu"]["rest_in"]) == ("onnxruntime", "int8", "fp32")
+    assert manifest["cpu"]["int8"] == {
+        "products": PRODUCTS,
+        "kept": [],
+        "calibration_queries": 8,
+        "calibration_rows": 8,
+    }
+
+
+def test_int8_products_take_whole_numbers_that_no_processor_cuts_off(repository: Path) -> None:
+    graph = onnx.load(repository / "student/2/model.onnx").graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type == PRODUCT]
+    assert len(products) == PRODUCTS
+    for node in products:
+        weights, zero = constants[node.input[1]], constants[node.input[4]]
+        assert (weights.dtype, zero.dtype) == (np.int8, np.uint8)
+        assert int(np.abs(weights.astype(int)).max()) == 64
+        assert node.input[6] in constants, "the bias is added in the product"
+
+
+def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_path: Path) -> None:
+    """1 to 1,000 documents, of one token to a full row, of every script."""
+    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
+    encoder = PairEncoder.load(repository / "tokenizer")
+    engine = ProcessorEngine.load(repository / "student/2", OnnxRuntimeEngine)
+    assert versions.main(["use", "1", "--beside", "2", "--model_repository", str(repository)]) == 0
+    with running(repository, tmp_path / "log") as server:
+        with RankingClient(server.url) as client:
+            for candidates in requests:
+                expected = reference(QUERY, candidates).scores
+                np.testing.assert_allclose(answer(client, QUERY, candidates).scores, expected, atol=1e-4, rtol=0)
+        with RankingClient(server.url, model="ranker_2") as client:
+            for candidates in requests:
+                got = answer(client, QUERY, candidates).scores
+                batch = encoder.pack(encoder.encode(QUERY, candidates))
+                alone = unpack(engine.score_packed(batch[:-1]), batch.slots)
+                np.testing.assert_allclose(got, alone, atol=1e-4, rtol=0)
+                assert kendall_tau(got.tolist(), reference(QUERY, candidates).scores.tolist()) >= TAU
+    assert server.log.read_text().count("ONNX Runtime ") == 2
+
+
+def test_versions_are_compared(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_groups(tmp_path / "dev.jsonl", seed=3)
+    assert versions.main(["compare", "1", "2", "--data", str(data), "--model_repository", str(repository)]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("1: fp32, nDCG@10 0.")
+    assert second.startswith("2: int8, nDCG@10 0.")

@@ -1,0 +1,121 @@
+"""The exported program as the server runs it, against PyTorch, eager and compiled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from engines.builders.torch import build, check_rows
+from engines.records import BuiltEngine, Dimensions, EngineError
+from model_repository.student.torch_engine import EngineStartError, Rows, TorchEngine, sizes
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder, unpack
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.data.pairs import encode_group
+from trainer.data.records import read_groups
+
+ROWS = 5
+# PyTorch's compiler imports what PyTorch has given up.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+LIMITS = {"fp32": 1e-5, "bf16": 0.1, "fp16": 0.01}
+
+
+class Built(NamedTuple):
+    engine: BuiltEngine
+    batch: PackedBatch
+    expected: FloatArray  # [N]
+
+
+def packed(encoder: PairEncoder, directory: Path) -> PackedBatch:
+    group = read_groups(write_groups(directory / "dev.jsonl", documents=40))[0]
+    return encoder.pack(encode_group(encoder, group.query, group.documents))
+
+
+def built(maker: Callable[..., Path], precision: str, directory: Path) -> Built:
+    checkpoint = maker(directory / "checkpoint")
+    encoder = PairEncoder.load(checkpoint)
+    model = load_scorer(checkpoint, encoder)
+    engine = build(model, Dimensions.of(encoder.config), precision, ROWS, "never", directory)
+    batch = packed(encoder, directory)
+    return Built(engine, batch, PackedScorer(model).score(batch))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return built(tiny_bert, "fp32", tmp_path_factory.mktemp("torch"))
+
+
+@pytest.mark.parametrize(("maker", "precision"), [(tiny_bert, "bf16"), (tiny_llama, "fp32"), (tiny_llama, "fp16")])
+def test_program_scores_as_the_model(maker: Callable[..., Path], precision: str, tmp_path: Path) -> None:
+    got = built(maker, precision, tmp_path)
+    assert [path.name for path in got.engine.files] == ["model.pt2"]
+    assert (got.engine.runs_in, got.engine.judged) == (precision, "the engine")
+    difference = np.abs(unpack(got.engine.run(got.batch), got.batch.slots) - got.expected).max()
+    assert difference < LIMITS[precision]
+    assert (difference > 1e-5) == (precision != "fp32"), "half precision must really be computed in"
+
+
+def test_rows_of_any_number(bert: Built) -> None:
+    """Traced with two rows, run in chunks of five."""
+    everything = bert.engine.run(bert.batch)
+    assert len(everything) % ROWS and len(everything) > 2 * ROWS, len(everything)
+    np.testing.assert_allclose(unpack(everything, bert.batch.slots), bert.expected, atol=1e-5, rtol=0)
+    for count in (1, 2, 3):
+        few = PackedBatch._make([*(array[:count] for array in bert.batch[:-1]), bert.batch.slots])
+        np.testing.assert_allclose(bert.engine.run(few), everything[:count], atol=1e-5, rtol=0)
+
+
+def test_fixed_sizes_give_the_same_scores(bert: Built) -> None:
+    """Each count of rows goes to the next size, beside what an earlier call left there."""
+    engine = TorchEngine(bert.engine.files[0], 5, compiled="always", backend="eager")
+    assert "compiled for 1, 2, 4, 5 rows" in engine.describe()
+    whole = bert.engine.run(bert.batch)
+    rows: Rows = bert.batch[:-1]
+    for start in range(len(whole)):
+        for count in range(1, len(whole) - start + 1):
+            part = engine.score(tuple(array[start:][:count] for array in rows))
+            np.testing.assert_allclose(part, whole[start:][:count], atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled for a GPU anyway")
+def test_compiled_scores_as_pytorch(bert: Built) -> None:
+    engine = TorchEngine(bert.engine.files[0], 1, compiled="always")
+    scores = unpack(engine.score(bert.batch[:-1]), bert.batch.slots)
+    np.testing.assert_allclose(scores, bert.expected, atol=1e-5, rtol=0)
+    assert "eager" in TorchEngine(bert.engine.files[0], 1, compiled="gpu").describe()
+
+
+def test_compilation_that_fails_keeps_the_engine_from_starting(bert: Built) -> None:
+    broken = {"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}
+    with (
+        torch._inductor.config.patch(broken),
+        pytest.raises(EngineStartError, match=r"cannot be compiled here: .*--torch_compile never"),
+    ):
+        TorchEngine(bert.engine.files[0], 1, compiled="always")
+
+
+def test_an_older_torch_is_told_what_it_lacks(bert: Built, tmp_path: Path) -> None:
+    manifest = {"versions": {"torch": "99.1.0+cpu"}, "rows_per_call": 1, "torch_compile": "gpu"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineStartError, match=r"was built by torch 99\.1\.0\+cpu, and torch .* is here"):
+        TorchEngine.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (64, [1, 2, 4, 8, 16, 32, 64])]
+)
+def test_sizes(rows: int, expected: list[int]) -> None:
+    assert sizes(rows) == expected
+
+
+def test_more_rows_than_pytorch_compiles_for_are_refused() -> None:
+    check_rows(128)
+    assert len(sizes(128)) == torch._dynamo.config.recompile_limit
+    with pytest.raises(EngineError, match="--rows_per_call 129: --engine torch takes at most 128"):
+        check_rows(129)

@@ -1,0 +1,186 @@
+"""The teacher's models beside the student's: the same files by other names, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from engines import versions
+from engines.records import CpuEngine, EngineError, Int8
+from engines.repository import install as installer
+from engines.repository.configs import read_config
+from engines.repository.install import check_repository, install
+from engines.repository.models import STUDENT, TEACHER, ModelSet
+from engines.repository.teacher import QUEUE_DELAY_US, for_teacher
+from model_repository.tokenizer.pair_encoding import encoding_hash
+from tests.engines.repository.test_install import MANIFEST, contents, engine_of, write_checkpoint
+
+PROJECT = Path(installer.__file__).parents[2] / "model_repository"
+TEACHERS = {"teacher", "teacher_tokenizer", "teacher_ranker"}
+SMALL = replace(MANIFEST, row_length=96, slots_per_row=6, max_rows=20, checkpoint_hash="of the teacher")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, checkpoint: Path) -> Path:
+    """With a built student, and made of the project's own files."""
+    install(tmp_path / "models", checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    return tmp_path / "models"
+
+
+def add(repository: Path, checkpoint: Path, manifest: installer.Manifest = SMALL, models: ModelSet = TEACHER) -> Path:
+    return install(repository, checkpoint, engine_of(checkpoint), manifest, server_model=True, models=models)
+
+
+def models_of(repository: Path) -> set[str]:
+    return {path.name for path in repository.iterdir()}
+
+
+def widths(config: ModelConfig) -> dict[str, int]:
+    return {tensor.name: tensor.dims[-1] for tensor in (*config.input, *config.output)}
+
+
+def test_a_teacher_appears_beside_the_student_and_touches_nothing_of_it(repository: Path, checkpoint: Path) -> None:
+    before = contents(repository)
+    assert add(repository, checkpoint) == repository / "teacher" / "1"
+    after = contents(repository)
+    assert {name: after[name] for name in before} == before
+    assert models_of(repository) == {*STUDENT.names, *TEACHERS}
+    assert {path.name for path in repository.parent.iterdir()} == {"models", "checkpoint"}
+    for name in ("config.pbtxt", "configs/cpu.pbtxt"):
+        teacher = read_config(repository / "teacher" / name)
+        assert (teacher.name, teacher.max_batch_size) == ("teacher", 20)
+        assert widths(teacher) == {**widths(read_config(PROJECT / "student" / name)), **widths_of(96, 6)}
+        assert teacher.parameters["version.1"].string_value == SMALL.identity
+    tokenizer = read_config(repository / "teacher_tokenizer/config.pbtxt")
+    assert (tokenizer.name, tokenizer.parameters["scored_by"].string_value) == ("teacher_tokenizer", "teacher")
+    assert widths(tokenizer).items() >= widths_of(96, 6, scores=False).items()
+
+
+def widths_of(row_length: int, slots: int, scores: bool = True) -> dict[str, int]:
+    rows = dict.fromkeys(("input_ids", "token_type_ids", "position_ids", "segment_ids"), row_length)
+    return {**rows, "pool_positions": slots, **({"scores": slots} if scores else {})}
+
+
+def test_the_teachers_code_is_the_students(repository: Path, checkpoint: Path) -> None:
+    """The contract among it; also in a repository that an older release filled."""
+    add(repository, checkpoint)
+    (repository / "teacher_tokenizer/pair_encoding.py").write_text("# of an older release\n")
+    (repository / "teacher/openvino_engine.py").unlink()
+    add(repository, checkpoint)
+    for origin, name in TEACHER.names.items():
+        for source in (PROJECT / origin).rglob("*.py"):
+            if not source.relative_to(PROJECT / origin).parts[0].isdigit() or origin != "student":
+                assert (repository / name / source.relative_to(PROJECT / origin)).read_bytes() == source.read_bytes()
+
+
+def test_the_ensemble_joins_the_teachers_models(repository: Path, checkpoint: Path) -> None:
+    add(repository, checkpoint)
+    ranker = read_config(repository / "teacher_ranker/config.pbtxt")
+    assert [step.model_name for step in ranker.ensemble_scheduling.step] == ["teacher_tokenizer", "teacher", "scores"]
+    assert (repository / "teacher_ranker/1").is_dir()  # Triton wants a version
+    assert widths(read_config(repository / "scores/config.pbtxt"))["scores"] == -1
+
+
+def test_another_version_brings_its_dimensions_and_keeps_what_was_set_by_hand(
+    repository: Path,
+    checkpoint: Path,
+) -> None:
+    add(repository, checkpoint)
+    path = repository / "teacher/config.pbtxt"
+    path.write_text(path.read_text().replace(str(QUEUE_DELAY_US), "77"))
+    assert add(repository, checkpoint, replace(SMALL, row_length=128, checkpoint_hash="of another")).name == "2"
+    teacher = read_config(path)
+    assert (widths(teacher)["input_ids"], teacher.dynamic_batching.max_queue_delay_microseconds) == (128, 77)
+    assert {key: "of another" in value.string_value for key, value in teacher.parameters.items()} == {
+        "version.1": False,
+        "version.2": True,
+    }
+    before = contents(repository)
+    assert add(repository, checkpoint, MANIFEST, STUDENT).parent.name == "student"
+    assert {
+        name: content for name, content in contents(repository).items() if not name.startswith("student/2")
+    } == before
+
+
+def test_a_repository_of_the_teacher_alone_takes_a_student_later(tmp_path: Path, checkpoint: Path) -> None:
+    """Without one, models of a student would keep Triton from starting."""
+    repository = tmp_path / "alone"
+    add(repository, checkpoint)
+    assert models_of(repository) == {*TEACHERS, "scores"}
+    check_repository(repository, "openvino")
+    with pytest.raises(EngineError, match=r"teacher/1 is for openvino.*give tensorrt a --model_repository of its own"):
+        check_repository(repository, "tensorrt")
+    add(repository, checkpoint, MANIFEST, STUDENT)
+    assert models_of(repository) == {*STUDENT.names, *TEACHERS}
+
+
+def test_all_of_the_teachers_models_appear_or_none(repository: Path, checkpoint: Path) -> None:
+    (repository / "teacher_ranker").write_text("in the way: the last of them cannot appear")
+    before = contents(repository)
+    with pytest.raises(EngineError, match="cannot be written"):
+        add(repository, checkpoint)
+    assert contents(repository) == before
+    assert {path.name for path in repository.parent.iterdir()} == {"models", "checkpoint"}
+    (repository / "teacher_ranker").unlink()
+    add(repository, checkpoint)
+    shutil.rmtree(repository / "teacher_tokenizer")  # as if a build had been killed between two of them
+    (repository.parent / ".models.teacher.partial").mkdir()
+    add(repository, checkpoint)
+    assert models_of(repository) == {*STUDENT.names, *TEACHERS}
+    assert json.loads((repository / "teacher/2/manifest.json").read_text())["checkpoint_hash"] == "of the teacher"
+
+
+def test_the_teacher_waits_for_full_batches_and_refuses_nobody() -> None:
+    student = read_config(PROJECT / "student/config.pbtxt")
+    student.dynamic_batching.preferred_batch_size[:] = [4, 32]
+    student.dynamic_batching.default_queue_policy.max_queue_size = 8
+    student.instance_group[0].count = 3
+    student.version_policy.specific.versions.append(7)
+    teacher = for_teacher(student, TEACHER.names)
+    batching = teacher.dynamic_batching
+    assert (list(batching.preferred_batch_size), batching.max_queue_delay_microseconds) == ([32], QUEUE_DELAY_US)
+    assert not batching.HasField("default_queue_policy")
+    assert [group.count for group in teacher.instance_group] == [1]
+    assert not teacher.HasField("version_policy")
+    assert student.name == "student"
+
+
+def test_versions_of_the_teacher_are_listed_and_chosen(
+    repository: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--model_repository", str(repository), "--teacher"]
+    assert versions.main(["list", *where]) == 2
+    assert "not a model repository of ours with a teacher" in capsys.readouterr().err
+    for precision in ("fp32", "bf16"):
+        add(repository, checkpoint, replace(SMALL, precision=precision, encoding_hash=encoding_hash(checkpoint)))
+    student = contents(repository / "student")
+    assert versions.main(["use", "1", *where]) == 0
+    assert versions.main(["list", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{repository}/teacher: Triton serves version 1"
+    assert ["bf16" in line for line in lines[1:]] == [False, True]
+    assert [line.endswith(", served") for line in lines[1:]] == [True, False]
+    assert versions.main(["use", "3", *where]) == 2
+    assert contents(repository / "student") == student
+    assert read_config(repository / "teacher/config.pbtxt").parameters["version.2"].string_value
+
+
+def test_engines_that_score_differently_have_different_identities() -> None:
+    """By what is in int8, and what the rest is in."""
+    int8 = Int8(products=12, kept=(), calibration_queries=8, calibration_rows=8)
+    cpu = CpuEngine(rest_in="bf16", cores=2, threads=2, measured=(), int8=int8)
+    cpus = [cpu, replace(cpu, rest_in="fp32"), replace(cpu, int8=replace(int8, kept=("layer.0/MatMul",)))]
+    engines = [SMALL, *(replace(SMALL, runs_in="int8", cpu=each) for each in cpus)]
+    assert len({engine.identity for engine in engines}) == len(engines)
+    tuned = replace(SMALL, runs_in="int8", cpu=replace(cpu, cores=64, threads=64))
+    assert tuned.identity == engines[1].identity, "how many threads there are changes no score"

@@ -1,0 +1,228 @@
+"""The command from checkpoint to installed version, on the project's own model repository."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import build_engines
+from engines.builders.openvino import OpenVino
+from engines.graph.export import export_graph
+from engines.records import Graph
+from engines.repository.configs import read_config
+from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from trainer.data.pairs import encode_group
+from trainer.data.records import read_groups
+
+KEYS = {
+    "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
+    "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
+}  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    bert: Path
+    llama: Path
+    data: Path
+
+    def arguments(self, repository: Path, **changes: str) -> list[str]:
+        settings = {
+            "checkpoint": str(self.bert),
+            "data": str(self.data),
+            "engine": "openvino",
+            "precision": "fp32",
+            "model_repository": str(repository),
+            **changes,
+        }
+        return [part for name, value in settings.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    directory = tmp_path_factory.mktemp("inputs")
+    return Inputs(tiny_bert(directory / "bert"), tiny_llama(directory / "llama"), write_groups(directory / "dev.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def built(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one version of the tiny BERT."""
+    repository = tmp_path_factory.mktemp("built") / "model_repository"
+    assert build_engines.main(inputs.arguments(repository)) == 0
+    return repository
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_version_is_what_its_manifest_says(inputs: Inputs, built: Path) -> None:
+    version = built / "student" / "1"
+    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.xml", "model.bin", "model.py"}
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert set(manifest) == KEYS
+    assert (manifest["row_length"], manifest["slots_per_row"], manifest["max_rows"]) == (64, 4, 40)
+    assert manifest["encoding_hash"] == encoding_hash(inputs.bert) == encoding_hash(built / "tokenizer")
+    assert (manifest["parity"]["judged"], manifest["parity"]["pairs"]) == ("the engine", 24)
+    assert manifest["parity"]["largest_difference"] < 1e-4
+    assert set(manifest["versions"]) == {"openvino", "torch", "transformers", "onnx"}
+
+
+def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
+    for name in ("config.pbtxt", "configs/cpu.pbtxt"):
+        student = read_config(built / "student" / name)
+        assert student.max_batch_size == 40
+        assert [list(tensor.dims) for tensor in (*student.input, *student.output)] == [[64]] * 4 + [[4]] * 2
+        assert all(warmup.batch_size <= 40 for warmup in student.model_warmup)
+    tokenizer = read_config(built / "tokenizer" / "config.pbtxt")
+    assert {tensor.name: tensor.dims[-1] for tensor in tokenizer.output}["segment_ids"] == 64
+
+
+def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
+    """The server's own engine class, on the version, against PyTorch."""
+    from model_repository.student.openvino_engine import OpenVinoEngine
+    from model_repository.student.processor_engine import ProcessorEngine
+    from trainer.checkpoints.load import PackedScorer, load_scorer
+
+    encoder = PairEncoder.load(built / "tokenizer")
+    group = read_groups(inputs.data)[0]
+    batch = encoder.pack(encode_group(encoder, group.query, group.documents))
+    scores = unpack(ProcessorEngine.load(built / "student" / "1", OpenVinoEngine).score_packed(batch[:-1]), batch.slots)
+    assert scores == pytest.approx(PackedScorer(load_scorer(inputs.bert)).score(batch), abs=1e-5)
+
+
+def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_engines.main(inputs.arguments(built, checkpoint=str(inputs.llama), precision="bf16")) == 0
+    version = max((built / "student").glob("[0-9]*"))
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert (manifest["precision"], manifest["runs_in"]) == ("bf16", OpenVino().runs_in("bf16"))
+    assert encoding_hash(built / "tokenizer") == encoding_hash(inputs.llama) == manifest["encoding_hash"]
+    output = capsys.readouterr().out
+    assert f"{version}: openvino, {manifest['runs_in']}" in output
+    assert ("bf16 was asked for" in output) == (manifest["runs_in"] != "bf16")
+
+
+def test_damaged_engine_is_refused_and_nothing_changes(
+    inputs: Inputs, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
+        damaged: Any = copy.deepcopy(model)
+        with torch.no_grad():
+            damaged.classifier.weight.mul_(1.001)
+        return export_graph(damaged, *arguments, **settings)
+
+    before = contents(built)
+    monkeypatch.setattr(build_engines, "export_graph", export_damaged)
+    assert build_engines.main(inputs.arguments(built)) == 1
+    streams = capsys.readouterr()
+    assert streams.err.startswith("refused: in fp32, scores differ by up to 0.00")
+    assert streams.err.count("\n") == 1 and not streams.out
+    assert contents(built) == before
+
+
+def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"engine": "tensorrt_rtx", "precision": "fp16", "compute_capability": "8.6,8.9"}
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 0
+    version = tmp_path / "repository" / "student" / "1"
+    assert {path.name for path in version.iterdir()} == {"manifest.json", "model.sm86.plan", "model.sm89.plan"}
+    config = read_config(version.parent / "config.pbtxt")
+    assert config.cc_model_filenames == {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan"}
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert (manifest["engine"], manifest["runs_in"]) == ("tensorrt_rtx", "fp16")
+    assert manifest["plans"] == config.cc_model_filenames
+    assert manifest["parity"]["mean_kendall_tau"] >= 0.99
+    if not torch.cuda.is_available():
+        assert "the engine itself was not run" in manifest["parity"]["judged"]
+        assert "the engine itself was not run" in capsys.readouterr().out
+
+    another = {**changes, "compute_capability": "12.0", "add_to_newest": "true"}
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **another)) == 0
+    plans = {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
+    both = tmp_path / "repository" / "student" / "2"
+    assert {path.name for path in both.iterdir()} == {"manifest.json", *plans.values()}
+    assert json.loads((both / "manifest.json").read_text())["plans"] == plans
+    assert read_config(version.parent / "config.pbtxt").cc_model_filenames == plans
+    assert (both / "model.sm86.plan").read_bytes() == (version / "model.sm86.plan").read_bytes()
+
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **{**another, "precision": "bf16"})) == 2
+    assert "student/2: its precision is fp16 and that of this build is bf16" in one_error(capsys)
+
+
+def test_checkpoint_without_a_score_head_is_refused(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = tiny_llama(tmp_path / "causal")
+    AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(checkpoint)
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", checkpoint=str(checkpoint))) == 2
+    assert "not a trained scorer" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": "runs/missing"}, "runs/missing: no checkpoint here"),
+        ({"data": "missing.jsonl"}, "missing.jsonl: cannot be read"),
+        ({"rows_per_call": "-1"}, "--rows_per_call must be at least 1, or 0 to be measured"),
+        ({"most_kept": "0"}, "--most_kept must be at least 1"),
+        ({"precision": "int8"}, "this precision needs --calibration"),
+        ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino and onnxruntime"),
+        ({"precision": "bf16", "engine": "onnxruntime"}, "--engine onnxruntime computes in fp32 and int8"),
+        ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8 and fp8"),
+        ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
+        ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt and tensorrt_rtx, not openvino"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "8.9", "precision": "fp8"}, "needs --calibration"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "8.9,8.6", "precision": "fp8"}, "8.6 has no units for it"),
+        ({"add_to_newest": "true"}, "--add_to_newest is for --engine tensorrt"),
+        ({"timing_cache": "cache"}, "--timing_cache is for --engine tensorrt"),
+        ({"engine": "torch", "rows_per_call": "129"}, "--rows_per_call 129: --engine torch takes at most 128"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "7.5", "precision": "bf16"}, "bf16 needs compute capability"),
+        ({"engine": "tensorrt_rtx", "compute_capability": "9.0"}, "compute capability '9.0' is not one"),
+        ({"model_repository": "."}, "not a model repository of ours"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 2
+    assert message in one_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU there is one to build for")
+def test_rtx_without_a_gpu_needs_to_be_told_for_which(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", engine="tensorrt_rtx")) == 2
+    assert "--compute_capability 8.6,8.9" in one_error(capsys)
+
+
+def test_missing_library_is_named_with_what_installs_it(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if not installed, where it is
+    assert build_engines.main(inputs.arguments(tmp_path / "repository", engine="tensorrt")) == 2
+    assert "pip install 'disranker[gpu]'" in one_error(capsys)
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message

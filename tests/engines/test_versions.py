@@ -1,0 +1,249 @@
+"""Two engines of different precision in one repository: built, compared, switched while they are served."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import build_engines
+from client import RankingClient
+from client import compare as client_compare
+from engines import parity, versions
+from engines.builders.openvino import OpenVino
+from engines.graph.export import export_graph
+from engines.library import runner
+from engines.parity import Limits, Yardstick, torch_runner
+from engines.quantise.calibration import read_calibration
+from engines.quantise.int8 import quantise
+from engines.records import EngineError, Graph
+from engines.repository.configs import read_config, served_version
+from model_repository.student.openvino_engine import OpenVinoEngine, core
+from model_repository.student.processor_engine import ProcessorEngine
+from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
+from tests.model_repository.test_serving import answer, documents
+from tests.support.checkpoints import write_groups
+from tests.support.servers import READY_S, Reference, build, running
+from trainer.checkpoints.load import load_scorer
+from trainer.data.records import read_groups
+from trainer.measures.metrics import kendall_tau
+
+QUERY = "garden bridge"
+PRODUCTS = 6 + 2  # of two layers; of the last, keys and values alone are of all tokens
+TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
+
+
+@pytest.fixture(scope="module")
+def repository(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1 in fp32, version 2 in int8."""
+    path = tmp_path_factory.mktemp("versions") / "model_repository"
+    return build(served_checkpoint, build(served_checkpoint, path, "fp32"), "int8")
+
+
+def engine_scores(repository: Path, version: int, query: str, candidates: list[Document]) -> FloatArray:
+    """By a version's engine, without a server."""
+    encoder = PairEncoder.load(repository / "tokenizer")
+    batch = encoder.pack(encoder.encode(query, candidates))
+    return unpack(
+        ProcessorEngine.load(repository / "student" / str(version), OpenVinoEngine).score_packed(batch[:-1]),
+        batch.slots,
+    )
+
+
+def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repository: Path) -> None:
+    directory = repository / "student/2"
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert (manifest["precision"], manifest["runs_in"]) == ("int8", "int8")
+    assert manifest["cpu"]["int8"] == {
+        "products": PRODUCTS,
+        "kept": [],
+        "calibration_queries": 8,
+        "calibration_rows": 8,
+    }
+    compiled = OpenVinoEngine(directory / "model.xml", "fp32", 1).compiled.get_runtime_model()
+    nodes = [node.get_rt_info() for node in compiled.get_ops()]
+    types = [info["runtimePrecision"].get() for info in nodes if "FullyConnected" in info["layerType"].get()]
+    assert sum(kind in ("i8", "u8") for kind in types) == PRODUCTS
+
+
+def test_weights_stay_in_the_half_of_the_range_that_no_processor_cuts_off(repository: Path) -> None:
+    model = core().read_model(repository / "student/2/model.xml")
+    weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
+    assert len(weights) == PRODUCTS and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+
+
+def test_the_server_follows_the_version_that_is_chosen(
+    repository: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each engine through the server: 1 to 1,000 documents, of one token to a full row, of every script."""
+    assert versions.main(["use", "1", "--model_repository", str(repository)]) == 0
+    flags = ("--model-control-mode=poll", "--repository-poll-secs=1")
+    requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
+    with running(repository, tmp_path / "log", *flags) as server, RankingClient(server.url) as client:
+        for candidates in requests:
+            expected = reference(QUERY, candidates).scores
+            np.testing.assert_allclose(answer(client, QUERY, candidates).scores, expected, atol=1e-4, rtol=0)
+        assert versions.main(["use", "latest", "--model_repository", str(repository)]) == 0
+        _wait_for_other_scores(client, requests[1])
+        for candidates in requests:
+            got = answer(client, QUERY, candidates)
+            engine = engine_scores(repository, 2, QUERY, candidates)
+            np.testing.assert_allclose(got.scores, engine, atol=1e-4, rtol=0)
+            tau = kendall_tau(got.scores.tolist(), reference(QUERY, candidates).scores.tolist())
+            assert tau >= TAU
+    assert "Triton serves version 2, the newest" in capsys.readouterr().out
+
+
+def every_length(reference: Reference) -> list[Document]:
+    """One token to more than a row, and texts that int8 was not calibrated on."""
+    candidates = [Document("", "river " * tokens) for tokens in range(reference.encoder.config.row_length)]
+    return [*candidates, Document("中文 标题", "🚀🙂"), Document("", "")]
+
+
+def _wait_for_other_scores(client: RankingClient, candidates: list[Document]) -> None:
+    before = answer(client, QUERY, candidates).scores
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if not np.array_equal(answer(client, QUERY, candidates).scores, before):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the same scores after {READY_S} s")
+
+
+def test_compare_says_scores_order_and_speed(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_groups(tmp_path / "dev.jsonl", seed=3)
+    flags = ["--data", str(data), "--model_repository", str(repository)]
+    assert versions.main(["compare", "1", "2", *flags]) == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"1: fp32, nDCG@10 0\.\d{4}, [\d.e+]+ rows/s", first)
+    assert re.match(r"2: int8, nDCG@10 0\.\d{4}, .*; against 1: scores within 0\.\d+, Kendall's tau [01]\.", second)
+    assert versions.main(["compare", "1", "7", *flags]) == 2
+    assert "student/7: no such version" in capsys.readouterr().err
+
+
+def test_list_marks_what_is_served(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--model_repository", str(repository)]
+    for chosen, served in (("1", 1), ("latest", 2)):
+        assert versions.main(["use", chosen, *where]) == 0
+        assert served_version(repository / "student") == served
+        capsys.readouterr()
+        assert versions.main(["list", *where]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.endswith(", served") for line in lines] == [served == 1, served == 2]
+    assert lines[1].startswith("2: openvino, int8, ")
+
+
+def test_versions_beside_each_other(repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = ["--model_repository", str(repository)]
+    files = [*repository.rglob("config.pbtxt")]
+    assert versions.main(["use", "latest", *where]) == 0
+    before = [read_config(path) for path in files]
+    assert versions.main(["use", "1", "--beside", "2", *where]) == 0
+    assert "serves version 1, and version 2 as ranker_2" in capfd.readouterr().out
+    assert versions.main(["list", *where]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert (lines[0].endswith(", served"), lines[1].endswith(", served by ranker_2")) == (True, True)
+    candidates = documents(20, seed=3)
+    with running(repository, tmp_path / "log") as server:
+        for model, version in (("ranker", 1), ("ranker_2", 2)):
+            with RankingClient(server.url, model) as client:
+                engine = engine_scores(repository, version, QUERY, candidates)
+                np.testing.assert_allclose(answer(client, QUERY, candidates).scores, engine, atol=1e-4, rtol=0)
+        file = tmp_path / "documents.jsonl"
+        file.write_text("".join(json.dumps({"title": each.title}) + "\n" for each in candidates))
+        capfd.readouterr()
+        sides = ["--left", f"@{server.url}", "--right", f"ranker_2@{server.url}"]
+        assert client_compare.main(["--query", QUERY, *sides, str(file), "--format", "table"]) == 0
+        assert "ranker_2" in capfd.readouterr().out.splitlines()[0]
+    assert versions.main(["use", "1", "--beside", "1", *where]) == 2
+    assert versions.main(["use", "latest", "--beside", "1", *where]) == 2
+    assert versions.main(["use", "latest", *where]) == 0
+    assert [read_config(path) for path in files] == before
+    assert not (repository / "ranker_2").exists()
+    assert not [*repository.parent.glob(".*beside*")]
+
+
+def test_use_refuses_what_could_not_be_served(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = repository / "student/config.pbtxt"
+    manifest = repository / "student/2/manifest.json"
+    before, whole = config.read_bytes(), manifest.read_text()
+    assert versions.main(["use", "9", "--model_repository", str(repository)]) == 2
+    assert "student/9: no such version" in capsys.readouterr().err
+    manifest.write_text(json.dumps({**json.loads(whole), "encoding_hash": "0"}))
+    assert versions.main(["use", "2", "--model_repository", str(repository)]) == 2
+    manifest.write_text(whole)
+    assert "was built for another tokenizer" in capsys.readouterr().err
+    assert versions.main(["use", "1", "--model_repository", "."]) == 2
+    assert config.read_bytes() == before
+    assert read_config(config).name == "student"
+
+
+@pytest.fixture
+def yardstick(served_checkpoint: Path, tmp_path: Path) -> Yardstick:
+    encoder = PairEncoder.load(served_checkpoint)
+    groups = read_groups(write_groups(tmp_path / "dev.jsonl"))
+    return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder)), encoder, groups)
+
+
+def test_sensitive_products_are_kept_where_the_gate_would_refuse(
+    repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = json.loads((repository / "student/2/manifest.json").read_text())["parity"]["largest_difference"]
+    monkeypatch.setitem(parity.LIMITS, "int8", Limits(score=0.02 * loss))
+    graph = core().read_model(repository / "student/1/model.xml")
+    path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
+    calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
+    quantised = quantise(OpenVino(), graph, calibration, yardstick, most_kept=PRODUCTS)
+    assert 1 <= len(quantised.int8.kept) <= PRODUCTS
+    assert quantised.int8.products == PRODUCTS - len(quantised.int8.kept)
+    openvino.save_model(quantised.model, tmp_path / "model.xml")
+    engine = ProcessorEngine(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), 4, row_length=256)
+    report = yardstick.report(runner(engine), "int8")
+    assert report.largest_difference < 0.03 * loss  # laid out otherwise, a number may be rounded the other way
+
+
+def test_a_damaged_engine_is_refused_whatever_is_kept(
+    repository: Path,
+    served_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
+        damaged: Any = copy.deepcopy(model)
+        with torch.no_grad():
+            weight = damaged.bert.encoder.layer[0].output.dense.weight
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        return export_graph(damaged, *arguments, **settings)
+
+    monkeypatch.setattr(build_engines, "export_graph", export_damaged)
+    data = write_groups(tmp_path / "dev.jsonl")
+    calibration = write_groups(tmp_path / "calibration.jsonl", seed=1, name="c")
+    flags = ["--checkpoint", str(served_checkpoint), "--data", str(data), "--engine", "openvino", "--precision", "int8"]
+    flags += ["--calibration", str(calibration), "--most_kept", "2", "--model_repository", str(repository)]
+    before = sorted((repository / "student").iterdir())
+    assert build_engines.main(flags) == 1
+    assert "refused: in int8, Kendall's tau is" in capsys.readouterr().err
+    assert sorted((repository / "student").iterdir()) == before
+
+
+def test_calibration_shares_no_query_with_the_judged(served_checkpoint: Path, tmp_path: Path) -> None:
+    encoder = PairEncoder.load(served_checkpoint)
+    judged = read_groups(write_groups(tmp_path / "dev.jsonl"))
+    for name in ("q", "c"):  # the same ids, or the same texts under other ids
+        path = write_groups(tmp_path / f"{name}.jsonl", name=name)
+        with pytest.raises(EngineError, match=f"query '{name}0' of --calibration is in --data too"):
+            read_calibration([str(path)], judged, encoder)
+    with pytest.raises(EngineError, match="this precision needs --calibration"):
+        read_calibration([], judged, encoder)

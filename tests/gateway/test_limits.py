@@ -1,0 +1,119 @@
+"""What the gateway refuses, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.gateways import ASKED, TEI_ASKED, Gateway, gateway_running, refusal
+from tests.support.servers import Server
+
+KEY = {"Authorization": "Bearer first key"}
+
+
+@pytest.fixture(scope="module")
+def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    limits = ["--max_documents", "3", "--max_body_bytes", "2000", "--api_keys", "first key,second"]
+    log = tmp_path_factory.mktemp("strict") / "log"
+    with gateway_running(log, "--servers", server.url, *limits) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(("route", "asked"), [("/v1/rerank", ASKED), ("/v2/rerank", ASKED), ("/rerank", TEI_ASKED)])
+def test_a_key_is_needed(strict: Gateway, route: str, asked: dict[str, Any]) -> None:
+    for headers in ({}, {"Authorization": "Bearer third"}, {"Authorization": "first key"}):
+        answer = httpx.post(f"{strict.url}{route}", json=asked, headers=headers)
+        assert "API key" in refusal(answer, 401)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    for key in ("Bearer first key", "bearer second"):
+        httpx.post(f"{strict.url}{route}", json=asked, headers={"Authorization": key}).raise_for_status()
+    described = httpx.get(f"{strict.url}/openapi.json").json()["paths"][route]["post"]
+    assert described["security"] == [{"HTTPBearer": []}]
+    for open_to_all in ("/", "/health", "/metrics", "/v1/models", "/openapi.json", "/docs"):
+        httpx.get(f"{strict.url}{open_to_all}").raise_for_status()
+
+
+def test_too_many_documents(strict: Gateway) -> None:
+    answer = httpx.post(f"{strict.url}/v2/rerank", json={**ASKED, "documents": ["a"] * 4}, headers=KEY)
+    assert refusal(answer, 413) == "4 documents are more than 3: send several requests"
+    answer = httpx.post(f"{strict.url}/rerank", json={**TEI_ASKED, "texts": ["a"] * 4}, headers=KEY)
+    assert "4 documents are more than 3" in refusal(answer, 413)
+
+
+def test_too_large_a_body(strict: Gateway) -> None:
+    large = {**ASKED, "documents": ["a" * 5_000_000]}
+    assert "larger than 2000 bytes" in refusal(httpx.post(f"{strict.url}/v1/rerank", json=large, headers=KEY), 413)
+
+    def chunked() -> Iterator[bytes]:  # without a Content-Length
+        for _ in range(100):
+            yield b" " * 1000
+
+    headers = {**KEY, "Content-Type": "application/json"}
+    assert "2000 bytes" in refusal(httpx.post(f"{strict.url}/rerank", content=chunked(), headers=headers), 413)
+    httpx.post(f"{strict.url}/v1/rerank", json=ASKED, headers=KEY).raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "message"),
+    [
+        ("/v1/rerank", b"{", 400, "the body is not JSON"),
+        ("/rerank", b"\xff\xfe", 400, "body"),
+        ("/v2/rerank", b"[" * 100_000, 400, "body"),
+        ("/v2/rerank", b"[]", 422, "the body must be a JSON object"),
+        ("/v2/rerank", b"{}", 422, "query: Field required"),
+        ("/v2/rerank", b'{"query": "a", "documents": []}', 422, "documents: List should have at least 1 item"),
+        (
+            "/v2/rerank",
+            b'{"query": "a", "documents": ["a", 3]}',
+            422,
+            "documents[1]: Input should be a valid string or",
+        ),
+        ("/v1/rerank", b'{"query": "a", "documents": [{"url": "b"}]}', 422, "text or title or summary"),
+        (
+            "/v1/rerank",
+            b'{"query": "a", "documents": [{"text": "b"}], "rank_fields": ["x"]}',
+            422,
+            "documents[0]: an obj",
+        ),
+        ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_n": 0}', 422, "top_n: Input should be greater than 0"),
+        ("/v2/rerank", b'{"query": "\\ud800", "documents": ["b"]}', 422, "query: Input should be a valid string"),
+        ("/v2/rerank", b'{"query": " ", "documents": ["b"]}', 422, "the query is empty"),
+        ("/rerank", b'{"query": "a", "texts": []}', 400, "`texts` cannot be empty"),
+        ("/rerank", b'{"query": "a", "texts": [{}]}', 422, "texts[0]: Input should be a valid string"),
+        ("/rerank", b'{"query": "a", "texts": ["b"], "truncation_direction": "up"}', 422, "truncation_direction"),
+        ("/rerank", b'{"query": "a", "texts": ["b"], "model": "x"}', 404, "no model 'x': there is ranker, again"),
+    ],
+)
+def test_a_request_at_fault(gateway: Gateway, route: str, body: bytes, status: int, message: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert message in refusal(httpx.post(f"{gateway.url}{route}", content=body, headers=headers), status)
+
+
+def test_a_document_that_is_too_large_for_the_server(gateway: Gateway) -> None:
+    large = {**ASKED, "documents": ["a", "b" * 5_000_000]}
+    assert "document 1 has 5000000 bytes" in refusal(httpx.post(f"{gateway.url}/v2/rerank", json=large), 422)
+
+
+def test_other_methods_and_routes(gateway: Gateway) -> None:
+    answer = httpx.get(f"{gateway.url}/v2/rerank")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "POST"
+    assert httpx.get(f"{gateway.url}/v3/rerank").json() == {"message": "Not Found"}
+
+
+def test_metrics_count_and_tell_no_text(gateway: Gateway) -> None:
+    route = {"route": "/v2/rerank", "code": "200"}
+    requests = gateway.metrics("disranker_gateway_requests_total", **route)
+    documents = gateway.metrics("disranker_gateway_documents_total", model="again")
+    times = gateway.metrics("disranker_gateway_request_seconds_count", route="/v2/rerank")
+    httpx.post(f"{gateway.url}/v2/rerank", json={**ASKED, "model": "again"}).raise_for_status()
+    httpx.get(f"{gateway.url}/secret-path")
+    assert gateway.metrics("disranker_gateway_requests_total", **route) == requests + 1
+    assert gateway.metrics("disranker_gateway_documents_total", model="again") == documents + 2
+    assert gateway.metrics("disranker_gateway_request_seconds_count", route="/v2/rerank") == times + 1
+    assert gateway.metrics("disranker_gateway_requests_total", route="other", code="404") >= 1
+    shown = httpx.get(f"{gateway.url}/metrics").text
+    assert not any(text in shown for text in ("garden", "river", "secret-path"))

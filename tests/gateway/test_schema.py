@@ -1,0 +1,49 @@
+"""Requests made up from the OpenAPI description, valid and invalid ones: every answer is one that it describes.
+
+That all valid ones are accepted is not checked: a schema cannot say which fields of a document rank_fields may name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.support.gateways import Gateway
+
+
+@pytest.fixture(scope="module")
+def description(gateway: Gateway) -> Any:
+    return schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_every_answer_is_described(description: Any, path: str, mode: GenerationMode) -> None:
+    seen = set()
+
+    @settings(max_examples=20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=description[path]["POST"].as_strategy(generation_mode=mode))
+    def ask(case: Any) -> None:
+        seen.add(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+    ask()
+    assert seen & ({200} if mode.is_positive else {400, 422})
+
+
+def test_the_description_names_all_and_its_page_needs_nobody_else(gateway: Gateway) -> None:
+    described = httpx.get(f"{gateway.url}/openapi.json").json()
+    assert set(described["paths"]) == {"/v1/rerank", "/v2/rerank", "/rerank", "/health", "/metrics", "/v1/models"}
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        codes = set(described["paths"][path]["post"]["responses"])
+        assert codes >= {"200", "400", "401", "404", "413", "422", "429", "502", "503", "504"}
+    page = httpx.get(f"{gateway.url}/docs").text
+    assert "/static-offline-docs/swagger-ui-bundle.js" in page
+    assert "https://" not in page
+    assert httpx.get(f"{gateway.url}/static-offline-docs/swagger-ui-bundle.js").status_code == 200

@@ -1,0 +1,150 @@
+"""What the gateway answers when the ranking server does not, or the client is gone; and what it logs of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from client import (
+    AuthenticationError,
+    InvalidAnswerError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingError,
+    RequestTimeoutError,
+    ServerError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from client.gateway.problems import of_ranking
+from tests.support.gateways import ASKED, PATIENCE_S, TEI_ASKED, Gateway, Passage, eventually, gateway_running, refusal
+from tests.support.servers import Server, ports
+
+
+@pytest.fixture(scope="module")
+def passage(server: Server) -> Iterator[Passage]:
+    passage = Passage(server.url)
+    yield passage
+    passage.close()
+
+
+@pytest.fixture(scope="module")
+def fragile(server: Server, passage: Passage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One request at a time, to a server that may stall, to one that is not there, and for a model that is not."""
+    models = f"ranker=@{passage.url},down=ranker@127.0.0.1:{ports()['grpc']},absent=nowhere@{server.url}"
+    log = tmp_path_factory.mktemp("fragile") / "log"
+    with gateway_running(log, "--models", models, "--max_concurrent", "1", "--timeout", "2") as gateway:
+        yield gateway
+
+
+def test_a_server_that_is_not_there(fragile: Gateway) -> None:
+    answer = httpx.post(f"{fragile.url}/v2/rerank", json={**ASKED, "model": "down"}, timeout=PATIENCE_S)
+    assert "no server answers at 127.0.0.1:" in refusal(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
+    answer = httpx.post(f"{fragile.url}/rerank", json={**TEI_ASKED, "model": "absent"}, timeout=PATIENCE_S)
+    assert "does not serve the model 'nowhere'" in refusal(answer, 503)
+    assert answer.json()["error_type"] == "Unhealthy"
+
+
+def test_a_server_that_stalls(fragile: Gateway, passage: Passage) -> None:
+    httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
+    with passage.stalled():
+        answer = httpx.post(f"{fragile.url}/v2/rerank", json=ASKED, timeout=PATIENCE_S)
+        assert "no answer within 2 s" in refusal(answer, 504)
+    httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
+
+
+def test_more_at_a_time_than_there_are_places(fragile: Gateway, passage: Passage) -> None:
+    with passage.stalled():
+        first = threading.Thread(target=httpx.post, args=(f"{fragile.url}/v2/rerank",), kwargs={"json": ASKED})
+        first.start()
+        eventually(lambda: fragile.metrics("disranker_gateway_requests_in_flight") == 2)  # /metrics is one
+        answer = httpx.post(f"{fragile.url}/rerank", json=TEI_ASKED)
+        assert "try again" in refusal(answer, 429)
+        assert answer.json()["error_type"] == "Overloaded"
+        assert answer.headers["Retry-After"] == "1"
+    first.join()
+    httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
+
+
+def test_a_client_that_goes_away_gives_its_place_back(fragile: Gateway, passage: Passage) -> None:
+    gone = fragile.metrics("disranker_gateway_requests_total", code="499")
+    with passage.stalled():
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{fragile.url}/v1/rerank", json=ASKED, timeout=0.3)
+        eventually(lambda: fragile.metrics("disranker_gateway_requests_total", code="499") == gone + 1)
+        assert fragile.metrics("disranker_gateway_requests_in_flight") == 1
+    httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
+
+
+def test_a_client_that_does_not_send_what_it_announced(fragile: Gateway) -> None:
+    host, _, port = fragile.url.removeprefix("http://").partition(":")
+    head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(head)
+        assert b" 408 " in connection.recv(1000)
+    httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
+
+
+def test_what_is_under_way_comes_to_its_end(server: Server, tmp_path: Path) -> None:
+    passage = Passage(server.url)
+    answers: list[httpx.Response] = []
+    with gateway_running(tmp_path / "log", "--servers", passage.url) as gateway:
+        with passage.stalled():
+            asking = threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{gateway.url}/v2/rerank", json=ASKED, timeout=PATIENCE_S))
+            )
+            asking.start()
+            eventually(lambda: gateway.metrics("disranker_gateway_requests_in_flight") == 2)
+            gateway.process.terminate()
+            eventually(lambda: "Shutting down" in gateway.log.read_text())
+        asking.join()
+        assert answers[0].status_code == 200
+    passage.close()
+
+
+def test_health(gateway: Gateway, fragile: Gateway, passage: Passage) -> None:
+    answer = httpx.get(f"{gateway.url}/health")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+    answer = httpx.get(f"{fragile.url}/health", timeout=PATIENCE_S)
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "degraded", "models": {"ranker": True, "down": False, "absent": False}}
+    with passage.stalled():
+        answer = httpx.get(f"{fragile.url}/health", timeout=PATIENCE_S)
+        assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+        assert answer.headers["Retry-After"] == "1"
+
+
+def test_the_log_has_no_text(fragile: Gateway) -> None:
+    secret = {"query": "my secret query", "documents": ["my secret document"], "model": "down"}
+    httpx.post(f"{fragile.url}/v2/rerank", json=secret, timeout=PATIENCE_S)
+    httpx.post(f"{fragile.url}/v2/rerank", json={**secret, "top_n": "secret"})
+    httpx.post(f"{fragile.url}/v1/rerank?query=secret", content=b"secret")
+    eventually(lambda: '"POST /v1/rerank HTTP/1.1" 422' in fragile.log.read_text())
+    shown = fragile.log.read_text()
+    assert "/v2/rerank: 503: no server answers at" in shown
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidRequestError, 422),
+        (ServerUnavailableError, 503),
+        (ServerOverloadedError, 503),
+        (ModelNotReadyError, 503),
+        (RequestTimeoutError, 504),
+        (AuthenticationError, 502),
+        (InvalidAnswerError, 502),
+        (ServerError, 502),
+    ],
+)
+def test_every_error_has_a_status_code(error: type[RankingError], status: int) -> None:
+    problem = of_ranking(error("what to do", "gpu1:8001"))
+    assert (problem.status, problem.message) == (status, "what to do")
+    assert ("Retry-After" in problem.headers) == (status == 503)

@@ -1,0 +1,94 @@
+"""The command: flags, environment variables, bad ones, and its end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from client import InvalidRequestError
+from client.gateway.__main__ import main
+from client.gateway.settings import Settings, read
+from tests import ROOT
+from tests.support.gateways import gateway_running
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"ranker": ("ranker", ("h:1", "h:2"))}),
+        (["--models", "a=x@g:1,g:2,b=y", "--models", "z"],
+         {"a": ("x", ("g:1", "g:2")), "b": ("y", ("h:1", "h:2")), "z": ("z", ("h:1", "h:2"))}),
+        (["--models", "new=@g:1"], {"new": ("ranker", ("g:1",))}),
+    ],
+)  # fmt: skip
+def test_models_and_servers(flags: list[str], expected: dict[str, tuple[str, tuple[str, ...]]]) -> None:
+    settings = read(["--servers", "h:1", "--servers", "h:2", *flags])
+    found = settings.connections()
+    assert {name: (one.model, one.servers) for name, one in found.items()} == expected
+    assert list(found) == list(expected)  # the first is the default
+
+
+def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISRANKER_GATEWAY_MAX_DOCUMENTS", "7")
+    monkeypatch.setenv("DISRANKER_GATEWAY_API_KEYS", "key-1, key-2")
+    monkeypatch.setenv("DISRANKER_GATEWAY_TIMEOUT", "2.5")
+    settings = read(["--timeout", "3", "--authorization", "Bearer secret"])
+    assert (settings.max_documents, settings.timeout) == (7, 3.0)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["key-1", "key-2"]
+    assert settings.connections()["ranker"].authorization == "Bearer secret"
+    assert settings.connections()["ranker"].timeout_s == 3.0
+    assert not any(secret in repr(settings) for secret in ("key-1", "key-2", "Bearer"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "x"], "--port (or DISRANKER_GATEWAY_PORT): Input should be a valid integer"),
+        (["--timeout", "0"], "--timeout (or DISRANKER_GATEWAY_TIMEOUT): Input should be greater than 0"),
+        (["--chunk_words", "5", "--chunk_overlap", "5"], "chunk_overlap must be below chunk_words (5), not 5"),
+        (["--models", "a,a"], "--models: two have the same name: a, a"),
+        (["--models", "=x"], "--models: '=x' has no name before '='"),
+        (["--models", "a=x@"], "a target is model@host:port, model, or @host:port"),
+        (["--models", ","], "--models: name at least one"),
+        (["--servers", ","], "servers: name at least one"),
+        (["--root_certificates", "/nowhere.pem"], "/nowhere.pem: no such file"),
+    ],
+)
+def test_settings_that_cannot_be_meant(flags: list[str], message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read(flags).connections()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_documented() -> None:
+    documentation = (ROOT / "docs/gateway.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        assert f"| `--{name}` |" in documentation
+
+
+def test_bad_settings_get_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--max_documents", "none"]) == 2
+    assert main(["--models", "a,a"]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "error: --max_documents (or DISRANKER_GATEWAY_MAX_DOCUMENTS): Input should be a valid integer, unable to parse "
+        "string as an integer",
+        "error: --models: two have the same name: a, a",
+        f"error: cannot listen at 127.0.0.1:{port}: Address already in use",
+    ]
+
+
+def test_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
+    with gateway_running(tmp_path / "log") as gateway:  # it needs no ranking server to start
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.process.wait(20) == 0  # and not again by SIGTERM
+        assert "Traceback" not in gateway.log.read_text()

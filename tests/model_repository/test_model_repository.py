@@ -1,0 +1,160 @@
+"""The configurations: one layout across the ensemble, whichever way the student runs."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import (
+    ModelConfig,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelQueuePolicy,
+)
+
+from engines.repository.models import STUDENT, TEACHER, tracked
+from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncodingConfig
+from tests import ROOT
+
+REPOSITORY = ROOT / "model_repository"
+CONFIGS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*.pbtxt"))
+ENSEMBLES = ("ranker", "ranker_tokens")
+STUDENTS = ("student/config.pbtxt", "student/configs/cpu.pbtxt", "student/configs/torch.pbtxt")
+DEFAULTS = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]")
+ROWS = PackedBatch._fields[:-1]
+
+
+def config(path: str) -> ModelConfig:
+    parsed = ModelConfig()
+    text_format.Parse((REPOSITORY / path).read_text(encoding="utf-8"), parsed)
+    return parsed
+
+
+def tensors(several: list[ModelInput] | list[ModelOutput], *, rows_batched: bool = False) -> dict[str, tuple[int, ...]]:
+    """Type and shape by name; a batching model does not count its batch dimension among them."""
+    return {one.name: (one.data_type, *([-1] if rows_batched else []), *one.dims) for one in several}
+
+
+def student(path: str) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    parsed = config(path)
+    return tensors(parsed.input, rows_batched=True), tensors(parsed.output, rows_batched=True)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_a_configuration_parses_and_has_its_directorys_name(path: str) -> None:
+    assert config(path).name == path.partition("/")[0]
+
+
+def test_the_models_are_there() -> None:
+    assert {path.partition("/")[0] for path in CONFIGS} >= {"tokenizer", "student", "scores", *ENSEMBLES}
+    for model in ("tokenizer", "scores"):
+        assert (REPOSITORY / model / "1/model.py").is_file()
+    for model in ENSEMBLES:
+        assert (REPOSITORY / model / "1").is_dir()
+
+
+def test_an_installed_package_has_all_of_the_models() -> None:
+    """build_engines.py makes repositories of them: beside modules of packages, what package-data names."""
+    settings = tomllib.loads((REPOSITORY.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packaged = {path for pattern in settings["package-data"]["model_repository"] for path in REPOSITORY.glob(pattern)}
+    for package in settings["packages"]:
+        packaged |= set((REPOSITORY.parent / package.replace(".", "/")).glob("*.py"))
+    for models in (STUDENT, TEACHER):
+        for origin in models.names:
+            assert set(tracked(REPOSITORY, origin)) <= packaged
+
+
+def test_the_tokenizer_gives_the_packed_batch() -> None:
+    got = tensors(config("tokenizer/config.pbtxt").output)
+    widths = dict.fromkeys(ROWS, DEFAULTS.row_length) | {"pool_positions": DEFAULTS.slots_per_row}
+    kind = ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
+    expected: dict[str, tuple[int, ...]] = {
+        name: (kind["TYPE_INT32"].number, -1, width) for name, width in widths.items()
+    }
+    expected["slots"] = (kind["TYPE_INT32"].number, -1)
+    expected["TRUNCATED"] = (kind["TYPE_BOOL"].number, -1)
+    assert got == expected
+
+
+@pytest.mark.parametrize("path", STUDENTS)
+def test_what_a_step_gives_is_what_the_next_one_takes(path: str) -> None:
+    tokenizer, scores, ranker = (config(f"{name}/config.pbtxt") for name in ("tokenizer", "scores", "ranker"))
+    student_in, student_out = student(path)
+    made = tensors(tokenizer.output)
+    assert student_in == {name: made[name] for name in ROWS}
+    kind, rows, _ = student_out["scores"]
+    any_width = {"scores": (kind, rows, -1)}  # the teacher's rows may have other slots than the student's
+    assert tensors(scores.input) == {**any_width, "slots": made["slots"]}
+    ranker_tokens = config("ranker_tokens/config.pbtxt")
+    assert {**tensors(ranker.input), **tensors(ranker_tokens.input)} == tensors(tokenizer.input)
+    for ensemble in (ranker, ranker_tokens):
+        assert tensors(ensemble.output) == {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_the_ensemble_wires_every_tensor_once(ensemble: str) -> None:
+    ranker = config(f"{ensemble}/config.pbtxt")
+    known = {one.name for one in ranker.input}
+    for step in ranker.ensemble_scheduling.step:
+        path = f"{step.model_name}/config.pbtxt"
+        taken = {one.name for one in config(path).input if not one.optional or one.name in known}
+        assert taken == set(step.input_map)
+        assert {one.name for one in config(path).output} == set(step.output_map)
+        assert set(step.input_map.values()) <= known
+        assert not set(step.output_map.values()) & known
+        known |= set(step.output_map.values())
+    assert {one.name for one in ranker.output} <= known
+
+
+@pytest.mark.parametrize("path", STUDENTS)
+def test_the_student_joins_requests_and_takes_the_largest(path: str) -> None:
+    parsed = config(path)
+    assert parsed.max_batch_size == DEFAULTS.max_documents
+    assert parsed.HasField("dynamic_batching")
+    assert parsed.dynamic_batching.max_queue_delay_microseconds <= 2000
+    assert [one.name for one in parsed.input] == [*ROWS], "the Python backend's engines take them in this order"
+    for warmup in parsed.model_warmup:
+        assert {name: (one.data_type, -1, *one.dims) for name, one in warmup.inputs.items()} == student(path)[0]
+    assert parsed.model_warmup
+
+
+def test_only_the_student_joins_requests() -> None:
+    for name in ("tokenizer", "scores", *ENSEMBLES):
+        assert config(f"{name}/config.pbtxt").max_batch_size == 0
+
+
+def test_the_student_runs_on_the_gpu_unless_the_processor_is_asked_for() -> None:
+    production, processor, torch = (config(path) for path in STUDENTS)
+    assert production.platform == "tensorrt_plan"
+    assert [group.kind for group in production.instance_group] == [ModelInstanceGroup.KIND_GPU]
+    assert processor.backend == "python"
+    assert [group.kind for group in processor.instance_group] == [ModelInstanceGroup.KIND_CPU]
+    assert torch.backend == "python"
+    assert [group.kind for group in torch.instance_group] == [ModelInstanceGroup.KIND_GPU]
+
+
+def test_production_records_a_graph_for_every_small_batch() -> None:
+    """Without gaps: a batch of any size up to the largest graph lies within the bounds of just one."""
+    production = config("student/config.pbtxt")
+    shapes = {one.name: list(one.dims) for one in production.input}
+    served: list[int] = []
+    for spec in production.optimization.cuda.graph_spec:
+        served += range(spec.graph_lower_bound.batch_size, spec.batch_size + 1)
+        for inputs in (spec.input, spec.graph_lower_bound.input):
+            assert {name: list(shape.dim) for name, shape in inputs.items()} == shapes
+    assert served == list(range(1, max(served) + 1))
+    assert production.optimization.cuda.graphs
+    graphs = {spec.batch_size for spec in production.optimization.cuda.graph_spec}
+    assert set(production.dynamic_batching.preferred_batch_size) <= graphs
+    warm = [warmup.batch_size for warmup in production.model_warmup]
+    assert (min(warm), max(warm)) == (1, production.max_batch_size)
+
+
+def test_production_refuses_what_it_cannot_serve_in_time() -> None:
+    batching = config("student/config.pbtxt").dynamic_batching
+    policy = batching.default_queue_policy
+    assert policy.max_queue_size and policy.default_timeout_microseconds and policy.allow_timeout_override
+    assert policy.timeout_action == ModelQueuePolicy.REJECT
+    assert 1 < batching.default_priority_level <= batching.priority_levels, "something can be ahead of the default"

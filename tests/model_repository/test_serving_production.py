@@ -1,0 +1,94 @@
+"""What of the configuration for production the embedded Triton can check: all but TensorRT and the GPU itself.
+
+The scheduler, the warm-up and the version policy are Triton's own, so they are tried with a student on the processor.
+"""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from engines.records import INPUTS, Dimensions
+from engines.repository.configs import read_config
+from tests import ROOT
+from tests.support.servers import Server, running
+
+TRACKED = Dimensions(row_length=256, slots_per_row=16, max_rows=1000)
+ROWS = 600  # more than half of what may run at a time, so that requests wait for each other
+HELD = """
+import time
+from pathlib import Path
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        rows = [len(pb_utils.get_input_tensor_by_name(request, "pool_positions").as_numpy()) for request in requests]
+        while ROWS in rows and not Path(__file__).with_name("released").exists():
+            time.sleep(0.01)
+        zeros = (np.zeros((count, 16), dtype=np.float32) for count in rows)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores)]) for scores in zeros]
+"""
+
+
+def on_the_processor(config: ModelConfig) -> ModelConfig:
+    """The same in the Python backend: without what is TensorRT's."""
+    changed = ModelConfig()
+    changed.CopyFrom(config)
+    changed.platform, changed.backend = "", "python"
+    changed.ClearField("default_model_filename")
+    changed.ClearField("cc_model_filenames")
+    changed.ClearField("optimization")
+    changed.dynamic_batching.default_queue_policy.max_queue_size = 2
+    for group in changed.instance_group:
+        group.count, group.kind = 1, ModelInstanceGroup.KIND_CPU
+    return changed
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return on_the_processor(read_config(ROOT / "model_repository/student/config.pbtxt"))
+
+
+def test_triton_takes_the_scheduler_and_refuses_what_is_too_much(production: ModelConfig, tmp_path: Path) -> None:
+    student = tmp_path / "model_repository/student"
+    (student / "1").mkdir(parents=True)
+    (student / "config.pbtxt").write_text(text_format.MessageToString(production))
+    (student / "1/model.py").write_text(HELD.replace("ROWS", str(ROWS)))
+    shutil.copytree(student / "1", student / "2")
+    with running(student.parent, tmp_path / "log") as server, grpc.InferenceServerClient(server.url) as client:
+        (ready,) = client.get_model_repository_index().models
+        assert (ready.name, ready.version, ready.state) == ("student", "2", "READY")
+        config = client.get_model_config("student").config
+        assert list(config.dynamic_batching.preferred_batch_size) == [8, 16, 32, 64]
+        assert [warmup.name for warmup in config.model_warmup] == [warmup.name for warmup in production.model_warmup]
+        with ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(ask, server) for _ in range(12)]
+            first = next(as_completed(asked)).result()
+            (student / "2/released").touch()
+            outcomes = {each.result() for each in asked}
+    assert first == "StatusCode.UNAVAILABLE", "refused while the others still wait"
+    assert outcomes == {"scored", "StatusCode.UNAVAILABLE"}
+
+
+def ask(server: Server) -> str:
+    """What became of a request for which others must wait."""
+    inputs = []
+    for name in INPUTS:
+        width = TRACKED.width(name)
+        assert width is not None
+        inputs.append(grpc.InferInput(name, [ROWS, width], "INT32"))
+        inputs[-1].set_data_from_numpy(np.zeros((ROWS, width), dtype=np.int32))
+    with grpc.InferenceServerClient(server.url) as client:
+        try:
+            client.infer("student", inputs)
+        except grpc.InferenceServerException as error:
+            return str(error.status())
+    return "scored"

@@ -1,0 +1,162 @@
+"""Real servers for tests: built repositories, free ports, starting and stopping."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tritonclient.grpc as grpc
+
+import build_engines
+from engines.records import in_chunks
+from model_repository.tokenizer.pair_encoding import Document, FloatArray, PackedBatch, PairEncoder, unpack
+from tests.support.checkpoints import write_groups
+from trainer.checkpoints.load import PackedScorer, load_scorer
+
+COMMAND = Path(sys.executable).with_name("tritonserver")
+READY_S, STOP_S = 60, 40
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at ``url`` (gRPC); ``log`` is all that it has said."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    metrics_url: str
+
+    def metrics(self, name: str) -> float:
+        """The sum of a metric over all its labels; 0 if there is none of that name."""
+        with urllib.request.urlopen(self.metrics_url) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine: str = "openvino") -> Path:
+    data = write_groups(checkpoint.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
+    flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
+    if precision == "int8":
+        flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
+    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    assert build_engines.main([*argv, "--model_repository", str(repository), *more]) == 0
+    return repository
+
+
+def ports() -> dict[str, int]:
+    """A free port for each of Triton's endpoints."""
+    probes = {name: socket.socket() for name in ("http", "grpc", "metrics")}
+    for probe in probes.values():
+        probe.bind(("127.0.0.1", 0))
+    free = {name: probe.getsockname()[1] for name, probe in probes.items()}
+    for probe in probes.values():
+        probe.close()
+    return free
+
+
+@contextmanager
+def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None = None) -> Iterator[Server]:
+    """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
+    runs still."""
+    free = at or ports()
+    command = [str(COMMAND), f"--model-repository={repository}", "--model-config-name=cpu", *flags]
+    command += [f"--{name}-port={port}" for name, port in free.items()]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield Server(process, f"127.0.0.1:{free['grpc']}", log, f"http://127.0.0.1:{free['metrics']}/metrics")
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+@contextmanager
+def running(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
+    """A server that is ready; it ends with exit code 0 and leaves no process."""
+    with starting(repository, log, *flags) as server:
+        wait_until_ready(server)
+        yield server
+        family = descendants(server.process.pid)
+        server.process.terminate()
+        assert server.process.wait(STOP_S) == 0, log.read_text()
+        assert not alive(family)
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + READY_S
+    with grpc.InferenceServerClient(server.url) as client:
+        while time.monotonic() < deadline:
+            assert server.process.poll() is None, server.log.read_text()
+            try:
+                if client.is_server_ready():
+                    return
+            except grpc.InferenceServerException:
+                time.sleep(0.1)
+    raise AssertionError(f"not ready after {READY_S} s: {server.log.read_text()}")
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one, by /proc."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it ended meanwhile
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family - {pid}
+
+
+def alive(pids: set[int], patience_s: float = 5.0) -> set[int]:
+    """Those that still run when the patience is over; a zombie that init has not yet reaped has ended."""
+    deadline = time.monotonic() + patience_s
+    while left := {pid for pid in pids if _runs(pid)}:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+    return set()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Expected:
+    """PyTorch in float32: ``scores[N]`` (logits) and what was cut, ``truncated[N]``."""
+
+    scores: FloatArray
+    truncated: list[bool]
+
+
+class Reference:
+    """What a server must answer, from the checkpoint."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.encoder = PairEncoder.load(checkpoint)
+        self._scorer = PackedScorer(load_scorer(checkpoint, self.encoder))
+
+    def __call__(self, query: str, documents: Sequence[Document]) -> Expected:
+        pairs = self.encoder.encode(query, documents)
+        batch = self.encoder.pack(pairs)
+        scores = unpack(in_chunks(self._rows, ROWS)(batch), batch.slots)
+        return Expected(scores, [pair.truncated for pair in pairs])
+
+    @torch.inference_mode()
+    def _rows(self, batch: PackedBatch) -> FloatArray:
+        scores: FloatArray = self._scorer(*(torch.from_numpy(array).long() for array in batch[:-1])).numpy()
+        return scores

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.data.rankings import write_scores
+from trainer.data.records import DataError, appears_whole, read_groups
+
+DOCUMENT = {"doc_id": "d1", "title": "A title", "summary": "", "label": 2, "clicks": 1}
+GROUP = {"query_id": "q1", "query": "a query", "documents": [DOCUMENT, {**DOCUMENT, "doc_id": "d2", "label": None}]}
+
+
+def written(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_groups_are_read_from_jsonl_and_parquet_alike(tmp_path: Path) -> None:
+    groups = read_groups(written(tmp_path / "a.jsonl", GROUP, "", {**GROUP, "query_id": "q2"}))
+    assert [group.query_id for group in groups] == ["q1", "q2"]
+    assert [document.label for document in groups[0].documents] == [2.0, None]
+    pq.write_table(pa.Table.from_pylist([GROUP, {**GROUP, "query_id": "q2"}]), tmp_path / "a.parquet")
+    assert read_groups(tmp_path / "a.parquet") == groups
+
+
+def test_label_and_clicks_may_be_left_out(tmp_path: Path) -> None:
+    document = {"doc_id": "d1", "title": "", "summary": "text"}
+    (group,) = read_groups(written(tmp_path / "a.jsonl", {**GROUP, "documents": [document]}))
+    assert (group.documents[0].label, group.documents[0].clicks) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"query_id": "q2", ', "not JSON"),
+        ("[1]", "a JSON object is needed"),
+        ({"query": "no id", "documents": [DOCUMENT]}, "no field 'query_id'"),
+        ({**GROUP, "query_id": 7}, "'query_id' must be a string, not 7"),
+        ({**GROUP, "query_id": ""}, "'query_id' is empty"),
+        (GROUP, "query_id 'q1' again; it was in "),
+        ({**GROUP, "query_id": "q2", "query": " "}, "query 'q2': the query is empty"),
+        ({**GROUP, "query_id": "q2", "documents": []}, "query 'q2': no documents"),
+        ({**GROUP, "query_id": "q2", "documents": "d"}, "'documents' must be a list"),
+        ({**GROUP, "query_id": "q2", "documents": [DOCUMENT, DOCUMENT]}, "doc_id 'd1' twice"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": None}]}, "'title' must be a string"),
+        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1", "title": ""}]}, "no field 'summary'"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]}, "'label' must be a number or null"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "clicks": -1}]}, "'clicks' must be a whole number"),
+    ],
+)
+def test_a_bad_record_is_named_by_file_and_line(tmp_path: Path, record: object, message: str) -> None:
+    path = written(tmp_path / "a.jsonl", GROUP, record)
+    with pytest.raises(DataError) as error:
+        read_groups(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert message in str(error.value)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.jsonl: cannot be read"):
+        read_groups(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match="no queries in this file"):
+        read_groups(written(tmp_path / "empty.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(GROUP).encode() + b'\n"\xe9"\n')
+    with pytest.raises(DataError, match=r"latin.jsonl:2: not UTF-8"):
+        read_groups(tmp_path / "latin.jsonl")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_groups(written(tmp_path / "a.parquet", "text"))
+    pq.write_table(pa.table({"query_id": ["q1"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b.parquet: no column 'documents'; it has \['query_id'\]"):
+        read_groups(tmp_path / "b.parquet")
+
+
+def test_a_query_that_comes_again_in_another_file_is_named_with_both_places(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.jsonl", {**GROUP, "query_id": "q0"}, GROUP)
+    second = written(tmp_path / "b.jsonl", {**GROUP, "query_id": "q2"}, GROUP)
+    with pytest.raises(DataError) as error:
+        read_groups(first, second)
+    assert str(error.value) == f"{second}:2: query_id 'q1' again; it was in {first}:2"
+
+
+def test_labels_outside_of_the_scale_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", GROUP)
+    assert read_groups(path, label_scale=(0, 2)) == read_groups(path)
+    with pytest.raises(DataError, match=r"a.jsonl:1: query 'q1', document 0 \('d1'\): label 2 is outside of the scale"):
+        read_groups(path, label_scale=(0, 1))
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(path, [("q1", "d1", 0.5)], teacher="first")
+    before = path.read_bytes()
+
+    def broken() -> Iterator[tuple[str, str, float]]:
+        yield "q1", "d1", 1.0
+        raise DataError("the teacher broke")
+
+    with pytest.raises(DataError, match="the teacher broke"):
+        write_scores(path, broken(), teacher="second")
+    with pytest.raises(RuntimeError), appears_whole(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["scores.parquet"]

@@ -1,0 +1,98 @@
+"""A last layer for pooled tokens alone: the states, the gradients and the dropout of the whole layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from engines.graph.precision import typed_model
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.support.checkpoints import tiny_bert, write_groups
+from trainer.data.records import read_groups
+from trainer.packed import last_layer
+from trainer.packed.forward import packed_scores
+from trainer.packed.last_layer import FAMILIES, reads_pooled_tokens
+from trainer.training.batches import RankingBatch, RankingCollator, TrainingGroup
+
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0, "embedding_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> RankingBatch:
+    root = tmp_path_factory.mktemp("batch")
+    encoder = PairEncoder.load(tiny_bert(root / "bert"))
+    return RankingCollator(encoder)(
+        [
+            TrainingGroup(group.query_id, group.query, group.documents, (0.0,) * len(group.documents))
+            for group in read_groups(write_groups(root / "data.jsonl"))
+        ]
+    )
+
+
+def built(family: str, dropout: float = 0.0, **more: Any) -> Any:
+    torch.manual_seed(0)
+    off = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = AutoConfig.for_model(family, **SMALL, **off, num_labels=1, **more)
+    return AutoModelForSequenceClassification.from_config(config).train()
+
+
+def step(model: Any, batch: RankingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    scores = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
+    torch.autograd.backward(scores.square().mean())
+    return scores.detach(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_scores_and_gradients_are_those_of_the_whole_layer(
+    family: str, batch: RankingBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(family)
+    assert reads_pooled_tokens(model)
+    scores, gradients = step(model, batch)
+    monkeypatch.setattr(last_layer, "FAMILIES", set())
+    assert not reads_pooled_tokens(model)
+    whole, expected = step(model, batch)
+    assert torch.allclose(scores, whole, atol=1e-6)
+    assert gradients.keys() == expected.keys()
+    assert all(torch.allclose(gradients[name], gradient, atol=1e-6) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("fp32", 1e-6), ("bf16", 0.05)])
+def test_engines_are_built_with_it(
+    precision: str, apart: float, batch: RankingBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their attention is written out, and their norms are wrapped."""
+    model = typed_model(built("bert").eval(), precision)
+    assert reads_pooled_tokens(model)
+    with torch.no_grad():
+        scores = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
+        monkeypatch.setattr(last_layer, "FAMILIES", set())
+        whole = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
+    assert torch.allclose(scores, whole, atol=apart)
+    assert whole.std() > 2 * apart
+
+
+def test_it_drops_out_in_the_last_layer_too(batch: RankingBatch) -> None:
+    """Of a model whose only layer it is, dropout nowhere else."""
+    model = built("bert", dropout=0.5)
+    for module in (model.dropout, model.bert.embeddings.dropout, *model.bert.encoder.layer[:-1].modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        drawn = [packed_scores(model, **batch["packed"]).flatten()[batch["slots"]] for _ in range(2)]
+        model.eval()
+        still = [packed_scores(model, **batch["packed"]).flatten()[batch["slots"]] for _ in range(2)]
+    assert not torch.allclose(drawn[0], drawn[1])
+    assert torch.equal(still[0], still[1])
+
+
+def test_other_families_and_attention_run_the_whole_layer() -> None:
+    assert not reads_pooled_tokens(built("albert"))
+    assert not reads_pooled_tokens(built("bert", attn_implementation="eager"))

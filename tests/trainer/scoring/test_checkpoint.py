@@ -1,0 +1,43 @@
+"""Whole groups scored by a checkpoint: every pair once, in order, with a bound on what is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from model_repository.tokenizer.pair_encoding import PackedBatch
+from tests.support.checkpoints import tiny_llama, write_groups
+from trainer.checkpoints.load import PackedScorer
+from trainer.data.pairs import encode_group
+from trainer.data.records import read_groups
+from trainer.scoring.checkpoint import GroupScorer, progress
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 3, 1000])
+def test_no_forward_has_more_rows_than_asked_for(
+    rows_per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a query whose documents alone fill many."""
+    checkpoint, pool = tiny_llama(tmp_path / "llama"), tmp_path / "pool.jsonl"
+    groups = [*read_groups(write_groups(pool, queries=1, documents=90)), *read_groups(write_groups(pool, queries=20))]
+    seen: list[int] = []
+    start = PackedScorer.start
+
+    def watched(self: PackedScorer, batch: PackedBatch) -> Tensor:
+        seen.append(len(batch.input_ids))
+        return start(self, batch)
+
+    monkeypatch.setattr(PackedScorer, "start", watched)
+    scorer = GroupScorer(str(checkpoint), rows_per_batch)
+    with progress("t", 210) as bar:
+        got = list(scorer.scores(groups, bar))
+    assert bar.n == len(got) == 210
+    assert max(seen) == min(rows_per_batch, sum(seen))
+    assert (len(seen) == 1) == (rows_per_batch == 1000)
+    assert [row[:2] for row in got] == [(group.query_id, one.doc_id) for group in groups for one in group.documents]
+    pairs = [pair for group in groups for pair in encode_group(scorer._encoder, group.query, group.documents)]
+    alone = [scorer._scorer.score(scorer._encoder.pack([pair]))[0] for pair in pairs]
+    np.testing.assert_allclose([row[2] for row in got], alone, atol=1e-5)

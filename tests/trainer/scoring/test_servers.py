@@ -1,0 +1,208 @@
+"""Relabelling through a running server: the teacher's scores, each pair once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from client import RankingClient
+from model_repository.tokenizer.pair_encoding import Document
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
+from tests.trainer.training.test_resume import finish, started
+from trainer import score
+from trainer.data.records import DataError, read_groups
+from trainer.scoring.checkpoint import named_scores, progress
+from trainer.scoring.server import ServerError, TritonServer
+from trainer.scoring.servers import TritonScorer, refuse_different
+
+TOLERANCE = 1e-4
+SECRET = "a word that no message may hold"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A student and a teacher in one repository, of other dimensions each, and a server of both."""
+
+    student: Path
+    teacher: Path
+    pool: Path
+    repository: Path
+    server: Server
+
+    def flags(self, output: Path, *more: object) -> list[object]:
+        return ["--triton", self.server.url, "--data", self.pool, "--output", output, "--pairs_per_shard", 40, *more]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("teacher")
+    student = tiny_bert(root / "bert")
+    teacher = tiny_llama(root / "llama", row_length=96, slots_per_row=6, max_pair_tokens=80, max_documents=20)
+    repository = build(student, root / "model_repository", "fp32")
+    build(teacher, repository, "fp32", "--teacher")
+    pool = write_groups(root / "pool.jsonl", queries=30, documents=10)
+    with pool.open("a", encoding="utf-8") as file:  # above the teacher's limit, and of every kind
+        documents = [
+            {"doc_id": f"d{n}", "title": "中文 🚀" * (n % 3), "summary": "river \ud83d" * n} for n in range(45)
+        ]
+        file.write(json.dumps({"query_id": "many", "query": "garden", "documents": documents}) + "\n")
+    with running(repository, root / "log") as server:
+        yield Served(student, teacher, pool, repository, server)
+
+
+@pytest.fixture(scope="module")
+def expected(served: Served, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """The same pool in process."""
+    output = tmp_path_factory.mktemp("in_process") / "scores.parquet"
+    assert run("--model", served.teacher, "--data", served.pool, "--output", output) == 0
+    return rows(output)
+
+
+def run(*flags: object) -> int:
+    return score.main([str(flag) for flag in flags])
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = pq.read_table(path).to_pylist()
+    return found
+
+
+def assert_same(got: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
+    """The same pairs in the same order, once each."""
+    assert [(row["query_id"], row["doc_id"]) for row in got] == [(row["query_id"], row["doc_id"]) for row in expected]
+    scores, wanted = (np.array([row["score"] for row in one], dtype=np.float32) for one in (got, expected))
+    np.testing.assert_allclose(scores, wanted, atol=TOLERANCE, rtol=0)
+    assert np.ptp(wanted) > 0.1  # or equality would say little
+
+
+def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
+    documents = [Document("bread", "market " * length) for length in range(20)]
+    for model, checkpoint in (("ranker", served.student), ("teacher_ranker", served.teacher)):
+        with RankingClient(served.server.url, model) as client:
+            got = client.score("garden bridge", [document._asdict() for document in documents])
+        np.testing.assert_allclose(got, Reference(checkpoint)("garden bridge", documents).scores, atol=TOLERANCE)
+
+
+def test_scores_are_those_of_the_same_teacher_in_process(
+    served: Served, expected: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a server that is named twice, as two would be, with answers that overtake each other."""
+    more = ["--triton", served.server.url, served.server.url, "--in_flight", 3]
+    assert run(*served.flags(tmp_path / "scores.parquet"), *more) == 0
+    got = rows(tmp_path / "scores.parquet")
+    assert_same(got, expected)
+    assert {row["teacher"] for row in got} == {"teacher version 1"}
+    assert "345 of 345 pairs of 31 queries" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.parquet"}
+
+
+def test_a_kill_costs_the_shard_at_hand_and_another_teacher_is_refused(
+    served: Served, expected: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = served.flags(tmp_path / "scores.parquet", "--in_flight", 1)
+    process = started("score", *flags)
+    shards = tmp_path / ".scores.parquet.shards"
+    while not list(shards.glob("0*.parquet")):
+        assert process.is_alive()
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}
+    assert kept
+    assert run(*flags, "--triton_model", "ranker") == 2
+    assert "other settings (teacher: openvino in fp32 of checkpoint" in capsys.readouterr().err
+    before = time.time_ns()
+    assert finish("score", *flags, "--in_flight", 4) == 0  # which may change
+    assert max(kept.values()) < before
+    assert_same(rows(tmp_path / "scores.parquet"), expected)
+
+
+def test_a_job_outlasts_a_restart_of_its_server(
+    served: Served, expected: list[dict[str, object]], tmp_path: Path
+) -> None:
+    free, alone = ports(), ("--model-control-mode=explicit", "--load-model=teacher_ranker")
+    flags = served.flags(tmp_path / "scores.parquet", "--triton", f"127.0.0.1:{free['grpc']}", "--in_flight", 1)
+    with starting(served.repository, tmp_path / "first", *alone, at=free) as server:
+        wait_until_ready(server)
+        process = started("score", *flags)
+        while not list((tmp_path / ".scores.parquet.shards").glob("0*.parquet")):
+            assert process.is_alive()
+            time.sleep(0.001)
+        os.kill(server.process.pid, signal.SIGTERM)
+        server.process.wait(STOP_S)
+    assert process.is_alive()
+    with starting(served.repository, tmp_path / "second", *alone, at=free):
+        process.join(120)
+    assert process.exitcode == 0
+    assert_same(rows(tmp_path / "scores.parquet"), expected)
+
+
+def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nobody = f"127.0.0.1:{ports()['grpc']}"
+    cases: dict[str, list[object]] = {
+        f"no server answers at {nobody}": ["--triton", nobody],
+        "does not serve 'other_ranker'": ["--triton_model", "other_ranker"],
+        "'teacher' is no ensemble of ours": ["--triton_model", "teacher"],
+        "--in_flight must be at least 1": ["--in_flight", 0],
+        "give either --model": ["--model", served.teacher],
+    }  # fmt: skip
+    for message, flags in cases.items():
+        assert run(*served.flags(tmp_path / "scores.parquet"), *flags) == 2
+        assert message in one_error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_servers_of_different_teachers_are_refused(served: Served) -> None:
+    url = served.server.url
+    with closing(TritonServer(url, "ranker", 10)) as one, closing(TritonServer(url, "teacher_ranker", 10)) as other:
+        refuse_different([url, url], [one, one])
+        with pytest.raises(ServerError, match=f"{url} has student version 1 .*, {url} has teacher version 1 .openvino"):
+            refuse_different([url, url], [one, other])
+
+
+def test_a_teacher_that_is_replaced_on_the_way_is_noticed(served: Served) -> None:
+    """Before its scores are kept: the last of a shard is not there until every server was asked."""
+    groups = read_groups(served.pool)[:3]
+    with closing(TritonScorer([served.server.url], "teacher_ranker", 2, 60)) as scorer, progress("t", 30) as bar:
+        assert len(list(scorer.scores(groups, bar))) == 30
+        (server,) = scorer._servers
+        server.teacher = server.teacher._replace(identity="what the server had before")
+        with pytest.raises(ServerError, match=r"another teacher by now: teacher version 1 \(openvino in fp32"):
+            list(scorer.scores(groups, bar))
+
+
+def test_a_document_that_the_teacher_refuses_is_named_and_not_quoted(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [{"doc_id": f"d{n}", "title": "", "summary": SECRET * (40_000 if n == 33 else 1)} for n in range(40)]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps({"query_id": "q7", "query": SECRET, "documents": documents}), encoding="utf-8")
+    assert run(*served.flags(tmp_path / "scores.parquet"), "--data", pool) == 2
+    message = one_error(capsys)
+    assert "query 'q7', document 'd33': " in message
+    assert "has 1240000 bytes; at most 1000000 are taken" in message
+    assert SECRET not in message
+    assert not (tmp_path / "scores.parquet").exists()
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, errors
+    return errors[0]
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(DataError, match="t: query 'q', document 'e': the score is nan"):
+        list(named_scores("t", [("q", "d"), ("q", "e")], [0.5, float("nan")]))

@@ -1,0 +1,222 @@
+"""The training commands, on tiny models: what they leave, and what they say to bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from trainer import distill, evaluate, init, pretrain, rank_sft, score
+from trainer.checkpoints.load import load_scorer
+from trainer.checkpoints.save import save_checkpoint
+from trainer.data.pairs import encode_group
+from trainer.data.rankings import read_scores, write_scores
+from trainer.data.records import read_groups
+from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
+
+FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
+CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Every stage once, each on what the one before it left."""
+    root = tmp_path_factory.mktemp("stages")
+    decoder = {**CONFIG, "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16}
+    encoder = {**CONFIG, "model_type": "bert", "max_position_embeddings": 64}
+    limits = ["--max_query_tokens", 16, "--max_pair_tokens", 64, "--row_length", 64, "--vocab_size", 400]
+    for name, config in (("llm", decoder), ("bert", encoder)):
+        (root / f"{name}.json").write_text(json.dumps(config))
+        run(init, "--config", root / f"{name}.json", "--data", data, "--output_dir", root / name, *limits)
+    run(pretrain, "--model", root / "llm", "--data", data, "--min_label", 1, "--output_dir", root / "cpt", *FEW)
+    run(rank_sft, "--model", root / "cpt", "--data", data, "--output_dir", root / "teacher", *FEW)
+    scores = root / "scores.parquet"
+    run(score, "--model", root / "teacher", "--data", data, "--output", scores)
+    run(distill, "--model", root / "bert", "--data", data, "--scores", scores, "--output_dir", root / "student", *FEW)
+    return root
+
+
+def run(module: Any, *flags: object) -> None:
+    assert module.main([str(flag) for flag in flags]) == 0
+
+
+def fails(module: Any, capsys: pytest.CaptureFixture[str], *flags: object) -> str:
+    """The one line that the command says on its way out with exit code 2."""
+    assert module.main([str(flag) for flag in flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_each_stage_leaves_a_whole_checkpoint_and_nothing_else(stages: Path) -> None:
+    assert not list(stages.glob(".*"))
+    for name in ("llm", "cpt", "teacher", "bert", "student"):
+        kept = {path.name for path in (stages / name).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "pair_encoding.json", "training.json"} <= kept
+    curve = json.loads((stages / "student/training.json").read_text())["loss_curve"]
+    assert [point["step"] for point in curve] == [1, 2, 3]
+    assert list((stages / "student/logs").glob("events.out.tfevents.*"))
+
+
+def test_training_moves_the_weights_and_the_teachers_scale_is_kept(stages: Path) -> None:
+    before, after = load_scorer(stages / "bert"), load_scorer(stages / "student")
+    assert any(
+        not torch.equal(left, right) for left, right in zip(before.parameters(), after.parameters(), strict=True)
+    )
+    (statistics,) = json.loads((stages / "student/training.json").read_text())["teacher_scores"]
+    values = pq.read_table(stages / "scores.parquet").column("score").to_numpy()
+    assert statistics["mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert statistics["standard_deviation"] == pytest.approx(values.std(), rel=1e-4)
+
+
+def test_scores_cover_every_pair_once(stages: Path, data: Path) -> None:
+    groups = read_groups(data)
+    scores = read_scores(stages / "scores.parquet")
+    assert {query: set(documents) for query, documents in scores.items()} == {
+        group.query_id: {document.doc_id for document in group.documents} for group in groups
+    }
+
+
+def test_a_run_file_gives_minus_log_rank(tmp_path: Path, data: Path) -> None:
+    group = read_groups(data)[0]
+    lines = [f"{group.query_id} Q0 {document.doc_id} {rank} 0 x\n" for rank, document in enumerate(group.documents)]
+    (tmp_path / "llm.run").write_text("".join(lines))
+    run(score, "--run", tmp_path / "llm.run", "--data", data, "--output", tmp_path / "s.parquet")
+    scores = read_scores(tmp_path / "s.parquet")[group.query_id]
+    expected = -np.log(np.arange(1, len(group.documents) + 1))
+    assert np.allclose([scores[document.doc_id] for document in group.documents], expected, atol=1e-6)
+
+
+def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, data: Path) -> None:
+    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+    group = read_groups(data)[0]
+    weights = tuple(float(index + 1) for index in range(len(group.documents)))
+    batch = LanguageCollator(encoder)([TrainingGroup(group.query_id, group.query, group.documents, weights)])
+    labels, inputs = batch["labels"], batch["packed"]["input_ids"]
+    bearing = labels != IGNORED
+    assert torch.equal(labels[bearing], inputs[bearing])
+    pairs = encode_group(encoder, group.query, group.documents)
+    expected = [token for pair in pairs for token in pair.token_ids[pair.document_start :]]
+    assert sorted(labels[bearing].tolist()) == sorted(expected)
+    tokens = [len(pair.token_ids) - pair.document_start for pair in pairs]
+    assert batch["weights"].sum().item() == pytest.approx(np.dot(tokens, weights))
+
+
+def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, data: Path) -> None:
+    encoder = PairEncoder.load(tiny_bert(tmp_path / "bert"))
+    groups = [
+        TrainingGroup(group.query_id, group.query, group.documents, tuple(range(len(group.documents))))
+        for group in read_groups(data)[:2]
+    ]
+    batch = RankingCollator(encoder)(groups)
+    assert batch["targets"].tolist() == [*groups[0].targets, *groups[1].targets]
+    assert batch["groups"].tolist() == [0] * len(groups[0].targets) + [1] * len(groups[1].targets)
+    pair = encode_group(encoder, groups[1].query, groups[1].documents)[0]
+    row, place = divmod(int(batch["slots"][len(groups[0].targets)]), encoder.config.slots_per_row)
+    there = batch["packed"]["segment_ids"][row] == place + 1
+    assert batch["packed"]["input_ids"][row][there].tolist() == pair.token_ids.tolist()
+
+
+def test_evaluate_compares_systems_and_writes_the_table(stages: Path, data: Path, tmp_path: Path) -> None:
+    systems = ["random", "bm25", f"T={stages / 'teacher'}", f"S={stages / 'scores.parquet'}"]
+    run(evaluate, "--data", data, "--systems", *systems, "--baseline", "T", "--output", tmp_path / "table.json")
+    rows = {row["system"]: row for row in json.loads((tmp_path / "table.json").read_text())}
+    assert list(rows) == ["random", "bm25", "T", "S"]
+    assert rows["T"]["ndcg@10"] == pytest.approx(rows["S"]["ndcg@10"])
+    assert rows["S"]["ndcg@10_difference"] == pytest.approx(0)
+    low, high = rows["bm25"]["ndcg@10_interval"]
+    assert low <= rows["bm25"]["ndcg@10"] <= high
+    assert rows["bm25"]["pnr"] > 0
+    assert {name for name, row in rows.items() if row["documents_per_second"] is None} == {"S"}  # scored elsewhere
+
+
+def test_a_checkpoint_that_changed_on_the_way_to_disk_is_no_checkpoint(stages: Path, tmp_path: Path) -> None:
+    model, encoder = load_scorer(stages / "student"), PairEncoder.load(stages / "student")
+
+    class Losing:
+        """A tokenizer whose file is not what the encoder uses."""
+
+        def save_pretrained(self, directory: Path) -> None:
+            shutil.copy(stages / "llm/tokenizer.json", directory)
+
+    with pytest.raises(ValueError, match=r"has no token '\[CLS\]'|was not saved as it was used"):
+        save_checkpoint(model, encoder, Losing(), tmp_path / "student", {})
+    assert not (tmp_path / "student").exists()
+
+
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    stages: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output_dir", tmp_path / "out", *FEW]
+    shutil.copytree(stages / "llm", stages / "no-encoding", ignore=shutil.ignore_patterns("pair_encoding.json"))
+    capsys.readouterr()
+    assert "no such checkpoint" in fails(rank_sft, capsys, "--model", "/nowhere", "--data", data, *out)
+    assert "no pair_encoding.json" in fails(rank_sft, capsys, "--model", stages / "no-encoding", "--data", data, *out)
+    assert "nowhere.jsonl: cannot be read" in fails(pretrain, capsys, "--model", "x", "--data", "nowhere.jsonl", *out)
+    assert "not a causal LM" in fails(
+        pretrain, capsys, "--model", stages / "teacher", "--data", data, "--min_label", 1, *out
+    )
+    assert "exists already" in fails(
+        rank_sft, capsys, "--model", stages / "llm", "--data", data, "--output_dir", stages / "cpt"
+    )
+    assert "either --model" in fails(score, capsys, "--data", data, "--output", tmp_path / "s.parquet")
+    assert "not a trained scorer" in fails(
+        score, capsys, "--model", stages / "cpt", "--data", data, "--output", tmp_path / "s.parquet"
+    )
+    assert "either --config" in fails(init, capsys, "--output_dir", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("checkpoint", ["teacher", "student"])
+def test_layers_in_bfloat16_give_scores_close_by_that_do_not_tie(
+    stages: Path, data: Path, tmp_path: Path, checkpoint: str
+) -> None:
+    scores = []
+    for precision in ("fp32", "bf16"):
+        output = tmp_path / f"{precision}.parquet"
+        flags = ["--model", stages / checkpoint, "--data", data, "--output", output, "--precision", precision]
+        run(score, *flags)
+        scores.append([value for documents in read_scores(output).values() for value in documents.values()])
+    whole, half = map(np.array, scores)
+    assert np.abs(whole - half).max() < 0.1 * whole.std() + 0.02
+    assert not np.array_equal(whole, half)
+    assert len(set(half)) > 0.9 * len(set(whole))
+
+
+def test_scores_that_do_not_fit_are_named(
+    stages: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = read_groups(data)[0]
+    ids = [document.doc_id for document in query.documents]
+    known = (query.query_id, ids[0], 2.0)
+    flags = ["--model", stages / "bert", "--data", data, "--output_dir", tmp_path / "out", *FEW]
+    path = tmp_path / "scores.parquet"
+    for rows, message in (
+        ([known, (query.query_id, "unheard-of", 1.0)], "row 2: document 'unheard-of' of query"),
+        ([known, ("unheard-of", ids[0], 1.0)], "of query 'unheard-of' is not in the data (1 such rows)"),
+        (
+            [known, (query.query_id, ids[1], 1.0), known],
+            f"row 3, query {query.query_id!r}, document {ids[0]!r}: ",
+        ),
+        ([(query.query_id, ids[0], float("inf"))], "the score is inf"),
+        ([(query.query_id, doc_id, 1.0) for doc_id in ids], "teacher scores are equal"),
+    ):
+        write_scores(path, rows, teacher="t")
+        assert message in fails(distill, capsys, "--scores", path, *flags)
+    (tmp_path / "a.run").write_text(f"{query.query_id} Q0 unheard-of 1 9.0 x\n")
+    message = fails(score, capsys, "--run", tmp_path / "a.run", "--data", data, "--output", tmp_path / "s.parquet")
+    assert "document 'unheard-of'" in message
+    assert {entry.name for entry in tmp_path.iterdir()} == {"scores.parquet", "a.run"}

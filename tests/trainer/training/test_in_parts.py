@@ -1,0 +1,194 @@
+"""The forward pass of training: losses of packed pairs, and parts that give the gradient of the whole."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests import ROOT
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.memory import Peak
+from trainer.checkpoints.load import CheckpointError, check_packing, load_for_training
+from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.data.records import DataError, read_groups
+from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
+from trainer.training.in_parts import packed_token_losses, rows_within, use_packed_forward
+from trainer.training.losses import margin_mse, pairwise_logistic, weighted_mean
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def groups(directory: Path, **size: Any) -> list[TrainingGroup]:
+    return [
+        TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
+        for group in read_groups(write_groups(directory / "judged.jsonl", **size))
+    ]
+
+
+def gradients(model: Any, batch: Any, objective: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+    """One step's gradients of a scorer in training mode, dropout and all."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    scores = model.train()(**batch["packed"]).flatten()[batch["slots"]]
+    objective(scores, batch["targets"], batch["groups"]).backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize("objective", [pairwise_logistic, margin_mse])
+def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any, objective: Any) -> None:
+    """Without dropout; a row at a time, a last part that has fewer rows, and a budget that no step fills."""
+    directory = make(tmp_path / "model")
+    model = load_for_training(directory)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=2, documents=20))
+    assert batch["packed"]["input_ids"].shape[0] % 5 > 0
+    whole = gradients(use_packed_forward(model), batch, objective)
+    for rows in (1, 5, 100):
+        parts = gradients(use_packed_forward(model, rows), batch, objective)
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            assert torch.allclose(parts[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_second_pass_drops_out_what_the_first_did(tmp_path: Path, checkpointing: bool) -> None:
+    """With other masks the two passes would belong to different functions; a finite difference tells."""
+    directory = tiny_bert(tmp_path / "model")
+    model = load_for_training(directory).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=1, documents=12))
+    use_packed_forward(model, 1)
+    weight = model.get_parameter("bert.encoder.layer.0.output.dense.weight")
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
+    expected = (gradients(model, batch, margin_mse)["bert.encoder.layer.0.output.dense.weight"] * direction).sum()
+
+    def loss(step: float) -> float:
+        with torch.no_grad():
+            weight.add_(step * direction)
+        torch.manual_seed(0)
+        scores = model(**batch["packed"]).flatten()[batch["slots"]].detach()
+        with torch.no_grad():
+            weight.sub_(step * direction)
+            return float(margin_mse(scores, batch["targets"], batch["groups"]))
+
+    step = 1e-3
+    assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx(float(expected), rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_activation_checkpointing_leaves_the_gradient_as_it_is(tmp_path: Path, rank: int) -> None:
+    directory = tiny_llama(tmp_path / "model")
+    model = load_for_training(directory)
+    torch.manual_seed(0)
+    add_adapters(model, LoraArguments(lora_rank=rank), str(directory))
+    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=2))
+    use_packed_forward(model)
+    plain = gradients(model, batch, pairwise_logistic)
+    model.activation_checkpointing_enable()
+    again = gradients(model, batch, pairwise_logistic)
+    assert plain.keys() == again.keys()
+    assert len(plain) > 4
+    assert all(torch.allclose(again[name], gradient, atol=1e-7) for name, gradient in plain.items())
+
+
+def test_a_hundred_documents_take_the_memory_of_a_part(tmp_path: Path) -> None:
+    directory = tiny_bert(tmp_path / "model", layers=6)
+    model = load_for_training(directory)
+    collate = RankingCollator(PairEncoder.load(directory))
+    peaks = {}
+    for documents, rows in ((20, None), (200, None), (20, 2), (200, 2)):
+        batch = collate(groups(tmp_path, queries=1, documents=documents))
+        use_packed_forward(model, rows)
+        with Peak() as peak:
+            gradients(model, batch, margin_mse)
+        peaks[documents, rows] = peak.bytes
+    assert peaks[200, None] > 5 * peaks[20, None]
+    assert peaks[200, 2] < 0.2 * peaks[200, None]
+    assert peaks[200, 2] < 1.6 * peaks[20, 2]
+
+
+def test_a_budget_below_one_row_is_refused() -> None:
+    assert rows_within(None, 256) is None
+    assert rows_within(1000, 256) == 3
+    with pytest.raises(DataError, match="--token_budget 255 is below one row of the checkpoint, 256 token slots"):
+        rows_within(255, 256)
+
+
+def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> None:
+    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval()
+    group = groups(tmp_path, queries=1, documents=5)[0]
+    batch = LanguageCollator(encoder)([group])
+    with torch.no_grad():
+        losses_RL = packed_token_losses(model, **batch["packed"], labels=batch["labels"])
+    assert bool(((losses_RL > 0) == (batch["labels"] != IGNORED)).all())
+    total = torch.zeros(())
+    tokens = 0.0
+    for document, weight in zip(group.documents, group.targets, strict=True):
+        (pair,) = encoder.encode(group.query, [(document.title, document.summary)])  # type: ignore[list-item]
+        ids = torch.from_numpy(pair.token_ids).long()
+        logits = model(ids[None]).logits[0].detach()[pair.document_start - 1 : -1]
+        total = total + weight * F.cross_entropy(logits, ids[pair.document_start :], reduction="sum")
+        tokens += weight * (len(ids) - pair.document_start)
+    assert weighted_mean(losses_RL, batch["weights"]) == pytest.approx(float(total / tokens), rel=1e-5)
+
+
+def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    batch = LanguageCollator(encoder)(groups(tmp_path, queries=3))
+    found = []
+    for rows in (None, 2):
+        use_packed_forward(model, rows)
+        model.zero_grad()
+        torch.autograd.backward(weighted_mean(model(**batch["packed"], labels=batch["labels"]), batch["weights"]))
+        found.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
+
+
+def test_next_tokens_of_families_that_cap_or_scale_their_logits(tmp_path: Path) -> None:
+    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+    make = partial(AutoModelForCausalLM.from_config, attn_implementation="eager")
+    small = {name: value for name, value in SMALL.items() if name != "head_dim"}
+    check_packing(make(Gemma2Config(**SMALL, final_logit_softcapping=1.0, sliding_window=64)), encoder, "gemma2")
+    check_packing(make(GraniteConfig(**small, logits_scaling=8.0)), encoder, "granite")
+    with pytest.raises(CheckpointError, match="cohere model differ from scores alone"):
+        check_packing(make(CohereConfig(**small, logit_scale=0.5)), encoder, "cohere")
+
+
+def test_what_does_not_fit_into_memory_names_the_flags(tmp_path: Path) -> None:
+    """An allocation that fails for real: each of the twelve rows has a mask of a gigabyte."""
+    model = tiny_bert(tmp_path / "model", row_length=2**14)
+    data = write_groups(tmp_path / "judged.jsonl", queries=8, documents=12)
+    flags = ["--model", model, "--data", data, "--output_dir", tmp_path / "out", "--max_steps", 1, "--use_cpu", "true"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+
+    command = [sys.executable, "-m", "trainer.rank_sft", *map(str, flags)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert result.returncode == 1, result.stderr[-2000:]
+    error = next((line for line in result.stderr.splitlines() if line.startswith("error: out of memory")), "")
+    assert all(flag in error for flag in ("--token_budget", "--activation_checkpointing", "--documents_per_query"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,223 @@
+"""Weights in parts on two processes train as whole ones do, and what is saved is the whole model; signals, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from safetensors.torch import load_file
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests import ROOT
+from tests.support.checkpoints import tiny_llama, write_groups
+from tests.support.servers import ports
+from trainer import pretrain, rank_sft
+from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.packed.check import CONTROL
+from trainer.training.resume import differences, newest_whole
+from trainer.training.sharded import sharding_of
+
+CONFIGS = ROOT / "examples/accelerate"
+TRAINING = ["--logging_steps", "1", "--learning_rate", "5e-4", "--disable_tqdm", "true"]
+STEPS = 30  # of a run that is stopped in the middle
+
+
+@dataclass(frozen=True)
+class Material:
+    llama: Path
+    data: Path
+
+    def flags(self, processes: int, output: Path, *more: object) -> list[str]:
+        size = ["--per_device_train_batch_size", 8 // processes, *(["--use_cpu", "true"] if processes == 1 else [])]
+        own = ["--model", self.llama, "--data", self.data, "--output_dir", output]
+        return [str(flag) for flag in (*own, *TRAINING, *size, *more)]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    root = tmp_path_factory.mktemp("material")
+    llama = tiny_llama(root / "llama")
+    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
+    return Material(llama, write_groups(root / "data.jsonl", queries=16))
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(command: list[str]) -> None:
+    process = started(command)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def stopped(command: list[str], logs: Path, rank: int | None) -> str:
+    """The errors of a run that got SIGTERM once it was training: one process of it, or its launcher."""
+    process = started(command)
+    while not logs.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = {worker.environ()["RANK"]: worker for worker in psutil.Process(process.pid).children()}
+    (process if rank is None else workers[str(rank)]).send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not any(worker.is_running() for worker in workers.values())
+    return errors
+
+
+def sharded(*flags: str) -> list[str]:
+    """A stage in two processes, by the example for one machine of GPUs."""
+    launch = ["--config_file", str(CONFIGS / "fsdp_8gpu.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
+    port = str(ports()["http"])
+    return [
+        "-m",
+        "accelerate.commands.launch",
+        *launch,
+        "--main_process_port",
+        port,
+        "tests/support/fsdp_on_cpu.py",
+        *flags,
+    ]
+
+
+def assert_same_training(one: Path, two: Path, steps: int) -> None:
+    curves = [json.loads((path / "training.json").read_text())["loss_curve"] for path in (one, two)]
+    expected, losses = ([point["loss"] for point in curve] for curve in curves)
+    assert len(losses) == len(expected) == steps
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    weights, parts = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    assert weights.keys() == parts.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-5)
+
+
+def test_fsdp_trains_a_scorer_as_one_process_does(material: Material, tmp_path: Path) -> None:
+    """With adapters, looks at held-out queries, of which the best comes back from shards, and steps in parts, of which
+    the processes need different numbers."""
+    more = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4, "--held_out", material.data]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert rank_sft.main(material.flags(1, one, *more)) == 0
+    finish(sharded("trainer.rank_sft", *material.flags(2, two, *more)))
+    assert_same_training(one, two, steps=4)
+    looks = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
+    assert [look["step"] for look in looks[1]] == [2, 4]
+    expected, seen = ([look["eval_nDCG@10"] for look in path] for path in looks)
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+    assert type(AutoModelForSequenceClassification.from_pretrained(two)).__name__ == "LlamaForSequenceClassification"
+    encoder = PairEncoder.load(two)
+    batch = encoder.pack(encoder.encode(*CONTROL))
+    scores = [PackedScorer(load_scorer(path)).score(batch) for path in (one, two)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+
+
+def test_fsdp_pretrains_and_goes_on_from_its_shards(material: Material, tmp_path: Path) -> None:
+    """One of two processes gets a signal: both stop, after the same step, and the same command goes on."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--max_steps", STEPS, "--save_steps", 1000]
+    assert pretrain.main(material.flags(1, one, *more)) == 0
+    command = sharded("trainer.pretrain", *material.flags(2, two, *more))
+    errors = stopped(command, tmp_path / ".two.run" / "logs", rank=1)
+    assert errors.count("stopped by SIGTERM at step") == 2
+    checkpoint = newest_whole(tmp_path / ".two.run")
+    assert checkpoint is not None
+    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+    finish(command)
+    assert_same_training(one, two, steps=STEPS)
+
+
+def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
+    """torchrun hands SIGTERM on; it may arrive in different steps of the processes."""
+    flags = material.flags(2, tmp_path / "out", "--max_steps", 200, "--save_steps", 1000, "--use_cpu", "true")
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
+    errors = stopped([*launch, "-m", "trainer.rank_sft", *flags], tmp_path / ".out.run" / "logs", rank=None)
+    assert errors.count("stopped by SIGTERM at step") == 2
+    checkpoint = newest_whole(tmp_path / ".out.run")
+    assert checkpoint is not None
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_processes_than_the_interrupted_run_had_are_refused() -> None:
+    before = {"processes": 2, "sharding": "none"}
+    assert differences(before, {"processes": 4, "sharding": "fsdp"}) == ["processes: 2 -> 4", "sharding: none -> fsdp"]
+
+
+def test_fsdp_without_gpus_is_refused(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accelerate would silently train without."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert rank_sft.main(material.flags(1, tmp_path / "out")) == 2
+    assert "error: FSDP was asked for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def launch_arguments(name: str) -> Namespace:
+    """The example as ``accelerate launch`` reads it."""
+    command = ["--config_file", str(CONFIGS / name), "--machine_rank", "1", "--module", "trainer.rank_sft"]
+    arguments: Namespace = _validate_launch_command(launch_command_parser().parse_args(command))[0]
+    return arguments
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_of_an_example_is_one_that_accelerate_reads(path: Path) -> None:
+    """Accelerate itself refuses unknown keys of the file, and passes over those of its sections."""
+    config = load_config_from_file(str(path))
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
+    arguments = launch_arguments(path.name)
+    machines = 2 if "_2x8gpu" in path.stem else 1
+    assert (arguments.num_machines, arguments.num_processes) == (machines, 8 * machines)
+    assert arguments.mixed_precision == "bf16"
+    assert (arguments.use_fsdp, arguments.use_deepspeed) == (path.stem[0] == "f", path.stem[0] == "d")
+
+
+@pytest.mark.parametrize("name", ["fsdp_8gpu.yaml", "fsdp_2x8gpu.yaml"])
+def test_the_fsdp_examples_shard_everything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in prepare_multi_gpu_env(launch_arguments(name)).items():
+        monkeypatch.setenv(variable, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.auto_wrap_policy is transformer_auto_wrap_policy
+    assert plugin.activation_checkpointing
+    assert plugin.cpu_ram_efficient_loading
+    assert plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
+    assert sharding_of(TrainingArguments(use_cpu=True)) == "fsdp"
+
+
+@pytest.mark.parametrize("name", ["deepspeed_8gpu.yaml", "deepspeed_2x8gpu.yaml"])
+def test_the_deepspeed_examples_share_gradients_and_moments(name: str) -> None:
+    arguments = launch_arguments(name)
+    arguments.deepspeed_fields_from_accelerate_config = ""  # the launcher sets it
+    _, environment = prepare_deepspeed_cmd_env(arguments)
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_both_examples_of_a_kind_differ_in_the_machines_only() -> None:
+    for kind in ("fsdp", "deepspeed"):
+        one, two = (vars(load_config_from_file(str(CONFIGS / f"{kind}_{size}.yaml"))) for size in ("8gpu", "2x8gpu"))
+        apart = {"num_machines", "num_processes", "main_process_ip", "main_process_port", "deepspeed_config"}
+        assert {name for name in one if one[name] != two[name]} <= apart

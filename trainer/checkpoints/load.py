@@ -1,0 +1,146 @@
+"""Hugging Face models as scorers of packed rows: loaded, and checked that packed they score as alone.
+
+Shapes: R rows, L token slots a row, S pairs at most a row, N pairs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from model_repository.tokenizer.pair_encoding import (
+    FloatArray,
+    PackedBatch,
+    PairEncoder,
+    unpack,
+)
+from trainer.packed.check import UnpackableError, require_packing
+from trainer.packed.forward import packed_scores
+
+Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
+
+ADAPTER_FILE = "adapter_config.json"  # as PEFT calls it
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, of the wrong kind, or that packing would score wrongly."""
+
+
+class PackedScorer(nn.Module):
+    """A scorer of packed rows around a sequence-classification model, for scoring and export."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        pool_positions: Tensor,
+    ) -> Tensor:
+        return packed_scores(self.model, input_ids, token_type_ids, position_ids, segment_ids, pool_positions)
+
+    def score(self, batch: PackedBatch) -> FloatArray:
+        """Float32 logits [N], in the order of the pairs that were packed."""
+        return unpack(self.start(batch).cpu().numpy(), batch.slots)
+
+    @torch.inference_mode()
+    def start(self, batch: PackedBatch) -> Tensor:
+        """``scores[R, S]`` on the model's device; a GPU computes them while the caller goes on."""
+        return self(*(self._moved(torch.from_numpy(array)).long() for array in batch[:-1]))  # type: ignore[no-any-return]
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        device = self.model.device
+        if device.type == "cuda":  # a copy from other memory would wait until the last rows are scored
+            return rows.pin_memory().to(device, non_blocking=True)
+        return rows.to(device)
+
+
+def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:
+    """The sequence-classification model of a checkpoint with one logit, checked: packed equals alone.
+
+    Raises CheckpointError for a directory that holds no such model, for a score head that would be
+    new (a causal LM, say), and for a family whose packed scores differ.
+    """
+    model = load_for_training(directory, allow_new_head=False)
+    check_packing(model, encoder or PairEncoder.load(directory), directory)
+    return model
+
+
+def load_for_training(directory: str | Path, allow_new_head: bool = True) -> Model:
+    """A float32 scorer; ``allow_new_head`` admits checkpoints without one (a base LLM, after CPT)."""
+    model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1)
+    if missing and not allow_new_head:
+        raise CheckpointError(
+            f"{directory}: the checkpoint has no {missing[0]!r}: it is not a trained scorer "
+            f"(a causal LM goes through trainer.rank_sft first)"
+        )
+    new_body = [key for key in missing if key.startswith(model.base_model_prefix) and ".pooler." not in key]
+    if new_body:
+        raise CheckpointError(f"{directory}: the checkpoint lacks weights of the model's body, such as {new_body[0]!r}")
+    if model.config.pad_token_id is None:  # the class's own pooling needs one; ours does not
+        model.config.pad_token_id = 0
+    return model.eval()
+
+
+def load_causal_lm(directory: str | Path) -> Model:
+    """The causal LM of a checkpoint, in float32. Raises CheckpointError for any other kind."""
+    model, missing, unexpected = _load(AutoModelForCausalLM, directory, "a causal LM")
+    lost = [*missing, *unexpected]
+    if lost:
+        raise CheckpointError(f"{directory}: not a causal LM checkpoint ({lost[0]!r} does not fit)")
+    return model
+
+
+def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple[Model, list[str], list[str]]:
+    """The model, the names of weights that the checkpoint lacks, and of those that it alone has."""
+    require_checkpoint(directory)
+    try:
+        model, report = kind.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}: cannot be loaded as {what}: {_first_line(error)}") from error
+    return model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+
+
+def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:
+    """Raises CheckpointError unless the model scores packed pairs as it scores them alone."""
+    if any(weight.is_meta for weight in model.parameters()):
+        return  # under FSDP a new head is drawn by one process alone, which checks it
+    try:
+        require_packing(model, encoder)
+    except UnpackableError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def require_checkpoint(directory: str | Path) -> None:
+    """A path must be a checkpoint (else CheckpointError); what is no path is left to the hub."""
+    path = Path(directory)
+    if (path / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"{directory}: a LoRA adapter without its model: merge them first, with "
+            f"python -m trainer.merge --adapter {directory} --output_dir ..."
+        )
+    if path.exists() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json)")
+    if not path.exists() and (
+        path.is_absolute() or str(directory).count(os.sep) != 1 or str(directory).startswith(".")
+    ):
+        raise CheckpointError(f"{directory}: no such checkpoint")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def to_device(model: Model) -> Model:
+    """The model on the accelerator that PyTorch has, else where it is."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return model if device is None else model.to(device)

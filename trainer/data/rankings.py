@@ -1,0 +1,168 @@
+"""Scores and orders of pairs, and the files they come in: TREC runs and qrels, Parquet of teacher scores."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.records import (
+    DataError,
+    QueryGroup,
+    Scores,
+    appears_whole,
+    identity,
+    lines_of,
+    parquet_rows,
+    repeated,
+)
+
+SCORE_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]
+)
+ROWS_AT_ONCE = 65_536
+
+
+def read_run(path: str | Path) -> Scores:
+    """A TREC run (``qid Q0 docid rank score tag``): -rank as the score, so the order is the run's.
+
+    Raises DataError for a rank that comes twice: the order would not be known.
+    """
+    run = _trec(Path(path), columns=6, key=2, value=3, sign=-1.0)
+    for query_id, documents in run.items():
+        ranked = sorted(documents, key=documents.__getitem__, reverse=True)
+        for first, second in pairwise(ranked):
+            if documents[first] == documents[second]:
+                raise DataError(
+                    f"{path}: query {query_id!r}: documents {first!r} and {second!r} both have rank "
+                    f"{-documents[first]:.0f}: number the ranks, the order of equal ones is not known"
+                )
+    return run
+
+
+def read_qrels(path: str | Path) -> Scores:
+    """TREC judgments (``qid 0 docid grade``) as grades."""
+    return _trec(Path(path), columns=4, key=2, value=3, sign=1.0)
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Teacher scores that ``trainer.score`` wrote: float32 logits."""
+    scores: Scores = {}
+    for number, (query_id, doc_id, score) in enumerate(_score_rows(Path(path)), start=1):
+        if doc_id in scores.setdefault(query_id, {}):
+            raise DataError(f"{path}: row {number}, query {query_id!r}, document {doc_id!r}: scored twice")
+        scores[query_id][doc_id] = score
+    return scores
+
+
+class ScoreTable:
+    """The scores of a file that is too large for ``read_scores``: 21 bytes a pair, in any order.
+
+    Raises DataError as ``read_scores`` does.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        identities, scores = array("Q"), array("f")
+        for query_id, doc_id, score in _score_rows(self.path):
+            identities.append(identity(query_id, doc_id))
+            scores.append(score)
+        if suspects := repeated(identities):
+            self._refuse_repeated(suspects)
+        order = np.argsort(np.frombuffer(identities, dtype=np.uint64))
+        self._identities = np.frombuffer(identities, dtype=np.uint64)[order]
+        self.scores = np.frombuffer(scores, dtype=np.float32)[order]
+        self._asked_for = np.zeros(len(order), dtype=bool)
+
+    def get(self, query_id: str, doc_id: str) -> float:
+        """NaN where the file has no score of the pair."""
+        wanted = np.uint64(identity(query_id, doc_id))
+        place = int(np.searchsorted(self._identities, wanted))
+        if place == len(self._identities) or self._identities[place] != wanted:
+            return math.nan
+        self._asked_for[place] = True
+        return float(self.scores[place])
+
+    def check_known(self) -> None:
+        """Raises DataError for a pair that was never asked for: after a pass over the data, it is not there."""
+        if self._asked_for.all():
+            return
+        unknown = set(self._identities[~self._asked_for].tolist())
+        for number, (query_id, doc_id, _) in enumerate(_score_rows(self.path), start=1):
+            if identity(query_id, doc_id) in unknown:
+                raise DataError(
+                    f"{self.path}: row {number}: document {doc_id!r} of query {query_id!r} is not in the data "
+                    f"({len(unknown):,} such rows)"
+                )
+
+    def _refuse_repeated(self, suspects: set[int]) -> None:
+        seen: set[tuple[str, str]] = set()
+        for number, (query_id, doc_id, _) in enumerate(_score_rows(self.path), start=1):
+            if identity(query_id, doc_id) in suspects:
+                if (query_id, doc_id) in seen:
+                    raise DataError(f"{self.path}: row {number}, query {query_id!r}, document {doc_id!r}: scored twice")
+                seen.add((query_id, doc_id))
+
+
+def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], teacher: str) -> int:
+    """Parquet rows ``query_id, doc_id, score, teacher``, and their number; the file appears whole or not at all."""
+    written = 0
+    with appears_whole(Path(path)) as partial, pq.ParquetWriter(partial, SCORE_SCHEMA) as writer:
+        remaining = iter(scores)
+        while rows := list(islice(remaining, ROWS_AT_ONCE)):
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            writer.write_table(pa.table([*columns, [teacher] * len(rows)], schema=SCORE_SCHEMA))
+            written += len(rows)
+    return written
+
+
+def join_scores(shards: Sequence[Path], path: Path) -> None:
+    """One file of the rows of all shards, in their order; it appears whole or not at all."""
+    with appears_whole(path) as partial, pq.ParquetWriter(partial, SCORE_SCHEMA) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard))
+
+
+def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path) -> None:
+    """Raises DataError for the first query or document of ``scores`` that no group has."""
+    known = {group.query_id: {document.doc_id for document in group.documents} for group in groups}
+    for query_id, documents in scores.items():
+        if query_id not in known:
+            raise DataError(f"{source}: query {query_id!r} is not in the data")
+        for doc_id in documents:
+            if doc_id not in known[query_id]:
+                raise DataError(f"{source}: document {doc_id!r} of query {query_id!r} is not in the data")
+
+
+def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:
+    rows = parquet_rows(path, {"query_id", "doc_id", "score"}, ROWS_AT_ONCE)
+    for number, row in enumerate(rows, start=1):
+        query_id, doc_id, score = row["query_id"], row["doc_id"], row["score"]
+        if score is None or not math.isfinite(score):
+            where = f"{path}: row {number}, query {query_id!r}, document {doc_id!r}"
+            raise DataError(f"{where}: the score is {score}, not a finite number")
+        yield query_id, doc_id, score
+
+
+def _trec(path: Path, columns: int, key: int, value: int, sign: float) -> Scores:
+    scores: Scores = {}
+    for number, line in lines_of(path):
+        parts = line.split()
+        if len(parts) != columns:
+            raise DataError(f"{path}:{number}: {len(parts)} columns where {columns} are needed")
+        query_id, doc_id = parts[0], parts[key]
+        if doc_id in scores.setdefault(query_id, {}):
+            raise DataError(f"{path}:{number}: document {doc_id!r} of query {query_id!r} again")
+        try:
+            scores[query_id][doc_id] = sign * int(parts[value])
+        except ValueError:
+            raise DataError(f"{path}:{number}: {parts[value]!r} is not a whole number") from None
+    if not scores:
+        raise DataError(f"{path}: no lines in this file")
+    return scores

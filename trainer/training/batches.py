@@ -1,0 +1,128 @@
+"""Records to tensors: the groups of a training step become one packed batch.
+
+Shapes: N pairs, R rows, L token slots a row, S pairs at most a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncoder
+from trainer.data.pairs import encode_group
+from trainer.data.records import JudgedDocument
+
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+SKIPPED = None  # stands for a group that the run was trained on before it was interrupted
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """One query's pairs as a step sees them: ``targets`` are labels or teacher scores, one a document;
+    ``labels``, where the objective wants both, are NaN for pairs that nobody judged."""
+
+    query_id: str
+    query: str
+    documents: tuple[JudgedDocument, ...]
+    targets: tuple[float, ...]
+    labels: tuple[float, ...] = ()
+
+
+class RankingBatch(TypedDict):
+    """A step of ranking; a dict, because Trainer moves only those to its device."""
+
+    packed: dict[str, Tensor]  # the model's inputs, [R, L] and [R, S]
+    slots: Tensor  # [N]
+    targets: Tensor  # [N]
+    groups: Tensor  # [N], which query of the step a pair belongs to
+    labels: Tensor  # [N] as the groups have them, or [0]
+    queries: list[str]  # ids, to name in errors
+
+
+class LanguageBatch(TypedDict):
+    """A step of continued pre-training."""
+
+    packed: dict[str, Tensor]
+    labels: Tensor  # [R, L], the document's tokens and the end token; IGNORED elsewhere
+    weights: Tensor  # [R, L], the weight of the token's pair
+    queries: list[str]  # ids, to name in errors
+
+
+def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: int, place: int) -> TrainingGroup:
+    """The group with at most ``count`` of its documents, drawn by the seed, the epoch and the group's place alone:
+    a run that goes on draws the same."""
+    if count is None or len(group.documents) <= count:
+        return group
+    draw = np.random.default_rng((seed, epoch, place))
+    chosen = sorted(draw.choice(len(group.documents), count, replace=False).tolist())
+    documents, targets, labels = (
+        tuple(values[place] for place in chosen) if values else ()
+        for values in (group.documents, group.targets, group.labels)
+    )
+    return replace(group, documents=documents, targets=targets, labels=labels)
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Groups of a step to one packed batch."""
+
+    encoder: PairEncoder
+
+    def __call__(self, batch: Sequence[TrainingGroup]) -> RankingBatch:
+        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
+        packed = self.encoder.pack(pairs)
+        return {
+            "packed": _model_inputs(packed),
+            "slots": torch.from_numpy(packed.slots).long(),
+            "targets": torch.tensor([target for group in batch for target in group.targets]),
+            "groups": torch.tensor([index for index, group in enumerate(batch) for _ in group.targets]),
+            "labels": torch.tensor([label for group in batch for label in group.labels]),
+            "queries": [group.query_id for group in batch],
+        }
+
+
+@dataclass(frozen=True)
+class LanguageCollator:
+    """Clicked pairs to the inputs of continued pre-training: loss on the document's side only."""
+
+    encoder: PairEncoder
+
+    def __call__(self, batch: Sequence[TrainingGroup]) -> LanguageBatch:
+        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
+        packed = self.encoder.pack(pairs)
+        weights = [target for group in batch for target in group.targets]
+        labels_RL = np.full(packed.input_ids.shape, IGNORED, dtype=np.int64)
+        weights_RL = np.zeros(packed.input_ids.shape, dtype=np.float32)
+        rows, places = np.divmod(packed.slots, packed.pool_positions.shape[1])
+        for pair, weight, row, place in zip(pairs, weights, rows, places, strict=True):
+            start = int(np.argmax(packed.segment_ids[row] == place + 1))
+            document = slice(start + pair.document_start, start + len(pair.token_ids))
+            labels_RL[row, document] = packed.input_ids[row, document]
+            weights_RL[row, document] = weight
+        return {
+            "packed": _model_inputs(packed),
+            "labels": torch.from_numpy(labels_RL),
+            "weights": torch.from_numpy(weights_RL),
+            "queries": [group.query_id for group in batch],
+        }
+
+
+@dataclass(frozen=True)
+class PassOver:
+    """A collator that does no work for steps that the run was trained on before it was interrupted."""
+
+    collate: Callable[[Sequence[TrainingGroup]], RankingBatch | LanguageBatch]
+
+    def __call__(self, batch: Sequence[TrainingGroup | None]) -> RankingBatch | LanguageBatch | dict[str, Any]:
+        groups = [group for group in batch if group is not SKIPPED]
+        return self.collate(groups) if groups else {}
+
+
+def _model_inputs(packed: PackedBatch) -> dict[str, Tensor]:
+    names = packed._fields[:-1]
+    return {name: torch.from_numpy(array).long() for name, array in zip(names, packed[:-1], strict=True)}

@@ -1,0 +1,78 @@
+"""Judged queries that training does not see: a ranking metric on the way, the best checkpoint, an early end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from trainer.checkpoints.load import PackedScorer
+from trainer.data.pairs import encode_group
+from trainer.data.records import DataError, QueryGroup, Scores, read_groups
+from trainer.measures.metrics import judgments, per_query
+
+MEASURE = "nDCG@10"
+
+
+@dataclass
+class HeldOutArguments:
+    """What to judge the model by while it is trained."""
+
+    held_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Judged queries: {MEASURE} on them at every --save_steps, and the best checkpoint wins."},
+    )
+    early_stop: int | None = field(
+        default=None, metadata={"help": "Stop after so many looks at --held_out without a better one."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.early_stop is not None and (self.early_stop < 1 or not self.held_out):
+            raise DataError("--early_stop is a number of looks, at least 1, and needs --held_out")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Judged queries, and what looking at them asks of the Trainer."""
+
+    groups: Sequence[QueryGroup]
+    early_stop: int | None
+
+    def configure(self, training: TrainingArguments) -> list[TrainerCallback]:
+        """Make a Trainer look at every saved checkpoint and end with the best; the callbacks that it needs for it."""
+        if training.save_strategy not in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH):
+            raise DataError("--held_out looks at checkpoints: --save_strategy must be steps or epoch")
+        training.eval_strategy = IntervalStrategy(training.save_strategy)
+        training.eval_steps = training.save_steps
+        training.load_best_model_at_end, training.greater_is_better = True, True
+        training.metric_for_best_model = f"eval_{MEASURE}"
+        return [] if self.early_stop is None else [EarlyStoppingCallback(early_stopping_patience=self.early_stop)]
+
+    def evaluate(self, scorer: PackedScorer, encoder: PairEncoder) -> dict[str, Any]:
+        """The mean of the measure over the judged queries, under the name that the Trainer looks for."""
+        qrels = judgments(self.groups)
+        was_training = scorer.model.training
+        scorer.model.eval()
+        scores: Scores = {}
+        for group in self.groups:
+            if group.query_id in qrels:
+                values = scorer.score(encoder.pack(encode_group(encoder, group.query, group.documents))).tolist()
+                doc_ids = (document.doc_id for document in group.documents)
+                scores[group.query_id] = dict(zip(doc_ids, values, strict=True))
+        scorer.model.train(was_training)
+        return {f"eval_{MEASURE}": float(np.mean(list(per_query(qrels, scores, MEASURE).values())))}
+
+
+def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
+    """Raises DataError where none of the queries is judged."""
+    if not arguments.held_out:
+        return None
+    groups = read_groups(*arguments.held_out)
+    if not judgments(groups):
+        raise DataError(f"{arguments.held_out[0]}: no query is judged; --held_out needs labels")
+    return HeldOut(groups, arguments.early_stop)

@@ -1,0 +1,131 @@
+"""Models whose weights lie in parts on several processes (FSDP2, DeepSpeed ZeRO).
+
+A part looks like a model and is none: what is scored or saved here is the whole. Everything but
+``sharding_of`` is called by all processes or by none, since each holds a part of what is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils.generic import strtobool
+
+from model_repository.tokenizer.pair_encoding import PackedBatch
+from trainer.checkpoints.load import Model, PackedScorer
+
+
+class ShardingError(ValueError):
+    """A way to share out a model's weights that the stages do not run with."""
+
+
+def sharding_of(training: TrainingArguments) -> str:
+    """``none``, ``fsdp`` or ``deepspeed``: what Accelerate's configuration or the flags ask for."""
+    if training.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+        return "deepspeed"
+    if training.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        return "fsdp"
+    return "none"
+
+
+def check_whole_when_loaded() -> None:
+    """Before a model is loaded: raises ShardingError for ZeRO stage 3, which cuts weights up while they are read."""
+    if is_deepspeed_zero3_enabled():
+        raise ShardingError(
+            "DeepSpeed's zero_stage 3 leaves no whole model to check and to adapt: set zero_stage: 2, or use FSDP"
+        )
+
+
+def check_sharding(trainer: Trainer) -> None:
+    """Before training: raises ShardingError for FSDP 1, and keeps sums in float32 where FSDP 2 computes in bfloat16.
+
+    Accelerate would also add up gradients in bfloat16, and cast what the model returns to it: scores would tie.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        if sharding_of(trainer.args) == "fsdp":
+            raise ShardingError("FSDP was asked for, but Accelerate runs it in several processes with GPUs only")
+        return
+    if plugin.fsdp_version != 2:
+        raise ShardingError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = _layers_to_gather(trainer.model)
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
+
+
+def _layers_to_gather(model: Model) -> list[str]:
+    """The classes whose weights are gathered together: the model's own choice, as far as it has such layers.
+
+    Not those around the input embedding (BERT's): Accelerate cuts that up on its own, and a second time fails.
+    """
+    embedding = model.get_input_embeddings()
+    chosen = {module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
+    return sorted({type(module).__name__ for module in chosen if embedding not in module.modules()})
+
+
+def scorer_of(trainer: Trainer) -> PackedScorer:
+    """A scorer of the model as it is in the middle of training."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return _CalledScorer(trainer.model_wrapped)
+    return PackedScorer(trainer.model)
+
+
+class _CalledScorer(PackedScorer):
+    """Goes through the model's call, whose hooks gather the weights; its forward is packed (``use_packed_forward``)."""
+
+    def forward(self, *rows: Tensor) -> Tensor:
+        scores_RS: Tensor = self.model(**dict(zip(PackedBatch._fields[:-1], rows, strict=True)))
+        return scores_RS
+
+
+class WholeModel:
+    """The trained model in one piece, in float32, whatever the Trainer made of it.
+
+    Made before training, since FSDP changes the model and its class in place.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self._outline = _without_weights(trainer.model) if self._sharded else None
+
+    def gather(self) -> Model:
+        """Complete in the first process; the others get a model without weights where these are sharded."""
+        if self._outline is None:
+            return self._trainer.model
+        weights = _whole_weights(self._trainer)
+        if self._trainer.is_world_process_zero():
+            self._outline.load_state_dict(weights, assign=True)
+            self._outline.tie_weights()
+        return self._outline
+
+
+def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """In float32; complete in the first process."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_deepspeed_enabled:  # its model computes with rounded weights, the optimiser has them in full
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model: Model = trainer.model
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weights[name] = safe_get_full_fp32_param(weight).cpu()
+    return {name: weight.float() for name, weight in weights.items()}
+
+
+def _without_weights(model: Model) -> Model:
+    """A copy whose parameters have shapes and nothing in them."""
+    empty: dict[int, Any] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, empty)

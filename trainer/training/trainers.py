@@ -1,0 +1,178 @@
+"""The Trainers of the stages: packed batches to losses, whatever number of processes trains.
+
+A loss is a mean over the pairs (or tokens) of the whole step, so that two processes with half of the
+queries each train as one does. Shapes: N pairs of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from trainer.checkpoints.load import Model
+from trainer.checkpoints.lora import has_adapters
+from trainer.data.records import DataError
+from trainer.training.batches import LanguageCollator, PassOver, RankingCollator
+from trainer.training.held_out import HeldOut
+from trainer.training.in_parts import rows_within, use_packed_forward
+from trainer.training.losses import mixed_with_labels, weighted_mean
+from trainer.training.processes import decided_by_first, several
+from trainer.training.resume import NonFiniteLossError
+from trainer.training.sharded import scorer_of
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
+
+
+class ScoredPairs(NamedTuple):
+    """What an objective sees of a step; ``labels`` is empty where no objective wants it."""
+
+    student: Tensor  # [N]
+    targets: Tensor  # [N]
+    groups: Tensor  # [N]
+    labels: Tensor  # [N] or [0]
+
+    def of_all_processes(self) -> ScoredPairs:
+        """The pairs of every process, in order, each with the queries' numbers of its own.
+
+        Each process then has the same loss; the gradient that comes back through the gathering is the
+        sum of all processes', which DDP divides by their number again.
+        """
+        if not several():
+            return self
+        apart = self._replace(groups=self.groups + dist.get_rank() * 2**32)
+        return ScoredPairs(*(_gathered(values) for values in apart))
+
+
+def share_of_all_processes(weight: Tensor) -> Tensor:
+    """By what to multiply a mean over ``weight`` (a scalar) so that DDP's mean is one over all processes."""
+    if not several():
+        return torch.ones_like(weight)
+    everything = weight.clone()
+    dist.all_reduce(everything)
+    return weight * dist.get_world_size() / everything
+
+
+def _gathered(values: Tensor) -> Tensor:
+    """[N] of each process, one after the other; processes may have different N."""
+    sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
+    longest = max(int(size) for size in sizes)
+    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
+    if values.requires_grad:
+        parts = list(differentiable.all_gather(padded))  # type: ignore[no-untyped-call]
+    else:
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+class StageTrainer(Trainer):
+    """Whose checkpoints to go on from hold, beside the optimiser's states, the weights that are trained.
+
+    With adapters that spares the LLM's own, which the next start has from ``--model``.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        model: Model = self.model
+        if not has_adapters(model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            directory = Path(str(output_dir or self.args.output_dir))
+            directory.mkdir(parents=True, exist_ok=True)
+            whole = model.state_dict() if state_dict is None else state_dict
+            trained = (name for name, weight in model.named_parameters() if weight.requires_grad)
+            weights = {name: whole[name].detach().cpu().contiguous() for name in trained}
+            save_file(weights, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+class RankingTrainer(StageTrainer):
+    """Trains a scorer on ``objective``.
+
+    ``label_weight`` is the share of the loss that is RankNet on the groups' labels; ``token_budget`` is the
+    number of token slots of a forward pass, all of a step's by default.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        encoder: PairEncoder,
+        objective: Objective,
+        args: TrainingArguments,
+        label_weight: float = 0.0,
+        token_budget: int | None = None,
+        held_out: HeldOut | None = None,
+        **settings: Any,
+    ) -> None:
+        collator: Any = PassOver(RankingCollator(encoder))
+        if held_out is not None:
+            settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
+        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
+        super().__init__(model=model, data_collator=collator, args=args, **settings)
+        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
+        self.objective: Objective = objective
+        self.label_weight = label_weight
+        self._encoder, self._held_out = encoder, held_out
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        scores_RS = model(**inputs["packed"])
+        local = ScoredPairs(scores_RS.flatten()[inputs["slots"]], inputs["targets"], inputs["groups"], inputs["labels"])
+        pairs = local.of_all_processes()
+        loss = self.objective(pairs.student, pairs.targets, pairs.groups)
+        if self.label_weight:
+            loss = mixed_with_labels(loss, pairs.student, pairs.labels, pairs.groups, self.label_weight)
+        return finite(loss, self.state.global_step, inputs["queries"])
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The measure on the held-out queries, logged like a loss."""
+        if self._held_out is None:
+            raise ValueError("this trainer has no held-out queries")
+        found = self._held_out.evaluate(scorer_of(self), self._encoder)
+        metrics = decided_by_first(lambda: found)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class LanguageTrainer(StageTrainer):
+    """Trains a causal LM on the document's side of packed pairs; ``token_budget`` as in RankingTrainer."""
+
+    def __init__(self, model: Model, encoder: PairEncoder, token_budget: int | None = None, **settings: Any) -> None:
+        collator: Any = PassOver(LanguageCollator(encoder))
+        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
+        super().__init__(model=model, data_collator=collator, **settings)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        losses_RL = model(**inputs["packed"], labels=inputs["labels"])
+        loss = weighted_mean(losses_RL, inputs["weights"])
+        return finite(loss * share_of_all_processes(inputs["weights"].sum()), self.state.global_step, inputs["queries"])
+
+
+def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
+    """The loss; raises NonFiniteLossError, which names the queries of the step, if it is no number."""
+    if not torch.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} after {steps} steps, and no weight was changed by it; "
+            f"the queries of this step: {', '.join(queries)}"
+        )
+    return loss
+
+
+def check_documents_per_query(count: int | None) -> None:
+    """Raises DataError for a ``--documents_per_query`` that leaves nothing to compare."""
+    if count is not None and count < 2:
+        raise DataError(f"--documents_per_query must be at least 2, not {count}: a rank loss compares documents")
