@@ -1,91 +1,64 @@
-"""What the commands share: the flags of servers, and how a command ends."""
+"""How a command of the project ends: its exit code, and one line on standard error for what a user can mend."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
+import select
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from client.connection import Connection
-from client.errors import RankingError
-
-AUTHORIZATION = "DISRANKER_AUTHORIZATION"
-GOOD, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-EXIT_CODES = """exit codes:
-  0    all is well{}
-  2    bad input, or a server that refuses or does not answer; one line on standard error says what to do
-  130  Ctrl-C"""
+GOOD, INTERRUPTED, READER_LEFT = 0, 130, 141  # 128 and the number of the signal, as shells have it
 
 
 class Main(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
-def command(main: Main) -> Main:
-    """Exit codes for whatever ends a command; a reader that leaves early (``| head``) is no error."""
+def command(body: Callable[[Sequence[str] | None], int | None]) -> Main:
+    """Make an entry point of ``body(argv)``.
 
-    @functools.wraps(main)
-    def ended(argv: Sequence[str] | None = None) -> int:
+    Its exit code is the body's, 0 for None. An exception with an ``exit_code``, as every DisRankerError has, becomes
+    one line on standard error and that code. Ctrl-C is 130, a reader of standard output that left (``| head``) 141,
+    both without a word. Any other exception is a bug and stays a traceback.
+    """
+
+    @functools.wraps(body)
+    def main(argv: Sequence[str] | None = None) -> int:
         try:
-            return main(argv)
-        except RankingError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return REFUSED
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-            return GOOD
+            return body(argv) or GOOD
         except KeyboardInterrupt:
             return INTERRUPTED
+        except BrokenPipeError:
+            if not reader_left():
+                raise
+            return READER_LEFT
+        except Exception as error:
+            # By the attribute, not the class: what Triton loads raises errors that cannot import ours.
+            exit_code = getattr(error, "exit_code", None)
+            if not isinstance(exit_code, int):
+                raise
+            label = getattr(error, "label", "error")
+            say(f"{label}: {error}" if label else str(error))
+            return exit_code
 
-    return ended
-
-
-def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
-    """Flags that ``connection_of`` reads; without ``target`` not those that say which server and model."""
-    group = parser.add_argument_group("the server")
-    if target:
-        group.add_argument(
-            "--url",
-            action="append",
-            metavar="HOST:PORT",
-            help="of the server's gRPC (default localhost:8001); several, by commas or by giving this again, share the "
-            "work",
-        )
-        group.add_argument("--model", default="ranker", help="default %(default)s")
-        group.add_argument("--version", default="", help="of the model; default: the server's choice")
-    group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds a query (default %(default)s)")
-    group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
-    group.add_argument(
-        "--root_certificates", type=Path, metavar="PEM", help="that the server's is checked by; default: the system's"
-    )
-    group.add_argument(
-        "--certificate_chain", type=Path, metavar="PEM", help="of the client, for a server that asks for one"
-    )
-    group.add_argument("--private_key", type=Path, metavar="PEM", help="of that certificate")
-    group.add_argument(
-        "--authorization",
-        help=f"value of the authorization header; better in the environment as {AUTHORIZATION}, since the list of "
-        "processes shows flags",
-    )
+    return main
 
 
-def connection_of(arguments: argparse.Namespace) -> Connection:
-    """Raises InvalidRequestError for settings that cannot be meant."""
-    named: dict[str, Any] = {
-        "servers": tuple(one.strip() for url in getattr(arguments, "url", None) or () for one in url.split(",")),
-        "model": getattr(arguments, "model", ""),
-        "version": getattr(arguments, "version", ""),
-    }
-    return Connection(
-        **{name: value for name, value in named.items() if value},
-        timeout_s=arguments.timeout,
-        tls=arguments.tls,
-        root_certificates=arguments.root_certificates,
-        certificate_chain=arguments.certificate_chain,
-        private_key=arguments.private_key,
-        authorization=arguments.authorization or os.environ.get(AUTHORIZATION) or None,
-    )
+def say(line: str) -> None:
+    """Print a line on standard error. It does not break a bar of tqdm, which has been imported if there is one."""
+    if tqdm := sys.modules.get("tqdm"):
+        tqdm.tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)
+
+
+def reader_left() -> bool:
+    """Whether nobody reads standard output any more; what is written from then on is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+    return True

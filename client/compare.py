@@ -22,9 +22,10 @@ import numpy as np
 
 from client import outputs
 from client.agreement import kendall_tau, overlap
-from client.command import EXIT_CODES, GOOD, add_server_flags, command, connection_of
+from client.command import command
 from client.connection import Connection, parse_target
 from client.errors import InvalidRequestError
+from client.flags import EXIT_CODES, add_server_flags, connection_of
 from client.inputs import read_documents
 from client.ranking import RankingClient
 from client.records import Document, RankedDocument
@@ -46,7 +47,7 @@ class Side:
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.top_k < 1:
         raise InvalidRequestError(f"--top_k must be at least 1, not {arguments.top_k}")
@@ -56,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     left, right = (_ranked(target, arguments.query, documents) for target in targets)
     lines = {"table": _table, "jsonl": _jsonl}[arguments.format]
     outputs.show(outputs.encoded(lines(left, right, documents, arguments.top_k)))
-    return GOOD
 
 
 def _ranked(target: Connection, query: str, documents: Sequence[Document]) -> Side:

@@ -1,4 +1,19 @@
-"""Whatever keeps documents from being ranked. Every message names the server and says what to do."""
+"""The errors that a user of the project can meet. Every message says what to do, and names the server, if there is one.
+
+DisRankerError                    the base of all; `exit_code` is that of a command that it ends
+└── RankingError                  documents were not ranked
+    ├── InvalidRequestError       the request is at fault: no documents, an empty query, a document that is too large
+    ├── RequestTimeoutError       no answer within the time limit; never tried again, the server may still work on it
+    └── ServerError               the server is at fault; another server, or a later call, may succeed
+        ├── ServerUnavailableError  at every attempt nothing answered at the address, or the connection was cut
+        ├── ServerOverloadedError   at every attempt too many requests waited already
+        ├── ModelNotReadyError      the server lacks the model, its version, or the inputs and outputs of a ranker
+        ├── AuthenticationError     the server, or a proxy before it, refuses the authorization
+        └── InvalidAnswerError      scores that are not finite, or not one for each document
+
+The errors of trainer/, engines/ and bench/ derive from DisRankerError too. `client.command` prints any of them as one
+line and returns its exit code.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +22,19 @@ from typing import Any
 from tritonclient.utils import InferenceServerException
 
 
-class RankingError(Exception):
-    """The parent of all; ``server`` is the one concerned, "" if none is."""
+class DisRankerError(Exception):
+    """The base of all errors of the project that are not bugs.
+
+    ``exit_code`` is that of a command which the error ends.
+    ``label`` stands before the message on standard error; "" prints the message only.
+    """
+
+    exit_code: int = 2
+    label: str = "error"
+
+
+class RankingError(DisRankerError):
+    """Documents were not ranked. ``server`` is the one concerned, "" if none is."""
 
     def __init__(self, message: str, server: str = "") -> None:
         super().__init__(message)
@@ -16,35 +42,35 @@ class RankingError(Exception):
 
 
 class InvalidRequestError(RankingError):
-    """The request is at fault: no documents, an empty query, a document that is too large."""
+    """The request is at fault."""
 
 
 class RequestTimeoutError(RankingError):
-    """No answer within the time limit of the call. Not tried again: the server may be at it still."""
+    """No answer came within the time limit of the call."""
 
 
 class ServerError(RankingError):
-    """The server's side; another one, or a later call, may do better."""
+    """The server is at fault."""
 
 
 class ServerUnavailableError(ServerError):
-    """Nothing answers at the address, or the connection was cut, at every attempt."""
+    """Nothing answers at the address, or the connection was cut."""
 
 
 class ServerOverloadedError(ServerError):
-    """It answers that too much waits already, at every attempt."""
+    """Too many requests wait at the server already."""
 
 
 class ModelNotReadyError(ServerError):
-    """It answers and does not serve the model, its version, or one with the inputs and outputs of a ranker."""
+    """The server does not serve the model as a ranker."""
 
 
 class AuthenticationError(ServerError):
-    """It, or a proxy before it, refuses the authorisation."""
+    """The authorization was refused."""
 
 
 class InvalidAnswerError(ServerError):
-    """Scores that are not finite, or not one for each document."""
+    """The answer holds no usable score for each document."""
 
 
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")

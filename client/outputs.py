@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
+from client.command import reader_left
 from client.records import Document, RankedDocument
 from client.terminal import columns, fitted, padded, printable
 
@@ -20,9 +21,13 @@ def encoded(lines: Iterable[str]) -> bytes:
 
 
 def show(content: bytes) -> None:
-    """To standard output, at once."""
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
+    """Write to standard output at once. A reader that has left (``| head``) has what it wanted."""
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        reader_left()
+        sys.exit(0)
 
 
 def jsonl(ranked: Sequence[RankedDocument]) -> Iterator[str]:

@@ -21,15 +21,16 @@ if __name__ == "__main__" and not __package__:
 
 from client import outputs
 from client.batch import Batch, rank_batch
-from client.command import EXIT_CODES, GOOD, SOME_FAILED, add_server_flags, command, connection_of
+from client.command import command
 from client.errors import InvalidRequestError
 from client.explain import Explainer
+from client.flags import EXIT_CODES, add_server_flags, connection_of
 from client.inputs import check_word, read_documents
 from client.ranking import RankingClient
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
@@ -58,7 +59,7 @@ def _single(client: RankingClient, arguments: argparse.Namespace, explainer: Exp
     }
     outputs.show(outputs.encoded(lines[arguments.format]()))
     _explain(explainer, requests, seconds)
-    return GOOD
+    return 0
 
 
 def _batch(client: RankingClient, arguments: argparse.Namespace, explainer: Explainer | None) -> int:
@@ -74,7 +75,7 @@ def _batch(client: RankingClient, arguments: argparse.Namespace, explainer: Expl
     tally = rank_batch(client, batch)
     print(tally, file=sys.stderr)
     _explain(explainer, tally.requests, tally.seconds, arguments.in_flight)
-    return SOME_FAILED if tally.left_out else GOOD
+    return 1 if tally.left_out else 0
 
 
 def _explain(explainer: Explainer | None, requests: int, seconds: float, in_flight: int = 1) -> None:

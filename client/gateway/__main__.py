@@ -8,15 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from client.command import command
+from client.errors import DisRankerError
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """As serve; exit code 2, too, where what the gateway needs beyond the client is not installed."""
+
+@command
+def main(argv: Sequence[str] | None) -> None:
     try:
         from client.gateway.serving import serve
     except ModuleNotFoundError as error:
-        print(f"error: the gateway needs {error.name}: pip install 'disranker[gateway]'", file=sys.stderr)
-        return 2
-    return serve(argv)
+        raise DisRankerError(f"the gateway needs {error.name}: pip install 'disranker[gateway]'") from error
+    serve(argv)
 
 
 if __name__ == "__main__":

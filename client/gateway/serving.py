@@ -12,24 +12,16 @@ from collections.abc import Sequence
 import uvicorn
 from prometheus_client import disable_created_metrics
 
-from client import RankingError
+from client import InvalidRequestError
 from client.gateway.app import create_app
 from client.gateway.settings import Settings, read
 
 
-def serve(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when it is told to end (SIGINT, SIGTERM), 2 with one line on standard error for bad settings."""
-    try:
-        settings = read(argv)
-        app = create_app(settings)
-    except RankingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        listener = _listen(settings)
-    except OSError as error:
-        print(f"error: cannot listen at {settings.host}:{settings.port}: {_reason(error)}", file=sys.stderr)
-        return 2
+def serve(argv: Sequence[str] | None) -> None:
+    """Serve until SIGINT or SIGTERM, which is a good end. Raises RankingError for bad settings."""
+    settings = read(argv)
+    app = create_app(settings)
+    listener = _listen(settings)
     signal.signal(signal.SIGTERM, _end)
     # A second series for each: nobody asks when a counter was made.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -42,18 +34,17 @@ def serve(argv: Sequence[str] | None = None) -> int:
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
-            return 0
-    return 0
+            return
 
 
 def _listen(settings: Settings) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
-
-
-def _reason(error: OSError) -> str:
-    """Python adds the address to some."""
-    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        # Python adds the address to some reasons.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise InvalidRequestError(f"cannot listen at {settings.host}:{settings.port}: {reason}") from error
 
 
 def _address(listener: socket.socket) -> str:

@@ -30,6 +30,8 @@ FloatArray = npt.NDArray[np.float32]
 class EncodingError(ValueError):
     """A text, an artefact or a request that the pair encoding cannot take."""
 
+    exit_code = 2  # of a command that it ends: client.command
+
 
 class Document(NamedTuple):
     """What the ranker reads of a document; either part may be empty."""

@@ -1,0 +1,63 @@
+"""The flags with which a command names its servers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from client.connection import Connection
+
+AUTHORIZATION = "DISRANKER_AUTHORIZATION"
+EXIT_CODES = """exit codes:
+  0    all is well{}
+  2    bad input, or a server that refuses or does not answer; one line on standard error says what to do
+  130  Ctrl-C"""
+
+
+def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
+    """Flags that ``connection_of`` reads; without ``target`` not those that say which server and model."""
+    group = parser.add_argument_group("the server")
+    if target:
+        group.add_argument(
+            "--url",
+            action="append",
+            metavar="HOST:PORT",
+            help="of the server's gRPC (default localhost:8001); several, by commas or by giving this again, share the "
+            "work",
+        )
+        group.add_argument("--model", default="ranker", help="default %(default)s")
+        group.add_argument("--version", default="", help="of the model; default: the server's choice")
+    group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds a query (default %(default)s)")
+    group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
+    group.add_argument(
+        "--root_certificates", type=Path, metavar="PEM", help="that the server's is checked by; default: the system's"
+    )
+    group.add_argument(
+        "--certificate_chain", type=Path, metavar="PEM", help="of the client, for a server that asks for one"
+    )
+    group.add_argument("--private_key", type=Path, metavar="PEM", help="of that certificate")
+    group.add_argument(
+        "--authorization",
+        help=f"value of the authorization header; better in the environment as {AUTHORIZATION}, since the list of "
+        "processes shows flags",
+    )
+
+
+def connection_of(arguments: argparse.Namespace) -> Connection:
+    """Raises InvalidRequestError for settings that cannot be meant."""
+    named: dict[str, Any] = {
+        "servers": tuple(one.strip() for url in getattr(arguments, "url", None) or () for one in url.split(",")),
+        "model": getattr(arguments, "model", ""),
+        "version": getattr(arguments, "version", ""),
+    }
+    return Connection(
+        **{name: value for name, value in named.items() if value},
+        timeout_s=arguments.timeout,
+        tls=arguments.tls,
+        root_certificates=arguments.root_certificates,
+        certificate_chain=arguments.certificate_chain,
+        private_key=arguments.private_key,
+        authorization=arguments.authorization or os.environ.get(AUTHORIZATION) or None,
+    )
