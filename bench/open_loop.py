@@ -26,10 +26,11 @@ from tritonclient.utils import InferenceServerException
 
 from bench.machine import described, machine, show
 from bench.spread import Spread, ratios
+from client.files import appears_whole
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, Traffic, read_groups
 from trainer.command import command, parse
-from trainer.data.records import DataError, appears_whole
+from trainer.data.records import DataError
 
 ROOT = Path(__file__).parent.parent
 LARGEST = 2**31 - 1

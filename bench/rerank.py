@@ -16,9 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from client import Document, RankingClient, RankingError
+from client.files import appears_whole
 from trainer.command import command, parse
 from trainer.data.rankings import check_known, read_run
-from trainer.data.records import DataError, QueryGroup, Scores, appears_whole, read_groups
+from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 
 
 @dataclass

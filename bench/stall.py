@@ -25,8 +25,9 @@ from rich.table import Table
 from bench.machine import described, machine, show
 from bench.open_loop import end_locust, run_locust, start_locust
 from bench.stalling import StallingRelay
+from client.files import appears_whole
 from trainer.command import command, parse
-from trainer.data.records import DataError, appears_whole
+from trainer.data.records import DataError
 
 START_S = 5.0  # of Locust, at most; the stall comes when it is surely at work
 CAPACITY_S = 6.0

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from tqdm import tqdm
 
+from client.files import appears_whole
 from trainer.command import command, console_of, parse
-from trainer.data.records import appears_whole
 from trainer.rank_sft import Judged
 from trainer.training.run import StageArguments
 from trainer.training.streams import DataArguments, training_groups

@@ -12,9 +12,9 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import EncodingError
 from trainer.checkpoints.load import CheckpointError
-from trainer.data.records import DataError
 from trainer.training.memory import OutOfMemoryError
 from trainer.training.resume import InterruptedRunError, NonFiniteLossError, ResumeError
 from trainer.training.sharded import ShardingError
@@ -42,7 +42,7 @@ def command(body: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         try:
             body(argv)
-        except (DataError, EncodingError, CheckpointError, ResumeError, ShardingError) as error:
+        except (DisRankerError, EncodingError, CheckpointError, ResumeError, ShardingError) as error:
             _complain(error)
             return 2
         except InterruptedRunError as error:

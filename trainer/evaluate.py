@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from client.files import appears_whole
 from trainer.command import command, console_of, parse
 from trainer.data.rankings import check_known, read_qrels, read_run, read_scores
-from trainer.data.records import DataError, QueryGroup, Scores, appears_whole, read_groups
+from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import bm25_scores, random_scores
 from trainer.measures.metrics import bootstrap_interval, judgments, pair_counts, per_query, pnr, pnr_interval
 from trainer.scoring.checkpoint import model_scores

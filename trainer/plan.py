@@ -31,8 +31,9 @@ from typing import Literal
 
 from rich.table import Table
 
+from client.files import appears_whole
 from trainer.command import command, console_of, parse
-from trainer.data.records import DataError, appears_whole
+from trainer.data.records import DataError
 from trainer.measures.costs import Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 
 STAGES = ("pretrain", "rank_sft", "score", "distill")

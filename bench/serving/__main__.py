@@ -26,8 +26,9 @@ from bench.serving.course import COMPARED, measured, prepared, started
 from bench.serving.quality import Judge, Quality
 from bench.serving.rounds import Contender, Progress
 from bench.training import material
+from client.files import appears_whole
 from trainer.command import command, parse
-from trainer.data.records import appears_whole, read_groups
+from trainer.data.records import read_groups
 
 
 @command

@@ -24,8 +24,9 @@ from bench.machine import described, machine, show
 from bench.training import growth, material, report
 from bench.training.rounds import System, compare
 from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
+from client.files import appears_whole
 from trainer.command import command, parse
-from trainer.data.records import DataError, appears_whole
+from trainer.data.records import DataError
 from trainer.training.run import load_encoder
 
 REQUIREMENTS = Path(__file__).with_name("requirements")

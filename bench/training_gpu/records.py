@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 
 from bench.spread import Spread
-from trainer.data.records import DataError, appears_whole
+from client.files import appears_whole
+from trainer.data.records import DataError
 
 GIB = 2**30
 USABLE = 0.9  # of a GPU's memory; the CUDA context and fragmentation need the rest

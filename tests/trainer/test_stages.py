@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import torch
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.stages import FEW, fails, run
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.load import load_scorer
 from trainer.checkpoints.save import save_checkpoint
@@ -22,7 +22,6 @@ from trainer.data.rankings import read_scores, write_scores
 from trainer.data.records import read_groups
 from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
 
-FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -47,18 +46,6 @@ def stages(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     run(score, "--model", root / "teacher", "--data", data, "--output", scores)
     run(distill, "--model", root / "bert", "--data", data, "--scores", scores, "--output_dir", root / "student", *FEW)
     return root
-
-
-def run(module: Any, *flags: object) -> None:
-    assert module.main([str(flag) for flag in flags]) == 0
-
-
-def fails(module: Any, capsys: pytest.CaptureFixture[str], *flags: object) -> str:
-    """The one line that the command says on its way out with exit code 2."""
-    assert module.main([str(flag) for flag in flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def test_each_stage_leaves_a_whole_checkpoint_and_nothing_else(stages: Path) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from client.files import appears_whole
 from trainer.data.records import (
     DataError,
     QueryGroup,
     Scores,
-    appears_whole,
     identity,
     lines_of,
     parquet_rows,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from client.errors import DisRankerError
 from trainer.data.ir_datasets import ir_datasets_records
 
 Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
@@ -25,7 +24,7 @@ LabelScale = tuple[float, float]  # the lowest and the highest
 IR_DATASETS = "ir_datasets:"
 
 
-class DataError(ValueError):
+class DataError(DisRankerError):
     """Input that is not what it should be; the message says which file, line, query or document."""
 
 
@@ -95,20 +94,6 @@ def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> N
                 if query_id in places:
                     raise DataError(f"{where}: query_id {query_id!r} again; it was in {places[query_id]}")
                 places[query_id] = where
-
-
-@contextmanager
-def appears_whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes its place when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _records(source: str | Path) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import build_engines
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.trainer.test_stages import FEW, fails, run
+from tests.support.stages import FEW, fails, run
 from trainer import evaluate, init, merge, pretrain, rank_sft, score
 from trainer.checkpoints.load import PackedScorer, load_scorer
 

@@ -22,8 +22,8 @@ from tests.support.checkpoints import (
     tiny_roberta,
     write_groups,
 )
+from tests.support.stages import FEW, fails, run
 from tests.trainer.checkpoints.test_lora import packed_scores, plain_scores
-from tests.trainer.test_stages import FEW, fails, run
 from trainer import distill, init, rank_sft
 from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.trainer.data.test_records import GROUP, written
+from tests.support.records import GROUP, written
 from trainer.data.rankings import ScoreTable, check_known, read_qrels, read_run, read_scores, write_scores
 from trainer.data.records import DataError, read_groups
 

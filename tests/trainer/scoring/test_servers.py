@@ -19,7 +19,7 @@ from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
-from tests.trainer.training.test_resume import finish, started
+from tests.support.stages import finish, started
 from trainer import score
 from trainer.data.records import DataError, read_groups
 from trainer.scoring.checkpoint import named_scores, progress

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.trainer.test_stages import FEW, fails, run
+from tests.support.stages import FEW, fails, run
 from trainer import distill, pretrain, rank_sft
 from trainer.checkpoints.layers import keep_layers
 from trainer.checkpoints.load import CheckpointError, PackedScorer, load_scorer

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +18,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.stages import SERVER, finish, started
 from trainer import distill, rank_sft, score
 from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, newest_whole
 
-# A process that has imported everything already: what is killed is a stage, not the start of Python.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.trainer.training.test_resume", "trainer.pretrain"])
 STEPS = 40
 SHORT = ["--max_steps", STEPS, "--save_steps", 3, "--per_device_train_batch_size", 2, "--learning_rate", 1e-3,
          "--logging_steps", 1, "--disable_tqdm", "true"]  # fmt: skip
 KILLS = 7  # of each stage
-
-
-def child(stage: str, flags: list[str]) -> None:
-    torch.set_num_threads(1)
-    os._exit(importlib.import_module(f"trainer.{stage}").main(flags))  # no cleanup, as after a kill
-
-
-def started(stage: str, *flags: object) -> ForkServerProcess:
-    process = SERVER.Process(target=child, args=(stage, [str(flag) for flag in flags]))
-    process.start()
-    return process
-
-
-def finish(stage: str, *flags: object) -> int | None:
-    process = started(stage, *flags)
-    process.join(120)
-    return process.exitcode
 
 
 @pytest.fixture(scope="module")

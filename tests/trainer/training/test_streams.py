@@ -14,7 +14,7 @@ from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
 from tests.support.checkpoints import write_groups
-from tests.trainer.data.test_records import GROUP, written
+from tests.support.records import GROUP, written
 from trainer.data.records import DataError, QueryGroup, iter_groups, read_groups
 from trainer.rank_sft import Judged
 from trainer.training.batches import SKIPPED, PassOver, TrainingGroup
