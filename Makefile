@@ -38,6 +38,7 @@ check: lint test
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python client/unasync.py --check
 	$(BIN)/mypy $(SOURCES)
 	@# Triton puts a model's folder on the path, so each is checked from there, on its own.
 	cd model_repository/tokenizer && $(MYPY) *.py 1/model.py

@@ -76,7 +76,7 @@ def with_bi_encoder(name: str) -> Iterator[Scorer]:
 def reranked(score: Scorer, group: QueryGroup, candidates: Scores) -> list[str]:
     """Lines of the run for one query: its candidates from the best score down."""
     chosen = [
-        Document(document.doc_id, document.title, document.summary)
+        Document(doc_id=document.doc_id, title=document.title, summary=document.summary)
         for document in group.documents
         if document.doc_id in candidates[group.query_id]
     ]

@@ -1,7 +1,8 @@
 """The client library: RankingClient for threads, AsyncRankingClient for asyncio. It needs tritonclient and numpy.
 
 with RankingClient("localhost:8001") as client:
-    for found in client.rank("garden bridge", [Document("d1", "A title", "A summary"), "plain text"]):
+    documents = [Document(doc_id="d1", title="A title", summary="A summary"), "plain text"]
+    for found in client.rank("garden bridge", documents):
         print(found.rank, found.doc_id, found.score)
 """
 

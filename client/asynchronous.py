@@ -1,49 +1,91 @@
-"""The client of asyncio, with the methods of client/ranking.py."""
+"""The client for asyncio. The one for threads, client/ranking.py, is made of this file by client/unasync.py.
+
+A client belongs to the event loop of its first call. A call that is cancelled cancels its requests to the server.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from typing import Any
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Self, TypeVar
 
 import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
 from client import wire
-from client.attempts import Attempts, Caller
-from client.errors import RankingError
-from client.ranking import PARTS_AT_ONCE
+from client.attempts import AGAIN, FAILED, NOT_FOUND, Balancer, Deadline, pause_s
+from client.concurrency import async_in_order, async_sleep
+from client.connection import Connection
+from client.errors import InvalidRequestError, RankingError, RequestTimeoutError, status_of, translated
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
+PARTS_AT_ONCE = 4
+T = TypeVar("T")
 
-class AsyncRankingClient(Caller):
-    """Connections to one or several servers, for the event loop of the first call. Every call may raise a RankingError;
-    one that is cancelled cancels its requests to the server."""
 
-    def _open(self) -> None:  # not before an event loop runs: see _clients
+class _SmallerLimitError(Exception):
+    """A server was met that takes fewer documents in a request than those before."""
+
+
+class AsyncRankingClient:
+    """Connections to one or several servers. Every call may raise a RankingError.
+
+    ``settings`` are further fields of Connection. A call whose ``timeout_s`` is None has the client's.
+    """
+
+    def __init__(
+        self,
+        servers: str | Sequence[str] = "localhost:8001",
+        model: str = "ranker",
+        timeout_s: float = 30.0,
+        **settings: Any,
+    ) -> None:
+        several = (servers,) if isinstance(servers, str) else tuple(servers)
+        self.connection = Connection(several, model, timeout_s=timeout_s, **settings)
+        self._balancer = Balancer(len(several))
+        self._limits = dict[int, int]()  # documents that a server takes in a request, once it was asked
+        self._lock = threading.Lock()
         self._opened: list[grpc.InferenceServerClient] = []
+        self._closed = False
 
-    async def __aenter__(self) -> AsyncRankingClient:
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        return cls(**vars(connection))
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        opened, self._opened = self._opened, []
-        await asyncio.gather(*(client.close() for client in opened))
+        """Close the connections. Requests under way end with an error."""
+        with self._lock:
+            opened, self._opened, self._closed = self._opened, [], True
+        for client in opened:
+            await client.close()
 
     async def is_ready(self) -> bool:
         """Whether at least one server answers and serves the model."""
-        return any(await asyncio.gather(*(self._is_ready(client) for client in self._clients)))
+        servers = range(len(self.connection.servers))
+        return any([ready async for ready in async_in_order(self._serves, servers, len(servers))])
 
     async def document_limit(self) -> int:
-        """Documents that a request to the server may have; asked once. More are split and merged."""
-        if not self._limit:
-            limit_s = self.connection.timeout_s
-            self._limit = await self._ask_limit(time.monotonic() + limit_s, limit_s)
+        """Documents that every server takes in a request, of those that answer. More are split and merged."""
+        deadline = Deadline.after(self.connection.timeout_s)
+
+        async def ask(server: int) -> int:
+            return await self._limit_of(server, deadline)
+
+        async def try_to_ask(server: int) -> None:
+            with suppress(InferenceServerException, RankingError):
+                await ask(server)
+
+        await self._attempt(ask, 0, deadline)
+        servers = range(len(self.connection.servers))
+        async for _ in async_in_order(try_to_ask, servers, len(servers)):
+            pass  # one that does not answer now is asked at its first request
         return self._limit
 
     async def score(
@@ -79,120 +121,134 @@ class AsyncRankingClient(Caller):
         max_in_flight: int = 8,
         return_errors: bool = False,
     ) -> AsyncIterator[Any]:
-        """As RankingClient.rank_many; ``requests`` may come asynchronously."""
-        places = asyncio.Semaphore(max_in_flight)
-        waiting: deque[asyncio.Task[list[RankedDocument]]] = deque()
+        """A ranking for each request, in order, each as soon as it is there.
 
-        async def rank(request: RankingRequest) -> list[RankedDocument]:
-            async with places:
+        ``max_in_flight`` requests are under way at a time. At most twice as many are taken from ``requests`` beyond
+        those answered, which may come slowly, or wait for the answers. With ``return_errors`` a request that fails
+        gives its RankingError in place of a ranking. Otherwise the first failure is raised.
+        """
+        if max_in_flight < 1:
+            raise InvalidRequestError(f"max_in_flight must be at least 1, not {max_in_flight}")
+
+        async def rank(request: RankingRequest) -> list[RankedDocument] | RankingError:
+            try:
                 return await self.rank(request.query, request.documents, top_k)
+            except RankingError as error:
+                if return_errors:
+                    return error
+                raise
 
-        try:
-            async for request in _asynchronous(requests):
-                waiting.append(asyncio.create_task(rank(request)))
-                if len(waiting) == 2 * max_in_flight:
-                    yield await _outcome(waiting.popleft(), return_errors)
-            while waiting:
-                yield await _outcome(waiting.popleft(), return_errors)
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+        async with aclosing(async_in_order(rank, requests, max_in_flight, 2 * max_in_flight)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
-        limit_s = self.connection.timeout_s if timeout_s is None else timeout_s
-        ends = time.monotonic() + limit_s
-        if not self._limit:
-            self._limit = await self._ask_limit(ends, limit_s)
-        if len(documents) <= self._limit:
-            return await self._infer(query, documents, ends, limit_s)
-        places = asyncio.Semaphore(PARTS_AT_ONCE)
+        deadline = Deadline.after(self.connection.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return await self._score_in_parts(query, documents, deadline)
+            except _SmallerLimitError:  # once for each server at most, and mostly before anything was scored
+                continue
+
+    async def _score_in_parts(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+        parts = wire.parts(documents, self._limit)
+        if len(parts) == 1:
+            return await self._infer(query, documents, deadline)
 
         async def score_part(part: slice) -> Scores:
-            async with places:
-                try:
-                    return await self._infer(query, documents[part], ends, limit_s)
-                except RankingError as error:
-                    raise wire.of_part(error, part) from error
+            try:
+                return await self._infer(query, documents[part], deadline)
+            except RankingError as error:
+                raise wire.of_part(error, part) from error
 
-        parts = [asyncio.create_task(score_part(part)) for part in wire.parts(documents, self._limit)]
-        try:
-            return wire.joined(await asyncio.gather(*parts))
-        finally:
-            for part in parts:
-                part.cancel()
+        return wire.joined([piece async for piece in async_in_order(score_part, parts, PARTS_AT_ONCE)])
 
-    async def _infer(self, query: str, documents: Sequence[Document], ends: float, limit_s: float) -> Scores:
-        inputs, settings = wire.inputs(query, documents), self.connection
-        for attempt in Attempts(settings, self._balancer, len(documents), ends, limit_s):
-            if attempt.pause_s:
-                await asyncio.sleep(attempt.pause_s)
-            with attempt:
-                result = await self._clients[attempt.server].infer(
-                    settings.model,
-                    inputs,
-                    settings.version,
-                    client_timeout=attempt.left_s,
-                    headers=settings.headers,
-                )
-                return wire.scores(result, len(documents), settings.servers[attempt.server])
-        raise AssertionError  # the attempts end by raising
+    async def _infer(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+        settings, inputs = self.connection, wire.inputs(query, documents)
 
-    async def _ask_limit(self, ends: float, limit_s: float) -> int:
-        settings = self.connection
-        for attempt in Attempts(settings, self._balancer, 0, ends, limit_s):
-            if attempt.pause_s:
-                await asyncio.sleep(attempt.pause_s)
-            with attempt:
-                config = await self._config(attempt.server, settings.model, settings.version, attempt.left_s)
-                wire.check_ranker(config, settings.model, settings.servers[attempt.server])
-                asked = (self._config(attempt.server, model, "", attempt.left_s) for model in wire.steps(config))
-                return wire.limit(await asyncio.gather(*asked))
-        raise AssertionError
+        async def infer(server: int) -> Scores:
+            if len(documents) > await self._limit_of(server, deadline):
+                raise _SmallerLimitError
+            result = await self._clients[server].infer(
+                settings.model,
+                inputs,
+                settings.version,
+                client_timeout=max(deadline.left_s, 1e-4),
+                headers=settings.headers,
+            )
+            return wire.scores(result, len(documents), settings.servers[server])
 
-    async def _config(self, server: int, model: str, version: str, left_s: float) -> dict[str, Any]:
-        answer = await self._clients[server].get_model_config(
-            model, version, headers=self.connection.headers, as_json=True, client_timeout=left_s
+        return await self._attempt(infer, len(documents), deadline)
+
+    async def _attempt(self, call: Callable[[int], Awaitable[T]], documents: int, deadline: Deadline) -> T:
+        """The answer of one server to ``call(server)``: at first of the one with the least load, then of others."""
+        settings, tried = self.connection, set[int]()
+        failure: RankingError = RequestTimeoutError(
+            f"{', '.join(settings.servers)}: the time limit of {deadline.limit_s:.3g} s was over before this part was "
+            "sent: raise it"
         )
-        config: dict[str, Any] = answer["config"]
-        return config
+        for attempt in range(settings.attempts):
+            pause = pause_s(attempt) if len(tried) == len(settings.servers) else 0.0
+            if pause >= deadline.left_s:
+                break
+            if pause:
+                await async_sleep(pause)
+            server, status = self._balancer.take(documents, tried), ""
+            try:
+                return await call(server)
+            except InferenceServerException as error:
+                status = status_of(error)
+                tried.add(server)
+                failure = translated(error, settings.servers[server], settings.model, deadline.limit_s)
+                failure.__cause__ = error
+                if status == AGAIN:
+                    self._limits.pop(server, None)  # it may come back with another model
+                elif status != NOT_FOUND or len(tried) == len(settings.servers):
+                    break
+            finally:
+                self._balancer.give_back(server, documents, failed=status in FAILED)
+        raise failure
 
     @property
-    def _clients(self) -> list[grpc.InferenceServerClient]:
-        """Opened at the first call: a channel belongs to the event loop that runs then."""
-        if not self._opened:
-            channel = self.connection.channel()
-            self._opened = [grpc.InferenceServerClient(server, **channel) for server in self.connection.servers]
-        return self._opened
+    def _limit(self) -> int:
+        """Documents that every server takes that was asked so far."""
+        return self.connection.max_documents or min([*self._limits.values()], default=wire.NO_LIMIT)
 
-    async def _is_ready(self, client: grpc.InferenceServerClient) -> bool:
+    async def _limit_of(self, server: int, deadline: Deadline) -> int:
+        """Asked at the first request to the server."""
+        if limit := self.connection.max_documents or self._limits.get(server):
+            return limit
+        settings = self.connection
+
+        async def config(model: str, version: str = "") -> dict[str, Any]:
+            answer = await self._clients[server].get_model_config(
+                model, version, headers=settings.headers, as_json=True, client_timeout=max(deadline.left_s, 1e-4)
+            )
+            found: dict[str, Any] = answer["config"]
+            return found
+
+        ensemble = await config(settings.model, settings.version)
+        wire.check_ranker(ensemble, settings.model, settings.servers[server])
+        self._limits[server] = wire.limit([await config(step) for step in wire.steps(ensemble)])
+        return self._limits[server]
+
+    async def _serves(self, server: int) -> bool:
         settings = self.connection
         try:
-            ready = await client.is_model_ready(
+            ready = await self._clients[server].is_model_ready(
                 settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
             )
         except InferenceServerException:
             return False
         return bool(ready)
 
-
-async def _asynchronous(
-    requests: Iterable[RankingRequest] | AsyncIterable[RankingRequest],
-) -> AsyncIterator[RankingRequest]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request
-
-
-async def _outcome(
-    task: asyncio.Task[list[RankedDocument]], return_errors: bool
-) -> list[RankedDocument] | RankingError:
-    try:
-        return await task
-    except RankingError as error:
-        if return_errors:
-            return error
-        raise
+    @property
+    def _clients(self) -> list[grpc.InferenceServerClient]:
+        """Opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
+        with self._lock:
+            if self._closed:
+                raise InvalidRequestError("this client was closed")
+            if not self._opened:
+                channel = self.connection.channel()
+                self._opened = [grpc.InferenceServerClient(server, **channel) for server in self.connection.servers]
+            return self._opened

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,26 @@ from typing import Any
 from client.errors import InvalidRequestError
 
 LARGEST = 2**31 - 1
+LONGEST_S = 1e9  # 30 years; clocks and gRPC count with it
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Settings of a client. Raises InvalidRequestError for some that cannot be meant.
+    """Settings of a client. Raises InvalidRequestError for those that make no sense.
 
-    ``servers`` are gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way.
-    ``version`` is that of ``model``, "" the server's choice. ``timeout_s`` is the time limit of a whole call, with all
-    its attempts: of those there are at most ``attempts``, another one only after UNAVAILABLE, or at another server
-    after NOT_FOUND (scoring changes nothing, so it is safe), never after a time limit. ``authorization`` is the value
-    of that header. Certificates and the key are PEM files; ``tls`` alone takes the system's. ``keepalive_s`` between
-    pings: Triton cuts a client off that pings more often than every 300 s. ``max_documents`` of a request to the
-    server: more are split and merged; 0 asks the server.
+    servers: gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way
+    model: the ensemble that ranks
+    version: of the model; "" is the server's choice
+    timeout_s: time limit of a whole call, with all its attempts
+    attempts: at most so many; after UNAVAILABLE another one, after NOT_FOUND one at another server, after a time limit
+        none (scoring changes nothing, therefore it is safe to repeat)
+    tls: encrypt, and check the server's certificate by the system's authorities
+    root_certificates: PEM file of the authorities, in place of the system's
+    certificate_chain: PEM file of the client's own certificate
+    private_key: PEM file of its key
+    authorization: value of that header
+    keepalive_s: time between pings; Triton cuts off a client that pings more often than every 300 s
+    max_documents: of a request to the server; more are split and merged; 0 asks each server
     """
 
     servers: tuple[str, ...] = ("localhost:8001",)
@@ -41,8 +47,14 @@ class Connection:
     def __post_init__(self) -> None:
         if not self.servers or not all(self.servers):
             raise InvalidRequestError("servers: name at least one, as host:port of its gRPC port")
-        if self.timeout_s <= 0:
-            raise InvalidRequestError(f"timeout_s must be above 0, not {self.timeout_s:g}")
+        if not all(server.isprintable() for server in self.servers):
+            raise InvalidRequestError(f"servers: {self.servers!r} are no addresses, host:port of a gRPC port")
+        if not 0 < self.timeout_s <= LONGEST_S:
+            raise InvalidRequestError(f"timeout_s must be above 0 and at most {LONGEST_S:g}, not {self.timeout_s:g}")
+        if not 0 < self.keepalive_s <= LARGEST / 1000:
+            raise InvalidRequestError(
+                f"keepalive_s must be above 0 and at most {LARGEST // 1000}, not {self.keepalive_s:g}"
+            )
         if self.attempts < 1:
             raise InvalidRequestError(f"attempts must be at least 1, not {self.attempts}")
         if self.max_documents < 0:
@@ -85,15 +97,11 @@ class Connection:
         }
 
 
-def connection(servers: str | Sequence[str], model: str, timeout_s: float, **others: Any) -> Connection:
-    """Settings from a client's arguments: one server or several."""
-    several = (servers,) if isinstance(servers, str) else tuple(servers)
-    return Connection(several, model, timeout_s=timeout_s, **others)
-
-
 def parse_target(text: str, default: Connection) -> Connection:
-    """``model@host:port``, ``model`` or ``@host:port``; what is left out is the default's. Several servers are parted
-    by commas. Raises InvalidRequestError."""
+    """Read ``model@host:port``, ``model`` or ``@host:port``; what is left out is the default's.
+
+    Commas separate several servers. Raises InvalidRequestError.
+    """
     model, at, servers = text.strip().partition("@")
     named = tuple(server.strip() for server in servers.split(",") if server.strip())
     if (at and not named) or not (model or named):

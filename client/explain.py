@@ -12,7 +12,6 @@ from tritonclient.utils import InferenceServerException
 
 from client.connection import Connection
 from client.errors import translated
-from client.ranking import open_server
 from client.terminal import padded
 from client.wire import steps
 
@@ -43,7 +42,7 @@ class Explainer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._servers = [(name, open_server(connection, name)) for name in connection.servers]
+        self._servers = [(name, InferenceServerClient(name, **connection.channel())) for name in connection.servers]
         config = self._asked(*self._servers[0], "get_model_config", connection.model, connection.version)["config"]
         self._steps = steps(config)
         self._threaded = [step for step in self._steps if self._answers_later(step)]

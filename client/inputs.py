@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from client.errors import InvalidRequestError
@@ -34,14 +33,20 @@ def name_of(path: str) -> str:
     return "stdin" if path == STDIN else path
 
 
-def opened(path: str) -> AbstractContextManager[BinaryIO]:
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
     """The file, or standard input for ``-``. Raises InvalidRequestError if it cannot be read."""
-    if path == STDIN:
-        return nullcontext(sys.stdin.buffer)
     try:
-        return Path(path).open("rb")
+        descriptor = 0 if path == STDIN else os.open(path, os.O_RDONLY)
+        # Closing the reader would wait for a thread that still reads, of a pipe perhaps for ever.
+        file = open(descriptor, "rb", closefd=False)  # noqa: SIM115
     except OSError as error:
         raise InvalidRequestError(f"{path}: {error.strerror}") from error
+    try:
+        yield file
+    finally:
+        if descriptor:
+            os.close(descriptor)
 
 
 def read_documents(path: str, *, one_word_ids: bool = False) -> list[Document]:
@@ -56,7 +61,7 @@ def read_documents(path: str, *, one_word_ids: bool = False) -> list[Document]:
         for where, number, line in _lines(path, file):
             try:
                 document = _document(_record(line, number))
-                document = document if document.doc_id else Document(str(number), document.title, document.summary)
+                document = document if document.doc_id else replace(document, doc_id=str(number))
                 if one_word_ids:
                     check_word("doc_id", document.doc_id)
                     _check_new(document.doc_id, seen)

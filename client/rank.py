@@ -28,6 +28,8 @@ from client.flags import EXIT_CODES, add_server_flags, connection_of
 from client.inputs import check_word, read_documents
 from client.ranking import RankingClient
 
+MOST_IN_FLIGHT = 1000  # each takes a thread
+
 
 @command
 def main(argv: Sequence[str] | None) -> int:
@@ -132,8 +134,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("--output goes with --queries; use > for one query")
     if arguments.queries is not None and arguments.format == "table":
         parser.error("--queries are written as --format jsonl or trec")
-    if arguments.in_flight < 1:
-        raise InvalidRequestError(f"--in_flight must be at least 1, not {arguments.in_flight}")
+    if not 1 <= arguments.in_flight <= MOST_IN_FLIGHT:
+        raise InvalidRequestError(f"--in_flight must be from 1 to {MOST_IN_FLIGHT}, not {arguments.in_flight}")
     on_terminal = arguments.query is not None and sys.stdout.isatty()
     arguments.format = arguments.format or ("table" if on_terminal else "jsonl")
 

@@ -13,9 +13,12 @@ import numpy.typing as npt
 from client.errors import InvalidRequestError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Document:
-    """What is ranked; an empty ``doc_id`` becomes the document's index. Title or summary may be empty."""
+    """A document to rank. An empty ``doc_id`` becomes the document's index. Title or summary may be empty.
+
+    Fields are named: the tokenizer's own Document begins with the title, and positions would be swapped silently.
+    """
 
     doc_id: str = ""
     title: str = ""

@@ -12,6 +12,7 @@ import tritonclient.grpc as grpc
 from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReadyError, RankingError
 from client.records import Document, DocumentLike, Scores, as_document
 
+NO_LIMIT = 2**31
 INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
 
 
@@ -94,7 +95,7 @@ def limit(configs: Iterable[dict[str, Any]]) -> int:
     """Documents that a request may have: as many as the rows that the scorer, which alone of the ensemble's models sees
     rows, takes at most. Without one any number."""
     rows = [size for config in configs if (size := int(config.get("max_batch_size", 0))) > 0]
-    return min(rows, default=2**31)
+    return min(rows, default=NO_LIMIT)
 
 
 def _named(names: set[str]) -> str:

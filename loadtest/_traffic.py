@@ -119,7 +119,10 @@ def read_groups(path: Path) -> list[Request]:
 def _group(where: str, line: bytes) -> Request:
     try:
         record = json.loads(line)
-        documents = tuple(Document(item["doc_id"], item["title"], item["summary"]) for item in record["documents"])
+        documents = tuple(
+            Document(doc_id=item["doc_id"], title=item["title"], summary=item["summary"])
+            for item in record["documents"]
+        )
         if not all(isinstance(text, str) for item in documents for text in (item.title, item.summary)):
             raise TypeError("a title or a summary is no string")
         if not isinstance(record["query"], str) or not record["query"]:

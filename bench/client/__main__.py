@@ -99,7 +99,10 @@ def requests_of(requests: int, documents: int) -> list[RankingRequest]:
     def text(words: int) -> str:
         return " ".join(draw.choices(WORDS, k=words))
 
-    pool = [Document(f"d{number}", text(TITLE_WORDS), text(SUMMARY_WORDS)) for number in range(10 * documents)]
+    pool = [
+        Document(doc_id=f"d{number}", title=text(TITLE_WORDS), summary=text(SUMMARY_WORDS))
+        for number in range(10 * documents)
+    ]
     return [RankingRequest(text(3), draw.sample(pool, documents)) for _ in range(requests)]
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from client import RankingClient, progress, rank
 from tests.support.checkpoints import write_groups
+from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
 from tests.support.servers import Server
 from trainer.data.rankings import read_run
@@ -77,7 +78,8 @@ def test_a_line_for_each_query_in_order(server: Server, queries: Path, ranked: P
             expected = client.rank(given["query"], given["documents"], 3)
             assert found["query_id"] == given["query_id"]
             assert [one["doc_id"] for one in found["documents"]] == [one.doc_id for one in expected]
-            assert [one["score"] for one in found["documents"]] == pytest.approx([one.score for one in expected])
+            scores = [one.score for one in expected]
+            assert [one["score"] for one in found["documents"]] == pytest.approx(scores, abs=SCORES_ABS)
     assert files(ranked) == ["ranked.jsonl"]
     _, out, _ = run("--queries", queries, "--url", server.url, "--top_k", "3")
     assert [json.loads(line)["query_id"] for line in out.splitlines()] == [f"q{number}" for number in range(QUERIES)]
@@ -179,23 +181,22 @@ def test_a_server_that_is_gone_stops_even_so(queries: Path, ranked: Path, run: A
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "trec"])
-def test_a_start_goes_on_wherever_the_last_was_killed(
-    server: Server, queries: Path, ranked: Path, run: Any, kind: str
-) -> None:
-    flags = ["--queries", queries, "--output", ranked, "--url", server.url, "--format", kind, "--in_flight", "1"]
-    assert run(*flags)[0] == 0
-    whole = ranked.read_bytes()
-    line = whole.index(b"\n") + 1
-    for size in (0, 1, line - 1, line, line + 1, len(whole) // 2, len(whole) - 1, len(whole)):
-        ranked.rename(part := ranked.with_name("ranked.jsonl.part"))
-        part.write_bytes(whole[:size])
-        begun = {"model": "ranker", "version": "", "format": kind, "top_k": None, "tag": "disranker"}
-        ranked.with_name("ranked.jsonl.part.json").write_text(json.dumps(begun))
-        code, _, (line_of_progress,) = run(*flags)
-        assert code == 0, line_of_progress
-        assert ranked.read_bytes() == whole
-        done = whole[:size].count(b"\n") // (1 if kind == "jsonl" else 5)
-        assert line_of_progress.startswith(f"{QUERIES - done} queries")
+def test_a_start_goes_on_wherever_the_last_was_killed(queries: Path, ranked: Path, run: Any, kind: str) -> None:
+    with odd_server(OddServer(np.arange)) as url:
+        flags = ["--queries", queries, "--output", ranked, "--url", url, "--format", kind]
+        assert run(*flags)[0] == 0
+        whole = ranked.read_bytes()
+        line = whole.index(b"\n") + 1
+        for size in (0, 1, line - 1, line, line + 1, len(whole) // 2, len(whole) - 1, len(whole)):
+            ranked.rename(part := ranked.with_name("ranked.jsonl.part"))
+            part.write_bytes(whole[:size])
+            begun = {"model": "ranker", "version": "", "format": kind, "top_k": None, "tag": "disranker"}
+            ranked.with_name("ranked.jsonl.part.json").write_text(json.dumps(begun))
+            code, _, (line_of_progress,) = run(*flags)
+            assert code == 0, line_of_progress
+            assert ranked.read_bytes() == whole
+            done = whole[:size].count(b"\n") // (1 if kind == "jsonl" else 5)
+            assert line_of_progress.startswith(f"{QUERIES - done} queries")
 
 
 def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: Path, run: Any) -> None:
@@ -327,6 +328,29 @@ def test_a_slow_reader_holds_the_batch_back_and_gets_all(queries: Path) -> None:
             lines = [first, *process.stdout]
     assert process.returncode == 0
     assert [json.loads(line)["query_id"] for line in lines] == [f"q{number}" for number in range(400)]
+
+
+@pytest.mark.parametrize("kind", ["stdin", "fifo"])
+def test_queries_that_come_slowly_are_answered_as_they_come(queries: Path, tmp_path: Path, kind: str) -> None:
+    """As from ``tail -f``; and Ctrl-C does not wait for the next one."""
+    lines = queries.read_bytes().splitlines(keepends=True)
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with odd_server(OddServer(np.arange)) as url:
+        flags = [sys.executable, str(SCRIPT), "--queries", "-" if kind == "stdin" else str(fifo), "--url", url]
+        with subprocess.Popen(flags, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None and process.stdout is not None
+            hangs = threading.Timer(60, process.kill)
+            hangs.start()
+            source = process.stdin if kind == "stdin" else fifo.open("wb")
+            for number, line in enumerate(lines[:3]):
+                source.write(line)
+                source.flush()
+                assert json.loads(process.stdout.readline())["query_id"] == f"q{number}"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            hangs.cancel()
+            source.close()
+            assert process.stderr is not None and process.stderr.read() == b""
 
 
 def test_a_reader_that_leaves_early_ends_the_batch(queries: Path) -> None:

@@ -18,6 +18,7 @@ from scipy.stats import kendalltau
 from client import RankingClient, compare
 from client.agreement import kendall_tau, overlap
 from client.terminal import columns
+from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
 from tests.support.servers import Server, ports
 
@@ -97,7 +98,8 @@ def test_a_model_against_itself_moves_nothing_and_cuts_are_marked(server: Server
         expected = client.score(QUERY, ["winter " * 400, {"title": "river"}])
     _, lines, _ = run(f"ranker@{server.url}", f"@{server.url}")
     for record in map(json.loads, lines[:2]):
-        assert record["left"]["score"] == record["right"]["score"] == pytest.approx(expected[record["index"]], abs=1e-5)
+        for side in ("left", "right"):
+            assert record[side]["score"] == pytest.approx(expected[record["index"]], abs=SCORES_ABS)
 
 
 def test_bad_input_is_one_line(server: Server, run: Any) -> None:

@@ -25,26 +25,12 @@ from client.flags import AUTHORIZATION
 from client.outputs import table
 from client.records import RankedDocument
 from client.terminal import columns, fitted, padded
-from tests.client.test_client import DOCUMENTS, QUERY
+from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
 from tests.support.servers import Server, ports
 from trainer.data.rankings import read_run
 
 SCRIPT = Path(rank.__file__)
-
-
-@pytest.fixture
-def client(server: Server) -> RankingClient:
-    return RankingClient(server.url)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    records = [{"doc_id": one.doc_id, "title": one.title, "summary": one.summary} for one in DOCUMENTS]
-    del records[-1]["doc_id"]
-    path = tmp_path / "docs.jsonl"
-    path.write_text("\n\n".join(json.dumps(record) for record in records) + "\n", encoding="utf-8")
-    return path
 
 
 def command(*flags: str | Path, given: bytes = b"", authorization: str = "") -> subprocess.CompletedProcess[bytes]:
@@ -79,11 +65,12 @@ def test_a_checkout_is_enough_and_a_pipe_gets_json_lines(
     result = subprocess.run([*flags, str(file)], **elsewhere)  # type: ignore[call-overload]
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.decode().splitlines()]
-    assert [one["score"] for one in found] == [one.score for one in client.rank(QUERY, DOCUMENTS)]
+    scores = [one.score for one in client.rank(QUERY, DOCUMENTS)]
+    assert [one["score"] for one in found] == pytest.approx(scores, abs=SCORES_ABS)
     assert {one["doc_id"] for one in found} == {"d7", "d8", "d9", "7"}  # the last by its line
     assert set(found[0]) == {"rank", "index", "doc_id", "score", "probability", "truncated", "title"}
     again = command("--query", QUERY, "--url", server.url, "-", given=file.read_bytes())
-    assert again.stdout == result.stdout
+    assert [json.loads(line)["index"] for line in again.stdout.splitlines()] == [one["index"] for one in found]
 
 
 def test_a_terminal_gets_a_table(server: Server, file: Path) -> None:
@@ -132,8 +119,10 @@ def test_a_trec_run_is_read_by_others(
     flags = ["--query", QUERY, "--url", server.url, "--format", "trec", "--query_id", "q7", "--tag", "t"]
     code, out, _ = answer(capfdbinary, *flags, file)
     assert code == 0
+    query_id, q0, doc_id, rank_of_it, score, tag = out.splitlines()[1].split(" ")
     second = client.rank(QUERY, DOCUMENTS)[1]
-    assert out.splitlines()[1] == f"q7 Q0 {second.doc_id} 2 {second.score!r} t"
+    assert (query_id, q0, doc_id, rank_of_it, tag) == ("q7", "Q0", second.doc_id, "2", "t")
+    assert float(score) == pytest.approx(second.score, abs=SCORES_ABS)
     (run := tmp_path / "a.run").write_text(out)
     assert [*read_run(run)["q7"]] == [
         found.doc_id if found.index < 3 else "7" for found in client.rank(QUERY, DOCUMENTS)
@@ -227,7 +216,12 @@ def test_other_bad_input_is_one_line(
     assert "does not serve the model" in refusal(capfdbinary, *ask, *at, "--model", "other", file)
     assert "does not serve the model" in refusal(capfdbinary, *ask, *at, "--version", "9", file)
     assert "does not serve the model" in refusal(capfdbinary, *ask, *at, "--model", "other", "--explain", file)
-    assert "top_k must be at least 1" in refusal(capfdbinary, *ask, *at, "--top_k", "0", file)
+    for number in ("0", "-1"):
+        assert "top_k must be at least 1" in refusal(capfdbinary, *ask, *at, "--top_k", number, file)
+        assert "--in_flight must be from 1 to" in refusal(capfdbinary, "--queries", file, *at, "--in_flight", number)
+    assert "--in_flight must be from 1 to" in refusal(capfdbinary, "--queries", file, *at, "--in_flight", "9" * 30)
+    for number in ("0", "-1", "nan", "inf", "1e300"):
+        assert "timeout_s must be above 0" in refusal(capfdbinary, *ask, *at, f"--timeout={number}", file)
     assert "no such file" in refusal(capfdbinary, *ask, *at, "--root_certificates", "none.pem", file)
     for flags in (["--query", QUERY], ["--queries", "a", "b"], [*ask, "--output", "a", "b"], ["b"]):
         with pytest.raises(SystemExit) as ended:

@@ -29,7 +29,7 @@ def chunking(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def pieces(text: str, chunking: Chunking) -> list[str]:
-    return [document.summary for document in split([Document("", "title", text)], chunking).documents]
+    return [document.summary for document in split([Document(title="title", summary=text)], chunking).documents]
 
 
 def test_pieces_overlap_and_cover_the_text() -> None:
@@ -54,7 +54,10 @@ def test_every_word_is_in_a_piece(words: int, length: int, data: st.DataObject) 
 
 
 def test_the_best_piece_counts_and_what_is_left_out_is_told() -> None:
-    documents = [Document("", "t", "a b c d e"), Document("", "u", "a"), Document("", "v", "a b c d e f g h i")]
+    documents = [
+        Document(title=title, summary=text)
+        for title, text in (("t", "a b c d e"), ("u", "a"), ("v", "a b c d e f g h i"))
+    ]
     cut = split(documents, Chunking(2, 0, 3))
     assert [document.title for document in cut.documents] == ["t", "t", "t", "u", "v", "v", "v"]
     assert cut.unread == [False, False, True]

@@ -15,7 +15,7 @@ from loadtest._records import SINGLE, Generator, Point, summarise
 from loadtest._samples import Percentiles, Sample
 from loadtest._traffic import Request
 
-REQUEST = Request("query", (Document("1", "title", "summary"), Document("2", "title", "summary")))
+REQUEST = Request("query", (Document(title="title", summary="summary"),) * 2)
 IDLE = Generator(0.1, 0.1)
 
 

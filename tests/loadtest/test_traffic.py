@@ -50,7 +50,7 @@ def test_other_texts_are_refused_and_named(text: str) -> None:
 
 def groups() -> list[Request]:
     def documents(name: str, count: int) -> tuple[Document, ...]:
-        return tuple(Document(f"{name}{number}", "title", "a summary") for number in range(count))
+        return tuple(Document(doc_id=f"{name}{number}", title="title", summary="a summary") for number in range(count))
 
     return [Request("first", documents("a", 3)), Request("second", documents("b", 4))]
 
@@ -80,7 +80,7 @@ def test_a_seed_decides_the_requests() -> None:
 
 
 def test_sizes_are_those_of_the_tensors() -> None:
-    request = Request("bär", (Document("not sent", "ab", ""), Document("", "", "xyz")))
+    request = Request("bär", (Document(doc_id="not sent", title="ab"), Document(summary="xyz")))
     assert request.request_bytes == 5 * 4 + len("bär".encode()) + 2 + 3  # five strings, each with its length
     assert request.response_bytes == 2 * (4 + 1)
 

@@ -16,23 +16,31 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 Reply = Callable[[int], np.ndarray[Any, Any]]
+SCORER = "student"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, as a peer that died
 
 
 class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A ranker whose scores are ``reply(number of documents)``; it may be changed while it serves. ``authorization`` is
-    the header of the last request."""
+    """A ranker whose scores are ``reply(number of documents)``; it may be changed while it serves.
 
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
+    ``limit`` is the documents of a request that it says it takes, 0 any number. ``authorization`` is the header of the
+    last request.
+    """
+
+    def __init__(self, reply: Reply, limit: int = 0) -> None:
+        self.reply, self.limit = reply, limit
         self.authorization: str | None = None
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.name == SCORER:
+            config = model_config_pb2.ModelConfig(name=SCORER, max_batch_size=self.limit)
+            return service_pb2.ModelConfigResponse(config=config)
         config = model_config_pb2.ModelConfig(name=request.name)
         for name in ("QUERY", "TITLES", "SUMMARIES"):
             config.input.add(name=name)
         for name in ("SCORES", "TRUNCATED"):
             config.output.add(name=name)
+        config.ensemble_scheduling.step.add(model_name=SCORER)
         return service_pb2.ModelConfigResponse(config=config)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -44,6 +52,37 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         answer.outputs.add(name="TRUNCATED", datatype="BOOL", shape=[documents])
         answer.raw_output_contents.extend([scores.tobytes(), bytes(documents)])
         return answer
+
+
+class Service(OddServer):
+    """Scores all with 0, once ``act`` has seen the call.
+
+    ``sizes`` are the documents of each request that came; the next ``refusals`` requests get UNAVAILABLE.
+    """
+
+    def __init__(self, act: Callable[[Any], None] = lambda context: None, limit: int = 0) -> None:
+        super().__init__(np.zeros, limit)
+        self.act, self.sizes, self.refusals = act, list[int](), 0
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.sizes.append(request.inputs[1].shape[0])
+        if self.refusals:
+            self.refusals -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        self.act(context)
+        return super().ModelInfer(request, context)
+
+
+def refusing(code: grpc.StatusCode, message: str, times: int = 10**6) -> Callable[[Any], None]:
+    """For Service: the first ``times`` requests end with this error."""
+    left = [times]
+
+    def reply(context: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            context.abort(code, message)
+
+    return reply
 
 
 @contextmanager

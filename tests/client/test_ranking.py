@@ -1,0 +1,284 @@
+"""Both faces of the client against a running server, and the generated one against its source."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client import (
+    AsyncRankingClient,
+    Document,
+    InvalidAnswerError,
+    InvalidRequestError,
+    RankingClient,
+    RankingRequest,
+    unasync,
+)
+from model_repository.tokenizer import pair_encoding
+from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same, source_for
+from tests.support.odd_servers import OddServer, Service, odd_server
+from tests.support.servers import Reference, Server
+
+REQUESTS = [RankingRequest(query, DOCUMENTS[:count]) for query, count in (("river", 3), ("winter", 4), ("market", 1))]
+
+
+def test_the_client_for_threads_is_made_of_the_one_for_asyncio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert unasync.main(["--check"]) == 0
+    monkeypatch.setattr(unasync, "SOURCE", tmp_path / "asynchronous.py")
+    monkeypatch.setattr(unasync, "TARGET", tmp_path / "ranking.py")
+    unasync.SOURCE.write_text("class A:\n    async def __aenter__(self) -> int:\n        return await async_f()\n")
+    assert unasync.main([]) == unasync.main(["--check"]) == 0
+    assert unasync.TARGET.read_text() == "class A:\n    def __enter__(self) -> int:\n        return f()\n"
+    unasync.TARGET.write_text("class A: ...\n")
+    assert unasync.main(["--check"]) == 1
+    assert "python client/unasync.py" in capsys.readouterr().err
+
+
+def test_rank_orders_by_score_and_tells_what_was_cut(face: Any, server: Server, reference: Reference) -> None:
+    expected = reference(QUERY, [pair_encoding.Document(one.title, one.summary) for one in DOCUMENTS])
+    with face(server.url) as client:
+        ranked = client.rank(QUERY, DOCUMENTS)
+        assert [found.rank for found in ranked] == [1, 2, 3, 4]
+        assert [found.index for found in ranked] == np.argsort(-expected.scores).tolist()
+        for found in ranked:
+            assert found.score == pytest.approx(expected.scores[found.index], abs=1e-4)  # another library's kernels
+            assert found.probability == pytest.approx(1 / (1 + np.exp(-found.score)))
+            assert found.doc_id == (DOCUMENTS[found.index].doc_id or "3")
+            assert found.title == DOCUMENTS[found.index].title
+            assert found.truncated == (found.doc_id == "d9")
+        assert same(client.rank(QUERY, DOCUMENTS, top_k=2), ranked[:2])
+        assert same(client.rank(QUERY, DOCUMENTS, top_k=9), ranked)
+        scores = [found.score for found in sorted(ranked, key=lambda found: found.index)]
+        assert client.score(QUERY, DOCUMENTS) == pytest.approx(scores, abs=SCORES_ABS)
+        assert client.document_limit() == 1000
+        assert client.is_ready()
+
+
+def test_documents_may_be_mappings_and_strings(client: RankingClient) -> None:
+    expected = client.score(QUERY, [Document(title="river", summary="bridge"), Document(title="river bridge")])
+    found = client.score(QUERY, [{"title": "river", "summary": "bridge", "url": "ignored"}, "river bridge"])
+    assert found == pytest.approx(expected, abs=SCORES_ABS)
+    assert expected[0] == pytest.approx(expected[1], abs=SCORES_ABS)
+
+
+def test_a_documents_fields_are_named() -> None:
+    """The tokenizer's Document begins with the title: positions would be swapped silently."""
+    with pytest.raises(TypeError):
+        Document("d1", "river", "bridge")  # type: ignore[misc]
+
+
+def test_equal_scores_keep_the_callers_order(face: Any) -> None:
+    with odd_server(OddServer(np.zeros)) as url, face(url) as client:
+        assert [found.index for found in client.rank(QUERY, ["river"] * 5)] == [0, 1, 2, 3, 4]
+
+
+def test_a_lone_surrogate_is_what_it_is_in_training(client: RankingClient, reference: Reference) -> None:
+    text = "river \ud83d bridge \ud83d\ude00"
+    expected = reference(QUERY, [pair_encoding.Document(text, "")]).scores
+    assert client.score(QUERY, [text]) == pytest.approx(expected.tolist(), abs=1e-4)  # another library's kernels
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "message"),
+    [
+        (" ", ["river"], "the query is empty"),
+        (QUERY, [], "no documents: a request has at least one"),
+        (QUERY, "river", "a list of documents, not one string"),
+        (3, ["river"], "the query must be a string, not int"),
+        (QUERY, ["a", "b" * 1_000_001], "document 1 has 1000001 bytes"),
+        (QUERY, [{"title": 3}], "'title' of a document must be a string, not int"),
+    ],
+)
+def test_a_request_at_fault(client: RankingClient, query: str, documents: list[str], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        client.rank(query, documents)
+    with pytest.raises(InvalidRequestError, match="top_k must be at least 1, not 0"):
+        client.rank(QUERY, DOCUMENTS, top_k=0)
+
+
+def test_more_documents_than_the_limit_are_split_and_merged(face: Any, server: Server, client: RankingClient) -> None:
+    for limit in (1, 3):
+        with face(server.url, max_documents=limit) as split:
+            assert same(split.rank(QUERY, DOCUMENTS), client.rank(QUERY, DOCUMENTS))
+
+
+def test_10_000_documents_are_scored_as_their_parts_are(face: Any, server: Server) -> None:
+    many = [f"river {number} market {number * 7}" for number in range(10_000)]
+    with face(server.url) as client:
+        pieces = [client.score(QUERY, many[start : start + 1000]) for start in range(0, len(many), 1000)]
+        assert client.score(QUERY, many) == pytest.approx([score for piece in pieces for score in piece], abs=1e-6)
+
+
+def test_an_error_of_a_part_says_which(face: Any, server: Server) -> None:
+    documents = [*["river"] * 5, "x" * 1_000_001]
+    with (
+        face(server.url, max_documents=3) as client,
+        pytest.raises(InvalidRequestError, match=r"of documents 3 to 5, counted from 0 here: .* document 2 has"),
+    ):
+        client.rank(QUERY, documents)
+
+
+def test_every_server_gets_no_more_than_it_takes(face: Any) -> None:
+    """Whichever server was asked first, and though one may be asked only when its turn comes."""
+    for limits in ([1000, 32], [32, 1000]):
+        services = [Service(limit=limit) for limit in limits]
+        with (
+            odd_server(services[0]) as first,
+            odd_server(services[1]) as second,
+            face([first, second]) as client,
+        ):
+            for _ in range(4):
+                assert client.score(QUERY, ["river"] * 100) == [0.0] * 100
+            assert client.document_limit() == 32
+        assert all(max(service.sizes) <= limit for service, limit in zip(services, limits, strict=True))
+
+
+def test_a_server_that_comes_back_with_a_smaller_limit_is_asked_again(face: Any) -> None:
+    service = Service(limit=1000)
+    with odd_server(service) as url, face(url) as client:
+        client.score(QUERY, ["river"] * 100)
+        service.limit, service.refusals = 32, 1
+        client.score(QUERY, ["river"] * 100)
+    assert service.sizes[0] == 100 and max(service.sizes[2:]) <= 32
+
+
+def test_many_requests_keep_their_order_and_one_that_fails_does_not_fail_the_others(
+    face: Any, server: Server, client: RankingClient
+) -> None:
+    requests = [REQUESTS[number % 3] for number in range(40)]
+    requests[5] = RankingRequest(" ", ["river"])
+    expected = [client.rank(request.query, request.documents, 2) for request in REQUESTS]
+    with face(server.url) as asked:
+        found = list(asked.rank_many(iter(requests), 2, max_in_flight=4, return_errors=True))
+        for number, answer in enumerate(found):
+            if number == 5:
+                assert isinstance(answer, InvalidRequestError)
+            else:
+                assert same(answer, expected[number % 3])
+        assert len(found) == 40
+        with pytest.raises(InvalidRequestError, match="the query is empty"):
+            list(asked.rank_many(requests))
+
+
+def test_an_answer_comes_as_soon_as_it_is_there(face: Any) -> None:
+    """The source gives a request only when the one before was answered."""
+    answered = threading.Semaphore()
+
+    def one_by_one() -> Iterator[RankingRequest]:
+        for _ in range(5):
+            assert answered.acquire(timeout=30), "the answer before has not come"
+            yield REQUESTS[0]
+
+    count = 0
+    with odd_server(OddServer(np.arange)) as url, face(url) as client:
+        for _ in client.rank_many(source_for(face, one_by_one())):
+            count += 1
+            answered.release()
+    assert count == 5
+
+
+def test_a_source_that_fails_does_so_after_the_answers_before(face: Any) -> None:
+    def failing() -> Iterator[RankingRequest]:
+        yield from REQUESTS[:2]
+        raise OSError("disk")
+
+    answers = []
+    with odd_server(OddServer(np.arange)) as url, face(url) as client, pytest.raises(OSError, match="disk"):
+        for answer in client.rank_many(failing()):
+            answers.append(answer)
+    assert len(answers) == 2
+
+
+def test_requests_are_taken_as_they_are_needed(face: Any) -> None:
+    taken = []
+
+    def endless() -> Iterator[RankingRequest]:
+        while True:
+            taken.append(1)
+            yield REQUESTS[0]
+
+    with odd_server(OddServer(np.arange)) as url, face(url) as client:
+        stream = client.rank_many(endless(), max_in_flight=2)
+        for _ in range(10):
+            next(stream)
+        stream.close()
+    assert len(taken) <= 10 + 2 * 2
+
+
+def test_at_least_one_request_is_in_flight(face: Any) -> None:
+    with face("127.0.0.1:9") as client:
+        for number in (0, -1):
+            with pytest.raises(InvalidRequestError, match=f"max_in_flight must be at least 1, not {number}"):
+                next(client.rank_many(REQUESTS, max_in_flight=number))
+
+
+def test_a_closed_client_says_so(face: Any) -> None:
+    with face("127.0.0.1:9") as client:
+        client.close()
+        with pytest.raises(InvalidRequestError, match="this client was closed"):
+            client.score(QUERY, DOCUMENTS)
+
+
+def test_one_client_serves_several_threads(server: Server) -> None:
+    with RankingClient(server.url) as client, ThreadPoolExecutor(8) as pool:
+        expected = [client.score(request.query, request.documents) for request in REQUESTS]
+        futures = [pool.submit(client.score, one.query, one.documents) for one in REQUESTS * 20]
+        for number, future in enumerate(futures):
+            assert future.result() == pytest.approx(expected[number % 3], abs=SCORES_ABS)
+
+
+def test_a_cancelled_call_is_cancelled_at_the_server() -> None:
+    entered, gone = threading.Event(), threading.Event()
+
+    def hold(context: Any) -> None:
+        context.add_callback(gone.set)
+        entered.set()
+        gone.wait(20)
+
+    async def ask(url: str) -> None:
+        async with AsyncRankingClient(url, max_documents=10) as client:
+            task = asyncio.create_task(client.score(QUERY, ["river"]))
+            await asyncio.to_thread(entered.wait, 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(gone.wait, 20)
+
+    with odd_server(Service(hold)) as url:
+        asyncio.run(ask(url))
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (lambda count: np.full(count, np.nan), ("document 0 with nan", "4 of 4 are not finite", "see its engine")),
+        (lambda count: np.array([0.5, np.inf, 1, 2]), ("document 1 with inf", "1 of 4")),
+        (lambda count: np.zeros(count - 1), ("answered 4 documents with SCORES of shape (3,)",)),
+        (lambda count: np.zeros((count, 1)), ("SCORES of shape (4, 1)", "is the model a ranker?")),
+    ],
+)
+def test_answers_that_cannot_rank(face: Any, scores: Any, words: tuple[str, ...]) -> None:
+    service = OddServer(scores)
+    with odd_server(service) as url, face(url) as client:
+        with pytest.raises(InvalidAnswerError) as caught:
+            client.score(QUERY, DOCUMENTS)
+        assert all(word in str(caught.value) for word in (url, *words))
+        service.reply = np.arange
+        assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
+
+
+def test_5_mb_in_one_document(face: Any, server: Server) -> None:
+    with face(server.url) as client:
+        with pytest.raises(InvalidRequestError, match="document 1 has 5000000 bytes") as caught:
+            client.score(QUERY, ["river", "x" * 5_000_000])
+        assert caught.value.server == server.url
+        assert len(client.score(QUERY, DOCUMENTS)) == 4

@@ -1,0 +1,78 @@
+"""Both faces of the client behind the same methods, and what they are asked in tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from client import AsyncRankingClient, Document, RankedDocument, RankingClient, RankingRequest
+
+QUERY = "garden bridge"
+DOCUMENTS = [
+    Document(doc_id="d7", title="river bridge", summary="garden market of silver"),
+    Document(doc_id="d8", title="中文 标题"),
+    Document(doc_id="d9", summary="winter " * 300),
+    Document(title="copper", summary="forest"),
+]
+# A library chooses its kernels by the shape of a call, and what else is under way shares it: the last digits differ.
+SCORES_ABS = 1e-6
+
+
+class Blocking:
+    """AsyncRankingClient with the methods of RankingClient, in an event loop of its own."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self._client = AsyncRankingClient(*arguments, **settings)
+        self._loop = asyncio.new_event_loop()
+
+    def __enter__(self) -> Blocking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._loop.close()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            return self._loop.run_until_complete(getattr(self._client, name)(*arguments, **settings))
+
+        return call
+
+    def rank_many(self, *arguments: Any, **settings: Any) -> Iterator[Any]:
+        answers: Any = self._client.rank_many(*arguments, **settings)
+        try:
+            while True:
+                try:
+                    yield self._loop.run_until_complete(anext(answers))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.run_until_complete(answers.aclose())
+
+
+def source_for(face: Any, requests: Iterable[RankingRequest]) -> Any:
+    """The requests as a source that may wait, without holding up the loop of asyncio."""
+    if face is RankingClient:
+        return requests
+
+    async def asynchronous() -> Any:
+        iterator = iter(requests)
+        while (request := await asyncio.to_thread(next, iterator, None)) is not None:
+            yield request
+
+    return asynchronous()
+
+
+def same(found: list[RankedDocument], expected: list[RankedDocument]) -> bool:
+    """The same rankings, with scores to SCORES_ABS."""
+    for ranked in (found, expected):
+        assert [one.rank for one in ranked] == [*range(1, len(ranked) + 1)]
+    assert [(one.index, one.doc_id, one.title, one.truncated) for one in found] == [
+        (one.index, one.doc_id, one.title, one.truncated) for one in expected
+    ]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], rel=0, abs=SCORES_ABS)
+    assert [one.probability for one in found] == pytest.approx([one.probability for one in expected], rel=0, abs=1e-6)
+    return True
