@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.connection import LONGEST_S
 from loadtest._schedule import KINDS
 from loadtest._search import Objective, Plan
 from loadtest._traffic import Counts
 
 STEP_S = 10.0
+FASTEST = 1e6  # requests/s: more than a process can send, and few enough to schedule
+LONGEST_WARM_UP_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,12 @@ def _check_open_loop(options: Any) -> None:
 
 
 def _check_numbers(options: Any) -> None:
-    for name in ("rate", "slo_p99_ms", "timeout"):
+    for name, most in {"rate": FASTEST, "highest_rate": FASTEST, "slo_p99_ms": LONGEST_S, "timeout": LONGEST_S}.items():
         value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} {value:g}: a number above 0 is needed")
-    if not 0 <= options.warm_up < math.inf:
-        raise ValueError(f"--warm-up {options.warm_up:g}: seconds, 0 or more")
+        if value is not None and not 0 < value <= most:
+            raise ValueError(f"--{name.replace('_', '-')} {value:g}: a number above 0 and at most {most:g} is needed")
+    if not 0 <= options.warm_up <= LONGEST_WARM_UP_S:
+        raise ValueError(f"--warm-up {options.warm_up:g}: seconds, from 0 to {LONGEST_WARM_UP_S:g}")
     if not 0 <= options.error_budget < 1:
         raise ValueError(f"--error-budget {options.error_budget:g}: a share, from 0 to below 1")
     if options.in_flight < 1:

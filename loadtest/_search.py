@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+MOST_FACTOR = 1000.0
 STEP, BISECTION, CONFIRMATION = "step", "bisection", "confirmation"
 
 
@@ -61,8 +62,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not 0 < self.lowest <= self.highest < math.inf:
             raise ValueError(f"rates from {self.lowest:g} to {self.highest:g}: the lowest first, and above 0")
-        if not self.factor > 1:
-            raise ValueError(f"a step factor of {self.factor:g} leads nowhere: it must be above 1")
+        if not 1 < self.factor <= MOST_FACTOR:
+            raise ValueError(f"a step factor of {self.factor:g}: it must be above 1 and at most {MOST_FACTOR:g}")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"a tolerance of {self.tolerance:g}: it must be between 0 and 1")
         if self.tries < 1:

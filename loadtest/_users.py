@@ -31,6 +31,7 @@ class Course:
     groups: Sequence[Request]
     open_loop: OpenLoopRun | None = None
     closed_loop: ClosedLoopRun | None = None
+    started: bool = False
     interrupted: bool = False
 
     def connect(self) -> RankingClient:

@@ -23,6 +23,7 @@ from loadtest._flags import add_flags, read_settings
 from loadtest._open_loop import STOPPED_PATIENCE_S
 from loadtest._records import Report
 from loadtest._report import Paths, check_target, report_paths, write
+from loadtest._results import FAILED
 from loadtest._runs import ClosedLoopRun, OpenLoopRun, Server
 from loadtest._traffic import ANSWER_BYTES, read_groups
 from loadtest._triton_metrics import MetricsError, default_url, read_counters
@@ -94,6 +95,7 @@ def _interrupt(environment: Any) -> None:
 
 @events.test_start.add_listener
 def begin_anew(environment: Any, **_: Any) -> None:
+    environment.course.started = True
     if environment.course.closed_loop:
         environment.course.closed_loop.begin_anew()
 
@@ -106,10 +108,14 @@ def report(environment: Any, **_: Any) -> None:
         course.open_loop.ended.wait(2 * STOPPED_PATIENCE_S)
         found = course.open_loop.report()
         _say(found.result)
-        if found.objective:
+        if found.objective or not any(point.requests for point in found.points):
             environment.process_exit_code = found.exit_code
     else:
-        _say_documents(environment.stats.total)
+        total = environment.stats.total
+        _say_documents(total)
+        if course.started and not total.num_requests and not environment.parsed_options.worker:
+            _say("error: no request was sent: give the run more time (-t), and see whether the server answers")
+            environment.process_exit_code = FAILED
         if not course.closed_loop:
             return
         found = course.closed_loop.report()

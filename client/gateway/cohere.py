@@ -17,6 +17,7 @@ from client.records import sigmoid
 
 UNIT_DOCUMENTS = 100  # Cohere's search unit: a query with up to so many documents
 
+VERSIONS = dict(zip(COHERE_ROUTES, ("1", "2"), strict=True))
 Given = str | dict[str, str]
 
 
@@ -99,13 +100,12 @@ async def rerank(body: RerankRequest, ranker: TheRanker, request: Request, respo
     model = ranker.named(body.model)
     scores = await ranker.score(model, body.query, documents, body.max_chunks_per_doc)
     tell_truncated(response, scores)
-    version = request.url.path.strip("/")[1]  # v1/...
     return RerankResponse(
         id=str(uuid.uuid4()),
         model=model,
         results=[_result(index, body, scores) for index in best_first(scores, body.top_n)],
         meta=Meta(
-            api_version=ApiVersion(version=version),
+            api_version=ApiVersion(version=VERSIONS[request.scope["route"].path]),
             billed_units=Units(search_units=math.ceil(len(documents) / UNIT_DOCUMENTS)),
             warnings=list(_warnings(body, scores)) or None,
         ),

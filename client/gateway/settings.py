@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 
 from client import Connection, InvalidRequestError
-from client.connection import parse_target
+from client.connection import LONGEST_S, parse_target
 from client.gateway.chunking import Chunking
 
 PREFIX = "DISRANKER_GATEWAY_"
@@ -37,7 +37,9 @@ class Settings(BaseSettings):
         ("ranker",),
         description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...",
     )
-    timeout: float = Field(30.0, gt=0, description="seconds a request may take in the ranking server")
+    timeout: float = Field(
+        30.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds a request may take in the ranking server"
+    )
     max_documents: int = Field(1000, ge=1, description="of a request; more are refused with 413")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="of a request; more are refused with 413")
     max_concurrent: int = Field(64, ge=1, description="requests at a time; more are refused with 429")

@@ -6,13 +6,16 @@ import signal
 import socket
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
 from client import InvalidRequestError
 from client.gateway.__main__ import main
 from client.gateway.settings import Settings, read
 from tests import ROOT
-from tests.support.gateways import gateway_running
+from tests.support.gateways import ASKED, gateway_running
+from tests.support.odd_servers import OddServer, odd_server
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,30 @@ def test_settings_that_cannot_be_meant(flags: list[str], message: str) -> None:
         read(flags).connections()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = {name: field for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e300", "1.5.2", "", "9" * 5000])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_cannot_be_meant(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"--{name}={value}"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    flag = f"error: --{name} (or DISRANKER_GATEWAY_{name.upper()}): "
+    assert err.startswith((f"{flag}Input should be", f"{flag}Unable to parse input"))
+
+
+def test_a_gateway_serves_with_the_largest_numbers(tmp_path: Path) -> None:
+    largest = {name: "9" * 30 for name in NUMBERS if name not in ("port", "timeout", "chunk_overlap")}
+    flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9"}.items()]
+    with (
+        odd_server(OddServer(np.arange)) as url,
+        gateway_running(tmp_path / "log", "--servers", url, *flags) as gateway,
+    ):
+        answer = httpx.post(f"{gateway.url}/v1/rerank", json=ASKED)
+        assert [one["index"] for one in answer.json()["results"]] == [1, 0]
 
 
 def test_every_setting_is_documented() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -14,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loadtest._traffic import ANSWER_BYTES
 from tests import ROOT
 from tests.support.checkpoints import write_groups
+from tests.support.odd_servers import OddServer, odd_server
 from tests.support.servers import STOP_S, Server, ports
 
 LOCUST = [str(Path(sys.executable).with_name("locust")), "-f", "loadtest/"]
-HEADLESS = ["--headless", "-u", "4", "-r", "4", "-t", "3s"]
+NOTHING = "error: no request was sent"
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +34,65 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def locust(*flags: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LOCUST, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=40)
+    return subprocess.run([*LOCUST, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def locust_that_sends(*flags: str | Path) -> subprocess.CompletedProcess[str]:
+    """A closed loop of some seconds; of more on a machine that was too busy to send anything in them."""
+    for seconds in (2, 8, 32):
+        result = locust("--headless", "-u", "4", "-r", "4", "-t", f"{seconds}s", *flags)
+        if NOTHING not in result.stderr:
+            return result
+        assert result.returncode == 1
+    raise AssertionError(result.stderr)
 
 
 def test_headless_ends_by_itself_with_exit_code_0(server: Server, queries: Path, tmp_path: Path) -> None:
-    result = locust(*HEADLESS, "--host", server.url, "--queries", queries, "--json-file", tmp_path / "statistics")
+    result = locust_that_sends("--host", server.url, "--queries", queries, "--json-file", tmp_path / "statistics")
     assert result.returncode == 0, result.stderr
     (statistics,) = json.loads((tmp_path / "statistics.json").read_text())
-    assert statistics["num_requests"] > 4
     assert statistics["num_failures"] == 0
-    assert statistics["total_content_length"] == 7 * ANSWER_BYTES * statistics["num_requests"]
+    assert statistics["total_content_length"] == 7 * ANSWER_BYTES * statistics["num_requests"] > 0
     assert int(re.search(r"^(\d+) documents/s$", result.stderr, flags=re.MULTILINE)[1]) > 0  # type: ignore[index]
 
 
 def test_documents_per_request_can_be_set(server: Server, queries: Path, tmp_path: Path) -> None:
     options = ["--host", server.url, "--documents", "100", "--json-file", str(tmp_path / "statistics")]
-    assert locust(*HEADLESS, "--queries", queries, *options).returncode == 0
+    assert locust_that_sends("--queries", queries, *options).returncode == 0
     (statistics,) = json.loads((tmp_path / "statistics.json").read_text())
     assert statistics["total_content_length"] == 100 * ANSWER_BYTES * statistics["num_requests"] > 0
 
 
 def test_failures_are_counted_and_change_the_exit_code(queries: Path) -> None:
-    result = locust(*HEADLESS, "--host", f"127.0.0.1:{ports()['grpc']}", "--queries", queries)
+    result = locust_that_sends("--host", f"127.0.0.1:{ports()['grpc']}", "--queries", queries)
     assert result.returncode == 1
     assert "no server answers at" in result.stderr
+
+
+def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path) -> None:
+    """The server lets the users wait for its limit until the run is over."""
+    over = threading.Event()
+
+    class Waiting(OddServer):
+        def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+            over.wait(60)
+            return super().ModelConfig(request, context)
+
+    with odd_server(Waiting(np.arange)) as url:
+        flags = ["--headless", "-u", "1", "-t", "1s", "--host", url, "--queries", queries, "--timeout", "4"]
+        result = locust(*flags)
+        over.set()
+    assert result.returncode == 1
+    assert NOTHING in result.stderr
+
+
+@pytest.mark.parametrize("flags", [["--rate", "0.001"], ["--slo-p99-ms", "10", "--lowest-rate", "0.001"]])
+def test_an_open_loop_that_sent_nothing_says_so_and_fails(queries: Path, flags: list[str]) -> None:
+    more = ["--headless", "-t", "1s", "--warm-up", "0", "--tries", "1", "--queries", str(queries)]
+    with odd_server(OddServer(np.arange)) as url:
+        result = locust(*more, "--host", url, *flags)
+    assert result.returncode == 1
+    assert "no request was due" in result.stderr
 
 
 @pytest.mark.parametrize(
