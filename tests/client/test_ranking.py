@@ -73,7 +73,7 @@ def test_documents_may_be_mappings_and_strings(client: RankingClient) -> None:
 def test_a_documents_fields_are_named() -> None:
     """The tokenizer's Document begins with the title: positions would be swapped silently."""
     with pytest.raises(TypeError):
-        Document("d1", "river", "bridge")  # type: ignore[misc]
+        Document("d1", "river", "bridge")  # type: ignore[call-arg]
 
 
 def test_equal_scores_keep_the_callers_order(face: Any) -> None:

@@ -79,8 +79,8 @@ def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path) -> Non
             return super().ModelConfig(request, context)
 
     with odd_server(Waiting(np.arange)) as url:
-        flags = ["--headless", "-u", "1", "-t", "1s", "--host", url, "--queries", queries, "--timeout", "4"]
-        result = locust(*flags)
+        at = ["--host", url, "--timeout", "4"]
+        result = locust("--headless", "-u", "1", "-t", "1s", "--queries", queries, *at)
         over.set()
     assert result.returncode == 1
     assert NOTHING in result.stderr
