@@ -53,7 +53,7 @@ def run(command: str, project: Path) -> str:
     # The environment is filled already: make must not fill it again from the copy.
     command = re.sub(r"^make ", "make --old-file .venv/.installed ", command)
     result = subprocess.run(
-        ["bash", "-c", command], cwd=project, env=environment, capture_output=True, text=True, timeout=400
+        ["bash", "-c", command], cwd=project, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout
