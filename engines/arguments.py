@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engines.records import EngineError
+from engines.table import CALIBRATED, ENGINES, PRECISIONS, names
 
-CALIBRATED = {
-    "int8": ("openvino", "onnxruntime"),
-    "fp8": ("tensorrt", "tensorrt_rtx"),
-}  # by precision, the engines that have it
+Compile = Literal["gpu", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -18,21 +16,24 @@ class BuildArguments:
     """What to build, for which machine, and where it goes."""
 
     checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
-    data: str = field(metadata={"help": "Query groups (JSONL, Parquet) that the engine must score as PyTorch does."})
-    engine: Literal["openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", "torch"] = field(
-        metadata={"help": "What runs the model."}
+    data: list[str] = field(
+        metadata={"help": "Queries with documents (JSONL, Parquet) that the engine must score as PyTorch does."}
     )
-    precision: Literal["fp32", "bf16", "fp16", "int8", "fp8"] = field(
-        metadata={"help": "What matrix products are computed in."}
+    engine: str = field(metadata={"help": "What runs the model.", "choices": [*ENGINES]})
+    precision: str = field(
+        metadata={"help": "What matrix products are computed in.", "choices": PRECISIONS},
     )
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
     teacher: bool = field(default=False, metadata={"help": "Build the models of the teacher, for relabelling."})
     calibration: list[str] = field(
         default_factory=list,
-        metadata={"help": "Queries with documents like the traffic's, none of them in --data, for int8 and fp8."},
+        metadata={
+            "help": f"Queries with documents like the traffic's, none of --data's, for {' and '.join(CALIBRATED)}."
+        },
     )
     most_kept: int = field(
-        default=8, metadata={"help": "Products that int8 may leave in higher precision to pass the gate, at most."}
+        default=8,
+        metadata={"help": "At most this many products stay in higher precision so that int8 passes the gate."},
     )
     rows_per_call: int = field(
         default=0,
@@ -41,16 +42,16 @@ class BuildArguments:
         },
     )
     compute_capability: str = field(
-        default="", metadata={"help": "Of the GPUs to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
+        default="", metadata={"help": "Compute capabilities to compile for, such as 8.6,8.9 (tensorrt_rtx)."}
     )
     timing_cache: str = field(
         default="", metadata={"help": "File for what tensorrt measured; by default in ~/.cache/disranker."}
     )
     add_to_newest: bool = field(
         default=False,
-        metadata={"help": "The new version has the newest one's plans too: for other GPUs, of the same checkpoint."},
+        metadata={"help": "Take over the newest version's plans for other GPUs; they must be of the same checkpoint."},
     )
-    torch_compile: Literal["gpu", "always", "never"] = field(
+    torch_compile: Compile = field(
         default="gpu",
         metadata={"help": "Where the server compiles --engine torch: on a GPU, on processors too, nowhere."},
     )
@@ -60,16 +61,19 @@ class BuildArguments:
             raise EngineError(f"--rows_per_call must be at least 1, or 0 to be measured, not {self.rows_per_call}")
         if self.most_kept < 1:
             raise EngineError(f"--most_kept must be at least 1, not {self.most_kept}")
-        if self.compute_capability and self.engine != "tensorrt_rtx":
-            raise EngineError("--compute_capability is for --engine tensorrt_rtx; the others build for this machine")
-        if self.engine not in CALIBRATED.get(self.precision, (self.engine,)):
-            takes = " and ".join(CALIBRATED[self.precision])
-            raise EngineError(f"--precision {self.precision} is for --engine {takes}, not {self.engine}")
-        if self.engine == "onnxruntime" and self.precision not in ("fp32", "int8"):
-            raise EngineError(f"--engine onnxruntime computes in fp32 and int8 on processors, not in {self.precision}")
+        if self.precision not in ENGINES[self.engine].precisions:
+            fitting = [engine for engine in ENGINES.values() if self.precision in engine.precisions]
+            raise EngineError(f"--precision {self.precision} is for --engine {names(fitting)}, not {self.engine}")
         if self.calibration and self.precision not in CALIBRATED:
-            raise EngineError(f"--calibration is for --precision int8 and fp8; {self.precision} needs none")
-        if self.add_to_newest and not self.engine.startswith("tensorrt"):
-            raise EngineError("--add_to_newest is for --engine tensorrt, whose plans are of one kind of GPU each")
-        if self.timing_cache and self.engine != "tensorrt":
-            raise EngineError("--timing_cache is for --engine tensorrt; the others measure nothing when they build")
+            raise EngineError(
+                f"--calibration is for --precision {' and '.join(CALIBRATED)}; {self.precision} needs none"
+            )
+        for flag in ("compute_capability", "add_to_newest", "timing_cache"):
+            if getattr(self, flag) and flag not in ENGINES[self.engine].flags:
+                fitting = [engine for engine in ENGINES.values() if flag in engine.flags]
+                raise EngineError(f"--{flag} is for --engine {names(fitting)}, not {self.engine}")
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The compute capabilities to compile for; none for the GPU at hand."""
+        return [part.strip() for part in self.compute_capability.split(",") if part.strip()]

@@ -1,12 +1,15 @@
-"""The libraries that run graphs on processors, as the builders see them."""
+"""The libraries that run graphs on processors, as the builders and the quantiser see them."""
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.records import Graph, Runner
+from engines.records import EngineError, Graph, Runner
+from engines.table import Engine
 from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
@@ -19,18 +22,26 @@ class Products(NamedTuple):
     others: set[str]
 
 
-class Library(ABC):
-    """What runs graphs on processors: OpenVINO or ONNX Runtime. A model is a graph in the library's own form.
+class Operation(NamedTuple):
+    """An operation of a graph, and the names of the tensors that it reads and writes."""
 
-    Raises EngineError where it is not installed.
+    name: str
+    inputs: Iterable[str]
+    outputs: Iterable[str]
+
+
+class Library(ABC):
+    """A library that runs graphs on processors. A model is a graph in the library's own form.
+
+    opset: the ONNX operators that it reads.
+    rest_of_int8: the precision that is asked for where int8 leaves a product.
+    opens: the class that opens a model's file, here and in the server.
     """
 
-    opset: int  # of the graph that it reads
+    opset: int
+    rest_of_int8: str
     version: str
-
-    @abstractmethod
-    def kind(self) -> type[OpenedGraph]:
-        """What opens the model's file, here and in the server."""
+    opens: type[OpenedGraph]
 
     @abstractmethod
     def read(self, graph: Graph) -> Any:
@@ -38,12 +49,12 @@ class Library(ABC):
 
     @abstractmethod
     def copied(self, model: Any) -> Any:
-        """One that may be changed."""
+        """A copy that may be changed."""
 
     @abstractmethod
     def products(self, model: Any) -> Products:
-        """Those to quantise are of all tokens: what works on one token a pair (the score head, most of the last
-        layer) costs little, and decides."""
+        """The candidates are products of all tokens. The score head and most of the last layer work on one token a
+        pair only: they cost little, and decide the score."""
 
     @abstractmethod
     def opened(self, model: Any) -> Runner:
@@ -51,14 +62,37 @@ class Library(ABC):
 
     @abstractmethod
     def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
-        """Its files; the first is what ``kind`` opens."""
+        """Write the model's files; ``opens`` takes the first."""
 
-    def runs_in(self, precision: str) -> str:
-        """``precision`` where this processor has units for it, else the best that it has: bf16 for int8, then fp32,
-        which it would compute in anyway."""
-        if precision in self.kind().units():
-            return precision
-        return self.runs_in("bf16") if precision == "int8" else "fp32"
+    @abstractmethod
+    def computes_int8(self, opened: Any) -> bool:
+        """Whether an opened graph has products that this processor computes in 8 bits, as the library reports it."""
+
+
+def downstream(operations: Iterable[Operation], tensor: str) -> set[str]:
+    """Names of all operations that read of a tensor, at any distance; they come in the order of computation."""
+    reached, readers = {tensor}, set[str]()
+    for operation in operations:
+        if reached.intersection(operation.inputs):
+            reached.update(operation.outputs)
+            readers.add(operation.name)
+    return readers
+
+
+def serving_class(engine: Engine) -> Any:
+    """The class that serves an engine in Triton's Python backend. Raises EngineError where its library is missing."""
+    module, _, name = engine.served_by.partition(".")
+    try:
+        return getattr(importlib.import_module(f"model_repository.student.{module}"), name)
+    except ImportError as error:
+        raise missing(engine, error) from error
+
+
+def missing(engine: Engine, error: ImportError) -> EngineError:
+    """The error for a library that is not installed."""
+    return EngineError(
+        f"the engine {engine.name} needs {error.name}, which is not installed: pip install {engine.install}"
+    )
 
 
 def runner(engine: ProcessorEngine) -> Runner:

@@ -1,4 +1,4 @@
-"""The installed versions of a repository's student, or teacher: list them, compare them, say which one Triton serves.
+"""The installed versions of a repository's student, or teacher: list, compare, and choose the one that Triton serves.
 
 python -m engines.versions list
 python -m engines.versions compare 1 2 --data dev.jsonl
@@ -10,21 +10,21 @@ python -m engines.versions use 2 --teacher
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.builders.processors import LIBRARIES
-from engines.library import runner
-from engines.parity import Yardstick
+from engines.library import runner, serving_class
+from engines.parity import MEASURE, ParityReport, Yardstick
 from engines.records import EngineError, Runner
-from engines.repository.beside import NEWEST, asked_version, ensembles
-from engines.repository.configs import named_versions, served_version, serving_configs
-from engines.repository.install import MANIFEST_FILE, replaced
+from engines.repository.beside import NEWEST, asked_version, serve_beside
+from engines.repository.changes import Changes
+from engines.repository.configs import named_versions, served_version, serving_configs, versions_of
+from engines.repository.manifest import MANIFEST_FILE, read_manifest
 from engines.repository.models import STUDENT, TEACHER, ModelSet
+from engines.table import ENGINES, names
 from model_repository.student.processor_engine import ProcessorEngine
 from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
 from trainer.data.records import DataError, read_groups
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "use":
             print(use(place, None if arguments.version == LATEST else int(arguments.version), arguments.beside))
         else:
-            print("\n".join(compare_versions(place, arguments.versions, arguments.data)))
+            print("\n".join(compare_versions(place, arguments.versions, *arguments.data)))
     except (DataError, EncodingError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,7 +77,10 @@ def describe(place: Place) -> list[str]:
     ensemble, served = place.models.ensemble, served_version(place.scorer)
     others = {version: f", served by {ensemble}_{version}" for version in named_versions(place.scorer)}
     lines = []
-    for version in sorted(int(path.parent.name) for path in place.scorer.glob(f"[0-9]*/{MANIFEST_FILE}")):
+    for version in versions_of(place.scorer):
+        if not (place.scorer / str(version) / MANIFEST_FILE).is_file():
+            lines.append(f"{version}: not built by build_engines.py")
+            continue
         manifest = _manifest(place, version)
         runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
         mark = ", served" if version == served else others.get(version, "")
@@ -96,17 +99,19 @@ def use(place: Place, version: int | None, beside: Sequence[int] = ()) -> str:
     versions = [] if version is None else [version, *beside]
     if beside and (version is None or len({*versions}) < len(versions)):
         raise EngineError(f"--beside {' '.join(map(str, beside))}: name other versions, beside the number of one")
-    for each in versions:
-        _check_fits(place, each)
+    for chosen in versions:
+        _check_fits(place, chosen)
     asked = version if version is not None and beside else NEWEST
-    changed = serving_configs(scorer, versions) | asked_version(place.repository, place.models, asked)
+    configs = serving_configs(scorer, versions) | asked_version(place.repository, place.models, asked)
     try:
-        with replaced(changed), ensembles(place.repository, place.models, beside) as names:
-            pass
+        with Changes() as changes:
+            for path, content in configs.items():
+                changes.write(path, content)
+            ensembles = serve_beside(changes, place.repository, place.models, beside)
     except OSError as error:
         raise EngineError(f"{place.repository}: cannot be written: {error}") from error
     served = f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
-    return "".join([served, *(f", and version {name.rpartition('_')[2]} as {name}" for name in names)])
+    return "".join([served, *(f", and version {name.rpartition('_')[2]} as {name}" for name in ensembles)])
 
 
 def _check_fits(place: Place, version: int) -> None:
@@ -117,36 +122,38 @@ def _check_fits(place: Place, version: int) -> None:
         )
 
 
-def compare_versions(place: Place, versions: Sequence[int], data: str) -> list[str]:
-    """Lines that compare each of the versions with the first on the pairs of a data file, by the server's engine.
+def compare_versions(place: Place, versions: Sequence[int], *data: str) -> list[str]:
+    """Lines that compare each of the versions with the first on the pairs of data files, by the server's engine.
 
-    Raises EngineError for versions that are no OpenVINO engines of the repository's own tokenizer.
+    Raises EngineError for a version that cannot run here, or that is not of the repository's own tokenizer.
     """
-    encoder, groups = PairEncoder.load(place.tokenizer), read_groups(data)
+    encoder, groups = PairEncoder.load(place.tokenizer), read_groups(*data)
     runners = {version: _open(place, version) for version in versions}
-    first, *others = versions
+    first = versions[0]
     yardstick = Yardstick.of(runners[first], encoder, groups)
-    base = yardstick.ndcg()
-    speeds = _speeds(runners, yardstick)
-    lines = [f"{len(groups)} queries of {data}", _line(place, first, base, speeds[first])]
-    for version in others:
-        report = yardstick.report(runners[version], f"version {version}")
-        ndcg = None if base is None or report.ndcg_difference is None else base + report.ndcg_difference
-        lines.append(
-            f"{_line(place, version, ndcg, speeds[version])}; against {first}: scores within "
-            f"{report.largest_difference:.2g}, Kendall's tau {report.mean_kendall_tau:.4f}, "
-            f"speed {speeds[version] / speeds[first]:.2f}x"
-        )
+    reports = {version: yardstick.report(run, f"version {version}") for version, run in runners.items()}
+    speeds = _speeds(runners, yardstick)  # the reports were the warm-up: each engine has run every request
+    lines = [f"{len(groups)} queries of {' '.join(data)}"]
+    for version, report in reports.items():
+        line = _line(place, version, yardstick.ndcg(), report)
+        line += f", {speeds[version]:.4g} rows/s"
+        if version != first:
+            line += (
+                f"; against {first}: scores within {report.largest_difference:.2g}, Kendall's tau "
+                f"{report.mean_kendall_tau:.4f}, speed {speeds[version] / speeds[first]:.2f}x"
+            )
+        lines.append(line)
     return lines
 
 
-def _line(place: Place, version: int, ndcg: float | None, speed: float) -> str:
-    measured = "no labels" if ndcg is None else f"nDCG@10 {ndcg:.4f}"
-    return f"{version}: {_manifest(place, version)['runs_in']}, {measured}, {speed:.4g} rows/s"
+def _line(place: Place, version: int, base: float | None, report: ParityReport) -> str:
+    difference = report.ndcg_difference
+    measured = "no labels" if base is None or difference is None else f"{MEASURE} {base + difference:.4f}"
+    return f"{version}: {_manifest(place, version)['runs_in']}, {measured}"
 
 
 def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float]:
-    """Rows a second, the versions taking turns at each request; the one before was their warm-up."""
+    """Rows a second; the versions take turns at each request."""
     seconds = dict.fromkeys(runners, 0.0)
     for request in yardstick.requests:
         for version, run in runners.items():
@@ -159,21 +166,16 @@ def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float
 
 def _open(place: Place, version: int) -> Runner:
     manifest = _manifest(place, version)
-    if manifest["engine"] not in LIBRARIES:
-        comparable = " and ".join(LIBRARIES)
-        raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable}'s can be compared here")
-    if manifest["encoding_hash"] != encoding_hash(place.tokenizer):
-        raise EngineError(f"version {version} was built for another encoding than the repository's tokenizer has")
-    kind = LIBRARIES[manifest["engine"]]().kind()
-    return runner(ProcessorEngine.load(place.scorer / str(version), kind))
+    engine = ENGINES.get(manifest["engine"])
+    if engine is None or not engine.compared:
+        comparable = names([engine for engine in ENGINES.values() if engine.compared])
+        raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable} can be compared here")
+    _check_fits(place, version)
+    return runner(ProcessorEngine.load(place.scorer / str(version), serving_class(engine)))
 
 
 def _manifest(place: Place, version: int) -> dict[str, Any]:
-    path = place.scorer / str(version) / MANIFEST_FILE
-    if not path.is_file():
-        raise EngineError(f"{path.parent}: no such version; see python -m engines.versions list")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return manifest
+    return read_manifest(place.scorer / str(version))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[common], help="what is installed, and what is served")
     compare = commands.add_parser("compare", parents=[common], help="scores and speed of versions on a data file")
     compare.add_argument("versions", nargs="+", type=int, help="the first is what the others are compared with")
-    compare.add_argument("--data", required=True, help="query groups (JSONL, Parquet)")
+    compare.add_argument("--data", nargs="+", required=True, help="queries with documents (JSONL, Parquet)")
     chosen = commands.add_parser("use", parents=[common], help="the version that Triton serves")
     chosen.add_argument("version", type=_version, help=f"a number, or {LATEST}")
     chosen.add_argument(

@@ -29,10 +29,13 @@ FLOORS: dict[str, list[set[str]]] = {
     "trainer": [COMMANDS, {"command"}, {"training"}, {"scoring", "measures"}, {"checkpoints"}, {"data", "packed"}],
     "engines": [
         {"versions"},
+        {"repository"},
         {"builders"},
-        {"quantise", "repository"},
+        {"job"},
+        {"quantise"},
         {"graph", "parity", "library"},
         {"arguments"},
+        {"table"},
         {"records"},
     ],
 }

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from engines.builders.processors import ProcessorBuilder
 from engines.graph.onnx_graphs import replace
-from engines.library import Library, Products
-from engines.records import INPUTS, EngineError, Graph, Runner, in_chunks
+from engines.library import Operation, Products, downstream, missing, serving_class
+from engines.records import INPUTS, Graph, Runner, in_chunks
+from engines.table import ENGINES, Engine
 from model_repository.student.processor_engine import cores
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
@@ -23,24 +25,20 @@ MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 PRODUCT = "MatMulIntegerToFloat"  # whole numbers in, float32 out, with scales and the bias that is added
 
 
-class OnnxRuntime(Library):
-    """See ``Library``; a model is a ModelProto."""
+class OnnxRuntime(ProcessorBuilder):
+    """A model is a ModelProto; see ``Library``."""
 
     opset = 20  # it has Gelu in one operator
+    rest_of_int8 = "fp32"
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine = ENGINES["onnxruntime"]) -> None:
+        self.opens = serving_class(engine)
         try:
             import onnx
             import onnxruntime
         except ImportError as error:
-            raise EngineError(f"the engine onnxruntime needs {error.name}: pip install 'disranker[cpu]'") from error
-        from model_repository.student.onnxruntime_engine import OnnxRuntimeEngine
-
-        self._onnx, self._engine = onnx, OnnxRuntimeEngine
-        self.version = onnxruntime.__version__
-
-    def kind(self) -> Any:
-        return self._engine
+            raise missing(engine, error) from error
+        self._onnx, self.version = onnx, onnxruntime.__version__
 
     def read(self, graph: Graph) -> Any:
         model = self._onnx.load(graph.path)
@@ -52,7 +50,8 @@ class OnnxRuntime(Library):
 
     def products(self, model: Any) -> Products:
         weights = {tensor.name for tensor in model.graph.initializer}
-        of_pairs = _downstream(model, INPUTS[-1])
+        operations = (Operation(node.name, node.input, node.output) for node in model.graph.node)
+        of_pairs = downstream(operations, INPUTS[-1])
         candidates = {
             node.name
             for node in model.graph.node
@@ -63,7 +62,7 @@ class OnnxRuntime(Library):
     def opened(self, model: Any) -> Runner:
         with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
             (path, *_) = self.save(model, Path(work))
-            engine = self._engine(path, "fp32", cores())
+            engine = self.opens(path, "fp32", cores())
 
         def run(batch: PackedBatch) -> FloatArray:
             scores: FloatArray = engine.infer(batch[:-1])
@@ -72,11 +71,14 @@ class OnnxRuntime(Library):
         return in_chunks(run, ROWS)
 
     def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
-        path = directory / self._engine.file()
+        path = directory / self.opens.file()
         data = path.with_name(f"{path.name}.data")
         data.unlink(missing_ok=True)  # it would be appended to
         self._onnx.save(in_integers(model), path, save_as_external_data=True, location=data.name)
         return path, data
+
+    def computes_int8(self, opened: Any) -> bool:
+        return True  # its operator for whole numbers has no other way
 
 
 def in_integers(model: Any) -> Any:
@@ -141,13 +143,3 @@ def _read(nodes: list[Any], results: set[str]) -> list[Any]:
             wanted.update(node.input)
             kept.append(node)
     return kept[::-1]
-
-
-def _downstream(model: Any, name: str) -> set[str]:
-    """The names of all nodes that read of a tensor, at any distance; nodes come in the order of computation."""
-    reached, found = {name}, set[str]()
-    for node in model.graph.node:
-        if reached.intersection(node.input):
-            reached.update(node.output)
-            found.add(node.name)
-    return found

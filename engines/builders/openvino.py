@@ -1,4 +1,4 @@
-"""OpenVINO, for processors: IR from the float32 graph; precisions other than int8 are chosen when it is compiled."""
+"""OpenVINO, for processors: IR from the float32 graph. A precision other than int8 is chosen when it is compiled."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from engines.library import Library, Products, runner
-from engines.records import INPUTS, OUTPUT, EngineError, Graph, Runner, in_chunks
+from engines.builders.processors import ProcessorBuilder
+from engines.library import Operation, Products, downstream, runner, serving_class
+from engines.records import INPUTS, OUTPUT, Graph, Runner, in_chunks
+from engines.table import ENGINES, Engine
 from model_repository.student.processor_engine import ProcessorEngine, cores
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 ROWS = 8
 
 
-class OpenVino(Library):
-    """See ``Library``."""
+class OpenVino(ProcessorBuilder):
+    """A model is OpenVINO's own; see ``Library``."""
 
     opset = 18
+    rest_of_int8 = "bf16"
 
-    def __init__(self) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError("the engine openvino is not installed: pip install 'disranker[cpu]'") from error
-        from model_repository.student.openvino_engine import OpenVinoEngine, core
+    def __init__(self, engine: Engine = ENGINES["openvino"]) -> None:
+        self.opens = serving_class(engine)
+        import openvino
 
-        self._openvino, self._engine, self._core = openvino, OpenVinoEngine, core()
+        from model_repository.student.openvino_engine import core
+
+        self._openvino, self._core = openvino, core()
         self.version = openvino.__version__
-
-    def kind(self) -> Any:
-        return self._engine
 
     def read(self, graph: Graph) -> Any:
         model = self._core.read_model(graph.path)
@@ -43,9 +42,10 @@ class OpenVino(Library):
         return model.clone()
 
     def products(self, model: Any) -> Products:
-        of_pairs = _downstream(model.input(INPUTS[-1]).get_node())
+        operations = model.get_ordered_ops()
+        of_pairs = downstream(map(_operation, operations), model.input(INPUTS[-1]).get_node().get_friendly_name())
         found = Products(set(), set())
-        for operation in model.get_ordered_ops():
+        for operation in operations:
             name = operation.get_friendly_name()
             if operation.get_type_name() == "MatMul":
                 taken = name not in of_pairs and _is_constant(operation.input_value(1).get_node())
@@ -63,30 +63,25 @@ class OpenVino(Library):
         return in_chunks(run, ROWS)
 
     def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
-        path = directory / self.kind().file()
+        path = directory / self.opens.file()
         self._openvino.save_model(model, path, compress_to_fp16=False)
         return path, path.with_suffix(".bin")
+
+    def computes_int8(self, opened: Any) -> bool:
+        operations = [operation.get_rt_info() for operation in opened.compiled.get_runtime_model().get_ops()]
+        products = [info for info in operations if info["layerType"].get() == "FullyConnected"]
+        return any(info["runtimePrecision"].get() in ("i8", "u8") for info in products)
 
 
 def open_runner(graph: Graph, precision: str, rows_per_call: int) -> Runner:
     """An ONNX graph in the engine that the server has. Raises EngineError where OpenVINO is not installed."""
-    opened = OpenVino().kind()(graph.path, precision, cores())
-    engine = ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length)
-    return runner(engine)
+    opened = OpenVino().opens(graph.path, precision, cores())
+    return runner(ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length))
 
 
-def _downstream(node: Any) -> set[str]:
-    """The names of all operations that read of a node, at any distance."""
-    found: set[str] = set()
-    waiting = [node]
-    while waiting:
-        for output in waiting.pop().outputs():
-            for target in output.get_target_inputs():
-                reader = target.get_node()
-                if reader.get_friendly_name() not in found:
-                    found.add(reader.get_friendly_name())
-                    waiting.append(reader)
-    return found
+def _operation(node: Any) -> Operation:
+    name = node.get_friendly_name()
+    return Operation(name, [value.get_node().get_friendly_name() for value in node.input_values()], [name])
 
 
 def _is_constant(node: Any) -> bool:

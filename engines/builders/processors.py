@@ -1,54 +1,46 @@
-"""Engines for processors: the float32 graph, tuned for this machine's cores, and for int8 quantised.
-
-int8 is in the graph itself; what it leaves is computed in bf16 where the library has it and the processor units for
-it, else in fp32.
-"""
+"""Engines for processors: the float32 graph, quantised for int8, and tuned for this machine's cores."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
-from engines.builders.onnxruntime import OnnxRuntime
-from engines.builders.openvino import OpenVino
+from engines.builders import Builder
 from engines.builders.tuning import CANDIDATES, choose, measure
+from engines.graph.export import export_graph
+from engines.job import Job
 from engines.library import Library, runner
-from engines.parity import Yardstick
-from engines.quantise.calibration import Calibration
 from engines.quantise.int8 import quantise
-from engines.records import BuiltEngine, CpuEngine, Graph
+from engines.records import BuiltEngine, CpuEngine
 from model_repository.student.processor_engine import ProcessorEngine, cores
 
-LIBRARIES: dict[str, type[Library]] = {"openvino": OpenVino, "onnxruntime": OnnxRuntime}  # by the names of ``--engine``
 
+class ProcessorBuilder(Library, Builder):
+    """Builds with one library.
 
-class CpuWish(NamedTuple):
-    """What was asked for: rows per call, 0 to have them measured, and for int8 its calibration."""
-
-    precision: str
-    rows_per_call: int
-    calibration: Calibration | None
-    most_kept: int
-
-
-def build(library: Library, graph: Graph, wish: CpuWish, yardstick: Yardstick, directory: Path) -> BuiltEngine:
-    """Write the engine of a float32 graph, tune it, and open it as the server will.
-
-    Raises EngineError where, for int8, NNCF is missing.
+    The graph itself holds int8. All other products are computed in the precision that was asked for where the
+    processor has units for it, else in what the library takes instead.
     """
-    model = library.read(graph)
-    really = rest = library.runs_in(wish.precision)
-    int8 = None
-    if really == "int8":
-        assert wish.calibration is not None
-        model, int8 = quantise(library, model, wish.calibration, yardstick, wish.most_kept)
-        rest = library.runs_in("bf16")
-    files = library.save(model, directory)
-    opened = library.kind()(files[0], rest, cores())
-    candidates = [wish.rows_per_call] if wish.rows_per_call else CANDIDATES
-    largest = max((request.batch for request in yardstick.requests), key=lambda batch: len(batch.input_ids))
-    timings = measure(opened, largest, candidates)
-    best = choose(timings)
-    run = runner(ProcessorEngine(opened, best.rows_per_call, graph.dimensions.row_length))
-    cpu = CpuEngine(rest, cores(), cores(), tuple(timings), int8)
-    return BuiltEngine(files, really, library.version, run, "the engine", best.rows_per_call, cpu)
+
+    def build(self, job: Job) -> BuiltEngine:
+        arguments, directory = job.arguments, job.directory
+        exported = directory / "graph.onnx"
+        graph = export_graph(job.model, job.dimensions, "fp32", exported, self.opset, any_length=True)
+        model, precision, int8 = self.read(graph), arguments.precision, None
+        if job.calibration:
+            model, int8 = quantise(self, model, job.calibration, job.yardstick, arguments.most_kept)
+            precision = self.rest_of_int8
+        files = self.save(model, directory)
+        opened = self.opens(files[0], precision, cores())
+        if opened.runs_in != precision:
+            opened = self.opens(files[0], opened.runs_in, cores())  # as the server will open it
+        candidates = [arguments.rows_per_call] if arguments.rows_per_call else CANDIDATES
+        largest = max((request.batch for request in job.yardstick.requests), key=lambda batch: len(batch.input_ids))
+        timings = measure(opened, largest, candidates)
+        rows_per_call = choose(timings).rows_per_call
+        return BuiltEngine(
+            files=files,
+            runs_in="int8" if int8 and self.computes_int8(opened) else opened.runs_in,
+            version=self.version,
+            run=runner(ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length)),
+            judged="the engine",
+            rows_per_call=rows_per_call,
+            cpu=CpuEngine(opened.runs_in, cores(), cores(), tuple(timings), int8),
+        )

@@ -14,15 +14,43 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engines.builders import capabilities, timing_cache
+from engines.arguments import BuildArguments
+from engines.builders import Builder, capabilities, timing_cache
 from engines.builders.stand_in import stand_in
+from engines.graph.export import export_graph
+from engines.job import Job
 from engines.records import INPUTS, OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, in_chunks
+from engines.table import ENGINES, Engine
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned for it
 # tensorrt_rtx comes as two wheels, or as a package that joins them under the shorter name.
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-PACKAGES = {"tensorrt": "'disranker[gpu]'", "tensorrt_rtx": "tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings"}
+
+
+class TensorRt(Builder):
+    """Builds plans with ``tensorrt`` or ``tensorrt_rtx``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._name = engine.name
+        library(engine.name)
+
+    def check(self, arguments: BuildArguments) -> None:
+        check_capabilities(self._name, arguments.capabilities, arguments.precision)
+
+    def build(self, job: Job) -> BuiltEngine:
+        arguments, path = job.arguments, job.directory / "model.onnx"
+        if job.calibration:
+            try:
+                from engines.quantise import fp8
+            except ImportError as error:
+                raise EngineError(f"--precision fp8 needs {error.name}: pip install onnx") from error
+            half = export_graph(job.model, job.dimensions, fp8.BASE, job.directory / "half.onnx", fp8.OPSET)
+            graph = fp8.quantise(half, job.calibration.rows, path)
+        else:
+            graph = export_graph(job.model, job.dimensions, arguments.precision, path)
+        timings = Path(arguments.timing_cache) if arguments.timing_cache else None
+        return build(graph, self._name, arguments.capabilities, job.directory, timings)
 
 
 class ParsedNetwork(NamedTuple):
@@ -49,7 +77,7 @@ def library(engine: str) -> Any:
         except ImportError as error:
             if error.name != name:  # it is there, and lacks something of its own
                 raise EngineError(f"the engine {engine} is installed and cannot be loaded: {error}") from error
-    raise EngineError(f"the engine {engine} is not installed: pip install {PACKAGES[engine]}")
+    raise EngineError(f"the engine {engine} is not installed: pip install {ENGINES[engine].install}")
 
 
 def build(graph: Graph, engine: str, named: Sequence[str], directory: Path, timings: Path | None = None) -> BuiltEngine:

@@ -1,6 +1,6 @@
-"""What TensorRT measured of its kernels, kept from one build to the next, which then takes a fraction of the time.
+"""TensorRT's timings of its kernels: a build that finds an earlier one's takes a fraction of the time.
 
-A cache is of one TensorRT and one kind of GPU: the default's name holds both.
+A cache holds for one TensorRT and one kind of GPU. The default's name holds both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.records import EngineError
+from trainer.data.records import appears_whole
 
 
 def default_path(trt: Any, capability: str | None) -> Path:
@@ -21,9 +22,9 @@ def default_path(trt: Any, capability: str | None) -> Path:
 
 @contextmanager
 def kept(config: Any, path: Path) -> Iterator[None]:
-    """The cache of ``path`` in a builder's configuration; after the build that the block makes, written back.
+    """Give a builder's configuration the cache of ``path``; when the block has built, write the cache back.
 
-    Raises EngineError for a file that is not a cache of this TensorRT and GPU, or that cannot be written.
+    Raises EngineError for a file that is not a cache of this TensorRT and GPU.
     """
     try:
         content = path.read_bytes() if path.exists() else b""
@@ -33,11 +34,5 @@ def kept(config: Any, path: Path) -> Iterator[None]:
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(f"--timing_cache {path}: not of this TensorRT and this kind of GPU; name another file")
     yield
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with appears_whole(path) as partial:
         partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EngineError(f"--timing_cache {path}: cannot be written: {error}") from error

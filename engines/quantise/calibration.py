@@ -1,4 +1,4 @@
-"""Packed rows of queries that look like traffic: what activations' ranges are read from."""
+"""Packed rows of queries that look like traffic, from which the ranges of activations are read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainer.data.pairs import encode_group
 from trainer.data.records import QueryGroup, read_groups
 
 MOST_ROWS = 96
-MOST_DOCUMENTS = 100  # of a query: what a request may well have
+MOST_DOCUMENTS = 100  # of a query; a request may well have as many
 
 Row = dict[str, IntArray]  # one row, [1, L] or [1, S], by the names of INPUTS
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows, one by one, and the number of queries that they are of."""
+    """Rows, one by one, and the number of queries that they come from."""
 
     rows: tuple[Row, ...]
     queries: int
@@ -28,9 +28,8 @@ class Calibration:
 def read_calibration(paths: Sequence[str], judged: Sequence[QueryGroup], encoder: PairEncoder) -> Calibration:
     """At most ``MOST_ROWS`` rows of the files' queries, packed as served, evenly from the queries.
 
-    Raises EngineError without files, and for a query that the engine will be judged on, by id or by text:
-    ranges that were read from the judged pairs would say nothing about others. Files are read whole, and
-    raise DataError for what is wrong in them.
+    Raises EngineError without files, and for a query that the engine will be judged on, by id or by text: ranges that
+    were read from the judged pairs would tell nothing about others.
     """
     if not paths:
         raise EngineError(

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,18 +30,13 @@ RANKED_ON = 16  # rows that a product's share in the loss is measured on
 _NO_SLOTS = np.empty(0, dtype=np.int32)
 
 
-class Quantised(NamedTuple):
-    """A model of the library, and what was done to it."""
+def quantise(
+    library: Library, model: Any, calibration: Calibration, yardstick: Yardstick, most_kept: int
+) -> tuple[Any, Int8]:
+    """A quantised model of the library, and what was done to it.
 
-    model: Any
-    int8: Int8
-
-
-def quantise(library: Library, model: Any, calibration: Calibration, yardstick: Yardstick, most_kept: int) -> Quantised:
-    """Quantise a model of the library; if the gate's limits are exceeded, leave out products, the most sensitive first:
-    1, 2, 4 and so on, at most ``most_kept``, until they are kept.
-
-    Whether they are kept in the end is for the gate to say. Raises EngineError where NNCF is missing.
+    If it exceeds the gate's limits, the 1, 2, 4, ... most sensitive products are left out, at most ``most_kept``,
+    until the limits hold. The gate decides afterwards. Raises EngineError where NNCF is missing.
     """
     quantiser = _Quantiser(_nncf(), library, model, calibration.rows)
     if not quantiser.candidates:
@@ -56,7 +51,7 @@ def quantise(library: Library, model: Any, calibration: Calibration, yardstick: 
             if _excess(yardstick, library, quantised) <= 1:
                 break
     products = len(quantiser.candidates) - len(kept)
-    return Quantised(quantised, Int8(products, tuple(sorted(kept)), calibration.queries, len(calibration.rows)))
+    return quantised, Int8(products, tuple(sorted(kept)), calibration.queries, len(calibration.rows))
 
 
 class _Quantiser:

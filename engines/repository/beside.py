@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from engines.repository.changes import Changes
 from engines.repository.configs import read_config, written
 from engines.repository.models import ModelSet
 
@@ -29,37 +28,22 @@ def asked_version(repository: Path, models: ModelSet, version: int) -> dict[Path
     return changed
 
 
-@contextmanager
-def ensembles(repository: Path, models: ModelSet, versions: Sequence[int]) -> Iterator[list[str]]:
-    """Names of the ensembles beside the usual one, for these versions: within the block they are there, and those of
-    other versions are not. If it fails, all is as it was."""
+def serve_beside(changes: Changes, repository: Path, models: ModelSet, versions: Sequence[int]) -> list[str]:
+    """Give each of the versions an ensemble beside the usual one, and remove those of other versions; the names."""
     root = repository.absolute()
-    new, old = (root.with_name(f".{root.name}.beside.{what}") for what in ("new", "old"))
-    wanted = {f"{models.ensemble}_{version}": version for version in versions}
+    new, old = (changes.staged(root.with_name(f".{root.name}.beside.{what}")) for what in ("new", "old"))
     there = [path.name for path in root.glob(f"{models.ensemble}_*") if path.name.rpartition("_")[2].isdecimal()]
-    moves = [(root / name, old / name) for name in there]
-    moves += [(new / name, root / name) for name in wanted]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for place in (new, old):
-            shutil.rmtree(place, ignore_errors=True)  # of a command that was killed
-            place.mkdir()
-        for name, version in wanted.items():
-            (new / name / "1").mkdir(parents=True)  # Triton wants a version of an ensemble too
-            config = _asking(read_config(root / models.ensemble / "config.pbtxt"), models.scorer, version)
-            config.name = name
-            (new / name / "config.pbtxt").write_bytes(written(config))
-        for source, target in moves:
-            source.rename(target)
-            done.append((source, target))
-        yield sorted(wanted)
-    except BaseException:
-        for source, target in reversed(done):
-            target.rename(source)
-        raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    wanted = {f"{models.ensemble}_{version}": version for version in versions}
+    for name, version in wanted.items():
+        (new / name / "1").mkdir(parents=True)  # Triton wants a version of an ensemble too
+        config = _asking(read_config(root / models.ensemble / "config.pbtxt"), models.scorer, version)
+        config.name = name
+        (new / name / "config.pbtxt").write_bytes(written(config))
+    for name in there:
+        changes.move(root / name, old / name)
+    for name in wanted:
+        changes.move(new / name, root / name)
+    return sorted(wanted)
 
 
 def _asking(config: ModelConfig, scorer: str, version: int) -> ModelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from engines.records import Dimensions, EngineError
 
 TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
+VERSION = re.compile("[1-9][0-9]*")  # what Triton takes for one
 SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
 
@@ -28,7 +30,7 @@ def changed_configs(
     """
     changed = {}
     for model in models:
-        for path in _configs(model):
+        for path in config_files(model):
             before = read_config(path)
             after = _resized(before, dimensions)
             if after.platform == TENSORRT:
@@ -47,7 +49,7 @@ def written(config: ModelConfig) -> bytes:
 def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
     """New contents of the scorer's configs, in which Triton serves these ``versions``; for none, the newest."""
     changed = {}
-    for path in _configs(scorer):
+    for path in config_files(scorer):
         config = read_config(path)
         config.ClearField("version_policy")
         if versions:
@@ -56,19 +58,24 @@ def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
     return changed
 
 
-def served_version(scorer: Path) -> int | None:
-    """The version that the ensemble asks by the scorer's config.pbtxt: the first that it names, or the newest."""
-    named = named_versions(scorer)
-    newest = max((int(path.name) for path in scorer.iterdir() if path.name.isdigit()), default=None)
-    return named[0] if named else newest
+def versions_of(scorer: Path) -> list[int]:
+    """The versions in a model's directory, the oldest first: what Triton takes for one, whatever lies in it."""
+    return sorted(int(path.name) for path in scorer.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
+
+
+def served_version(scorer: Path) -> int:
+    """The version that the ensemble asks by the scorer's config.pbtxt: the first that it names, or the newest; 0 for
+    none."""
+    return next(iter(named_versions(scorer)), max(versions_of(scorer), default=0))
 
 
 def named_versions(scorer: Path) -> list[int]:
-    """Those that the scorer's config.pbtxt names, that of the ensemble first; none where it serves the newest."""
-    return [int(each) for each in read_config(scorer / "config.pbtxt").version_policy.specific.versions]
+    """The versions that the scorer's config.pbtxt names, that of the ensemble first; none where it serves the
+    newest."""
+    return [int(version) for version in read_config(scorer / "config.pbtxt").version_policy.specific.versions]
 
 
-def _configs(model: Path) -> list[Path]:
+def config_files(model: Path) -> list[Path]:
     return sorted([*model.glob("config.pbtxt"), *model.glob("configs/*.pbtxt")])
 
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.repository.configs import read_config, written
-from engines.repository.teacher import for_teacher
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching
+
+from engines.repository.configs import config_files, parsed, read_config, versions_of, written
+from engines.repository.manifest import MANIFEST_FILE
+from engines.table import ENGINES
 
 TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
+# Nobody waits for one answer of a relabelling job: full batches are worth more than 20 ms, which is little beside
+# an LLM's forward pass.
+QUEUE_DELAY_US = 20_000
+SCORED_BY = "scored_by"  # the tokenizer's parameter: which model its rows are for
+OF_ONE_VERSION = ("version_policy", "cc_model_filenames", "default_model_filename")
 
 
 @dataclass(frozen=True)
 class ModelSet:
     """``names`` in a repository, by the names of the project's own models.
 
-    In the order in which they may appear: an ensemble after its parts, so that a server which starts
-    meanwhile finds nothing that it cannot load.
+    They appear in this order, an ensemble after its parts: a server that starts meanwhile finds nothing that it cannot
+    load.
     """
 
     names: Mapping[str, str]
@@ -50,10 +58,10 @@ TEACHER = ModelSet(
 SCORERS = (STUDENT.scorer, TEACHER.scorer)
 
 
-def copy_models(skeleton: Path, target: Path, models: ModelSet) -> None:
-    """The set as the project has it, and without what was built, below ``target``."""
+def copy_models(skeleton: Path, target: Path, models: ModelSet, wanted: Container[str]) -> None:
+    """Those of the set that are ``wanted``, as the project has them, without what was built, below ``target``."""
     for origin, name in models.names.items():
-        for source in tracked(skeleton, origin):
+        for source in tracked(skeleton, origin) if name in wanted else ():
             path = target / name / source.relative_to(skeleton / origin)
             path.parent.mkdir(parents=True, exist_ok=True)
             if name != origin and source.suffix == ".pbtxt":
@@ -62,34 +70,77 @@ def copy_models(skeleton: Path, target: Path, models: ModelSet) -> None:
                 shutil.copy2(source, path)
 
 
-@contextmanager
-def places(skeleton: Path, root: Path, models: ModelSet) -> Iterator[dict[str, Path]]:
-    """Where each model of the set lies: in the repository or, where that lacks it, as a copy beside the repository."""
-    staged = root.absolute().with_name(f".{root.absolute().name}.{models.scorer}.partial")
-    shutil.rmtree(staged, ignore_errors=True)  # of a build that was killed
-    lacking = {name for name in models.names.values() if not any((root / name).glob("*"))}
-    try:
-        if lacking:
-            copy_models(skeleton, staged, models)
-        yield {name: (staged if name in lacking else root) / name for name in models.names.values()}
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+def other_release(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> dict[Path, bytes | None]:
+    """New contents of the set's code that is of another release than the project's, None for a file to remove.
 
-
-def stale_code(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> dict[Path, bytes]:
-    """New contents of the set's Python files that differ from the project's: all that serves is of one release."""
-    stale = {}
+    A version that was installed earlier gets the server's model too, and what that reads in its manifest: it must run
+    with the code that now lies beside it.
+    """
+    changed: dict[Path, bytes | None] = {}
     for origin, name in models.names.items():
-        for source in tracked(skeleton, origin):
-            path, content = where[name] / source.relative_to(skeleton / origin), source.read_bytes()
-            if source.suffix == ".py" and (not path.is_file() or path.read_bytes() != content):
-                stale[path] = content
-    return stale
+        model = where[name]
+        code = {path for path in model.rglob("*.py") if not _is_built(origin, path.relative_to(model))}
+        ours = {model / source.relative_to(skeleton / origin): source for source in tracked(skeleton, origin)}
+        changed |= dict.fromkeys(code - ours.keys())
+        changed |= {path: source.read_bytes() for path, source in ours.items() if source.suffix == ".py"}
+    scorer = where[models.scorer]
+    for version in versions_of(scorer):
+        manifest = scorer / str(version) / MANIFEST_FILE
+        record = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+        engine = ENGINES.get(record.get("engine", ""))
+        if engine and engine.served_by:
+            changed[manifest.with_name("model.py")] = (skeleton / "student/model.py").read_bytes()
+            record["served_by"] = engine.served_by
+            changed[manifest] = (json.dumps(record, indent=2) + "\n").encode()
+    return {path: content for path, content in changed.items() if not path.is_file() or content != path.read_bytes()}
 
 
 def tracked(skeleton: Path, origin: str) -> Iterator[Path]:
     """The project's own files of a model, without what was built."""
     for source in (path for pattern in TRACKED for path in (skeleton / origin).rglob(pattern)):
-        first = source.relative_to(skeleton / origin).parts[0]
-        if not (origin == "student" and first.lstrip(".")[:1].isdigit()):  # a built version
+        if not _is_built(origin, source.relative_to(skeleton / origin)):
             yield source
+
+
+def _is_built(origin: str, path: Path) -> bool:
+    """Whether a path in a model lies in a version that was built, or in one on its way."""
+    return origin == "student" and path.parts[0].lstrip(".")[:1].isdigit()
+
+
+def for_teacher(student: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
+    """A configuration of the student's models with the teacher's ``names``.
+
+    The scorer has one instance a device, since each takes an LLM's memory. It waits for full batches. It refuses no
+    request for the length of its queue, since the clients bound what is on its way.
+    """
+    config = ModelConfig()
+    config.CopyFrom(student)
+    config.name = names[student.name]
+    for step in config.ensemble_scheduling.step:
+        step.model_name = names[step.model_name]
+    if SCORED_BY in config.parameters:
+        config.parameters[SCORED_BY].string_value = names[config.parameters[SCORED_BY].string_value]
+    if student.name != "student":
+        return config
+    for field in OF_ONE_VERSION:
+        config.ClearField(field)
+    for group in config.instance_group:
+        group.count = 1
+    if config.HasField("dynamic_batching"):
+        largest = sorted(student.dynamic_batching.preferred_batch_size)[-1:]
+        batching = ModelDynamicBatching(preferred_batch_size=largest, max_queue_delay_microseconds=QUEUE_DELAY_US)
+        config.dynamic_batching.CopyFrom(batching)
+    return config
+
+
+def identified(scorer: Path, changed: Mapping[Path, bytes], version: int, identity: str) -> dict[Path, bytes]:
+    """The scorer's configurations, on top of their ``changed`` contents, with the ``identity`` of a version.
+
+    ``trainer.score --triton`` reads it: scores of one teacher must not be mixed with another's.
+    """
+    contents = {}
+    for path in config_files(scorer):
+        config = parsed(path, changed.get(path, path.read_bytes()).decode())
+        config.parameters[f"version.{version}"].string_value = identity
+        contents[path] = written(config)
+    return contents

@@ -23,6 +23,7 @@ class OnnxRuntimeEngine:
     does not hold in int8 is computed in fp32, the only other ``precision``."""
 
     length_step = 1
+    runs_in = "fp32"
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         if precision != "fp32":
@@ -48,8 +49,3 @@ class OnnxRuntimeEngine:
     def file() -> str:
         """Its name in a version."""
         return "model.onnx"
-
-    @staticmethod
-    def units() -> set[str]:
-        """What it computes in on any processor."""
-        return {"fp32", "int8"}

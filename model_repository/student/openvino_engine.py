@@ -14,6 +14,7 @@ import openvino
 
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "segment_ids", "pool_positions")
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+PRECISIONS = {hint: precision for precision, hint in HINTS.items()}
 
 Rows = tuple[npt.NDArray[np.int32], ...]  # one array [R, L] or [R, S] for each of INPUTS
 Scores = npt.NDArray[np.float32]  # [R, S], logits
@@ -30,16 +31,17 @@ def core() -> openvino.Core:
 class OpenVinoEngine:
     """An IR or ONNX file, compiled for ``threads`` of this machine's cores; an ``OpenedGraph`` of processor_engine.py.
 
-    ``precision`` is that of the matrix products which the graph does not hold in int8: left unsaid, the library would
-    choose by processor.
+    ``precision`` is asked for in the matrix products that the graph does not hold in int8. ``runs_in`` is what the
+    library computes them in: without units for ``precision`` it takes another.
     """
 
     length_step = 8  # the library prepares itself for each length that it meets
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
-        self._threads, self._precision = threads, precision
+        self._threads = threads
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         self.compiled = core().compile_model(model, "CPU", settings)
+        self.runs_in = PRECISIONS[self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self._request = self.compiled.create_infer_request()
         self.any_length = all(port.partial_shape[1].is_dynamic for port in self.compiled.inputs)
 
@@ -51,16 +53,10 @@ class OpenVinoEngine:
     def describe(self) -> str:
         """For the server's log."""
         return (
-            f"OpenVINO {openvino.__version__}, products that are not in int8 in {self._precision}, "
-            f"{self._threads} threads"
+            f"OpenVINO {openvino.__version__}, products that are not in int8 in {self.runs_in}, {self._threads} threads"
         )
 
     @staticmethod
     def file() -> str:
         """Its name in a version."""
         return "model.xml"
-
-    @staticmethod
-    def units() -> set[str]:
-        """The precisions that this processor computes in, by our names (fp32, bf16, fp16, int8)."""
-        return {name.lower() for name in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")}

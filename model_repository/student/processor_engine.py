@@ -31,13 +31,15 @@ Counts = npt.NDArray[np.int64]
 
 class OpenedGraph(Protocol):
     """An opened graph. ``any_length`` says that rows may be shorter than the longest, with fewer slots for pairs;
-    lengths are then multiples of ``length_step``, where each new one costs the library time."""
+    lengths are then multiples of ``length_step``, where each new one costs the library time. ``runs_in`` is what the
+    library computes products in that the graph does not hold in int8."""
 
     any_length: bool
     length_step: int
+    runs_in: str
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
-        """``precision`` is that of the products that the graph does not hold in int8."""
+        """``precision`` is asked for in the products that the graph does not hold in int8."""
 
     def infer(self, rows: Rows) -> Scores:
         """``scores[R, S]``; for one thread at a time."""
@@ -48,10 +50,6 @@ class OpenedGraph(Protocol):
     @staticmethod
     def file() -> str:
         """Its name in a version."""
-
-    @staticmethod
-    def units() -> set[str]:
-        """The precisions that it computes in on this processor, by our names (fp32, bf16, fp16, int8)."""
 
 
 class Work(NamedTuple):
@@ -94,7 +92,7 @@ class ProcessorEngine:
         threads = max(1, min(tuned["threads"], here) // instances)
         graph = kind(directory / kind.file(), tuned["rest_in"], threads)
         engine = cls(graph, manifest["rows_per_call"], manifest["row_length"])
-        engine.notes = tuple(_notes(manifest, kind.units(), here))
+        engine.notes = tuple(_notes(tuned, graph.runs_in, here))
         return engine
 
     def describe(self) -> str:
@@ -218,17 +216,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _notes(manifest: dict[str, Any], units: set[str], available: int) -> list[str]:
+def _notes(tuned: dict[str, Any], runs_in: str, available: int) -> list[str]:
     notes = []
-    for precision in dict.fromkeys((manifest["runs_in"], manifest["cpu"]["rest_in"])):
-        if precision not in units:
-            notes.append(
-                f"built to run in {precision}, which this processor has no units for: scores may differ from those "
-                "that the gate saw, and it will be slower; build the engine on a machine like this one"
-            )
-    if manifest["cpu"]["cores"] != available:
+    if tuned["rest_in"] != runs_in:
         notes.append(
-            f"tuned for {manifest['cpu']['cores']} cores, and here are {available}: build the engine on a machine "
-            "like this one"
+            f"built to run in {tuned['rest_in']}, and this processor runs it in {runs_in}: scores may differ from "
+            "those that the gate saw, and the speed too; build the engine on a machine like this one"
+        )
+    if tuned["cores"] != available:
+        notes.append(
+            f"tuned for {tuned['cores']} cores, and here are {available}: build the engine on a machine like this one"
         )
     return notes

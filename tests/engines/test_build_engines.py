@@ -13,18 +13,21 @@ import torch
 from transformers import PreTrainedModel
 
 import build_engines
-from engines.builders.openvino import OpenVino
+from engines.builders import processors
 from engines.graph.export import export_graph
 from engines.records import Graph
 from engines.repository.configs import read_config
+from model_repository.student.openvino_engine import OpenVinoEngine
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.repositories import contents
 from trainer.data.pairs import encode_group
 from trainer.data.records import read_groups
 
 KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
+    "served_by",
 }  # fmt: skip
 
 
@@ -59,10 +62,6 @@ def built(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 def test_version_is_what_its_manifest_says(inputs: Inputs, built: Path) -> None:
     version = built / "student" / "1"
     assert {path.name for path in version.iterdir()} == {"manifest.json", "model.xml", "model.bin", "model.py"}
@@ -87,7 +86,6 @@ def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
 
 def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
     """The server's own engine class, on the version, against PyTorch."""
-    from model_repository.student.openvino_engine import OpenVinoEngine
     from model_repository.student.processor_engine import ProcessorEngine
     from trainer.checkpoints.load import PackedScorer, load_scorer
 
@@ -102,7 +100,8 @@ def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.C
     assert build_engines.main(inputs.arguments(built, checkpoint=str(inputs.llama), precision="bf16")) == 0
     version = max((built / "student").glob("[0-9]*"))
     manifest = json.loads((version / "manifest.json").read_text())
-    assert (manifest["precision"], manifest["runs_in"]) == ("bf16", OpenVino().runs_in("bf16"))
+    opened = OpenVinoEngine(version / "model.xml", "bf16", 1)
+    assert (manifest["precision"], manifest["runs_in"]) == ("bf16", opened.runs_in)
     assert encoding_hash(built / "tokenizer") == encoding_hash(inputs.llama) == manifest["encoding_hash"]
     output = capsys.readouterr().out
     assert f"{version}: openvino, {manifest['runs_in']}" in output
@@ -119,7 +118,7 @@ def test_damaged_engine_is_refused_and_nothing_changes(
         return export_graph(damaged, *arguments, **settings)
 
     before = contents(built)
-    monkeypatch.setattr(build_engines, "export_graph", export_damaged)
+    monkeypatch.setattr(processors, "export_graph", export_damaged)
     assert build_engines.main(inputs.arguments(built)) == 1
     streams = capsys.readouterr()
     assert streams.err.startswith("refused: in fp32, scores differ by up to 0.00")
@@ -177,7 +176,10 @@ def test_checkpoint_without_a_score_head_is_refused(
         ({"most_kept": "0"}, "--most_kept must be at least 1"),
         ({"precision": "int8"}, "this precision needs --calibration"),
         ({"precision": "int8", "engine": "tensorrt_rtx"}, "--precision int8 is for --engine openvino and onnxruntime"),
-        ({"precision": "bf16", "engine": "onnxruntime"}, "--engine onnxruntime computes in fp32 and int8"),
+        (
+            {"precision": "bf16", "engine": "onnxruntime"},
+            "--precision bf16 is for --engine openvino, tensorrt, tensorrt_rtx and torch, not onnx",
+        ),
         ({"precision": "bf16", "calibration": "log.jsonl"}, "--calibration is for --precision int8 and fp8"),
         ({"compute_capability": "8.6"}, "--compute_capability is for --engine tensorrt_rtx"),
         ({"precision": "fp8"}, "--precision fp8 is for --engine tensorrt and tensorrt_rtx, not openvino"),

@@ -19,6 +19,7 @@ import build_engines
 from client import RankingClient
 from client import compare as client_compare
 from engines import parity, versions
+from engines.builders import processors
 from engines.builders.openvino import OpenVino
 from engines.graph.export import export_graph
 from engines.library import runner
@@ -204,10 +205,10 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    quantised = quantise(OpenVino(), graph, calibration, yardstick, most_kept=PRODUCTS)
-    assert 1 <= len(quantised.int8.kept) <= PRODUCTS
-    assert quantised.int8.products == PRODUCTS - len(quantised.int8.kept)
-    openvino.save_model(quantised.model, tmp_path / "model.xml")
+    model, int8 = quantise(OpenVino(), graph, calibration, yardstick, most_kept=PRODUCTS)
+    assert 1 <= len(int8.kept) <= PRODUCTS
+    assert int8.products == PRODUCTS - len(int8.kept)
+    openvino.save_model(model, tmp_path / "model.xml")
     engine = ProcessorEngine(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), 4, row_length=256)
     report = yardstick.report(runner(engine), "int8")
     assert report.largest_difference < 0.03 * loss  # laid out otherwise, a number may be rounded the other way
@@ -227,7 +228,7 @@ def test_a_damaged_engine_is_refused_whatever_is_kept(
             weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
         return export_graph(damaged, *arguments, **settings)
 
-    monkeypatch.setattr(build_engines, "export_graph", export_damaged)
+    monkeypatch.setattr(processors, "export_graph", export_damaged)
     data = write_groups(tmp_path / "dev.jsonl")
     calibration = write_groups(tmp_path / "calibration.jsonl", seed=1, name="c")
     flags = ["--checkpoint", str(served_checkpoint), "--data", str(data), "--engine", "openvino", "--precision", "int8"]

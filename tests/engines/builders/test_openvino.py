@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,27 +11,19 @@ import numpy as np
 import openvino
 import pytest
 
+from engines.arguments import BuildArguments
 from engines.builders.openvino import OpenVino
-from engines.builders.processors import CpuWish, build
-from engines.graph.export import export_graph
-from engines.parity import Yardstick, torch_runner
-from engines.records import INPUTS, OUTPUT, Dimensions
-from model_repository.student.openvino_engine import HINTS, core
-from model_repository.tokenizer.pair_encoding import PairEncoder
+from engines.job import Job
+from engines.records import INPUTS, OUTPUT
+from model_repository.student.openvino_engine import core
 from tests import ROOT
 from tests.support.checkpoints import tiny_roberta, write_groups
-from trainer.checkpoints.load import load_scorer
-from trainer.data.records import read_groups
 
 
 def test_engine_on_disk_has_the_wire_names(tmp_path: Path) -> None:
-    checkpoint = tiny_roberta(tmp_path / "checkpoint")
-    encoder = PairEncoder.load(checkpoint)
-    model = load_scorer(checkpoint, encoder)
-    graph = export_graph(model, Dimensions.of(encoder.config), "fp32", tmp_path / "graph.onnx", any_length=True)
-    groups = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))
-    wish = CpuWish("fp32", rows_per_call=3, calibration=None, most_kept=1)
-    built = build(OpenVino(), graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
+    checkpoint, data = tiny_roberta(tmp_path / "checkpoint"), write_groups(tmp_path / "dev.jsonl", documents=16)
+    arguments = BuildArguments(str(checkpoint), [str(data)], engine="openvino", precision="fp32", rows_per_call=3)
+    built = OpenVino().build(Job.of(arguments, tmp_path))
     assert [path.name for path in built.files] == ["model.xml", "model.bin"]
 
     opened = core().read_model(built.files[0])
@@ -49,10 +42,32 @@ def _product() -> openvino.Model:
     return openvino.Model([product], [rows], "product")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_runs_in_is_what_a_compiled_model_reports(precision: str) -> None:
-    compiled = core().compile_model(_product(), "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
-    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == HINTS[OpenVino().runs_in(precision)]
+@pytest.mark.parametrize("units", ["all", "AVX2", "SSE41"])
+def test_runs_in_is_what_the_compiled_operations_report(openvino_versions: Path, units: str) -> None:
+    """On this processor with all of its units, and as on one that has fewer."""
+    code = f"""
+from pathlib import Path
+from engines.builders.openvino import OpenVino
+student = Path({str(openvino_versions / "student")!r})
+for version, precision in (("1", "fp32"), ("1", "bf16"), ("1", "fp16"), ("2", "bf16")):
+    opened = OpenVino().opens(student / version / "model.xml", precision, 1)
+    operations = [operation.get_rt_info() for operation in opened.compiled.get_runtime_model().get_ops()]
+    products = [info for info in operations if info["layerType"].get() == "FullyConnected"]
+    types = {{info["runtimePrecision"].get() for info in products}}
+    print(precision, opened.runs_in, OpenVino().computes_int8(opened), *sorted(types))
+"""
+    environment = {**os.environ} if units == "all" else {**os.environ, "ONEDNN_MAX_CPU_ISA": units}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["fp32", "bf16", "fp16", "bf16"], done.stderr
+    names = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+    for (_, runs_in, is_int8, *types), quantised in zip(lines, [False, False, False, True], strict=True):
+        assert names[runs_in] in types
+        assert set(types) <= {names[runs_in], "f32", "i8", "u8"}
+        assert is_int8 == str(quantised)
+    assert lines[0][1] == "fp32"
+    if units != "all":
+        assert {line[1] for line in lines} == {"fp32"}, "there are no units for less"
 
 
 def test_engines_that_end_in_any_order_leave_signals_working(tmp_path: Path) -> None:

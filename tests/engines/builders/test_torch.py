@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from engines.builders.torch import build, check_rows
-from engines.records import BuiltEngine, Dimensions, EngineError
+from engines.arguments import BuildArguments
+from engines.builders import builder_for
+from engines.job import Job
+from engines.records import BuiltEngine, EngineError
 from model_repository.student.torch_engine import EngineStartError, Rows, TorchEngine, sizes
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder, unpack
+from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_group
 from trainer.data.records import read_groups
 
@@ -32,18 +34,16 @@ class Built(NamedTuple):
     expected: FloatArray  # [N]
 
 
-def packed(encoder: PairEncoder, directory: Path) -> PackedBatch:
-    group = read_groups(write_groups(directory / "dev.jsonl", documents=40))[0]
-    return encoder.pack(encode_group(encoder, group.query, group.documents))
+def arguments(checkpoint: Path, data: Path, precision: str, rows: int) -> BuildArguments:
+    return BuildArguments(str(checkpoint), [str(data)], "torch", precision, rows_per_call=rows, torch_compile="never")
 
 
 def built(maker: Callable[..., Path], precision: str, directory: Path) -> Built:
-    checkpoint = maker(directory / "checkpoint")
-    encoder = PairEncoder.load(checkpoint)
-    model = load_scorer(checkpoint, encoder)
-    engine = build(model, Dimensions.of(encoder.config), precision, ROWS, "never", directory)
-    batch = packed(encoder, directory)
-    return Built(engine, batch, PackedScorer(model).score(batch))
+    data = write_groups(directory / "dev.jsonl", queries=1, documents=40)
+    wanted = arguments(maker(directory / "checkpoint"), data, precision, ROWS)
+    job, (group,) = Job.of(wanted, directory), read_groups(data)
+    batch = job.encoder.pack(encode_group(job.encoder, group.query, group.documents))
+    return Built(builder_for(wanted).build(job), batch, PackedScorer(job.model).score(batch))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,8 @@ def test_sizes(rows: int, expected: list[int]) -> None:
 
 
 def test_more_rows_than_pytorch_compiles_for_are_refused() -> None:
-    check_rows(128)
+    checkpoint = data = Path("not read")
+    builder_for(arguments(checkpoint, data, "fp32", rows=128))
     assert len(sizes(128)) == torch._dynamo.config.recompile_limit
     with pytest.raises(EngineError, match="--rows_per_call 129: --engine torch takes at most 128"):
-        check_rows(129)
+        builder_for(arguments(checkpoint, data, "fp32", rows=129))

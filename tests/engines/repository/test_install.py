@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from engines.parity import Difference, ParityReport
 from engines.records import EngineError
 from engines.repository import install as installer
 from engines.repository.configs import read_config
-from engines.repository.install import Manifest, check_repository, install
+from engines.repository.install import check_repository, install
+from tests.support.repositories import MANIFEST, contents, engine_of, write_checkpoint
 
 TENSORS = "".join(
     f'{{ name: "{name}" data_type: TYPE_INT32 dims: [ 256 ] }}, '
@@ -36,20 +36,6 @@ output [
   { name: "slots" data_type: TYPE_INT32 dims: [ -1 ] }
 ]
 """
-MANIFEST = Manifest(
-    engine="openvino",
-    precision="bf16",
-    runs_in="fp32",
-    row_length=256,
-    slots_per_row=16,
-    max_rows=1000,
-    rows_per_call=8,
-    encoding_hash="e",
-    checkpoint_hash="c",
-    versions={"openvino": "1"},
-    parity=ParityReport("the engine", 1, 1, 0.0, 1.0, None, (Difference("q", "d", 0.0),)),
-    created="2026-01-01T00:00:00+00:00",
-)
 
 
 @pytest.fixture
@@ -79,25 +65,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "checkpoint")
 
 
-def write_checkpoint(directory: Path) -> Path:
-    """What the installer takes of a checkpoint, and an engine beside it."""
-    directory.mkdir()
-    for name in ("tokenizer.json", "pair_encoding.json", "model.xml", "model.bin"):
-        (directory / name).write_text(f"the new {name}")
-    return directory
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def engine_of(checkpoint: Path) -> list[Path]:
-    return [checkpoint / "model.xml", checkpoint / "model.bin"]
-
-
 def test_version_has_engine_manifest_and_server_model(repository: Path, checkpoint: Path) -> None:
     before = contents(repository)
-    version = install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    version = install(repository, checkpoint, engine_of(checkpoint), MANIFEST)
     assert version == repository / "student" / "1"
     assert sorted(path.name for path in version.iterdir()) == ["manifest.json", "model.bin", "model.py", "model.xml"]
     manifest = json.loads((version / "manifest.json").read_text())
@@ -113,7 +83,7 @@ def test_version_has_engine_manifest_and_server_model(repository: Path, checkpoi
 def test_versions_count_up_from_the_highest(repository: Path, checkpoint: Path) -> None:
     (repository / "student" / "9").mkdir()
     (repository / "student" / ".12.partial").mkdir()
-    version = install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=False)
+    version = install(repository, checkpoint, engine_of(checkpoint), replace(MANIFEST, served_by=""))
     assert version.name == "10"
     assert not (version / "model.py").exists()
 
@@ -121,7 +91,7 @@ def test_versions_count_up_from_the_highest(repository: Path, checkpoint: Path) 
 def test_configs_get_the_dimensions_that_differ(repository: Path, checkpoint: Path) -> None:
     before = contents(repository)
     manifest = replace(MANIFEST, row_length=512, slots_per_row=8, max_rows=6)
-    install(repository, checkpoint, engine_of(checkpoint), manifest, server_model=True)
+    install(repository, checkpoint, engine_of(checkpoint), manifest)
     for name in ("config.pbtxt", "configs/cpu.pbtxt"):
         student = read_config(repository / "student" / name)
         assert student.max_batch_size == 6
@@ -138,13 +108,14 @@ def test_configs_get_the_dimensions_that_differ(repository: Path, checkpoint: Pa
 
 
 def test_failure_on_the_way_leaves_everything_as_it_was(repository: Path, checkpoint: Path) -> None:
-    install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    install(repository, checkpoint, engine_of(checkpoint), MANIFEST)
     (checkpoint / "tokenizer.json").write_text("a newer tokenizer.json")
-    # The second tokenizer file cannot be written: something lies where it is prepared.
-    (repository / "tokenizer" / ".pair_encoding.json.partial").mkdir()
+    # The second tokenizer file cannot be written: a folder lies there.
+    (repository / "tokenizer/pair_encoding.json").unlink()
+    (repository / "tokenizer/pair_encoding.json").mkdir()
     before = contents(repository)
     with pytest.raises(EngineError, match="cannot be written"):
-        install(repository, checkpoint, engine_of(checkpoint), replace(MANIFEST, row_length=512), server_model=True)
+        install(repository, checkpoint, engine_of(checkpoint), replace(MANIFEST, row_length=512))
     assert contents(repository) == before
     assert [path.name for path in (repository / "student").iterdir() if path.name.startswith(".")] == []
 
@@ -152,7 +123,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(repository: Path, checkp
 def test_missing_engine_file_leaves_nothing(repository: Path, checkpoint: Path) -> None:
     before = contents(repository)
     with pytest.raises(EngineError, match=r"model\.plan"):
-        install(repository, checkpoint, [checkpoint / "model.plan"], MANIFEST, server_model=True)
+        install(repository, checkpoint, [checkpoint / "model.plan"], MANIFEST)
     assert contents(repository) == before
 
 
@@ -160,7 +131,7 @@ def test_malformed_config_is_named_and_nothing_is_installed(repository: Path, ch
     (repository / "ranker" / "config.pbtxt").write_text("name ranker")
     before = contents(repository)
     with pytest.raises(EngineError, match=r"ranker/config\.pbtxt: not a Triton model configuration"):
-        install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+        install(repository, checkpoint, engine_of(checkpoint), MANIFEST)
     assert contents(repository) == before
 
 
@@ -169,12 +140,12 @@ def test_new_repository_is_made_from_the_skeleton_without_what_was_built(
     repository: Path, checkpoint: Path, tmp_path: Path, exists: bool
 ) -> None:
     tracked = set(contents(repository))
-    install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)  # built: not to be copied
+    install(repository, checkpoint, engine_of(checkpoint), MANIFEST)  # built: not to be copied
     (repository / "teacher_student").mkdir()
     new = tmp_path / "deep" / "new"
     if exists:
         new.mkdir(parents=True)
-    version = install(new, checkpoint, engine_of(checkpoint), MANIFEST, server_model=False)
+    version = install(new, checkpoint, engine_of(checkpoint), replace(MANIFEST, served_by=""))
     installed = {"student/1/manifest.json", "student/1/model.xml", "student/1/model.bin"}
     assert version == new / "student" / "1"
     assert set(contents(new)) == {*tracked, *installed, "tokenizer/tokenizer.json", "tokenizer/pair_encoding.json"}
@@ -183,7 +154,7 @@ def test_new_repository_is_made_from_the_skeleton_without_what_was_built(
 def test_new_repository_does_not_appear_by_halves(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     with pytest.raises(EngineError):
-        install(new, checkpoint, [checkpoint / "model.plan"], MANIFEST, server_model=True)
+        install(new, checkpoint, [checkpoint / "model.plan"], MANIFEST)
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "checkpoint"}
 
 
@@ -196,10 +167,10 @@ def test_other_directories_are_refused(repository: Path, checkpoint: Path) -> No
 
 
 def test_one_repository_serves_one_kind_of_engine(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Triton takes the newest version: an engine that its configuration cannot open would stop the server."""
-    install(repository, checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    """An engine that the repository's configuration cannot open would stop the server."""
+    install(repository, checkpoint, engine_of(checkpoint), MANIFEST)
     check_repository(repository, "openvino")
-    with pytest.raises(EngineError, match=r"student/1 is for openvino.*give tensorrt a --model_repository of its own"):
+    with pytest.raises(EngineError, match=r"student/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own"):
         check_repository(repository, "tensorrt")
     with pytest.raises(EngineError, match="Triton opens plans of tensorrt only"):
         check_repository(installer.SKELETON, "tensorrt_rtx")

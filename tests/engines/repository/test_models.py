@@ -15,10 +15,10 @@ from engines.records import CpuEngine, EngineError, Int8
 from engines.repository import install as installer
 from engines.repository.configs import read_config
 from engines.repository.install import check_repository, install
-from engines.repository.models import STUDENT, TEACHER, ModelSet
-from engines.repository.teacher import QUEUE_DELAY_US, for_teacher
+from engines.repository.manifest import Manifest
+from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, for_teacher
 from model_repository.tokenizer.pair_encoding import encoding_hash
-from tests.engines.repository.test_install import MANIFEST, contents, engine_of, write_checkpoint
+from tests.support.repositories import MANIFEST, contents, engine_of, write_checkpoint
 
 PROJECT = Path(installer.__file__).parents[2] / "model_repository"
 TEACHERS = {"teacher", "teacher_tokenizer", "teacher_ranker"}
@@ -33,12 +33,12 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture
 def repository(tmp_path: Path, checkpoint: Path) -> Path:
     """With a built student, and made of the project's own files."""
-    install(tmp_path / "models", checkpoint, engine_of(checkpoint), MANIFEST, server_model=True)
+    install(tmp_path / "models", checkpoint, engine_of(checkpoint), MANIFEST)
     return tmp_path / "models"
 
 
-def add(repository: Path, checkpoint: Path, manifest: installer.Manifest = SMALL, models: ModelSet = TEACHER) -> Path:
-    return install(repository, checkpoint, engine_of(checkpoint), manifest, server_model=True, models=models)
+def add(repository: Path, checkpoint: Path, manifest: Manifest = SMALL, models: ModelSet = TEACHER) -> Path:
+    return install(repository, checkpoint, engine_of(checkpoint), manifest, models)
 
 
 def models_of(repository: Path) -> set[str]:
@@ -118,7 +118,7 @@ def test_a_repository_of_the_teacher_alone_takes_a_student_later(tmp_path: Path,
     add(repository, checkpoint)
     assert models_of(repository) == {*TEACHERS, "scores"}
     check_repository(repository, "openvino")
-    with pytest.raises(EngineError, match=r"teacher/1 is for openvino.*give tensorrt a --model_repository of its own"):
+    with pytest.raises(EngineError, match=r"teacher/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own"):
         check_repository(repository, "tensorrt")
     add(repository, checkpoint, MANIFEST, STUDENT)
     assert models_of(repository) == {*STUDENT.names, *TEACHERS}

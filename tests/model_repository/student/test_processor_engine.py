@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.builders.processors import LIBRARIES, CpuWish, build
-from engines.graph.export import export_graph
-from engines.parity import Yardstick, torch_runner
-from engines.records import Dimensions
+from engines.arguments import BuildArguments
+from engines.builders import builder_for
+from engines.job import Job
+from engines.library import serving_class
+from engines.table import ENGINES
 from model_repository.student.processor_engine import (
     POOLS,
     SEGMENTS,
@@ -24,9 +25,9 @@ from model_repository.student.processor_engine import (
     merge,
     taken_apart,
 )
-from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
+from model_repository.tokenizer.pair_encoding import unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, write_groups
-from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_group
 from trainer.data.records import read_groups
 
@@ -105,19 +106,14 @@ def test_a_row_without_tokens_is_scored_too() -> None:
     assert ProcessorEngine(Reader(1), 2, ROW_LENGTH).score_packed(rows).shape == (3, SLOTS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_roberta])
-def test_a_built_engine_scores_as_pytorch(library: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
-    checkpoint = make(tmp_path / "checkpoint")
-    encoder = PairEncoder.load(checkpoint)
-    model = load_scorer(checkpoint, encoder)
-    of = LIBRARIES[library]()
-    graph = export_graph(
-        model, Dimensions.of(encoder.config), "fp32", tmp_path / "graph.onnx", of.opset, any_length=True
-    )
-    groups = read_groups(write_groups(tmp_path / "dev.jsonl", documents=16))
-    wish = CpuWish("fp32", rows_per_call=3, calibration=None, most_kept=1)
-    built = build(of, graph, wish, Yardstick.of(torch_runner(model), encoder, groups), tmp_path)
+def test_a_built_engine_scores_as_pytorch(engine: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    checkpoint, data = make(tmp_path / "checkpoint"), write_groups(tmp_path / "dev.jsonl", documents=16)
+    arguments = BuildArguments(str(checkpoint), [str(data)], engine, "fp32", rows_per_call=3)
+    job, groups = Job.of(arguments, tmp_path), read_groups(data)
+    built = builder_for(arguments).build(job)
+    encoder, model = job.encoder, job.model
     batch = encoder.pack(encode_group(encoder, groups[0].query, groups[0].documents))
     scores = unpack(built.run(batch), batch.slots)
     np.testing.assert_allclose(scores, PackedScorer(model).score(batch), atol=1e-5, rtol=0)
@@ -125,5 +121,6 @@ def test_a_built_engine_scores_as_pytorch(library: str, make: Callable[[Path], P
     # Requests of one document each, a row for each: laid together.
     alone = [encoder.pack(encode_group(encoder, groups[0].query, [one])) for one in groups[0].documents]
     joined = tuple(np.concatenate(arrays) for arrays in zip(*(batch[:-1] for batch in alone), strict=True))
-    engine = ProcessorEngine(of.kind()(built.files[0], "fp32", cores()), 3, encoder.config.row_length)
-    np.testing.assert_allclose(engine.score_packed(joined)[:, 0], scores, atol=1e-5, rtol=0)
+    opened = serving_class(ENGINES[engine])(built.files[0], "fp32", cores())
+    laid_out = ProcessorEngine(opened, 3, encoder.config.row_length)
+    np.testing.assert_allclose(laid_out.score_packed(joined)[:, 0], scores, atol=1e-5, rtol=0)
