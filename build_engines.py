@@ -20,34 +20,24 @@ import transformers
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
+from client.command import command
 from engines.arguments import BuildArguments
 from engines.builders import builder_for
 from engines.job import Job
-from engines.records import EngineError, ParityError
 from engines.repository.configs import served_version
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
-from model_repository.tokenizer.pair_encoding import EncodingError
-from trainer.checkpoints.load import CheckpointError
-from trainer.data.records import DataError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> None:
     """Exit code 0, 1 for an engine that the gate refuses, 2 for bad input."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        parser = HfArgumentParser(DataClassType(BuildArguments))
-        (arguments,) = parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
-        build_version(arguments)
-    except ParityError as error:
-        print(f"refused: {error}", file=sys.stderr)
-        return 1
-    except (DataError, EncodingError, CheckpointError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser = HfArgumentParser(DataClassType(BuildArguments))
+    (arguments,) = parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+    build_version(arguments)
 
 
 def build_version(arguments: BuildArguments) -> Path:

@@ -36,6 +36,10 @@ DEFAULTS = {
     "--allow-gpu-metrics": "false",
     "--pinned-memory-pool-byte-size": "0",
 }
+# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
+NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
+SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
+NUMBER = re.compile("[1-9][0-9]*")
 BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
 
 
@@ -202,11 +206,12 @@ def _check_repository(repository: Path, config_name: str) -> None:
 
 
 def _check_model(model: Path, config_name: str) -> None:
-    versions = [path for path in model.iterdir() if path.is_dir() and path.name.isdigit()]
+    chosen = model / "configs" / f"{config_name}.pbtxt"
+    config = chosen if config_name and chosen.is_file() else model / "config.pbtxt"
+    versions = served_versions(model, config)
     if not versions:
         raise EmbeddedTritonError(f"the model {model.name!r} is not built yet: {BUILD} {model.parent}")
-    chosen = model / "configs" / f"{config_name}.pbtxt"
-    text = (chosen if config_name and chosen.is_file() else model / "config.pbtxt").read_text(encoding="utf-8")
+    text = config.read_text(encoding="utf-8")
     kind = re.search(r'^\s*(?:platform|backend)\s*:\s*"([^"]*)"', text, flags=re.MULTILINE)
     if kind is None or kind[1] == "ensemble":
         return
@@ -215,9 +220,23 @@ def _check_model(model: Path, config_name: str) -> None:
         raise EmbeddedTritonError(
             f"the model {model.name!r} is configured for {kind[1]}, which needs a GPU: use {mend}"
         )
-    newest = max(versions, key=lambda path: int(path.name))
-    if not (newest / "model.py").is_file():
-        raise EmbeddedTritonError(f"{newest} was built for a GPU: {BUILD} ANOTHER_REPOSITORY, and serve that one")
+    for served in (model / str(version) for version in versions):
+        if not served.is_dir():
+            raise EmbeddedTritonError(
+                f"{config} names version {served.name}, which is not there: choose another with "
+                "python -m engines.versions use"
+            )
+        if not (served / "model.py").is_file():
+            raise EmbeddedTritonError(f"{served} was built for a GPU: {BUILD} ANOTHER_REPOSITORY, and serve that one")
+
+
+def served_versions(model: Path, config: Path) -> list[int]:
+    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
+    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
+    if named := SPECIFIC.search(text):
+        return [int(number) for number in re.findall(r"\d+", named[1])]
+    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
+    return sorted(versions)[-1:]
 
 
 def values(arguments: Sequence[str], name: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncodingConfig
 
 INPUTS = PackedBatch._fields[:-1]  # the graph's inputs, all int32
@@ -21,12 +22,15 @@ OUTPUT = "scores"  # float32 [R, S]
 Runner = Callable[[PackedBatch], FloatArray]  # a batch's rows to scores[R, S]
 
 
-class EngineError(ValueError):
-    """What keeps an engine from being built or installed; the message says how to mend it."""
+class EngineError(DisRankerError):
+    """An engine cannot be built or installed; the message says how to mend it."""
 
 
-class ParityError(Exception):
-    """An engine that scores worse than its checkpoint; nothing of it is kept."""
+class ParityError(DisRankerError):
+    """An engine scores worse than its checkpoint; nothing of it is kept."""
+
+    exit_code = 1
+    label = "refused"
 
 
 @dataclass(frozen=True)

@@ -16,37 +16,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from client.command import command
 from engines.library import runner, serving_class
 from engines.parity import MEASURE, ParityReport, Yardstick
 from engines.records import EngineError, Runner
 from engines.repository.beside import NEWEST, asked_version, serve_beside
 from engines.repository.changes import Changes
-from engines.repository.configs import named_versions, served_version, serving_configs, versions_of
+from engines.repository.configs import served_version, served_versions, serving_configs, versions_of
 from engines.repository.manifest import MANIFEST_FILE, read_manifest
 from engines.repository.models import STUDENT, TEACHER, ModelSet
 from engines.table import ENGINES, names
 from model_repository.student.processor_engine import ProcessorEngine
-from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder, encoding_hash
-from trainer.data.records import DataError, read_groups
+from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
+from trainer.data.records import read_groups
 
 LATEST = "latest"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> None:
     """Exit code 0, or 2 for bad input."""
     arguments = _parser().parse_args(argv)
-    try:
-        place = Place.of(Path(arguments.model_repository), TEACHER if arguments.teacher else STUDENT)
-        if arguments.command == "list":
-            print("\n".join(describe(place)))
-        elif arguments.command == "use":
-            print(use(place, None if arguments.version == LATEST else int(arguments.version), arguments.beside))
-        else:
-            print("\n".join(compare_versions(place, arguments.versions, *arguments.data)))
-    except (DataError, EncodingError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    place = Place.of(Path(arguments.model_repository), TEACHER if arguments.teacher else STUDENT)
+    if arguments.command == "list":
+        print("\n".join(describe(place)))
+    elif arguments.command == "use":
+        print(use(place, None if arguments.version == LATEST else int(arguments.version), arguments.beside))
+    else:
+        print("\n".join(compare_versions(place, arguments.versions, *arguments.data)))
 
 
 class Place(NamedTuple):
@@ -74,8 +71,8 @@ class Place(NamedTuple):
 
 def describe(place: Place) -> list[str]:
     """A line for each version, the served one marked."""
-    ensemble, served = place.models.ensemble, served_version(place.scorer)
-    others = {version: f", served by {ensemble}_{version}" for version in named_versions(place.scorer)}
+    served = {version: f", served by {place.models.ensemble}_{version}" for version in served_versions(place.scorer)}
+    served[served_version(place.scorer)] = ", served"
     lines = []
     for version in versions_of(place.scorer):
         if not (place.scorer / str(version) / MANIFEST_FILE).is_file():
@@ -83,8 +80,8 @@ def describe(place: Place) -> list[str]:
             continue
         manifest = _manifest(place, version)
         runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
-        mark = ", served" if version == served else others.get(version, "")
-        lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {manifest['created']}{mark}")
+        created = f"{manifest['created']}{served.get(version, '')}"
+        lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {created}")
     return lines or [f"{place.scorer}: no versions yet; build_engines.py makes them"]
 
 

@@ -71,6 +71,21 @@ def test_the_gpus_engine_is_refused(repository: Path) -> None:
     assert "student/2 was built for a GPU" in refusal(CPU, "--model-repository", str(repository))
 
 
+def test_the_version_that_is_served_is_checked_and_not_the_newest(repository: Path) -> None:
+    """By the configuration that the server will read."""
+    (repository / "student/2").mkdir()  # without model.py: for a GPU
+    config = repository / "student/configs/cpu.pbtxt"
+    before = config.read_text()
+    ports = [f"--allow-{name}=false" for name in ("http", "grpc", "metrics")]
+    for version, message in ((1, ""), (2, "student/2 was built for a GPU"), (3, "cpu.pbtxt names version 3, which is")):
+        config.write_text(f"{before}\nversion_policy {{ specific {{ versions: {version} }} }}\n")
+        if not message:
+            embedded_triton.check([CPU, f"--model-repository={repository}", *ports])
+            continue
+        with pytest.raises(embedded_triton.EmbeddedTritonError, match=message):
+            embedded_triton.check([CPU, f"--model-repository={repository}", *ports])
+
+
 @pytest.mark.parametrize(
     "flags", [["--http-address", "0.0.0.0"], ["--grpc-address=::"], ["--metrics-addr", "10.0.0.1"]]
 )

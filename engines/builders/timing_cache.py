@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.files import appears_whole
 from engines.records import EngineError
-from trainer.data.records import appears_whole
 
 
 def default_path(trt: Any, capability: str | None) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from trainer.data.records import appears_whole
+from client.files import appears_whole
 
 
 class Changes:

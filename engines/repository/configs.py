@@ -15,7 +15,7 @@ from engines.records import Dimensions, EngineError
 
 TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
-VERSION = re.compile("[1-9][0-9]*")  # what Triton takes for one
+NUMBER = re.compile("[1-9][0-9]*")  # what Triton takes for one
 SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
 
@@ -60,19 +60,22 @@ def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
 
 def versions_of(scorer: Path) -> list[int]:
     """The versions in a model's directory, the oldest first: what Triton takes for one, whatever lies in it."""
-    return sorted(int(path.name) for path in scorer.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
+    return sorted(int(path.name) for path in scorer.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir())
+
+
+def served_versions(scorer: Path) -> list[int]:
+    """The versions that Triton serves: those that the scorer's config.pbtxt names, that of the ensemble first, else the
+    newest.
+
+    What runs without protobuf has a copy: check_engine.py, the tokenizer, and embedded_triton.py.
+    """
+    named = read_config(scorer / "config.pbtxt").version_policy.specific.versions
+    return [int(version) for version in named] or versions_of(scorer)[-1:]
 
 
 def served_version(scorer: Path) -> int:
-    """The version that the ensemble asks by the scorer's config.pbtxt: the first that it names, or the newest; 0 for
-    none."""
-    return next(iter(named_versions(scorer)), max(versions_of(scorer), default=0))
-
-
-def named_versions(scorer: Path) -> list[int]:
-    """The versions that the scorer's config.pbtxt names, that of the ensemble first; none where it serves the
-    newest."""
-    return [int(version) for version in read_config(scorer / "config.pbtxt").version_policy.specific.versions]
+    """The version that the ensemble asks; 0 for none."""
+    return next(iter(served_versions(scorer)), 0)
 
 
 def config_files(model: Path) -> list[Path]:

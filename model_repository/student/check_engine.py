@@ -1,8 +1,8 @@
-"""Whether the newest engine beside this file can be opened here, in one clear line; nothing needs to be installed.
+"""Check that the engines that Triton serves can be opened here, one line each; nothing needs to be installed.
 
     python3 model_repository/student/check_engine.py && tritonserver --model-repository model_repository
 
-Triton itself answers with a stack of C++ messages, or starts and fails later. Exit code 2 if it cannot be opened.
+Triton itself answers with a stack of C++ messages, or starts and fails later. Exit code 2 if one cannot be opened.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,47 +18,69 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
+NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
+SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
+NUMBER = re.compile("[1-9][0-9]*")
+
 
 class UnusableError(Exception):
-    """What keeps the engine from being opened here; the message says how to mend it."""
+    """The engine cannot be opened here; the message says how to mend it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Check that the newest engine can be opened on this machine.")
+    parser = argparse.ArgumentParser(description="Check that the served engines can be opened on this machine.")
     parser.add_argument("--student", type=Path, default=Path(__file__).parent, help="the model's directory")
     parser.add_argument("--library", help="TensorRT's library, if not libnvinfer.so where the loader finds it")
     arguments = parser.parse_args(argv)
     try:
-        print(check(arguments.student, arguments.library))
+        print(*check(arguments.student, arguments.library), sep="\n")
     except UnusableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def check(student: Path, library: str | None = None) -> str:
-    """What was found, in words. Raises UnusableError."""
-    versions = [path for path in student.glob("*/manifest.json") if path.parent.name.isdigit()]
+def check(student: Path, library: str | None = None) -> list[str]:
+    """A line for each version that Triton serves. Raises UnusableError."""
+    versions = served_versions(student, student / "config.pbtxt")
     if not versions:
         raise UnusableError(f"{student} has no version: build one with build_engines.py")
-    newest = max(versions, key=lambda path: int(path.parent.name))
-    manifest = json.loads(newest.read_text(encoding="utf-8"))
+    return [_check_version(student / str(version), library) for version in versions]
+
+
+def served_versions(model: Path, config: Path) -> list[int]:
+    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
+    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
+    if named := SPECIFIC.search(text):
+        return [int(number) for number in re.findall(r"\d+", named[1])]
+    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
+    return sorted(versions)[-1:]
+
+
+def _check_version(directory: Path, library: str | None) -> str:
+    if not (directory / "manifest.json").is_file():
+        raise UnusableError(
+            f"Triton is told to serve {directory}, which has no manifest.json: choose another version with "
+            "python -m engines.versions use"
+        )
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     engine, built = manifest["engine"], manifest["versions"][manifest["engine"]]
     if engine == "tensorrt_rtx":
-        raise UnusableError(f"{newest.parent} is for tensorrt_rtx, which Triton does not open: build --engine tensorrt")
+        raise UnusableError(f"{directory} is for tensorrt_rtx, which Triton does not open: build --engine tensorrt")
     if engine == "tensorrt":
         found = tensorrt_version(library or f"libnvinfer.so.{built.split('.')[0]}")
-        _check_gpus(newest.parent, manifest)
-        fits = _numbers(found, 3) == _numbers(built, 3)  # a plan is opened by the release that made it alone
+        _check_gpus(directory, manifest)
+        fits = _numbers(found, 3) == _numbers(built, 3)  # only the release that made a plan opens it
     else:
         found = _package_version(engine)
         fits = engine != "torch" or _numbers(found, 2) >= _numbers(built, 2)
     if not fits:
         raise UnusableError(
-            f"{newest.parent} was built with {engine} {built} and {engine} {found} is here: build it in the container "
+            f"{directory} was built with {engine} {built} and {engine} {found} is here: build it in the container "
             "that serves it, or serve it from the one that it was built in"
         )
-    return f"{newest.parent}: {engine} {built}, here {found}"
+    return f"{directory}: {engine} {built}, here {found}"
 
 
 def _numbers(release: str, count: int) -> list[int]:

@@ -17,7 +17,10 @@ import numpy.typing as npt
 from pair_encoding import DocumentIds, EncodingError, IntArray, PackedBatch, PairEncoder, encoding_hash
 from token_cache import TokenCache
 
-SPECIFIC = re.compile(r"specific\s*:?\s*\{\s*versions:\s*\[?\s*(\d+)")  # there is no protobuf here
+# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
+NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
+SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
+NUMBER = re.compile("[1-9][0-9]*")
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
 
 
@@ -108,7 +111,8 @@ def check_student(tokenizer: Path, student: str = "student") -> str:
     Raises EncodingError if that version was built for another encoding. One that cannot be
     seen from here is no error: cloud repositories are copied one model at a time.
     """
-    version = _served(tokenizer.parent / student)
+    scorer = tokenizer.parent / student
+    version = next(iter(served_versions(scorer, scorer / "config.pbtxt")), 0)
     manifest = tokenizer.parent / student / str(version) / "manifest.json"
     if not manifest.is_file():
         return f"no {student} lies beside this tokenizer: whether it was built for this encoding was not checked"
@@ -121,9 +125,10 @@ def check_student(tokenizer: Path, student: str = "student") -> str:
     return f"{student} version {version} was built for this encoding ({built_for[:12]})"
 
 
-def _served(student: Path) -> int:
-    """The version that the student's config names, as engines.versions writes it, else the newest; 0 for none."""
-    config = student / "config.pbtxt"
-    named = SPECIFIC.findall(config.read_text(encoding="utf-8")) if config.is_file() else []
-    versions = named or [path.parent.name for path in student.glob("*/manifest.json") if path.parent.name.isdigit()]
-    return max((int(version) for version in versions), default=0)
+def served_versions(model: Path, config: Path) -> list[int]:
+    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
+    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
+    if named := SPECIFIC.search(text):
+        return [int(number) for number in re.findall(r"\d+", named[1])]
+    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
+    return sorted(versions)[-1:]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from engines.records import Graph
 from engines.repository.configs import read_config
 from model_repository.student.openvino_engine import OpenVinoEngine
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
+from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.repositories import contents
 from trainer.data.pairs import encode_group
@@ -56,9 +60,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def built(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one version of the tiny BERT."""
+    """A repository with one version of the tiny BERT, judged on two files."""
     repository = tmp_path_factory.mktemp("built") / "model_repository"
-    assert build_engines.main(inputs.arguments(repository)) == 0
+    more = write_groups(inputs.data.with_name("more.jsonl"), seed=1, name="r")
+    assert build_engines.main([*inputs.arguments(repository), "--data", str(inputs.data), str(more)]) == 0
     return repository
 
 
@@ -69,9 +74,10 @@ def test_version_is_what_its_manifest_says(inputs: Inputs, built: Path) -> None:
     assert set(manifest) == KEYS
     assert (manifest["row_length"], manifest["slots_per_row"], manifest["max_rows"]) == (64, 4, 40)
     assert manifest["encoding_hash"] == encoding_hash(inputs.bert) == encoding_hash(built / "tokenizer")
-    assert (manifest["parity"]["judged"], manifest["parity"]["pairs"]) == ("the engine", 24)
+    assert (manifest["parity"]["judged"], manifest["parity"]["pairs"]) == ("the engine", 48)
     assert manifest["parity"]["largest_difference"] < 1e-4
     assert set(manifest["versions"]) == {"openvino", "torch", "transformers", "onnx"}
+    assert manifest["served_by"] == "openvino_engine.OpenVinoEngine"
 
 
 def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
@@ -214,6 +220,37 @@ def test_rtx_without_a_gpu_needs_to_be_told_for_which(
 ) -> None:
     assert build_engines.main(inputs.arguments(tmp_path / "repository", engine="tensorrt_rtx")) == 2
     assert "--compute_capability 8.6,8.9" in one_error(capsys)
+
+
+OTHERS = ("onnx", "openvino", "nncf", "tensorrt")  # and what is named like them
+
+
+def test_the_torch_engine_needs_no_other_engines_packages(inputs: Inputs, tmp_path: Path) -> None:
+    """In an environment like that of ``pip install .[train]``: the installed packages but those of other engines."""
+    environment = tmp_path / "site-packages"
+    environment.mkdir()
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if not package.name.startswith(OTHERS):
+            (environment / package.name).symlink_to(package)
+    flags = inputs.arguments(tmp_path / "repository", engine="torch")
+    code = f"""
+import importlib.util
+import build_engines
+from engines import versions
+assert importlib.util.find_spec("onnx") is importlib.util.find_spec("openvino") is None
+assert build_engines.main({flags!r}) == 0
+assert build_engines.main({[*flags, "--engine", "onnxruntime"]!r}) == 2
+assert versions.main(["list", "--model_repository", {str(tmp_path / "repository")!r}]) == 0
+build_engines.main(["--help"])
+"""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(environment), str(ROOT)])}
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1: torch, fp32, " in done.stdout and "{openvino,onnxruntime,tensorrt,tensorrt_rtx,torch}" in done.stdout
+    assert "the engine onnxruntime needs onnxruntime" in done.stderr
+    manifest = json.loads((tmp_path / "repository/student/1/manifest.json").read_text())
+    assert set(manifest["versions"]) == {"torch", "transformers"}
 
 
 def test_missing_library_is_named_with_what_installs_it(

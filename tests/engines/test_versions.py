@@ -26,14 +26,14 @@ from engines.library import runner
 from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import quantise
-from engines.records import EngineError, Graph
+from engines.records import EngineError, Graph, Runner
 from engines.repository.configs import read_config, served_version
 from model_repository.student.openvino_engine import OpenVinoEngine, core
 from model_repository.student.processor_engine import ProcessorEngine
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
 from tests.model_repository.test_serving import answer, documents
 from tests.support.checkpoints import write_groups
-from tests.support.servers import READY_S, Reference, build, running
+from tests.support.servers import READY_S, Reference, running
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 from trainer.measures.metrics import kendall_tau
@@ -43,11 +43,9 @@ PRODUCTS = 6 + 2  # of two layers; of the last, keys and values alone are of all
 TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
 
 
-@pytest.fixture(scope="module")
-def repository(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1 in fp32, version 2 in int8."""
-    path = tmp_path_factory.mktemp("versions") / "model_repository"
-    return build(served_checkpoint, build(served_checkpoint, path, "fp32"), "int8")
+@pytest.fixture
+def repository(openvino_versions: Path) -> Path:
+    return openvino_versions
 
 
 def engine_scores(repository: Path, version: int, query: str, candidates: list[Document]) -> FloatArray:
@@ -123,14 +121,39 @@ def _wait_for_other_scores(client: RankingClient, candidates: list[Document]) ->
 def test_compare_says_scores_order_and_speed(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_groups(tmp_path / "dev.jsonl", seed=3)
-    flags = ["--data", str(data), "--model_repository", str(repository)]
+    files = [write_groups(tmp_path / f"{name}.jsonl", seed=seed, name=name) for seed, name in ((3, "q"), (4, "r"))]
+    flags = ["--data", *map(str, files), "--model_repository", str(repository)]
     assert versions.main(["compare", "1", "2", *flags]) == 0
-    _, first, second = capsys.readouterr().out.splitlines()
+    read, first, second = capsys.readouterr().out.splitlines()
+    assert read.startswith("8 queries of ")
     assert re.fullmatch(r"1: fp32, nDCG@10 0\.\d{4}, [\d.e+]+ rows/s", first)
     assert re.match(r"2: int8, nDCG@10 0\.\d{4}, .*; against 1: scores within 0\.\d+, Kendall's tau [01]\.", second)
     assert versions.main(["compare", "1", "7", *flags]) == 2
     assert "student/7: no such version" in capsys.readouterr().err
+
+
+def test_every_version_is_warm_before_it_is_timed(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock that only engines move: a request takes one second, and the first of a version half a second more."""
+    now = 0.0
+    opened = versions._open
+
+    def open_cold(place: versions.Place, version: int) -> Runner:
+        engine, first_run_s = opened(place, version), 0.5
+
+        def run(*arguments: Any) -> FloatArray:
+            nonlocal now, first_run_s
+            now, first_run_s = now + 1 + first_run_s, 0.0
+            return engine(*arguments)
+
+        return run
+
+    monkeypatch.setattr(versions, "_open", open_cold)
+    monkeypatch.setattr("engines.versions.time.perf_counter", lambda: now)
+    data = write_groups(tmp_path / "dev.jsonl", queries=2)
+    assert versions.main(["compare", "1", "2", "--data", str(data), "--model_repository", str(repository)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", speed 1.00x")
 
 
 def test_list_marks_what_is_served(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

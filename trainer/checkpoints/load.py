@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import (
     FloatArray,
     PackedBatch,
@@ -27,7 +28,7 @@ Model = Any  # a transformers PreTrainedModel; its class declares its own parts 
 ADAPTER_FILE = "adapter_config.json"  # as PEFT calls it
 
 
-class CheckpointError(ValueError):
+class CheckpointError(DisRankerError):
     """A checkpoint that is missing, of the wrong kind, or that packing would score wrongly."""
 
 

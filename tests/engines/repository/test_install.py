@@ -170,7 +170,10 @@ def test_one_repository_serves_one_kind_of_engine(repository: Path, checkpoint: 
     """An engine that the repository's configuration cannot open would stop the server."""
     install(repository, checkpoint, engine_of(checkpoint), MANIFEST)
     check_repository(repository, "openvino")
-    with pytest.raises(EngineError, match=r"student/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own"):
+    with pytest.raises(
+        EngineError,
+        match=r"student/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own",
+    ):
         check_repository(repository, "tensorrt")
     with pytest.raises(EngineError, match="Triton opens plans of tensorrt only"):
         check_repository(installer.SKELETON, "tensorrt_rtx")

@@ -16,7 +16,7 @@ from engines.repository import install as installer
 from engines.repository.configs import read_config
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest
-from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, for_teacher
+from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, for_teacher, tracked
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from tests.support.repositories import MANIFEST, contents, engine_of, write_checkpoint
 
@@ -71,16 +71,28 @@ def widths_of(row_length: int, slots: int, scores: bool = True) -> dict[str, int
     return {**rows, "pool_positions": slots, **({"scores": slots} if scores else {})}
 
 
-def test_the_teachers_code_is_the_students(repository: Path, checkpoint: Path) -> None:
-    """The contract among it; also in a repository that an older release filled."""
-    add(repository, checkpoint)
-    (repository / "teacher_tokenizer/pair_encoding.py").write_text("# of an older release\n")
-    (repository / "teacher/openvino_engine.py").unlink()
-    add(repository, checkpoint)
-    for origin, name in TEACHER.names.items():
-        for source in (PROJECT / origin).rglob("*.py"):
-            if not source.relative_to(PROJECT / origin).parts[0].isdigit() or origin != "student":
-                assert (repository / name / source.relative_to(PROJECT / origin)).read_bytes() == source.read_bytes()
+@pytest.mark.parametrize("models", [STUDENT, TEACHER])
+def test_code_of_another_release_is_replaced_and_removed(repository: Path, checkpoint: Path, models: ModelSet) -> None:
+    """Also what an earlier version holds: it runs with the code that lies beside it."""
+    first = add(repository, checkpoint, models=models)
+    scorer, tokenizer = repository / models.scorer, repository / models.tokenizer
+    (tokenizer / "pair_encoding.py").write_text("# of an older release\n")
+    (tokenizer / "1/old_model.py").touch()
+    (scorer / "openvino_engine.py").unlink()
+    (scorer / "packed_engine.py").write_text("# of an older release\n")
+    (scorer / "notes.txt").write_text("not code\n")
+    (first / "model.py").write_text("import packed_engine\n")
+    manifest = json.loads((first / "manifest.json").read_text())
+    (first / "manifest.json").write_text(json.dumps({name: manifest[name] for name in manifest if name != "served_by"}))
+    add(repository, checkpoint, models=models)
+    for origin, name in models.names.items():
+        code = {str(path.relative_to(PROJECT / origin)): path.read_bytes() for path in tracked(PROJECT, origin)}
+        there = {path: content for path, content in contents(repository / name).items() if path.endswith(".py")}
+        built = {f"{version}/model.py": code["model.py"] for version in (1, 2, 3)} if origin == "student" else {}
+        assert there.items() <= {**{path: code[path] for path in code if path.endswith(".py")}, **built}.items()
+        assert {path for path in code if path.endswith(".py")} <= there.keys()
+    assert json.loads((first / "manifest.json").read_text()) == manifest
+    assert (scorer / "notes.txt").exists()
 
 
 def test_the_ensemble_joins_the_teachers_models(repository: Path, checkpoint: Path) -> None:
@@ -118,7 +130,10 @@ def test_a_repository_of_the_teacher_alone_takes_a_student_later(tmp_path: Path,
     add(repository, checkpoint)
     assert models_of(repository) == {*TEACHERS, "scores"}
     check_repository(repository, "openvino")
-    with pytest.raises(EngineError, match=r"teacher/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own"):
+    with pytest.raises(
+        EngineError,
+        match=r"teacher/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own",
+    ):
         check_repository(repository, "tensorrt")
     add(repository, checkpoint, MANIFEST, STUDENT)
     assert models_of(repository) == {*STUDENT.names, *TEACHERS}

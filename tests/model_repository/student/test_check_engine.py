@@ -88,3 +88,18 @@ def test_no_gpu_is_named(student: Path, tensorrt_library: str) -> None:
 def test_torch_may_be_newer(student: Path, version: str, expected: int) -> None:
     built(student, 1, "torch", version)
     assert run(student)[0] == expected
+
+
+def test_the_version_that_is_served_is_checked_and_not_the_newest(student: Path) -> None:
+    built(student, 1, "torch", torch.__version__)
+    built(student, 2, "tensorrt_rtx", "1.7.1", plans={})
+    built(student, 3, "torch", torch.__version__)
+    config = student / "config.pbtxt"
+    config.write_text('name: "student"\nversion_policy { specific { versions: 1 } }\n')
+    assert run(student) == (0, f"{student / '1'}: torch {torch.__version__}, here {torch.__version__}")
+    config.write_text('name: "student"\nversion_policy { specific { versions: [ 1, 2 ] } }\n')
+    code, line = run(student)
+    assert code == 2 and f"{student / '2'} is for tensorrt_rtx" in line, "one that is served beside it must open too"
+    config.write_text('name: "student"\nversion_policy { specific { versions: 4 } }\n')
+    code, line = run(student)
+    assert code == 2 and f"{student / '4'}, which has no manifest.json: choose another version" in line
