@@ -1,10 +1,10 @@
-"""The command ``tritonserver``: NVIDIA Triton out of the nvidia-pytriton wheel, for a machine with nothing.
+"""The command ``tritonserver`` starts NVIDIA Triton out of the nvidia-pytriton wheel, on a machine without a container.
 
     tritonserver --model-repository model_repository --model-config-name cpu
 
-It takes Triton's own flags, and its exit code is Triton's (2 for what keeps it from starting). It has
-the Python backend and ensembles only, and listens on loopback: to serve other machines, or a GPU's
-engines, there is Triton's container.
+It takes Triton's own flags, and its exit code is Triton's, or 2 if Triton cannot start. It has only
+the Python backend and ensembles, and listens only on loopback. Triton's container serves other machines
+and a GPU's engines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,12 @@ BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint
 
 
 class EmbeddedTritonError(Exception):
-    """What keeps the server from starting; the message says how to mend it."""
+    """The server cannot start; the message says how to mend it."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """Where the parts of the installed nvidia-pytriton lie, and the Python library that its stub loads."""
+    """The paths of the installed nvidia-pytriton's parts, and of the Python library that its stub loads."""
 
     server: Path
     stub: Path
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: list[str], environment: Mapping[str, str]) -> int:
     """Run Triton, hand it the signals that end this process, and let nothing of it stay behind.
 
-    Stopped while it loads, Triton leaves its Python processes and their shared memory to whoever
-    started it: so it is not enough to become Triton.
+    If Triton is stopped while it loads, it leaves its Python processes and their shared memory behind. This process
+    removes them, and therefore does not become Triton.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP, signal.SIGCHLD})
     triton = os.posix_spawn(command[0], command, environment, setpgroup=0, setsigmask=(), setsigdef=STOP)
@@ -130,7 +130,7 @@ def _python_library() -> Path:
 
 
 def environment(wheel: Wheel) -> dict[str, str]:
-    """This process's variables, with which the backend finds its libraries and this Python's packages."""
+    """This process's variables, and those by which the backend finds its libraries and this Python's packages."""
     folders = [str(wheel.libraries), str(wheel.python_library.parent), os.environ.get("LD_LIBRARY_PATH")]
     return {
         # The tokenizer would take as many threads as there are cores, and from an engine that waits for its slowest.
@@ -152,7 +152,7 @@ def defaults(arguments: Sequence[str], wheel: Wheel) -> list[str]:
 
 
 def _backend_directory(wheel: Wheel) -> Path:
-    """Links to the backend with its stub beside it, where Triton looks for it; the wheel keeps a stub per Python."""
+    """A folder of links to the backend and its stub, which Triton expects side by side; the wheel has one per Python."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     installation = hashlib.sha256(os.fsencode(wheel.stub)).hexdigest()[:12]
     folder = cache / "disranker" / f"triton-{installation}" / "python"
@@ -172,8 +172,12 @@ def check(arguments: Sequence[str]) -> None:
     repositories = values(arguments, "--model-repository") + values(arguments, "--model-store")
     if not repositories:
         raise EmbeddedTritonError("--model-repository is needed: the directory of the models, such as model_repository")
-    for repository in repositories:
-        _check_repository(Path(repository), (values(arguments, "--model-config-name") or [""])[-1])
+    config_name = (values(arguments, "--model-config-name") or [""])[-1]
+    for repository in map(Path, repositories):
+        if not repository.is_dir():
+            raise EmbeddedTritonError(f"--model-repository {repository}: no such directory")
+        for model in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
+            _check_model(model, config_name)
 
 
 def _check_endpoint(arguments: Sequence[str], endpoint: str, default: int) -> None:
@@ -196,13 +200,6 @@ def _check_endpoint(arguments: Sequence[str], endpoint: str, default: int) -> No
                 f"port {port} of {address} cannot be used ({getattr(error, 'strerror', error)}): stop what listens "
                 f"there, or choose another port with --{endpoint}-port"
             ) from error
-
-
-def _check_repository(repository: Path, config_name: str) -> None:
-    if not repository.is_dir():
-        raise EmbeddedTritonError(f"--model-repository {repository}: no such directory")
-    for model in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
-        _check_model(model, config_name)
 
 
 def _check_model(model: Path, config_name: str) -> None:
@@ -240,16 +237,13 @@ def served_versions(model: Path, config: Path) -> list[int]:
 
 
 def values(arguments: Sequence[str], name: str) -> list[str]:
-    """What a flag was given, each time; Triton takes ``--flag value``, ``--flag=value`` and shortened names."""
-    return [value for flag, value in _flags(arguments) if len(flag) > 2 and name.startswith(flag)]
-
-
-def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for index, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            flag, equals, value = argument.partition("=")
-            following = arguments[index + 1] if index + 1 < len(arguments) else ""
-            yield flag, value if equals else following
+    """The values of a flag, one for each time; Triton takes ``--flag value``, ``--flag=value`` and shortened names."""
+    given = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if len(flag) > 2 and flag.startswith("--") and name.startswith(flag):
+            given.append(value if equals else following)
+    return given
 
 
 def _is_loopback(address: str) -> bool:

@@ -13,7 +13,7 @@ Compile = Literal["gpu", "always", "never"]
 
 @dataclass(frozen=True)
 class BuildArguments:
-    """What to build, for which machine, and where it goes."""
+    """The flags of a build."""
 
     checkpoint: str = field(metadata={"help": "Checkpoint directory of a scorer."})
     data: list[str] = field(

@@ -1,4 +1,4 @@
-"""What an engine is built from. Every builder takes it."""
+"""The record that every builder takes."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
 
 
 class Products(NamedTuple):
-    """Names of a graph's operations: the products with weights that int8 may take, and the other ones that NNCF
-    would."""
+    """Names of a graph's operations: the products with weights that int8 may take, and others that NNCF would take."""
 
     candidates: set[str]
     others: set[str]

@@ -1,4 +1,4 @@
-"""The gate: an engine against PyTorch in float32 of the same checkpoint, on real pairs.
+"""The gate compares an engine with its checkpoint in PyTorch, in float32, on real pairs.
 
 Each query is scored as the server scores it: its documents packed as one request.
 """
@@ -27,7 +27,7 @@ NAMED = 3  # pairs that a refusal names
 
 
 class Limits(NamedTuple):
-    """What a precision may cost: a score (logits), the order within a query, the measure."""
+    """The most that a precision may cost in a score (logits), in the order within a query, and in the measure."""
 
     score: float = np.inf
     tau: float = -1.0
@@ -53,7 +53,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Difference:
-    """One pair's scores apart, engine minus reference (logits; NaN where the engine gave no number)."""
+    """The difference of a pair's scores, engine minus reference, in logits; NaN where the engine gave no number."""
 
     query_id: str
     doc_id: str
@@ -73,7 +73,7 @@ class ParityReport:
     worst: tuple[Difference, ...]
 
     def excess(self, precision: str) -> float:
-        """The largest loss as a share of what the precision may lose; up to 1 passes ``check``."""
+        """The largest loss as a share of the precision's limit; up to 1 passes ``check``."""
         limits = LIMITS[precision]
         if not np.isfinite([self.largest_difference, self.mean_kendall_tau]).all():
             return float("inf")
@@ -83,7 +83,7 @@ class ParityReport:
         return max(losses)
 
     def check(self, precision: str) -> None:
-        """Raises ParityError, which names the pairs that differ most, beyond the precision's limits."""
+        """Raises ParityError beyond the precision's limits; it names the pairs that differ most."""
         limits = LIMITS[precision]
         problems = []
         if not self.largest_difference <= limits.score or not np.isfinite(self.largest_difference):
@@ -112,11 +112,11 @@ class Yardstick:
         return cls(requests, _scores(reference, requests), judgments(groups))
 
     def ndcg(self) -> float | None:
-        """Of the reference's own scores; None without labels."""
+        """The measure of the reference's own scores; None without labels."""
         return _ndcg(self.scores, self.qrels) if self.qrels else None
 
     def report(self, run: Runner, judged: str) -> ParityReport:
-        """How ``run`` scores the same requests."""
+        """Compare the scores of ``run`` for the same requests."""
         candidate = _scores(run, self.requests)
         apart = sorted(starmap(Difference, _differences(candidate, self.scores)), key=_size, reverse=True)
         taus = [

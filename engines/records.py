@@ -1,7 +1,4 @@
-"""What the builders, the gate and the installer hand to each other.
-
-Shapes: R rows, L token slots a row and S pairs at most a row.
-"""
+"""The records that the builders, the gate and the installer hand to each other."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class ParityError(DisRankerError):
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What a build fixes: L, S, and the most rows that a request can fill (each document one)."""
+    """Fixed per build: the row length L, the pair slots S of a row, and the most rows of a request."""
 
     row_length: int
     slots_per_row: int
@@ -53,7 +50,7 @@ class Dimensions:
 
 
 class Graph(NamedTuple):
-    """An exported ONNX graph (its weights may lie beside it) and the types it computes in."""
+    """An exported ONNX graph, whose weights may lie beside it, and the precision of its types."""
 
     path: Path
     precision: str
@@ -70,8 +67,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Int8:
-    """How many ``products`` with weights are in int8, from the ranges that were seen in the calibration's rows, and
-    the names of those ``kept`` in higher precision because the gate's limits were exceeded with them."""
+    """The int8 part of an engine.
+
+    products: how many products with weights are in int8.
+    kept: the names of those in higher precision, because with them the gate's limits were exceeded.
+    """
 
     products: int
     kept: tuple[str, ...]
@@ -81,9 +81,10 @@ class Int8:
 
 @dataclass(frozen=True)
 class CpuEngine:
-    """How an engine runs on a processor, and what of it was measured on a machine of so many ``cores``.
+    """How an engine runs on a processor.
 
-    ``rest_in`` is the precision of all that is not in int8.
+    rest_in: the precision of all that is not in int8.
+    cores: those of the machine that built and measured it.
     """
 
     rest_in: str
@@ -96,10 +97,12 @@ class CpuEngine:
 class BuiltEngine(NamedTuple):
     """An engine on disk, and what the gate runs to judge it.
 
-    ``runs_in`` is the precision it really computes in, ``version`` its library's; ``judged`` says what
-    ``run`` is: the engine, or what stands in for it where it cannot be opened. At most ``rows_per_call`` rows are
-    run at a time (0: any number). ``cpu`` is for processors.
-    ``plans`` are files by the compute capability of the GPUs that they are for, where there is one for each.
+    runs_in: the precision that it really computes in.
+    version: the release of its library.
+    judged: the name of what ``run`` runs: the engine, or its graph where the engine cannot be opened.
+    rows_per_call: at most this many rows are run at a time; 0 for any number.
+    cpu: only for processors.
+    plans: the file for each compute capability, where there are several.
     """
 
     files: tuple[Path, ...]
@@ -113,7 +116,7 @@ class BuiltEngine(NamedTuple):
 
 
 def in_chunks(run: Runner, rows: int) -> Runner:
-    """``run`` on at most ``rows`` rows at a time."""
+    """Run at most ``rows`` rows at a time."""
 
     def chunked(batch: PackedBatch) -> FloatArray:
         starts = range(0, len(batch.input_ids), rows)

@@ -13,22 +13,22 @@ NEEDED = {"bf16": "8.0", "fp8": "8.9"}  # from which on a GPU has units for a pr
 
 
 def here() -> str | None:
-    """Of the GPU that PyTorch sees."""
+    """The compute capability of the GPU that PyTorch sees."""
     return "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
 
 
 def targets(named: Sequence[str]) -> list[str | None]:
-    """Those that were named, or that of the GPU at hand."""
+    """The compute capabilities that were named, else that of the GPU at hand."""
     return list(named) or [here()]
 
 
 def plan_file(capability: str | None) -> str:
-    """``model.sm89.plan`` of 8.9; ``model.plan`` where PyTorch does not see which GPU this is."""
+    """``model.sm89.plan`` for 8.9; ``model.plan`` where PyTorch sees no GPU."""
     return "model.plan" if capability is None else f"model.sm{capability.replace('.', '')}.plan"
 
 
 def check_units(named: Sequence[str], precision: str) -> None:
-    """Raises EngineError for a GPU that would have to compute in something else."""
+    """Raises EngineError for a GPU without units for the precision."""
     needed = NEEDED.get(precision)
     for capability in targets(named):
         if needed and capability and _number(capability) < _number(needed):
@@ -38,7 +38,7 @@ def check_units(named: Sequence[str], precision: str) -> None:
 
 
 def member(trt: Any, capability: str) -> Any:
-    """The library's own name of it. Raises EngineError, which lists those that it knows."""
+    """The library's own name of a compute capability. Raises EngineError that lists the known ones."""
     members = trt.ComputeCapability.__members__
     found = members.get("SM" + capability.replace(".", ""))
     if found is None:

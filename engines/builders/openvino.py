@@ -74,7 +74,7 @@ class OpenVino(ProcessorBuilder):
 
 
 def open_runner(graph: Graph, precision: str, rows_per_call: int) -> Runner:
-    """An ONNX graph in the engine that the server has. Raises EngineError where OpenVINO is not installed."""
+    """Open an ONNX graph in the server's engine. Raises EngineError where OpenVINO is not installed."""
     opened = OpenVino().opens(graph.path, precision, cores())
     return runner(ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length))
 

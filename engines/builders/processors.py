@@ -15,8 +15,8 @@ from model_repository.student.processor_engine import ProcessorEngine, cores
 class ProcessorBuilder(Library, Builder):
     """Builds with one library.
 
-    The graph itself holds int8. All other products are computed in the precision that was asked for where the
-    processor has units for it, else in what the library takes instead.
+    int8 is in the graph. All other products are computed in the precision that was asked for, or, without units for
+    it, in the one that the library takes instead.
     """
 
     def build(self, job: Job) -> BuiltEngine:

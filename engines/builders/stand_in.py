@@ -1,4 +1,4 @@
-"""What the gate runs where an engine cannot be opened: the engine's own graph, on this processor."""
+"""The gate runs an engine's graph on this processor where the engine itself cannot be opened."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ROWS = 8
 
 
 def stand_in(graph: Graph) -> tuple[Runner, str]:
-    """A runner of the graph, and what it is in words.
+    """A runner of the graph, and its name in words.
 
     ONNX Runtime rounds to the graph's types after each operator, so float16 overflows here as it would
-    on a GPU. It has no kernels for bfloat16, which cannot overflow: there OpenVINO computes in float32
+    on a GPU. It has no kernels for bfloat16. That type cannot overflow, so OpenVINO computes in float32
     from the rounded weights.
     """
     if graph.precision == "bf16":

@@ -1,6 +1,6 @@
-"""The TensorRT engine, for GPUs: one code path for ``tensorrt`` (10.12+, 11) and ``tensorrt_rtx``.
+"""The TensorRT engine for GPUs, with one code path for ``tensorrt`` (10.12+, 11) and ``tensorrt_rtx``.
 
-Networks are strongly typed: precision is what the graph's types say, nothing else. Shapes: R rows.
+Networks are strongly typed: only the graph's types decide the precision.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TensorRt(Builder):
 
 
 class ParsedNetwork(NamedTuple):
-    """A network with what must live as long as it does."""
+    """A network, and the objects that must live as long as it does."""
 
     network: Any
     builder: Any
@@ -83,8 +83,8 @@ def library(engine: str) -> Any:
 def build(graph: Graph, engine: str, named: Sequence[str], directory: Path, timings: Path | None = None) -> BuiltEngine:
     """Write a plan for the GPU at hand or, with tensorrt_rtx, one for each of those ``named``, such as 8.9.
 
-    A plan a GPU, and not one for all, since a server then loads the one that it needs. Raises EngineError
-    with everything that the parser or the builder has to say.
+    Each kind of GPU has a plan of its own, and a server loads only the one that it needs. Raises EngineError with all
+    messages of the parser or the builder.
     """
     trt = library(engine)
     parsed = parse(trt, graph.path)
@@ -112,7 +112,7 @@ def build(graph: Graph, engine: str, named: Sequence[str], directory: Path, timi
 def _timing(
     trt: Any, engine: str, config: Any, capability: str | None, path: Path | None
 ) -> AbstractContextManager[None]:
-    """tensorrt_rtx measures nothing when it builds: it has the functions, and says that they do nothing."""
+    """The timing cache around a build. tensorrt_rtx measures nothing: its cache functions do nothing and warn."""
     if engine == "tensorrt_rtx":
         return nullcontext()
     return timing_cache.kept(config, path or timing_cache.default_path(trt, capability))
@@ -151,7 +151,7 @@ def matrix_products(trt: Any, network: Any) -> list[MatrixProduct]:
 
 
 def _held_in(trt: Any, tensor: Any, made_by: Mapping[str, Any]) -> str:
-    """The type of a tensor, or the one that it is brought back from: builders multiply in that."""
+    """The type of a tensor, or of its quantised form, in which builders multiply."""
     layer = made_by.get(tensor.name)
     while layer is not None and layer.type == trt.LayerType.SHUFFLE:  # a weight gets axes to match
         layer = made_by.get(layer.get_input(0).name)
@@ -162,7 +162,7 @@ def _held_in(trt: Any, tensor: Any, made_by: Mapping[str, Any]) -> str:
 
 
 def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
-    """The engine on the GPU that PyTorch sees. Written to the documented API; it has not been run yet.
+    """The engine on the GPU that PyTorch sees. It follows the documented API and has not been run yet.
 
     Raises EngineError for a plan that this GPU and driver cannot open.
     """
@@ -189,7 +189,7 @@ def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
 
 
 def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any:
-    """For one compute capability, or for the GPU at hand."""
+    """The configuration for one compute capability, or for the GPU at hand."""
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     profile = builder.create_optimization_profile()
@@ -205,8 +205,8 @@ def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any
 
 
 def check_capabilities(engine: str, named: Sequence[str], precision: str) -> None:
-    """Raises EngineError for compute capabilities that the engine does not know, or that it needs told, or that lack
-    units for the precision."""
+    """Raises EngineError for compute capabilities that the engine does not know or that lack units for the precision,
+    and for none where there is no GPU to build for."""
     if engine == "tensorrt_rtx":
         for capability in named:
             capabilities.member(library(engine), capability)

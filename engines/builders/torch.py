@@ -1,4 +1,4 @@
-"""The torch engine, for devices without another: the packed model as one exported program.
+"""The torch engine, for devices without another engine: the packed model as one exported program.
 
 The server needs only PyTorch to run it, neither transformers nor the trainer.
 """
@@ -51,7 +51,7 @@ class Torch(Builder):
 
 
 def export_program(model: PreTrainedModel, dimensions: Dimensions, precision: str, path: Path) -> None:
-    """Write a float32 scorer's program, ``INPUTS`` int32 to ``scores[R, S]`` float32, its rows free."""
+    """Write the program of a float32 scorer: ``INPUTS`` int32 to ``scores[R, S]`` float32, for any number of rows."""
     example, rows = example_rows(dimensions)
     with torch.no_grad():
         scorer = Int32Scorer(typed_model(model, precision, FUSED)).eval()

@@ -1,4 +1,4 @@
-"""How many rows a call an engine runs fastest with on this machine, by measurement."""
+"""Measures with how many rows a call an engine is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def measure(opened: OpenedGraph, batch: PackedBatch, candidates: Sequence[int] =
 
 
 def choose(timings: Sequence[Timing]) -> Timing:
-    """Of those as fast as the fastest that with the fewest rows: a small request then waits less for a large one."""
+    """The fewest rows among those as fast as the fastest, so that a small request waits less for a large one."""
     best = max(timing.rows_per_second for timing in timings)
     return min(
         (timing for timing in timings if timing.rows_per_second >= ALIKE * best),

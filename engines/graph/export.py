@@ -1,7 +1,6 @@
-"""The one ONNX graph that every engine is built from: packed rows in, a score per pair out.
+"""The ONNX graph that engines are built from: packed rows in, a score per pair out.
 
-Shapes: R rows (dynamic), L token slots a row (and S pairs at most a row (both fixed, or
-dynamic for engines on processors).
+The number of rows is free. Their length and slots are fixed for GPUs, and free for processors.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ def export_graph(
 ) -> Graph:
     """Write a float32 scorer as ONNX at ``path``: ``INPUTS`` int32 to ``scores[R, S]`` float32.
 
-    ``precision`` (a key of ``DTYPES``) is what the body's weights and matrix products are typed in. With
-    ``any_length`` rows may be shorter than the dimensions say, and have fewer slots for pairs. Raises EngineError
-    where the exporter lacks its packages.
+    ``precision`` (a key of ``DTYPES``) is the type of the body's weights and matrix products. With ``any_length`` rows
+    may be shorter than the dimensions, and have fewer slots for pairs. Raises EngineError where the exporter lacks its
+    packages.
     """
     example, rows = example_rows(dimensions, any_length)
     try:
@@ -77,7 +76,7 @@ def example_rows(
 
 
 class Int32Scorer(nn.Module):
-    """The wire is int32; PyTorch gathers by int64."""
+    """A scorer that takes int32, as on the wire; PyTorch gathers by int64."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class Int32Scorer(nn.Module):
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """The exporter's notes about its own insides, which nobody who builds an engine can act on."""
+    """Silence the exporter's notes about itself: who builds an engine can do nothing about them."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # "torchvision is not installed"

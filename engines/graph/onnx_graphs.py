@@ -1,4 +1,4 @@
-"""ONNX graphs: opened, and changed."""
+"""Open and change ONNX graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engines.records import EngineError
 
 
 def replace(repeated: Any, messages: list[Any]) -> None:
-    """New contents of a repeated field, perhaps some of its own messages."""
+    """Replace the contents of a repeated field; ``messages`` may be some of its own."""
     copies = [copy.deepcopy(message) for message in messages]  # clearing the field takes those that it holds
     del repeated[:]
     repeated.extend(copies)

@@ -1,7 +1,4 @@
-"""A scorer with its precision in its types, as strongly typed engines want it.
-
-Shapes: R rows, H heads, L token slots a row, D a head's width.
-"""
+"""A scorer with its precision in its types, as strongly typed engines want it. In shapes: H heads, each D wide."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ FUSED = "sdpa"  # PyTorch's own kernels, which keep the softmax in float32 insid
 def typed_model(model: PreTrainedModel, precision: str, attention_kind: str = ATTENTION) -> PreTrainedModel:
     """A copy of a float32 model whose body computes in ``precision`` (a key of ``DTYPES``).
 
-    Norms and softmax stay in float32, since half precision overflows there, and so does the score
-    head, whose rounding would tie scores: it works on one token a pair, so its cost does not count.
+    Norms and softmax stay in float32, since half precision overflows there. The score head does too, since rounding
+    would tie scores; it works on one token a pair and costs little.
     """
     typed = copy.deepcopy(model)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
@@ -77,5 +74,5 @@ def _wrap(parent: nn.Module, names: list[str], cast_back: bool) -> None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Families write RMSNorm classes of their own; they agree in the name's end."""
+    """Families write RMSNorm classes of their own; only the end of the name is common."""
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))

@@ -1,6 +1,6 @@
 """fp8 for GPUs: the linear layers of a half precision graph multiply 8-bit floats (E4M3), by explicit Q/DQ.
 
-Activations have one scale a tensor, from calibration; weights one for each output. Attention's own products,
+Activations have one scale a tensor, from calibration. Weights have one for each output. Attention's own products,
 norms and the score head stay as they are.
 """
 
@@ -34,7 +34,7 @@ class Linear(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """A tensor that goes through fp8: what the graph gains for it, and what it is called afterwards."""
+    """A tensor that goes through fp8: the additions to the graph, and the name of its rounded form."""
 
     initializers: list[Any]
     nodes: list[Any]
@@ -69,7 +69,7 @@ def quantise(graph: Graph, rows: Iterable[Row], path: Path) -> Graph:
 
 
 def body_linears(model: Any) -> list[Linear]:
-    """The linear layers of the body: products with a float16 weight, which the score head's are not."""
+    """The linear layers of the body: products with a float16 weight. The score head's weights are float32."""
     halves = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     products = (node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in halves)
     return [Linear(node.name, *node.input) for node in products]

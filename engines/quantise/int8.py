@@ -1,11 +1,11 @@
 """int8 for processors: NNCF's post-training quantisation of the products with weights.
 
-Attention's own products stay as they are: their share is small, and in int8 OpenVINO no longer
-fuses them with the softmax. So does what works on one token a pair, the score head and most of the last layer.
+Attention's own products stay as they are, since their share is small and OpenVINO does not fuse them with the softmax
+in int8. The score head and most of the last layer stay too: they work on one token a pair.
 
-Weights use half of the int8 range. Without VNNI a processor adds two products in 16 bits: at the full range
-the sum is cut off, silently (seen: 65,280 where 8,258,048 is right). At half the range nothing is lost
-anywhere, so an engine scores alike on every processor, and the gate holds for all of them.
+Weights use half of the int8 range. Without VNNI a processor adds two products in 16 bits. At the full range it cuts the
+sum off silently (seen: 65,280 where 8,258,048 is right). At half the range nothing is lost on any processor, and the
+gate holds for all of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Quantiser:
         self.candidates, self._others = library.products(model)
 
     def without(self, kept: Iterable[str], rows: int | None = None) -> Any:
-        """The model with all candidates in int8 but those ``kept``, calibrated on all rows or on the first ``rows``."""
+        """The model with all candidates in int8 except those ``kept``, calibrated on the first ``rows``, or on all."""
         left_out = {*kept}
         if left_out == self.candidates:
             return self._model
@@ -81,7 +81,7 @@ class _Quantiser:
             )
 
     def most_sensitive_first(self) -> list[str]:
-        """The candidates, by how far each alone in int8 moves the scores of the first calibration rows."""
+        """The candidates, ordered by how far each, alone in int8, moves the scores of the first calibration rows."""
         reference = self._scores(self._model)
         moved = {}
         for name in tqdm(sorted(self.candidates), desc="what int8 costs by product", unit="product"):
@@ -90,7 +90,7 @@ class _Quantiser:
         return sorted(moved, key=lambda name: -moved[name])
 
     def _scores(self, model: Any) -> FloatArray:
-        """Of all pairs in the first calibration rows."""
+        """The scores of all pairs in the first calibration rows."""
         run = self._library.opened(model)
         rows = PackedBatch._make(
             [*(np.concatenate([row[name] for row in self._rows[:RANKED_ON]]) for name in INPUTS), _NO_SLOTS]
@@ -121,7 +121,7 @@ def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
 
 @contextmanager
 def _quiet(nncf: Any) -> Iterator[None]:
-    """NNCF's notes for developers go."""
+    """Silence NNCF's notes for its developers."""
     log = logging.getLogger("nncf")
     level = log.level
     nncf.set_log_level(logging.ERROR)

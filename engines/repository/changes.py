@@ -1,4 +1,4 @@
-"""Changes of files that hold together."""
+"""Changes of files that are made together or not at all."""
 
 from __future__ import annotations
 

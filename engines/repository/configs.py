@@ -26,7 +26,7 @@ def changed_configs(
 
     In them, every tensor of the packed layout gets its last dimension (in warm-up and CUDA graphs too), and a
     model that batches gets ``max_batch_size``. TensorRT's gets ``plans``, file names by compute capability. A
-    file that fits already is not among them, and so keeps its comments.
+    file that fits already is left out and keeps its comments.
     """
     changed = {}
     for model in models:
@@ -59,7 +59,7 @@ def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
 
 
 def versions_of(scorer: Path) -> list[int]:
-    """The versions in a model's directory, the oldest first: what Triton takes for one, whatever lies in it."""
+    """The versions in a model's directory, the oldest first. As for Triton, only the directory's name counts."""
     return sorted(int(path.name) for path in scorer.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir())
 
 
@@ -88,7 +88,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def parsed(path: Path, text: str) -> ModelConfig:
-    """The configuration that ``path`` has, or will have. Raises EngineError for a text that is none."""
+    """The configuration in a text that ``path`` has, or will have. Raises EngineError for any other text."""
     config = ModelConfig()
     try:
         text_format.Parse(text, config)

@@ -1,4 +1,4 @@
-"""``manifest.json``: what an installed version is, and what it was measured to do."""
+"""``manifest.json`` describes an installed version and how it was measured."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """What decides the scores of a version."""
+        """Everything that decides the scores of a version, in words."""
         rest = ""
         if self.cpu and self.cpu.int8:
             rest = f", all else{''.join(f' and {name}' for name in self.cpu.int8.kept)} in {self.cpu.rest_in},"
