@@ -152,7 +152,7 @@ def defaults(arguments: Sequence[str], wheel: Wheel) -> list[str]:
 
 
 def _backend_directory(wheel: Wheel) -> Path:
-    """A folder of links to the backend and its stub, which Triton expects side by side; the wheel has one per Python."""
+    """Links to the backend and its stub side by side, as Triton expects them; the wheel has a stub per Python."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     installation = hashlib.sha256(os.fsencode(wheel.stub)).hexdigest()[:12]
     folder = cache / "disranker" / f"triton-{installation}" / "python"
@@ -181,8 +181,10 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _check_endpoint(arguments: Sequence[str], endpoint: str, default: int) -> None:
-    address = (values(arguments, f"--{endpoint}-address") or [LOOPBACK])[-1]
-    if not _is_loopback(address):
+    address, local = (values(arguments, f"--{endpoint}-address") or [LOOPBACK])[-1], False
+    with suppress(ValueError):  # a name is no address
+        local = address == "localhost" or ipaddress.ip_address(address).is_loopback
+    if not local:
         raise EmbeddedTritonError(
             f"--{endpoint}-address {address}: the embedded server has no access control and stays on loopback; "
             "serve other machines from Triton's container"
@@ -219,10 +221,8 @@ def _check_model(model: Path, config_name: str) -> None:
         )
     for served in (model / str(version) for version in versions):
         if not served.is_dir():
-            raise EmbeddedTritonError(
-                f"{config} names version {served.name}, which is not there: choose another with "
-                "python -m engines.versions use"
-            )
+            mend = "choose another with python -m engines.versions use"
+            raise EmbeddedTritonError(f"{config} names version {served.name}, which is not there: {mend}")
         if not (served / "model.py").is_file():
             raise EmbeddedTritonError(f"{served} was built for a GPU: {BUILD} ANOTHER_REPOSITORY, and serve that one")
 
@@ -244,13 +244,6 @@ def values(arguments: Sequence[str], name: str) -> list[str]:
         if len(flag) > 2 and flag.startswith("--") and name.startswith(flag):
             given.append(value if equals else following)
     return given
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return address == "localhost" or ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 if __name__ == "__main__":

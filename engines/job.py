@@ -8,14 +8,14 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from engines.arguments import BuildArguments
-from engines.parity import MEASURE, Yardstick, torch_runner
+from engines.parity import Yardstick, torch_runner
 from engines.quantise.calibration import Calibration, read_calibration
 from engines.records import Dimensions, EngineError
 from engines.table import CALIBRATED
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import CheckpointError, load_scorer, require_checkpoint
 from trainer.data.records import read_groups
-from trainer.measures.metrics import judgments
+from trainer.measures.metrics import MEASURE, judgments
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, Pa
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_group
 from trainer.data.records import QueryGroup, Scores
-from trainer.measures.metrics import judgments, kendall_tau, per_query
+from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
 
-MEASURE = "nDCG@10"
 REFERENCE_ROWS = 32
 NAMED = 3  # pairs that a refusal names
 

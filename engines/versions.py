@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from client.command import command
 from engines.library import runner, serving_class
-from engines.parity import MEASURE, ParityReport, Yardstick
+from engines.parity import ParityReport, Yardstick
 from engines.records import EngineError, Runner
 from engines.repository.beside import NEWEST, asked_version, serve_beside
 from engines.repository.changes import Changes
@@ -29,6 +29,7 @@ from engines.table import ENGINES, names
 from model_repository.student.processor_engine import ProcessorEngine
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from trainer.data.records import read_groups
+from trainer.measures.metrics import MEASURE
 
 LATEST = "latest"
 

@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass, field
 
 from bench.serving.systems import PEERS
+from engines.table import ENGINES
 from trainer.data.records import DataError
 
 SYSTEMS = ("ours", *PEERS)
-ENGINES = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
-BUILDS = tuple(f"{engine}-{precision}" for engine, precisions in ENGINES.items() for precision in precisions)
+BUILDS = tuple(f"{name}-{kind}" for name, engine in ENGINES.items() if engine.compared for kind in engine.precisions)
 
 
 @dataclass

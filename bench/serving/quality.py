@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.records import JudgedDocument, QueryGroup, Scores
-from trainer.measures.metrics import judgments, kendall_tau, per_query
+from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
 from trainer.scoring.checkpoint import model_scores
 
-MEASURE = "nDCG@10"
 LARGEST_LOSS = 0.005  # of nDCG@10, as the gate of build_engines.py has it
 LEAST_TAU = 0.9  # where nothing is judged
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.job import Job
-from engines.parity import MEASURE, ParityReport
+from engines.parity import ParityReport
 from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError
 from engines.repository.configs import versions_of
 from engines.table import COMMON_PACKAGES, ENGINES
 from model_repository.tokenizer.pair_encoding import encoding_hash
+from trainer.measures.metrics import MEASURE
 
 MANIFEST_FILE = "manifest.json"
 SAME_FOR_ALL_PLANS = (

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from trainer.data.records import DataError, QueryGroup, Scores
 
 FloatArray = npt.NDArray[np.float64]
+MEASURE = "nDCG@10"  # what checkpoints, engines and systems are judged by
 
 
 class PairCounts(NamedTuple):

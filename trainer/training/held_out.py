@@ -14,9 +14,7 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_group
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
-from trainer.measures.metrics import judgments, per_query
-
-MEASURE = "nDCG@10"
+from trainer.measures.metrics import MEASURE, judgments, per_query
 
 
 @dataclass

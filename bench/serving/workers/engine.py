@@ -17,13 +17,12 @@ from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main
 from bench.serving.workers import matrices
-from model_repository.student.onnxruntime_engine import OnnxRuntimeEngine
-from model_repository.student.openvino_engine import OpenVinoEngine
-from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine, Rows
+from engines.library import serving_class
+from engines.table import ENGINES
+from model_repository.student.processor_engine import ProcessorEngine, Rows
 from model_repository.tokenizer.pair_encoding import Document, PackedBatch, PairEncoder, unpack
 
 FULL_ROWS = 64
-KINDS: dict[str, type[OpenedGraph]] = {"openvino": OpenVinoEngine, "onnxruntime": OnnxRuntimeEngine}
 
 
 class EngineSystem:
@@ -35,7 +34,7 @@ class EngineSystem:
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))
         self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
-        self._engine = ProcessorEngine.load(newest, KINDS[self._library])
+        self._engine = ProcessorEngine.load(newest, serving_class(ENGINES[self._library]))
         self.versions = {self._library: version(self._library)}
 
     def use(self, option: Option) -> None:
