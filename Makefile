@@ -41,8 +41,8 @@ lint: $(VENV)/.installed
 	$(BIN)/python client/unasync.py --check
 	$(BIN)/mypy $(SOURCES)
 	@# Triton puts a model's folder on the path, so each is checked from there, on its own.
-	cd model_repository/tokenizer && $(MYPY) *.py 1/model.py
-	cd model_repository/student && $(MYPY) *.py
+	cd model_repository/tokenizer && $(MYPY) *.py pair_encoding 1/model.py
+	cd model_repository/student && $(MYPY) *.py runtime
 	cd model_repository/scores && $(MYPY) 1/model.py
 
 # What the tests ask from outside of Python: a Chromium for the gateway's page, a Prometheus for the dashboard.

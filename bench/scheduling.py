@@ -4,7 +4,7 @@
 
 Nothing is timed: an engine is simulated that takes ``ROWS_PER_CALL`` rows at a time, each row a unit of work,
 and times are in milliseconds of an engine of ``ROWS_PER_S``. Requests are small (10 documents) and large (1,000);
-the last policy is the one that serves (model_repository/student/scheduler.py).
+the last policy is the one that serves (model_repository/student/runtime/scheduler.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model_repository.student.scheduler import SHARE_OF_OLDEST
+from model_repository.student.runtime.scheduler import SHARE_OF_OLDEST
 
 ROWS_PER_CALL = 8
 ROWS_PER_S = 120.0  # MiniLM-L6 with rows of 256 tokens, on two cores

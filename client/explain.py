@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from client.connection import Connection
 from client.errors import translated
 from client.terminal import padded
-from client.wire import steps
+from client.wire import LIMIT, steps
 
 PATIENCE_S, LOOK_AGAIN_S = 1.0, 0.02
 NAME_COLUMNS = 26
@@ -91,9 +91,9 @@ class Explainer:
             yield f"requests that the servers' statistics do not have: {-others}"
 
     def _answers_later(self, step: str) -> bool:
-        """A student of the Python backend hands its rows on and is done, by Triton's clock, before they are scored."""
+        """A student of the Python backend hands its pairs on and is done, by Triton's clock, before they are scored."""
         config = self._asked(*self._servers[0], "get_model_config", step)["config"]
-        return bool(config.get("backend") == "python" and config.get("max_batch_size", 0) > 0)
+        return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
 
     def _since(self, requests: int) -> dict[str, Spent]:
         """Triton counts a request after it has answered it, so the last may have to be waited for."""

@@ -14,6 +14,7 @@ from client.records import Document, DocumentLike, Scores, as_document
 
 NO_LIMIT = 2**31
 INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
+LIMIT = "max_documents"  # the scorer's parameter
 
 
 def checked(query: str, documents: Iterable[DocumentLike], top_k: int | None = None) -> list[Document]:
@@ -92,10 +93,9 @@ def steps(config: dict[str, Any]) -> list[str]:
 
 
 def limit(configs: Iterable[dict[str, Any]]) -> int:
-    """Documents that a request may have: as many as the rows that the scorer, which alone of the ensemble's models sees
-    rows, takes at most. Without one any number."""
-    rows = [size for config in configs if (size := int(config.get("max_batch_size", 0))) > 0]
-    return min(rows, default=NO_LIMIT)
+    """Documents that a request may have, which the ensemble's scorer tells; without it any number."""
+    told = [config["parameters"][LIMIT]["string_value"] for config in configs if LIMIT in config.get("parameters", {})]
+    return min(map(int, told), default=NO_LIMIT)
 
 
 def _named(names: set[str]) -> str:

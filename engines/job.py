@@ -51,7 +51,7 @@ class Job:
                 data, precision = " ".join(arguments.data), arguments.precision
                 raise EngineError(f"{data}: no labels, and {precision} is judged by what it costs in {MEASURE}")
             calibration = read_calibration(arguments.calibration, groups, encoder)
-        yardstick = Yardstick.of(torch_runner(model), encoder, groups)
+        yardstick = Yardstick.of(torch_runner(model, encoder), encoder, groups)
         return cls(arguments, encoder, model, yardstick, calibration, directory)
 
     @property

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.records import EngineError, Graph, Runner
+from engines.records import EngineError, Graph, RowRunner, Runner
 from engines.table import Engine
-from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from model_repository.student.runtime import packing
+from model_repository.student.runtime.graphs import ProcessorGraph
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray
 
 
 class Products(NamedTuple):
@@ -40,7 +42,7 @@ class Library(ABC):
     opset: int
     rest_of_int8: str
     version: str
-    opens: type[OpenedGraph]
+    opens: type[ProcessorGraph]
 
     @abstractmethod
     def read(self, graph: Graph) -> Any:
@@ -56,7 +58,7 @@ class Library(ABC):
         pair only: they cost little, and decide the score."""
 
     @abstractmethod
-    def opened(self, model: Any) -> Runner:
+    def opened(self, model: Any) -> RowRunner:
         """The model as it stands, on all cores."""
 
     @abstractmethod
@@ -82,7 +84,7 @@ def serving_class(engine: Engine) -> Any:
     """The class that serves an engine in Triton's Python backend. Raises EngineError where its library is missing."""
     module, _, name = engine.served_by.partition(".")
     try:
-        return getattr(importlib.import_module(f"model_repository.student.{module}"), name)
+        return getattr(importlib.import_module(f"model_repository.student.runtime.{module}"), name)
     except ImportError as error:
         raise missing(engine, error) from error
 
@@ -94,10 +96,13 @@ def missing(engine: Engine, error: ImportError) -> EngineError:
     )
 
 
-def runner(engine: ProcessorEngine) -> Runner:
-    """The engine as the gate runs it."""
+def runner(scorer: PairScorer) -> Runner:
+    """The engine as the server runs it."""
 
-    def run(batch: PackedBatch) -> FloatArray:
-        return engine.score_packed(batch[:-1])
+    def run(pairs: FlatPairs) -> FloatArray:
+        # The student's folder has a FlatPairs of its own, out of the same file.
+        return scorer.score_all(
+            packing.FlatPairs(pairs.token_ids, pairs.lengths, pairs.document_starts, pairs.truncated)
+        )
 
     return run

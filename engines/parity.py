@@ -1,6 +1,6 @@
 """The gate compares an engine with its checkpoint in PyTorch, in float32, on real pairs.
 
-Each query is scored as the server scores it: its documents packed as one request.
+Each query is scored as the server scores it: its documents are one request.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
-from engines.records import ParityError, Runner, in_chunks
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder, unpack
+from engines.records import ParityError, Runner
+from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, Layout, PairEncoder
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup, Scores
 from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
 
-REFERENCE_ROWS = 32
 NAMED = 3  # pairs that a refusal names
 
 
@@ -43,11 +41,11 @@ LIMITS = {
 
 
 class Request(NamedTuple):
-    """A query's documents, packed as the server packs them."""
+    """A query's documents, encoded as the server encodes them."""
 
     query_id: str
     doc_ids: tuple[str, ...]
-    batch: PackedBatch
+    pairs: FlatPairs
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,21 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What engines are measured by: requests, a reference's scores of them, and the labels."""
+    """What engines are measured by: requests, a reference's scores of them, and the labels.
+
+    layout: how the requests lie in rows, for engines that take packed rows.
+    """
 
     requests: tuple[Request, ...]
     scores: Scores
     qrels: Scores
+    layout: Layout
 
     @classmethod
     def of(cls, reference: Runner, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Yardstick:
         """Every pair of the groups, scored by the reference."""
         requests = tuple(_requests(encoder, groups))
-        return cls(requests, _scores(reference, requests), judgments(groups))
+        return cls(requests, _scores(reference, requests), judgments(groups), encoder.config.layout)
 
     def ndcg(self) -> float | None:
         """The measure of the reference's own scores; None without labels."""
@@ -136,32 +138,27 @@ def compare(
     run: Runner, judged: str, model: PreTrainedModel, encoder: PairEncoder, groups: Sequence[QueryGroup]
 ) -> ParityReport:
     """Score every pair of the groups by ``run`` and by the float32 model."""
-    return Yardstick.of(torch_runner(model), encoder, groups).report(run, judged)
+    return Yardstick.of(torch_runner(model, encoder), encoder, groups).report(run, judged)
 
 
-def torch_runner(model: PreTrainedModel) -> Runner:
+def torch_runner(model: PreTrainedModel, encoder: PairEncoder) -> Runner:
     """The checkpoint in PyTorch, which the gate compares with."""
     scorer = PackedScorer(model.eval())
 
-    @torch.inference_mode()
-    def run(batch: PackedBatch) -> FloatArray:
-        scores: FloatArray = scorer(*(torch.from_numpy(array).long() for array in batch[:-1])).numpy()
-        return scores
+    def run(pairs: FlatPairs) -> FloatArray:
+        return scorer.score(encoder.pack(pairs))
 
-    return in_chunks(run, REFERENCE_ROWS)
+    return run
 
 
 def _requests(encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Iterator[Request]:
     for group in groups:
-        batch = encoder.pack(encode_group(encoder, group.query, group.documents))
-        yield Request(group.query_id, tuple(document.doc_id for document in group.documents), batch)
+        doc_ids = tuple(document.doc_id for document in group.documents)
+        yield Request(group.query_id, doc_ids, encode_groups(encoder, [group]))
 
 
 def _scores(run: Runner, requests: Sequence[Request]) -> Scores:
-    return {
-        query_id: dict(zip(doc_ids, unpack(run(batch), batch.slots).tolist(), strict=True))
-        for query_id, doc_ids, batch in requests
-    }
+    return {query_id: dict(zip(doc_ids, run(pairs).tolist(), strict=True)) for query_id, doc_ids, pairs in requests}
 
 
 def _differences(candidate: Scores, reference: Scores) -> Iterator[tuple[str, str, float]]:

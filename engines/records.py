@@ -11,12 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from client.errors import DisRankerError
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncodingConfig
+from model_repository.tokenizer.pair_encoding import (
+    INPUTS,
+    FlatPairs,
+    FloatArray,
+    Layout,
+    PairEncodingConfig,
+    Rows,
+    chunks,
+    unpack,
+)
 
-INPUTS = PackedBatch._fields[:-1]  # the graph's inputs, all int32
 OUTPUT = "scores"  # float32 [R, S]
 
-Runner = Callable[[PackedBatch], FloatArray]  # a batch's rows to scores[R, S]
+Runner = Callable[[FlatPairs], FloatArray]  # scores[N] of any number of pairs
+RowRunner = Callable[[Rows], FloatArray]  # scores[R, S] of packed rows
 
 
 class EngineError(DisRankerError):
@@ -32,15 +41,30 @@ class ParityError(DisRankerError):
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Fixed per build: the row length L, the pair slots S of a row, and the most rows of a request."""
+    """Fixed per build.
+
+    row_length: L.
+    slots_per_row: S.
+    max_rows: the most rows that a request can fill, which is the most documents that it can have.
+    pool_last, position_offset: see ``Layout``.
+    """
 
     row_length: int
     slots_per_row: int
     max_rows: int
+    pool_last: bool = False
+    position_offset: int = 0
 
     @classmethod
     def of(cls, config: PairEncodingConfig) -> Dimensions:
-        return cls(config.row_length, config.slots_per_row, config.max_documents)
+        layout = config.layout
+        return cls(
+            config.row_length, config.slots_per_row, config.max_documents, layout.pool_last, layout.position_offset
+        )
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.row_length, self.slots_per_row, self.pool_last, self.position_offset)
 
     def width(self, tensor: str) -> int | None:
         """The last dimension of a tensor of the packed layout, None for any other tensor."""
@@ -115,14 +139,11 @@ class BuiltEngine(NamedTuple):
     plans: Mapping[str, str] = MappingProxyType({})
 
 
-def in_chunks(run: Runner, rows: int) -> Runner:
-    """Run at most ``rows`` rows at a time."""
+def packed(run: RowRunner, layout: Layout, rows_per_call: int) -> Runner:
+    """A runner for an engine that takes packed rows, at most ``rows_per_call`` at a time."""
 
-    def chunked(batch: PackedBatch) -> FloatArray:
-        starts = range(0, len(batch.input_ids), rows)
-        parts = (
-            PackedBatch._make([*(array[start : start + rows] for array in batch[:-1]), batch.slots]) for start in starts
-        )
-        return np.concatenate([run(part) for part in parts])
+    def scores(pairs: FlatPairs) -> FloatArray:
+        batch = layout.pack(pairs)
+        return unpack(np.concatenate([run(rows) for rows in chunks(batch.rows, rows_per_call)]), batch.slots)
 
-    return chunked
+    return scores

@@ -18,7 +18,7 @@ class Engine:
     calibrated: the precisions that need ``--calibration`` and are judged by what they cost in nDCG.
     flags: the flags of build_engines.py that not every engine has.
     packages: what a manifest names the versions of, beside the engine's library and COMMON_PACKAGES.
-    served_by: "MODULE.CLASS" in the student's folder, which runs it in Triton's Python backend; "" for a plan, which
+    served_by: "MODULE.CLASS" in the student's runtime/, which runs it in Triton's Python backend; "" for a plan, which
         Triton opens by itself.
     compared: whether ``engines.versions compare`` can run it.
     """

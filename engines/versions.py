@@ -26,7 +26,7 @@ from engines.repository.configs import served_version, served_versions, serving_
 from engines.repository.manifest import MANIFEST_FILE, read_manifest
 from engines.repository.models import STUDENT, TEACHER, ModelSet
 from engines.table import ENGINES, names
-from model_repository.student.processor_engine import ProcessorEngine
+from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from trainer.data.records import read_groups
 from trainer.measures.metrics import MEASURE
@@ -156,9 +156,9 @@ def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float
     for request in yardstick.requests:
         for version, run in runners.items():
             start = time.perf_counter()
-            run(request.batch)
+            run(request.pairs)
             seconds[version] += time.perf_counter() - start
-    rows = sum(len(request.batch.input_ids) for request in yardstick.requests)
+    rows = sum(len(request.pairs.token_ids) for request in yardstick.requests) / yardstick.layout.row_length
     return {version: rows / took for version, took in seconds.items()}
 
 
@@ -169,7 +169,7 @@ def _open(place: Place, version: int) -> Runner:
         comparable = names([engine for engine in ENGINES.values() if engine.compared])
         raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable} can be compared here")
     _check_fits(place, version)
-    return runner(ProcessorEngine.load(place.scorer / str(version), serving_class(engine)))
+    return runner(PairScorer.load(place.scorer / str(version), serving_class(engine)))
 
 
 def _manifest(place: Place, version: int) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def growth(
 
 
 def _tokens(encoder: PairEncoder, query: str, documents: Sequence[str]) -> int:
-    return sum(len(pair.token_ids) for pair in encoder.encode(query, [Document("", text) for text in documents]))
+    return len(encoder.encode(query, [Document(title="", summary=text) for text in documents]).token_ids)
 
 
 def _straight(tokens: Sequence[float], seconds: Sequence[float]) -> float:

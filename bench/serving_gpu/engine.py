@@ -19,9 +19,9 @@ from bench.training_gpu.records import AbsentError, Machine, Result
 from bench.training_gpu.sizes import Model, Sizes
 from engines.builders.torch import export_program
 from engines.records import Dimensions
-from model_repository.student.torch_engine import TorchEngine
-from model_repository.tokenizer.pair_encoding import EncodedPair, PackedBatch, PairEncoder
-from trainer.data.pairs import encode_group
+from model_repository.student.runtime.torch_engine import TorchEngine
+from model_repository.tokenizer.pair_encoding import FlatPairs, PackedBatch, PairEncoder
+from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup
 from trainer.measures.costs import Work, flops_per_token
 
@@ -39,7 +39,7 @@ class Request(NamedTuple):
 
     encoder: PairEncoder
     groups: list[QueryGroup]
-    pairs: list[EncodedPair]
+    pairs: FlatPairs
     batch: PackedBatch
 
 
@@ -47,7 +47,7 @@ def request(model: Model, rows: int) -> Request:
     """As many documents as fill ``rows`` rows or almost."""
     encoder = encoder_of(model, model.row_lengths[0])
     groups = groups_of(model, encoder, -(-rows * model.row_lengths[0] // (model.pair_tokens * DOCUMENTS)))
-    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
+    pairs = encode_groups(encoder, groups)
     batch = encoder.pack(pairs)
     while len(batch.input_ids) > rows:
         pairs = pairs[: -max(1, len(pairs) // 50)]
@@ -61,16 +61,16 @@ def engine(how: str, model: Model, sizes: Sizes, machine: Machine) -> Result:
         raise AbsentError("on a processor the engine is compiled only if asked, and CUDA graphs are a GPU's")
     asked = request(model, sizes.scoring_rows)
     opened = _opened(model, asked.encoder, sizes, HOW[how])
-    return _result(model, asked, lambda: opened.score(asked.batch[:-1]), sizes, machine)
+    return _result(model, asked, lambda: opened.infer(asked.batch.rows), sizes, machine)
 
 
 def _known(asked: Request, opened: TorchEngine) -> None:
-    opened.score(asked.encoder.pack(asked.pairs)[:-1])
+    opened.infer(asked.encoder.pack(asked.pairs).rows)
 
 
 def _text(asked: Request, opened: TorchEngine) -> None:
-    pairs = [pair for group in asked.groups for pair in encode_group(asked.encoder, group.query, group.documents)]
-    opened.score(asked.encoder.pack(pairs[: len(asked.pairs)])[:-1])
+    pairs = encode_groups(asked.encoder, asked.groups)
+    opened.infer(asked.encoder.pack(pairs[: len(asked.pairs)]).rows)
 
 
 # With the tokens known, as they are where the token cache holds them, and from the text.
@@ -88,11 +88,11 @@ def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
     """What takes the device's time in the engine as it is served: the largest shares, by name."""
     asked = request(model, sizes.scoring_rows)
     opened = _opened(model, asked.encoder, sizes, {})
-    opened.score(asked.batch[:-1])
+    opened.infer(asked.batch.rows)
     on_gpu = machine.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         for _ in range(sizes.steps.repeats):
-            opened.score(asked.batch[:-1])
+            opened.infer(asked.batch.rows)
         machine.now()
     times = {
         event.key: float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)

@@ -91,7 +91,7 @@ def _grades(targets: Sequence[float]) -> tuple[float, ...]:
 
 def lengths(groups: Sequence[Group], encoder: PairEncoder) -> Lengths:
     tokens = [
-        [len(pair.token_ids) for pair in encoder.encode(group.query, [Document("", text) for text in group.documents])]
+        encoder.encode(group.query, [Document(title="", summary=text) for text in group.documents]).lengths.tolist()
         for group in groups
     ]
     every = [length for group in tokens for length in group]

@@ -56,7 +56,7 @@ def groups_of(model: Model, encoder: PairEncoder, queries: int) -> list[QueryGro
     """Queries with DOCUMENTS documents each, every one clicked, labels 0 to 3."""
     draw = np.random.default_rng(1)
     words = np.array(WORDS)
-    (shortest,) = encoder.encode(_text(words[:QUERY_WORDS]), [Document(_text(words[:TITLE_WORDS]), "")])
+    (shortest,) = encoder.encode(_text(words[:QUERY_WORDS]), [Document(title=_text(words[:TITLE_WORDS]), summary="")])
     summaries = np.maximum(pair_lengths(model, queries * DOCUMENTS) - len(shortest.token_ids), 1).tolist()
     return [
         QueryGroup(

@@ -15,12 +15,11 @@ import numpy as np
 from engines.builders.processors import ProcessorBuilder
 from engines.graph.onnx_graphs import replace
 from engines.library import Operation, Products, downstream, missing, serving_class
-from engines.records import INPUTS, Graph, Runner, in_chunks
+from engines.records import Graph, RowRunner
 from engines.table import ENGINES, Engine
-from model_repository.student.processor_engine import cores
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from model_repository.student.runtime.graphs import cores
+from model_repository.tokenizer.pair_encoding import INPUTS
 
-ROWS = 8
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 PRODUCT = "MatMulIntegerToFloat"  # whole numbers in, float32 out, with scales and the bias that is added
 
@@ -59,19 +58,15 @@ class OnnxRuntime(ProcessorBuilder):
         }
         return Products(candidates, {node.name for node in model.graph.node} - candidates)
 
-    def opened(self, model: Any) -> Runner:
+    def opened(self, model: Any) -> RowRunner:
         with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
             (path, *_) = self.save(model, Path(work))
             engine = self.opens(path, "fp32", cores())
 
-        def run(batch: PackedBatch) -> FloatArray:
-            scores: FloatArray = engine.infer(batch[:-1])
-            return scores
-
-        return in_chunks(run, ROWS)
+        return engine.infer
 
     def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
-        path = directory / self.opens.file()
+        path = directory / self.opens.file
         data = path.with_name(f"{path.name}.data")
         data.unlink(missing_ok=True)  # it would be appended to
         self._onnx.save(in_integers(model), path, save_as_external_data=True, location=data.name)

@@ -9,12 +9,12 @@ import numpy as np
 
 from engines.builders.processors import ProcessorBuilder
 from engines.library import Operation, Products, downstream, runner, serving_class
-from engines.records import INPUTS, OUTPUT, Graph, Runner, in_chunks
+from engines.records import OUTPUT, Graph, RowRunner, Runner
 from engines.table import ENGINES, Engine
-from model_repository.student.processor_engine import ProcessorEngine, cores
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
-
-ROWS = 8
+from model_repository.student.runtime.graphs import cores
+from model_repository.student.runtime.packing import Layout
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray, Rows
 
 
 class OpenVino(ProcessorBuilder):
@@ -27,7 +27,7 @@ class OpenVino(ProcessorBuilder):
         self.opens = serving_class(engine)
         import openvino
 
-        from model_repository.student.openvino_engine import core
+        from model_repository.student.runtime.openvino_engine import core
 
         self._openvino, self._core = openvino, core()
         self.version = openvino.__version__
@@ -54,16 +54,16 @@ class OpenVino(ProcessorBuilder):
                 found.others.add(name)  # embeddings: nothing is multiplied
         return found
 
-    def opened(self, model: Any) -> Runner:
+    def opened(self, model: Any) -> RowRunner:
         compiled = self._core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-        def run(batch: PackedBatch) -> FloatArray:
-            return np.array(compiled(dict(zip(INPUTS, batch[:-1], strict=True)))[OUTPUT], dtype=np.float32)
+        def run(rows: Rows) -> FloatArray:
+            return np.array(compiled(dict(zip(INPUTS, rows, strict=True)))[OUTPUT], dtype=np.float32)
 
-        return in_chunks(run, ROWS)
+        return run
 
     def save(self, model: Any, directory: Path) -> tuple[Path, ...]:
-        path = directory / self.opens.file()
+        path = directory / self.opens.file
         self._openvino.save_model(model, path, compress_to_fp16=False)
         return path, path.with_suffix(".bin")
 
@@ -76,7 +76,7 @@ class OpenVino(ProcessorBuilder):
 def open_runner(graph: Graph, precision: str, rows_per_call: int) -> Runner:
     """Open an ONNX graph in the server's engine. Raises EngineError where OpenVINO is not installed."""
     opened = OpenVino().opens(graph.path, precision, cores())
-    return runner(ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length))
+    return runner(PairScorer(opened, Layout(*graph.dimensions.layout), rows_per_call))
 
 
 def _operation(node: Any) -> Operation:

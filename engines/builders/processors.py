@@ -9,7 +9,9 @@ from engines.job import Job
 from engines.library import Library, runner
 from engines.quantise.int8 import quantise
 from engines.records import BuiltEngine, CpuEngine
-from model_repository.student.processor_engine import ProcessorEngine, cores
+from model_repository.student.runtime.graphs import cores
+from model_repository.student.runtime.packing import Layout
+from model_repository.student.runtime.pair_scorer import PairScorer
 
 
 class ProcessorBuilder(Library, Builder):
@@ -32,14 +34,15 @@ class ProcessorBuilder(Library, Builder):
         if opened.runs_in != precision:
             opened = self.opens(files[0], opened.runs_in, cores())  # as the server will open it
         candidates = [arguments.rows_per_call] if arguments.rows_per_call else CANDIDATES
-        largest = max((request.batch for request in job.yardstick.requests), key=lambda batch: len(batch.input_ids))
-        timings = measure(opened, largest, candidates)
+        layout = Layout(*job.dimensions.layout)
+        largest = max((request.pairs for request in job.yardstick.requests), key=lambda pairs: len(pairs.token_ids))
+        timings = measure(opened, layout, largest, candidates)
         rows_per_call = choose(timings).rows_per_call
         return BuiltEngine(
             files=files,
             runs_in="int8" if int8 and self.computes_int8(opened) else opened.runs_in,
             version=self.version,
-            run=runner(ProcessorEngine(opened, rows_per_call, graph.dimensions.row_length)),
+            run=runner(PairScorer(opened, layout, rows_per_call)),
             judged="the engine",
             rows_per_call=rows_per_call,
             cpu=CpuEngine(opened.runs_in, cores(), cores(), tuple(timings), int8),

@@ -6,8 +6,8 @@ import numpy as np
 
 from engines.builders import openvino
 from engines.graph.onnx_graphs import onnx_session
-from engines.records import INPUTS, OUTPUT, Graph, Runner, in_chunks
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from engines.records import OUTPUT, Graph, RowRunner, Runner, packed
+from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray, Rows
 
 ROWS = 8
 
@@ -22,15 +22,15 @@ def stand_in(graph: Graph) -> tuple[Runner, str]:
     if graph.precision == "bf16":
         run, name = openvino.open_runner(graph, "fp32", ROWS), "OpenVINO in float32"
     else:
-        run, name = in_chunks(_onnxruntime(graph), ROWS), "ONNX Runtime"
+        run, name = packed(_onnxruntime(graph), graph.dimensions.layout, ROWS), "ONNX Runtime"
     return run, f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"
 
 
-def _onnxruntime(graph: Graph) -> Runner:
+def _onnxruntime(graph: Graph) -> RowRunner:
     # Optimised, an fp8 graph would have its roundings moved past operators that do not take fp8.
     session = onnx_session(graph.path, optimised=graph.precision != "fp8")
 
-    def run(batch: PackedBatch) -> FloatArray:
-        return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, batch[:-1], strict=True)))[0])
+    def run(rows: Rows) -> FloatArray:
+        return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, rows, strict=True)))[0])
 
     return run

@@ -19,9 +19,9 @@ from engines.builders import Builder, capabilities, timing_cache
 from engines.builders.stand_in import stand_in
 from engines.graph.export import export_graph
 from engines.job import Job
-from engines.records import INPUTS, OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, in_chunks
+from engines.records import OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, packed
 from engines.table import ENGINES, Engine
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray, Rows
 
 TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned for it
 # tensorrt_rtx comes as two wheels, or as a package that joins them under the shorter name.
@@ -171,8 +171,8 @@ def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
         raise EngineError(f"{trt.__name__} cannot open the engine that it built: {_joined(_log(trt).errors)}")
     context = engine.create_execution_context()
 
-    def run(batch: PackedBatch) -> FloatArray:
-        inputs = {name: torch.from_numpy(array).cuda() for name, array in zip(INPUTS, batch[:-1], strict=True)}
+    def run(rows: Rows) -> FloatArray:
+        inputs = {name: torch.from_numpy(array).cuda() for name, array in zip(INPUTS, rows, strict=True)}
         scores_RS = torch.empty(inputs[INPUTS[-1]].shape, dtype=torch.float32, device="cuda")
         for name, tensor in inputs.items():
             context.set_input_shape(name, tuple(tensor.shape))
@@ -185,7 +185,7 @@ def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
         scores: FloatArray = scores_RS.cpu().numpy()
         return scores
 
-    return in_chunks(run, dimensions.max_rows)
+    return packed(run, dimensions.layout, dimensions.max_rows)
 
 
 def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any:

@@ -15,10 +15,12 @@ from engines.builders import Builder
 from engines.graph.export import Int32Scorer, example_rows
 from engines.graph.precision import FUSED, typed_model
 from engines.job import Job
+from engines.library import runner
 from engines.records import BuiltEngine, Dimensions, EngineError, Runner
 from engines.table import Engine
-from model_repository.student.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from model_repository.student.runtime.packing import Layout
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.student.runtime.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
 
 ROWS_PER_CALL = {"cuda": 64, "cpu": 8}  # a GPU needs some ten thousand tokens at a time to be busy
 MOST_ROWS = 128  # the sizes 1, 2, 4 to 128 are eight, and PyTorch compiles a model for eight shapes at most
@@ -44,7 +46,7 @@ class Torch(Builder):
             files=(path,),
             runs_in=arguments.precision,
             version=torch.__version__,
-            run=open_runner(path, rows, arguments.torch_compile),
+            run=open_runner(path, job.dimensions, rows, arguments.torch_compile),
             judged="the engine",
             rows_per_call=rows,
         )
@@ -63,13 +65,9 @@ def default_rows() -> int:
     return ROWS_PER_CALL["cuda" if torch.cuda.is_available() else "cpu"]
 
 
-def open_runner(path: Path, rows_per_call: int, compiled: Compile) -> Runner:
+def open_runner(path: Path, dimensions: Dimensions, rows_per_call: int, compiled: Compile) -> Runner:
     try:
         engine = TorchEngine(path, rows_per_call, compiled)
     except EngineStartError as error:
         raise EngineError(str(error)) from error
-
-    def run(batch: PackedBatch) -> FloatArray:
-        return engine.score(batch[:-1])
-
-    return run
+    return runner(PairScorer(engine, Layout(*dimensions.layout), rows_per_call))

@@ -9,9 +9,12 @@ from statistics import median
 import numpy as np
 from tqdm import tqdm
 
+from engines.library import runner
 from engines.records import Timing
-from model_repository.student.processor_engine import OpenedGraph, ProcessorEngine
-from model_repository.tokenizer.pair_encoding import PackedBatch
+from model_repository.student.runtime.graphs import Graph
+from model_repository.student.runtime.packing import Layout
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import FlatPairs
 
 CANDIDATES = (4, 8, 16, 32)  # rows a call; fewer are as fast alone, but lose a tenth where they are served
 LEAST_ROWS = 8  # that a time is taken of
@@ -19,21 +22,24 @@ REPETITIONS = 3
 ALIKE = 0.9  # of the best speed: differences below are noise, or not worth longer calls
 
 
-def measure(opened: OpenedGraph, batch: PackedBatch, candidates: Sequence[int] = CANDIDATES) -> list[Timing]:
-    """Each of the candidates, on all cores, as the server runs it. ``batch`` has real rows; they are repeated where
+def measure(opened: Graph, layout: Layout, pairs: FlatPairs, candidates: Sequence[int] = CANDIDATES) -> list[Timing]:
+    """Each of the candidates, on all cores, as the server runs it. ``pairs`` are real ones; they are repeated where
     they are few.
 
     Repetitions are interleaved, so that what else the machine does meanwhile falls on all alike.
     """
-    length = batch.input_ids.shape[1]
-    engines = {size: ProcessorEngine(opened, size, length) for size in candidates}
-    largest = max(candidates)
-    _seconds(engines[largest], _full(batch, largest))  # the first run allocates memory
+    scorers = {size: PairScorer(opened, layout, size) for size in candidates}
+    for scorer in scorers.values():
+        scorer.warm_up()
+    filled = {size: _repeated(pairs, max(size, LEAST_ROWS) * layout.row_length) for size in candidates}
     seconds: dict[int, list[float]] = {}
     for _ in tqdm(range(REPETITIONS), desc="measuring rows per call", leave=False, disable=None):
         for size in candidates:
-            seconds.setdefault(size, []).append(_seconds(engines[size], _full(batch, _rows(size))))
-    return [Timing(size, round(_rows(size) / median(times), 2)) for size, times in seconds.items()]
+            seconds.setdefault(size, []).append(_seconds(scorers[size], filled[size]))
+    return [
+        Timing(size, round(len(filled[size].token_ids) / layout.row_length / median(times), 2))
+        for size, times in seconds.items()
+    ]
 
 
 def choose(timings: Sequence[Timing]) -> Timing:
@@ -45,16 +51,14 @@ def choose(timings: Sequence[Timing]) -> Timing:
     )
 
 
-def _rows(size: int) -> int:
-    return max(size, LEAST_ROWS)
-
-
-def _seconds(engine: ProcessorEngine, rows: PackedBatch) -> float:
+def _seconds(scorer: PairScorer, pairs: FlatPairs) -> float:
+    run = runner(scorer)
     start = time.perf_counter()
-    engine.score_packed(rows[:-1])
+    run(pairs)
     return time.perf_counter() - start
 
 
-def _full(batch: PackedBatch, count: int) -> PackedBatch:
-    places = np.arange(count) % len(batch.input_ids)
-    return batch._replace(**{name: getattr(batch, name)[places] for name in batch._fields[:-1]})
+def _repeated(pairs: FlatPairs, tokens: int) -> FlatPairs:
+    """The pairs again and again, as many as make at most ``tokens`` tokens."""
+    whole = FlatPairs.join([pairs] * (1 + tokens // len(pairs.token_ids)))
+    return whole[: max(1, int(np.searchsorted(np.cumsum(whole.lengths), tokens, "right")))]

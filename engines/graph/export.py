@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from engines.graph.precision import typed_model
-from engines.records import INPUTS, OUTPUT, Dimensions, EngineError, Graph
+from engines.records import OUTPUT, Dimensions, EngineError, Graph
+from model_repository.tokenizer.pair_encoding import INPUTS
 from trainer.checkpoints.load import PackedScorer
 
 OPSET = 18

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engines.records import INPUTS, EngineError
-from model_repository.tokenizer.pair_encoding import IntArray, PairEncoder
-from trainer.data.pairs import encode_group
+from engines.records import EngineError
+from model_repository.tokenizer.pair_encoding import INPUTS, IntArray, PairEncoder
+from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup, read_groups
 
 MOST_ROWS = 96
@@ -51,6 +51,6 @@ def read_calibration(paths: Sequence[str], judged: Sequence[QueryGroup], encoder
 
 def _rows(group: QueryGroup, encoder: PairEncoder, draw: random.Random) -> list[Row]:
     documents = draw.sample(group.documents, min(len(group.documents), MOST_DOCUMENTS))
-    batch = encoder.pack(encode_group(encoder, group.query, documents))
+    batch = encoder.pack(encode_groups(encoder, [replace(group, documents=tuple(documents))]))
     order = draw.sample(range(len(batch.input_ids)), len(batch.input_ids))  # the packer puts long pairs first
-    return [{name: array[row : row + 1] for name, array in zip(INPUTS, batch[:-1], strict=True)} for row in order]
+    return [{name: array[row : row + 1] for name, array in zip(INPUTS, batch.rows, strict=True)} for row in order]

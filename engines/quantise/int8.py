@@ -22,12 +22,12 @@ from tqdm import tqdm
 from engines.library import Library
 from engines.parity import Yardstick
 from engines.quantise.calibration import Calibration, Row
-from engines.records import INPUTS, EngineError, Int8
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch
+from engines.records import EngineError, Int8, packed
+from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray
 
 PRECISION = "int8"
 RANKED_ON = 16  # rows that a product's share in the loss is measured on
-_NO_SLOTS = np.empty(0, dtype=np.int32)
+ROWS_PER_CALL = 8  # of a candidate, in the judging
 
 
 def quantise(
@@ -92,11 +92,9 @@ class _Quantiser:
     def _scores(self, model: Any) -> FloatArray:
         """The scores of all pairs in the first calibration rows."""
         run = self._library.opened(model)
-        rows = PackedBatch._make(
-            [*(np.concatenate([row[name] for row in self._rows[:RANKED_ON]]) for name in INPUTS), _NO_SLOTS]
-        )
-        places = np.arange(rows.pool_positions.shape[1])
-        scores: FloatArray = run(rows)[places < rows.segment_ids.max(axis=1, keepdims=True)]
+        rows = {name: np.concatenate([row[name] for row in self._rows[:RANKED_ON]]) for name in INPUTS}
+        pairs_R = rows["segment_ids"].max(axis=1, keepdims=True)
+        scores: FloatArray = run((*rows.values(),))[np.arange(rows["pool_positions"].shape[1]) < pairs_R]
         return scores
 
 
@@ -116,7 +114,8 @@ def _nncf() -> Any:
 
 
 def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
-    return yardstick.report(library.opened(model), "a candidate").excess(PRECISION)
+    run = packed(library.opened(model), yardstick.layout, ROWS_PER_CALL)
+    return yardstick.report(run, "a candidate").excess(PRECISION)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from engines.repository.changes import Changes
-from engines.repository.configs import read_config, written
+from engines.repository.configs import config_files, read_config, written
 from engines.repository.models import ModelSet
 
 NEWEST = -1  # of what is served, to Triton
@@ -18,13 +18,11 @@ def asked_version(repository: Path, models: ModelSet, version: int) -> dict[Path
     """New contents of the ensembles' configs that ask another version of the scorer than ``version``."""
     changed = {}
     for name in {models.ensemble, f"{models.ensemble}_tokens"} & {*models.names.values()}:
-        path = repository / name / "config.pbtxt"
-        if not path.is_file():
-            continue  # deleted: it need not be served
-        before = read_config(path)
-        after = _asking(before, models.scorer, version)
-        if after != before:
-            changed[path] = written(after)
+        for path in config_files(repository / name):  # none where it was deleted: it need not be served
+            before = read_config(path)
+            after = _asking(before, models.scorer, version)
+            if after != before:
+                changed[path] = written(after)
     return changed
 
 
@@ -36,9 +34,11 @@ def serve_beside(changes: Changes, repository: Path, models: ModelSet, versions:
     wanted = {f"{models.ensemble}_{version}": version for version in versions}
     for name, version in wanted.items():
         (new / name / "1").mkdir(parents=True)  # Triton wants a version of an ensemble too
-        config = _asking(read_config(root / models.ensemble / "config.pbtxt"), models.scorer, version)
-        config.name = name
-        (new / name / "config.pbtxt").write_bytes(written(config))
+        (new / name / "configs").mkdir()
+        for path in config_files(root / models.ensemble):
+            config = _asking(read_config(path), models.scorer, version)
+            config.name = name
+            (new / name / path.relative_to(root / models.ensemble)).write_bytes(written(config))
     for name in there:
         changes.move(root / name, old / name)
     for name in wanted:

@@ -16,6 +16,7 @@ from engines.records import Dimensions, EngineError
 TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
 NUMBER = re.compile("[1-9][0-9]*")  # what Triton takes for one
+MAX_DOCUMENTS = "max_documents"  # the scorer's parameter that tells clients how many a request may have
 SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
 
@@ -79,6 +80,7 @@ def served_version(scorer: Path) -> int:
 
 
 def config_files(model: Path) -> list[Path]:
+    """A model's ``config.pbtxt`` and those of ``configs/``, which --model-config-name chooses from."""
     return sorted([*model.glob("config.pbtxt"), *model.glob("configs/*.pbtxt")])
 
 
@@ -110,6 +112,8 @@ def _resized(config: ModelConfig, dimensions: Dimensions) -> ModelConfig:
             tensor.dims[-1] = -1
         elif width is not None:
             tensor.dims[-1] = width
+    if MAX_DOCUMENTS in resized.parameters:
+        resized.parameters[MAX_DOCUMENTS].string_value = str(dimensions.max_rows)
     if resized.max_batch_size > 0:
         resized.max_batch_size = dimensions.max_rows
         _limit_batches(resized, dimensions)

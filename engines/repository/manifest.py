@@ -29,13 +29,14 @@ SAME_FOR_ALL_PLANS = (
 class Manifest:
     """The manifest of a version; hashes are SHA-256.
 
+    pool_last, position_offset: how pairs lie in rows, see ``Layout``.
     precision: what was asked for.
     runs_in: what products are computed in.
     versions: the releases of the packages that built it.
     cpu: only for engines on processors.
     torch_compile: where the torch engine is compiled, "" for the others.
     plans: TensorRT's files by compute capability.
-    served_by: "MODULE.CLASS" of the class in the student's folder that runs the engine, "" for a plan.
+    served_by: "MODULE.CLASS" of the class in the student's runtime/ that runs the engine, "" for a plan.
     """
 
     engine: str
@@ -54,6 +55,8 @@ class Manifest:
     torch_compile: str = ""
     plans: dict[str, str] = field(default_factory=dict)
     served_by: str = ""
+    pool_last: bool = False
+    position_offset: int = 0
 
     @classmethod
     def of(cls, job: Job, built: BuiltEngine, report: ParityReport) -> Manifest:
@@ -66,6 +69,8 @@ class Manifest:
             row_length=config.row_length,
             slots_per_row=config.slots_per_row,
             max_rows=config.max_documents,
+            pool_last=config.layout.pool_last,
+            position_offset=config.position_offset,
             rows_per_call=built.rows_per_call,
             encoding_hash=encoding_hash(arguments.checkpoint),
             checkpoint_hash=_checkpoint_hash(Path(arguments.checkpoint)),
@@ -83,7 +88,7 @@ class Manifest:
 
     @property
     def dimensions(self) -> Dimensions:
-        return Dimensions(self.row_length, self.slots_per_row, self.max_rows)
+        return Dimensions(self.row_length, self.slots_per_row, self.max_rows, self.pool_last, self.position_offset)
 
     @property
     def identity(self) -> str:

@@ -1,7 +1,7 @@
-"""Triton's Python model ``student``; a built version holds a copy, since Triton wants it there.
+"""Triton's Python model ``student`` (or ``teacher``); a built version holds a copy, since Triton wants it there.
 
-Each request is answered by its response sender, when its last row is scored: ``execute`` only hands rows
-on, and the next requests come while the engine works.
+Each request is answered by its response sender, when its last pair is scored: ``execute`` only hands pairs on, and the
+next requests come while the engine works.
 """
 
 from __future__ import annotations
@@ -15,57 +15,87 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from processor_engine import ProcessorEngine, Work
-from scheduler import OverloadedError, Request, Scheduler, Scores, StoppedError
+from runtime.packing import FlatPairs, FloatArray
+from runtime.pair_scorer import PairScorer
+from runtime.scheduler import OverloadedError, Request, Scheduler, StoppedError
 
 # Python lets a thread wait this long for another's turn. The engine's asks for one after each call, which takes some
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
 TURN_S = 0.0005
-PROCESSORS = {
-    "openvino": ("openvino_engine", "OpenVinoEngine"),
-    "onnxruntime": ("onnxruntime_engine", "OnnxRuntimeEngine"),
-}
+INPUTS = ("token_ids", "lengths", "document_starts")
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(TURN_S)
-        config = json.loads(args["model_config"])
-        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.name, config = args["model_name"], json.loads(args["model_config"])
+        if tuple(tensor["name"] for tensor in config["input"]) != INPUTS:
+            raise pb_utils.TritonModelException(
+                f"{self.name}: the configurations of this model repository are of an older release; build the engine "
+                "into a new --model_repository"
+            )
         instances = sum(group["count"] for group in config["instance_group"])  # processes on the same cores
-        self.engine = open_engine(Path(args["model_repository"]) / args["model_version"], instances)
-        pb_utils.Logger.log_info(f"{args['model_name']}: {self.engine.describe()}")
-        for note in self.engine.notes:
-            pb_utils.Logger.log_warn(f"{args['model_name']}: {note}")
-        most = max_waiting_rows(config)
-        per_row = self.engine.cost_per_call // self.engine.rows_per_call
-        self.scheduler = Scheduler(self.engine.score, self.engine.cost_per_call, most, per_row)
+        self.scorer = open_scorer(Path(args["model_repository"]) / args["model_version"], instances)
+        pb_utils.Logger.log_info(f"{self.name}: {self.scorer.describe()}")
+        for note in self.scorer.graph.notes:
+            pb_utils.Logger.log_warn(f"{self.name}: {note}")
+        self.scorer.warm_up()
+        self.row_length = self.scorer.layout.row_length
+        self.scheduler = Scheduler(
+            self.scorer.score, self.scorer.tokens_per_call, self.row_length, max_waiting_rows(config)
+        )
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
-            # Copied: Triton's own copy lies in shared memory, which containers have little of.
-            rows = tuple(np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs)
+            arrays = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
             try:
-                work = self.engine.prepare(rows)
-                self.scheduler.submit(Request(work.rows, work.costs, partial(_answer, sender, work)))
-            except (OverloadedError, StoppedError, ValueError) as error:  # ValueError: rows that nothing of ours packs
-                _send(sender, error)
+                # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
+                pairs = flat_pairs(*arrays, self.row_length)
+                self.scheduler.submit(Request(pairs, partial(self._send, sender)))
+            except (OverloadedError, StoppedError, ValueError) as error:
+                self._send(sender, error)
         return [None] * len(requests)
 
     def finalize(self) -> None:
         self.scheduler.close()
 
+    def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
+        if isinstance(outcome, Exception):
+            kind = pb_utils.TritonError
+            code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL
+            response = pb_utils.InferenceResponse(error=kind(f"{self.name}: {outcome}", code))
+        else:
+            response = pb_utils.InferenceResponse([pb_utils.Tensor("SCORES", outcome)])
+        try:
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
+            pb_utils.Logger.log_warn(f"{self.name}: an answer could not be sent: {error}")
 
-def open_engine(version: Path, instances: int) -> Any:
-    """What scores this version's rows: ``score`` of what ``prepare`` gives, on its share of the cores."""
-    name = json.loads((version / "manifest.json").read_text(encoding="utf-8"))["engine"]
-    if name == "torch":
-        return importlib.import_module("torch_engine").TorchEngine.load(version, instances)
-    if name not in PROCESSORS:
-        raise pb_utils.TritonModelException(f"{version} is for {name}, which Triton's Python backend does not run")
-    module, kind = PROCESSORS[name]
-    return ProcessorEngine.load(version, getattr(importlib.import_module(module), kind), instances)
+
+def open_scorer(version: Path, instances: int) -> PairScorer:
+    """What scores this version's pairs, on its share of the cores."""
+    manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
+    module, _, kind = manifest.get("served_by", "").rpartition(".")
+    if not module:
+        raise pb_utils.TritonModelException(
+            f"{version} is for {manifest['engine']}, which Triton's Python backend does not run, or of an older "
+            "release: build it again"
+        )
+    return PairScorer.load(version, getattr(importlib.import_module(f"runtime.{module}"), kind), instances)
+
+
+def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, row_length: int) -> FlatPairs:
+    """Pairs off the wire. Raises ValueError for what no tokenizer of ours hands on."""
+    if not lengths.size or lengths.shape != document_starts.shape or lengths.sum() != token_ids.size:
+        raise ValueError(
+            f"{token_ids.size} token_ids with {lengths.size} lengths and {document_starts.size} document_starts "
+            "are no pairs"
+        )
+    if (wrong := lengths[(lengths < 1) | (lengths > row_length)]).size:
+        raise ValueError(f"a pair has 1 to {row_length} tokens, not {wrong[0]}")
+    truncated = np.zeros(lengths.shape, np.bool_)  # the tokenizer has told the caller
+    return FlatPairs(token_ids, lengths.astype(np.int64), document_starts.astype(np.int64), truncated)
 
 
 def max_waiting_rows(config: dict[str, Any]) -> int:
@@ -74,20 +104,3 @@ def max_waiting_rows(config: dict[str, Any]) -> int:
     if not given.isdecimal():
         raise pb_utils.TritonModelException(f"max_waiting_rows of the configuration must be 0 or more, not {given!r}")
     return int(given)
-
-
-def _answer(sender: Any, work: Work, outcome: Scores | Exception) -> None:
-    _send(sender, outcome if isinstance(outcome, Exception) else work.restored(outcome))
-
-
-def _send(sender: Any, outcome: Scores | Exception) -> None:
-    if isinstance(outcome, Exception):
-        kind = pb_utils.TritonError
-        code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL
-        response = pb_utils.InferenceResponse(error=kind(f"student: {outcome}", code))
-    else:
-        response = pb_utils.InferenceResponse([pb_utils.Tensor("scores", outcome)])
-    try:
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
-        pb_utils.Logger.log_warn(f"student: an answer could not be sent: {error}")

@@ -38,7 +38,7 @@ def test_candidates_of_a_run_are_ranked_as_pytorch_ranks_them(
     assert served.keys() == found.keys()
     for query_id, doc_ids in found.items():
         group = groups[query_id]
-        texts = {each.doc_id: Document(each.title, each.summary) for each in group.documents}
+        texts = {each.doc_id: Document(title=each.title, summary=each.summary) for each in group.documents}
         scores = dict(zip(doc_ids, reference(group.query, [texts[doc_id] for doc_id in doc_ids]).scores, strict=True))
         order = sorted(served[query_id], key=lambda doc_id: -served[query_id][doc_id])
         assert order == sorted(doc_ids, key=lambda doc_id: -scores[doc_id])

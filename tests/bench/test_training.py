@@ -108,7 +108,7 @@ def test_the_decoders_workers_train_what_the_peers_read(llama: str, groups: list
     encoder, tokenizer = load_encoder(llama)
     for group in groups:
         theirs = list(pairs_of(group, tokenizer, llama))
-        documents = [Document("", text) for text in group.documents]
+        documents = [Document(title="", summary=text) for text in group.documents]
         for pair, expected in zip(theirs, encoder.encode(group.query, documents), strict=True):
             assert pair.token_ids == expected.token_ids.tolist()
             assert pair.document_start == expected.document_start

@@ -23,7 +23,7 @@ from bench.training_gpu.records import GIB, USABLE, DoesNotFitError, Machine, Re
 from bench.training_gpu.sizes import FULL, QUICK
 from bench.training_gpu.stages import Training, built, choose_step, taught, train
 from bench.training_gpu.steps import Seen, figures
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
 from trainer.training.batches import IGNORED, LanguageCollator
 
@@ -170,14 +170,10 @@ def test_rows_are_full_of_pairs_of_the_right_length() -> None:
 def test_the_collection_has_pairs_of_the_mean_length() -> None:
     for model in FULL.models.values():
         encoder = encoder_of(model, model.row_lengths[0])
-        pairs = [
-            pair
-            for group in groups_of(model, encoder, 40)
-            for pair in encode_group(encoder, group.query, group.documents)
-        ]
-        mean = np.mean([len(pair.token_ids) for pair in pairs])
+        pairs = encode_groups(encoder, groups_of(model, encoder, 40))
+        mean = np.mean(pairs.lengths)
         assert abs(mean - model.pair_tokens) < 0.1 * model.pair_tokens
-        assert max(int(pair.token_ids.max()) for pair in pairs) < model.config["vocab_size"]
+        assert int(pairs.token_ids.max()) < model.config["vocab_size"]
 
 
 def test_counts_and_flops_are_those_of_the_batch() -> None:
@@ -187,8 +183,8 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
     batch = LanguageCollator(encoder)(groups)
     seen = Seen()
     seen(None, None, {**batch["packed"], "labels": batch["labels"]})
-    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
-    lengths = np.array([len(pair.token_ids) for pair in pairs])
+    pairs = encode_groups(encoder, groups)
+    lengths = pairs.lengths
     slots = batch["labels"].numel()
     assert seen.slots == [slots]
     assert seen.fill == lengths.sum() / slots

@@ -44,7 +44,7 @@ def test_the_client_for_threads_is_made_of_the_one_for_asyncio(
 
 
 def test_rank_orders_by_score_and_tells_what_was_cut(face: Any, server: Server, reference: Reference) -> None:
-    expected = reference(QUERY, [pair_encoding.Document(one.title, one.summary) for one in DOCUMENTS])
+    expected = reference(QUERY, [pair_encoding.Document(title=one.title, summary=one.summary) for one in DOCUMENTS])
     with face(server.url) as client:
         ranked = client.rank(QUERY, DOCUMENTS)
         assert [found.rank for found in ranked] == [1, 2, 3, 4]
@@ -83,7 +83,7 @@ def test_equal_scores_keep_the_callers_order(face: Any) -> None:
 
 def test_a_lone_surrogate_is_what_it_is_in_training(client: RankingClient, reference: Reference) -> None:
     text = "river \ud83d bridge \ud83d\ude00"
-    expected = reference(QUERY, [pair_encoding.Document(text, "")]).scores
+    expected = reference(QUERY, [pair_encoding.Document(title=text, summary="")]).scores
     assert client.score(QUERY, [text]) == pytest.approx(expected.tolist(), abs=1e-4)  # another library's kernels
 
 

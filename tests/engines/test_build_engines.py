@@ -20,16 +20,17 @@ from engines.builders import processors
 from engines.graph.export import export_graph
 from engines.records import Graph
 from engines.repository.configs import read_config
-from model_repository.student.openvino_engine import OpenVinoEngine
-from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash, unpack
+from model_repository.student.runtime.openvino_engine import OpenVinoEngine
+from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.repositories import contents
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
 KEYS = {
-    "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "rows_per_call", "encoding_hash",
+    "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "pool_last", "position_offset",
+    "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
     "served_by",
 }  # fmt: skip
@@ -92,14 +93,16 @@ def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
 
 def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
     """The server's own engine class, on the version, against PyTorch."""
-    from model_repository.student.processor_engine import ProcessorEngine
+    from engines.library import runner
+    from model_repository.student.runtime.pair_scorer import PairScorer
     from trainer.checkpoints.load import PackedScorer, load_scorer
 
     encoder = PairEncoder.load(built / "tokenizer")
     group = read_groups(inputs.data)[0]
-    batch = encoder.pack(encode_group(encoder, group.query, group.documents))
-    scores = unpack(ProcessorEngine.load(built / "student" / "1", OpenVinoEngine).score_packed(batch[:-1]), batch.slots)
-    assert scores == pytest.approx(PackedScorer(load_scorer(inputs.bert)).score(batch), abs=1e-5)
+    pairs = encode_groups(encoder, [group])
+    scores = runner(PairScorer.load(built / "student" / "1", OpenVinoEngine))(pairs)
+    expected = PackedScorer(load_scorer(inputs.bert)).score(encoder.pack(pairs))
+    assert scores == pytest.approx(expected, abs=1e-5)  # both in float32, by other kernels
 
 
 def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from engines.parity import ParityReport, compare
 from engines.records import ParityError, Runner
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder
+from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.records import QueryGroup, read_groups
@@ -34,21 +34,20 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return Subject(load_scorer(checkpoint, encoder), encoder, groups)
 
 
-def shifted(model: PreTrainedModel, change: float, scale: float = 1.0) -> Runner:
-    """The model's own scores, each times ``scale`` and the first slot of each row plus ``change``."""
-    scorer = PackedScorer(model)
+def shifted(subject: Subject, change: float, scale: float = 1.0) -> Runner:
+    """The model's own scores, each times ``scale`` and every fourth plus ``change``."""
+    scorer = PackedScorer(subject.model)
 
-    def run(batch: PackedBatch) -> FloatArray:
-        everything = batch._replace(slots=np.arange(batch.pool_positions.size, dtype=np.int32))
-        scores_RS = scorer.score(everything).reshape(batch.pool_positions.shape) * np.float32(scale)
-        scores_RS[:, 0] += np.float32(change)
-        return scores_RS
+    def run(pairs: FlatPairs) -> FloatArray:
+        scores_N = scorer.score(subject.encoder.pack(pairs)) * np.float32(scale)
+        scores_N[::4] += np.float32(change)
+        return scores_N
 
     return run
 
 
 def test_equal_scores_pass_in_every_precision(subject: Subject) -> None:
-    report = subject.compare(shifted(subject.model, 0.0))
+    report = subject.compare(shifted(subject, 0.0))
     assert (report.queries, report.pairs) == (4, 48)
     assert report.largest_difference < 1e-6
     assert report.mean_kendall_tau == pytest.approx(1.0)
@@ -58,7 +57,7 @@ def test_equal_scores_pass_in_every_precision(subject: Subject) -> None:
 
 
 def test_fp32_is_held_to_its_scores_and_half_to_its_order(subject: Subject) -> None:
-    report = subject.compare(shifted(subject.model, 0.0, scale=1.01))
+    report = subject.compare(shifted(subject, 0.0, scale=1.01))
     assert report.mean_kendall_tau == pytest.approx(1.0)
     with pytest.raises(ParityError, match=r"scores differ by up to 0\.0"):
         report.check("fp32")
@@ -66,7 +65,7 @@ def test_fp32_is_held_to_its_scores_and_half_to_its_order(subject: Subject) -> N
 
 
 def test_refusal_names_pairs_by_id_and_never_by_text(subject: Subject) -> None:
-    report = subject.compare(shifted(subject.model, 1.0))
+    report = subject.compare(shifted(subject, 1.0))
     with pytest.raises(ParityError, match="Kendall's tau") as refusal:
         report.check("bf16")
     message = str(refusal.value)
@@ -84,7 +83,7 @@ def test_loss_of_ndcg_alone_is_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_scores_that_are_no_numbers_are_refused(subject: Subject, precision: str) -> None:
-    report = subject.compare(shifted(subject.model, np.nan))
+    report = subject.compare(shifted(subject, np.nan))
     with pytest.raises(ParityError, match="by up to inf"):
         report.check(precision)
 
@@ -101,5 +100,5 @@ def test_without_labels_there_is_no_ndcg(subject: Subject) -> None:
         )
         for group in subject.groups
     ]
-    report = compare(shifted(subject.model, 0.0), "the engine", subject.model, subject.encoder, unjudged)
+    report = compare(shifted(subject, 0.0), "the engine", subject.model, subject.encoder, unjudged)
     assert report.ndcg_difference is None

@@ -28,11 +28,12 @@ from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import quantise
 from engines.records import EngineError, Graph, Runner
 from engines.repository.configs import read_config, served_version
-from model_repository.student.openvino_engine import OpenVinoEngine, core
-from model_repository.student.processor_engine import ProcessorEngine
-from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder, unpack
-from tests.model_repository.test_serving import answer, documents
+from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
+from model_repository.student.runtime.packing import Layout
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
+from tests.support.requests import answer, documents
 from tests.support.servers import READY_S, Reference, running
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
@@ -51,11 +52,8 @@ def repository(openvino_versions: Path) -> Path:
 def engine_scores(repository: Path, version: int, query: str, candidates: list[Document]) -> FloatArray:
     """By a version's engine, without a server."""
     encoder = PairEncoder.load(repository / "tokenizer")
-    batch = encoder.pack(encoder.encode(query, candidates))
-    return unpack(
-        ProcessorEngine.load(repository / "student" / str(version), OpenVinoEngine).score_packed(batch[:-1]),
-        batch.slots,
-    )
+    run = runner(PairScorer.load(repository / "student" / str(version), OpenVinoEngine))
+    return run(encoder.encode(query, candidates))
 
 
 def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repository: Path) -> None:
@@ -104,8 +102,10 @@ def test_the_server_follows_the_version_that_is_chosen(
 
 def every_length(reference: Reference) -> list[Document]:
     """One token to more than a row, and texts that int8 was not calibrated on."""
-    candidates = [Document("", "river " * tokens) for tokens in range(reference.encoder.config.row_length)]
-    return [*candidates, Document("中文 标题", "🚀🙂"), Document("", "")]
+    candidates = [
+        Document(title="", summary="river " * tokens) for tokens in range(reference.encoder.config.row_length)
+    ]
+    return [*candidates, Document(title="中文 标题", summary="🚀🙂"), Document(title="", summary="")]
 
 
 def _wait_for_other_scores(client: RankingClient, candidates: list[Document]) -> None:
@@ -217,7 +217,7 @@ def test_use_refuses_what_could_not_be_served(repository: Path, capsys: pytest.C
 def yardstick(served_checkpoint: Path, tmp_path: Path) -> Yardstick:
     encoder = PairEncoder.load(served_checkpoint)
     groups = read_groups(write_groups(tmp_path / "dev.jsonl"))
-    return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder)), encoder, groups)
+    return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder), encoder), encoder, groups)
 
 
 def test_sensitive_products_are_kept_where_the_gate_would_refuse(
@@ -232,7 +232,7 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     assert 1 <= len(int8.kept) <= PRODUCTS
     assert int8.products == PRODUCTS - len(int8.kept)
     openvino.save_model(model, tmp_path / "model.xml")
-    engine = ProcessorEngine(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), 4, row_length=256)
+    engine = PairScorer(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), Layout(*yardstick.layout), 4)
     report = yardstick.report(runner(engine), "int8")
     assert report.largest_difference < 0.03 * loss  # laid out otherwise, a number may be rounded the other way
 

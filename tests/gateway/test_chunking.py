@@ -77,7 +77,7 @@ def test_the_maximum_over_the_pieces_of_a_real_server(chunking: Gateway, referen
     cut = [[" ".join(WORDS[at : at + 4]) for at in (0, 3, 6)], [texts[1]]]
     cut.append(cut[0])  # of the third only three pieces are read
     expected = [
-        max(reference(QUERY, [pair_encoding.Document("title", part) for part in parts]).scores.tolist())
+        max(reference(QUERY, [pair_encoding.Document(title="title", summary=part) for part in parts]).scores.tolist())
         for parts in cut
     ]
     documents = [{"title": "title", "summary": text} for text in texts]
@@ -95,6 +95,6 @@ def test_the_maximum_over_the_pieces_of_a_real_server(chunking: Gateway, referen
 def test_a_request_may_ask_for_fewer_pieces(chunking: Gateway, reference: Reference) -> None:
     asked = {"query": QUERY, "documents": [" ".join(WORDS)], "max_chunks_per_doc": 1}
     (found,) = httpx.post(f"{chunking.url}/v1/rerank", json=asked).json()["results"]
-    expected = reference(QUERY, [pair_encoding.Document("", " ".join(WORDS[:4]))]).scores[0]
+    expected = reference(QUERY, [pair_encoding.Document(title="", summary=" ".join(WORDS[:4]))]).scores[0]
     assert found["relevance_score"] == pytest.approx(sigmoid(float(expected)), abs=1e-4)
     assert found["truncated"]

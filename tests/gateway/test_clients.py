@@ -41,7 +41,9 @@ def collected() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def expected(reference: Reference) -> list[float]:
     """A probability per text."""
-    return [sigmoid(float(score)) for score in reference(QUERY, [Document("", text) for text in TEXTS]).scores]
+    return [
+        sigmoid(float(score)) for score in reference(QUERY, [Document(title="", summary=text) for text in TEXTS]).scores
+    ]
 
 
 def assert_ranked(found: list[tuple[int, float]], expected: list[float]) -> None:
@@ -74,8 +76,8 @@ def test_coheres_sdk_of_version_1_ranks_objects_by_their_fields(gateway: Gateway
 
     with httpx.Client() as http:
         client = cohere.Client("no key", base_url=gateway.url, httpx_client=http)
-        assert scores(None) == pytest.approx(wanted([Document("", "river")] * len(TEXTS)), abs=1e-4)
-        both = [Document(text, "copper\nriver") for text in TEXTS]
+        assert scores(None) == pytest.approx(wanted([Document(title="", summary="river")] * len(TEXTS)), abs=1e-4)
+        both = [Document(title=text, summary="copper\nriver") for text in TEXTS]
         assert scores(["title", "summary", "text"]) == pytest.approx(wanted(both), abs=1e-4)
 
 

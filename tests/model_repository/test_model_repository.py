@@ -1,4 +1,4 @@
-"""The configurations: one layout across the ensemble, whichever way the student runs."""
+"""The configurations: what one model of an ensemble gives is what the next one takes, whichever way it runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from engines.repository.models import STUDENT, TEACHER, tracked
-from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncodingConfig
+from model_repository.tokenizer.pair_encoding import INPUTS, PairEncodingConfig
 from tests import ROOT
 
 REPOSITORY = ROOT / "model_repository"
 CONFIGS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*.pbtxt"))
 ENSEMBLES = ("ranker", "ranker_tokens")
-STUDENTS = ("student/config.pbtxt", "student/configs/cpu.pbtxt", "student/configs/torch.pbtxt")
+PYTHON = ("configs/cpu.pbtxt", "configs/torch.pbtxt")  # where the student lays out rows itself
+STUDENTS = ("student/config.pbtxt", *(f"student/{name}" for name in PYTHON))
+FLAT = ("token_ids", "lengths", "document_starts")
 DEFAULTS = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]")
-ROWS = PackedBatch._fields[:-1]
+ROWS = INPUTS
 
 
 def config(path: str) -> ModelConfig:
@@ -66,57 +68,78 @@ def test_an_installed_package_has_all_of_the_models() -> None:
             assert set(tracked(REPOSITORY, origin)) <= packaged
 
 
-def test_the_tokenizer_gives_the_packed_batch() -> None:
+def test_the_tokenizer_gives_pairs_flat_and_packed() -> None:
     got = tensors(config("tokenizer/config.pbtxt").output)
     widths = dict.fromkeys(ROWS, DEFAULTS.row_length) | {"pool_positions": DEFAULTS.slots_per_row}
     kind = ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_name
     expected: dict[str, tuple[int, ...]] = {
         name: (kind["TYPE_INT32"].number, -1, width) for name, width in widths.items()
     }
-    expected["slots"] = (kind["TYPE_INT32"].number, -1)
+    expected |= dict.fromkeys(("slots", *FLAT), (kind["TYPE_INT32"].number, -1))
     expected["TRUNCATED"] = (kind["TYPE_BOOL"].number, -1)
     assert got == expected
 
 
-@pytest.mark.parametrize("path", STUDENTS)
-def test_what_a_step_gives_is_what_the_next_one_takes(path: str) -> None:
-    tokenizer, scores, ranker = (config(f"{name}/config.pbtxt") for name in ("tokenizer", "scores", "ranker"))
-    student_in, student_out = student(path)
+def test_a_plan_takes_packed_rows_and_gives_scores_by_slot() -> None:
+    tokenizer, scores = (config(f"{name}/config.pbtxt") for name in ("tokenizer", "scores"))
+    student_in, student_out = student("student/config.pbtxt")
     made = tensors(tokenizer.output)
     assert student_in == {name: made[name] for name in ROWS}
     kind, rows, _ = student_out["scores"]
     any_width = {"scores": (kind, rows, -1)}  # the teacher's rows may have other slots than the student's
     assert tensors(scores.input) == {**any_width, "slots": made["slots"]}
-    ranker_tokens = config("ranker_tokens/config.pbtxt")
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_student_in_the_python_backend_takes_flat_pairs_and_gives_scores(name: str) -> None:
+    served, made = config(f"student/{name}"), tensors(config("tokenizer/config.pbtxt").output)
+    assert [one.name for one in served.input] == [*FLAT]
+    assert tensors(served.input) == {tensor: made[tensor] for tensor in FLAT}
+    assert tensors(served.output) == tensors(config("scores/config.pbtxt").output)
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", *PYTHON])
+def test_ensembles_take_and_give_the_same_however_the_student_runs(name: str) -> None:
+    tokenizer, scores = (config(f"{model}/config.pbtxt") for model in ("tokenizer", "scores"))
+    ranker, ranker_tokens = (config(f"{ensemble}/{name}") for ensemble in ENSEMBLES)
     assert {**tensors(ranker.input), **tensors(ranker_tokens.input)} == tensors(tokenizer.input)
     for ensemble in (ranker, ranker_tokens):
+        made = tensors(tokenizer.output)
         assert tensors(ensemble.output) == {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
 
 
+@pytest.mark.parametrize("name", ["config.pbtxt", *PYTHON])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_the_ensemble_wires_every_tensor_once(ensemble: str) -> None:
-    ranker = config(f"{ensemble}/config.pbtxt")
+def test_the_ensemble_wires_every_tensor_once(ensemble: str, name: str) -> None:
+    ranker = config(f"{ensemble}/{name}")
     known = {one.name for one in ranker.input}
     for step in ranker.ensemble_scheduling.step:
-        path = f"{step.model_name}/config.pbtxt"
+        path = f"{step.model_name}/{name if step.model_name == 'student' else 'config.pbtxt'}"
         taken = {one.name for one in config(path).input if not one.optional or one.name in known}
         assert taken == set(step.input_map)
-        assert {one.name for one in config(path).output} == set(step.output_map)
+        assert {one.name for one in config(path).output} >= set(step.output_map)
         assert set(step.input_map.values()) <= known
         assert not set(step.output_map.values()) & known
         known |= set(step.output_map.values())
     assert {one.name for one in ranker.output} <= known
+    read = {value for step in ranker.ensemble_scheduling.step for value in step.input_map.values()}
+    assert known == read | {one.name for one in ranker.output}, "nothing is made for nobody"
 
 
 @pytest.mark.parametrize("path", STUDENTS)
-def test_the_student_joins_requests_and_takes_the_largest(path: str) -> None:
-    parsed = config(path)
+def test_every_student_tells_clients_how_many_documents_it_takes(path: str) -> None:
+    assert config(path).parameters["max_documents"].string_value == str(DEFAULTS.max_documents)
+
+
+def test_the_plan_joins_requests_and_takes_the_largest() -> None:
+    parsed = config("student/config.pbtxt")
     assert parsed.max_batch_size == DEFAULTS.max_documents
     assert parsed.HasField("dynamic_batching")
     assert parsed.dynamic_batching.max_queue_delay_microseconds <= 2000
-    assert [one.name for one in parsed.input] == [*ROWS], "the Python backend's engines take them in this order"
+    assert [one.name for one in parsed.input] == [*ROWS]
     for warmup in parsed.model_warmup:
-        assert {name: (one.data_type, -1, *one.dims) for name, one in warmup.inputs.items()} == student(path)[0]
+        shapes = {name: (one.data_type, -1, *one.dims) for name, one in warmup.inputs.items()}
+        assert shapes == student("student/config.pbtxt")[0]
     assert parsed.model_warmup
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,42 +13,19 @@ import tritonclient.grpc as grpc
 
 from client import RankingClient
 from engines.repository.configs import read_config, written
-from model_repository.student.processor_engine import cores
+from model_repository.student.runtime.graphs import cores
+from model_repository.student.runtime.openvino_engine import core
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import TEXT, tiny_bert
+from tests.support.requests import TOLERANCES, answer, assert_equal, documents, strings
 from tests.support.servers import READY_S, STOP_S, Expected, Reference, Server, build, running, starting
-from trainer.measures.metrics import kendall_tau
 
-TOLERANCE = 1e-4
 SECRET = "a word that no log may hold"
-STRANGE = ["", " ", "中文 标题", "🚀🙂", "e\u0301", "[SEP] [CLS]", "\u202eright to left", "\x00 nul", "\ud83d alone"]
 
 
 @pytest.fixture
 def client(server: Server) -> RankingClient:
     return RankingClient(server.url)
-
-
-def documents(count: int, longest: int = 300, seed: int = 0) -> list[Document]:
-    """Titles and summaries of every kind, up to ``longest`` words."""
-    draw = random.Random(seed)
-    words = [*TEXT.split(), *STRANGE]
-    lengths = [draw.choice((0, 3, 30, longest)) for _ in range(count)]
-    return [Document(_words(draw, words, 6), _words(draw, words, length)) for length in lengths]
-
-
-def _words(draw: random.Random, words: Sequence[str], most: int) -> str:
-    return " ".join(draw.choices(words, k=draw.randint(0, most)))
-
-
-def answer(client: RankingClient, query: str, candidates: Sequence[Document]) -> Expected:
-    ranked = sorted(client.rank(query, [document._asdict() for document in candidates]), key=lambda found: found.index)
-    return Expected(np.array([found.score for found in ranked]), [found.truncated for found in ranked])
-
-
-def assert_equal(got: Expected, expected: Expected) -> None:
-    np.testing.assert_allclose(got.scores, expected.scores, atol=TOLERANCE, rtol=0)
-    assert got.truncated == expected.truncated
 
 
 @pytest.mark.parametrize("count", [1, 10, 1000])
@@ -69,7 +44,7 @@ def test_queries_of_every_kind(client: RankingClient, reference: Reference, quer
 
 def test_documents_of_every_length(client: RankingClient, reference: Reference) -> None:
     row = reference.encoder.config.row_length
-    candidates = [Document("", "river " * tokens) for tokens in range(row + 10)]
+    candidates = [Document(title="", summary="river " * tokens) for tokens in range(row + 10)]
     lengths = {len(pair.token_ids) for pair in reference.encoder.encode("garden", candidates)}
     assert lengths == set(range(4, row + 1))  # the template and the query are four
     assert_equal(answer(client, "garden", candidates), reference("garden", candidates))
@@ -77,7 +52,9 @@ def test_documents_of_every_length(client: RankingClient, reference: Reference) 
 
 def test_a_thousand_documents_that_fill_a_row_each(client: RankingClient, reference: Reference) -> None:
     words = TEXT.split()
-    candidates = [Document(f"{words[n % 30]} {words[n // 30 % 30]}", "market " * 260) for n in range(1000)]
+    candidates = [
+        Document(title=f"{words[n % 30]} {words[n // 30 % 30]}", summary="market " * 260) for n in range(1000)
+    ]
     expected = reference("garden", candidates)
     assert all(expected.truncated)
     assert_equal(answer(client, "garden", candidates), expected)
@@ -131,7 +108,7 @@ def test_a_bad_request_fails_alone(server: Server, client: RankingClient, refere
     query, titles, summaries, message = BAD[case]
     candidates = documents(20)
     with ThreadPoolExecutor(3) as pool, grpc.InferenceServerClient(server.url) as raw:
-        bad = pool.submit(raw.infer, "ranker", _inputs(QUERY=query, TITLES=titles, SUMMARIES=summaries))
+        bad = pool.submit(raw.infer, "ranker", strings(QUERY=query, TITLES=titles, SUMMARIES=summaries))
         good = [pool.submit(answer, RankingClient(server.url), "garden", candidates) for _ in range(2)]
         with pytest.raises(grpc.InferenceServerException, match=message) as caught:
             bad.result()
@@ -141,31 +118,22 @@ def test_a_bad_request_fails_alone(server: Server, client: RankingClient, refere
     assert_equal(answer(client, "garden", candidates), reference("garden", candidates))
 
 
-def _inputs(**arrays: object) -> list[grpc.InferInput]:
-    inputs = []
-    for name, values in arrays.items():
-        array = np.array(values, dtype=np.object_)
-        inputs.append(grpc.InferInput(name, array.shape, "BYTES"))
-        inputs[-1].set_data_from_numpy(array)
-    return inputs
-
-
 def test_other_mistakes_are_named(server: Server) -> None:
     with grpc.InferenceServerClient(server.url) as raw:
         with pytest.raises(grpc.InferenceServerException, match=r"missing required input\(s\) \['SUMMARIES'\]"):
-            raw.infer("ranker", _inputs(QUERY=[b"q"], TITLES=[b"t"]))
+            raw.infer("ranker", strings(QUERY=[b"q"], TITLES=[b"t"]))
         number = grpc.InferInput("QUERY", [1], "INT32")
         number.set_data_from_numpy(np.zeros(1, dtype=np.int32))
         with pytest.raises(grpc.InferenceServerException, match="'QUERY' data-type is 'INT32'"):
-            raw.infer("ranker", [number, *_inputs(TITLES=[b"t"], SUMMARIES=[b"s"])])
+            raw.infer("ranker", [number, *strings(TITLES=[b"t"], SUMMARIES=[b"s"])])
 
 
 def test_the_log_holds_no_text(server: Server, client: RankingClient) -> None:
     client.score(SECRET, [SECRET])
     with grpc.InferenceServerClient(server.url) as raw:
         for inputs in (
-            _inputs(QUERY=[SECRET.encode()], TITLES=[SECRET.encode()], SUMMARIES=[]),
-            _inputs(QUERY=[SECRET.encode() + b"\xff"], TITLES=[SECRET.encode()], SUMMARIES=[b""]),
+            strings(QUERY=[SECRET.encode()], TITLES=[SECRET.encode()], SUMMARIES=[]),
+            strings(QUERY=[SECRET.encode() + b"\xff"], TITLES=[SECRET.encode()], SUMMARIES=[b""]),
         ):
             with pytest.raises(grpc.InferenceServerException) as caught:
                 raw.infer("ranker", inputs)
@@ -174,21 +142,23 @@ def test_the_log_holds_no_text(server: Server, client: RankingClient) -> None:
 
 
 def test_bf16_other_dimensions_and_two_instances(tmp_path: Path) -> None:
+    """Scores are as close as the rounding of what the processor computes in allows: bf16 with units for it, float32
+    without. The order of drawn weights says little, since bf16 scores of them tie."""
     checkpoint = tiny_bert(tmp_path / "bert")  # rows of 64 tokens with 4 slots, 40 documents
     repository = build(checkpoint, tmp_path / "model_repository", "bf16")
+    runs_in = json.loads((repository / "student/1/manifest.json").read_text())["runs_in"]
+    assert runs_in == ("bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32")
     config = repository / "student/configs/cpu.pbtxt"
     parsed = read_config(config)
     parsed.instance_group[0].count = 2
     config.write_bytes(written(parsed))
     expected = Reference(checkpoint)
-    taus = []
     with running(repository, tmp_path / "log") as server, RankingClient(server.url) as client:
         for seed in range(5):
             candidates = documents(40, longest=30, seed=seed)
             got, wanted = answer(client, "garden bridge", candidates), expected("garden bridge", candidates)
             assert got.truncated == wanted.truncated
-            taus.append(kendall_tau(got.scores.tolist(), wanted.scores.tolist()))
-    assert np.mean(taus) >= 0.99
+            np.testing.assert_allclose(got.scores, wanted.scores, atol=TOLERANCES[runs_in], rtol=0)
     assert server.log.read_text().count(f", {max(1, cores() // 2)} threads, ") == 2
 
 

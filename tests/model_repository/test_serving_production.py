@@ -15,10 +15,13 @@ import tritonclient.grpc as grpc
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-from engines.records import INPUTS, Dimensions
+from client import RankingClient
+from engines.records import Dimensions
 from engines.repository.configs import read_config
+from model_repository.tokenizer.pair_encoding import INPUTS
 from tests import ROOT
-from tests.support.servers import Server, running
+from tests.support.requests import answer, assert_equal, by_ids, documents
+from tests.support.servers import Reference, Server, running
 
 TRACKED = Dimensions(row_length=256, slots_per_row=16, max_rows=1000)
 ROWS = 600  # more than half of what may run at a time, so that requests wait for each other
@@ -92,3 +95,43 @@ def ask(server: Server) -> str:
         except grpc.InferenceServerException as error:
             return str(error.status())
     return "scored"
+
+
+PLAN = """
+from pathlib import Path
+import triton_python_backend_utils as pb_utils
+from runtime.openvino_engine import OpenVinoEngine
+from runtime.packing import INPUTS
+
+class TritonPythonModel:
+    def initialize(self, args):
+        version = Path(args["model_repository"]) / args["model_version"]
+        self.graph = OpenVinoEngine(version / "model.xml", "fp32", 1)
+
+    def execute(self, requests):
+        rows = [tuple(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+                for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("scores", self.graph.infer(each))]) for each in rows]
+"""
+
+
+def test_packed_rows_go_to_a_plan_and_scores_come_out_of_their_slots(
+    production: ModelConfig, served_repository: Path, reference: Reference, tmp_path: Path
+) -> None:
+    """The ensembles for TensorRT, with a model on the processor that takes packed rows in the plan's place."""
+    repository = Path(shutil.copytree(served_repository, tmp_path / "model_repository"))
+    for model in ("student", "ranker", "ranker_tokens"):
+        shutil.rmtree(repository / model / "configs")
+    config = ModelConfig()
+    config.CopyFrom(production)
+    config.ClearField("model_warmup")
+    config.dynamic_batching.ClearField("default_queue_policy")  # a busy machine may take longer than a second
+    (repository / "student/config.pbtxt").write_text(text_format.MessageToString(config))
+    (repository / "student/1/model.py").write_text(PLAN)
+    candidates = documents(60)
+    with running(repository, tmp_path / "log") as server:
+        with RankingClient(server.url) as client:
+            assert client.document_limit() == 1000
+            assert_equal(answer(client, "garden bridge", candidates), reference("garden bridge", candidates))
+        ids = reference.encoder.document_ids(candidates)
+        assert_equal(by_ids(server, "garden bridge", ids), reference("garden bridge", candidates))

@@ -16,40 +16,37 @@ import tritonclient.grpc as grpc
 from google.protobuf import text_format
 
 from client import RankingClient, RankingError
-from engines.records import INPUTS
 from engines.repository.configs import read_config
 from model_repository.tokenizer.pair_encoding import (
     Document,
     DocumentIds,
     EncodingError,
     FloatArray,
-    IntArray,
     PairEncoder,
 )
-from tests.model_repository.test_serving import STRANGE, _inputs, answer, assert_equal, documents
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_xlm_roberta
-from tests.support.servers import Expected, Reference, Server, running
+from tests.support.requests import (
+    STRANGE,
+    answer,
+    assert_equal,
+    by_ids,
+    documents,
+    id_inputs,
+    strings,
+    student_inputs,
+)
+from tests.support.servers import Reference, Server, running
 
 PATIENCE_S = 30.0
 
 
-def by_ids(server: Server, query: str, ids: DocumentIds) -> Expected:
-    with grpc.InferenceServerClient(server.url) as raw:
-        result = raw.infer("ranker_tokens", [*_inputs(QUERY=[query.encode()]), *_numbers(ids)])
-    return Expected(result.as_numpy("SCORES"), result.as_numpy("TRUNCATED").tolist())
-
-
-def _numbers(ids: DocumentIds) -> list[grpc.InferInput]:
-    inputs = []
-    for name, array in (("DOCUMENT_IDS", ids.token_ids), ("DOCUMENT_LENGTHS", ids.lengths)):
-        inputs.append(grpc.InferInput(name, array.shape, "INT32"))
-        inputs[-1].set_data_from_numpy(array.astype(np.int32))
-    return inputs
-
-
 @pytest.mark.parametrize("query", ["garden bridge", "river " * 100])
 def test_documents_as_ids_score_as_their_texts(server: Server, reference: Reference, query: str) -> None:
-    candidates = [*documents(60), *(Document(text, text) for text in STRANGE), Document("", "")]
+    candidates = [
+        *documents(60),
+        *(Document(title=text, summary=text) for text in STRANGE),
+        Document(title="", summary=""),
+    ]
     ids = reference.encoder.document_ids(candidates)
     assert_equal(by_ids(server, query, ids), reference(query, candidates))
 
@@ -81,12 +78,12 @@ def test_ids_that_no_document_has_are_refused(server: Server, reference: Referen
 
 
 def test_documents_come_in_one_way(server: Server) -> None:
-    numbers = _numbers(DocumentIds(np.array([7], dtype=np.int32), np.array([1])))
+    numbers = id_inputs(DocumentIds(np.array([7], dtype=np.int32), np.array([1])))
     with grpc.InferenceServerClient(server.url) as raw:
         for inputs in (
-            _inputs(QUERY=[b"q"]),
-            [*_inputs(QUERY=[b"q"], TITLES=[b"t"]), numbers[0]],
-            [*_inputs(QUERY=[b"q"], TITLES=[b"t"], SUMMARIES=[b"s"]), *numbers],
+            strings(QUERY=[b"q"]),
+            [*strings(QUERY=[b"q"], TITLES=[b"t"]), numbers[0]],
+            [*strings(QUERY=[b"q"], TITLES=[b"t"], SUMMARIES=[b"s"]), *numbers],
         ):
             with pytest.raises(grpc.InferenceServerException, match="documents come as TITLES and SUMMARIES or as"):
                 raw.infer("tokenizer", inputs)
@@ -96,7 +93,7 @@ def test_documents_come_in_one_way(server: Server) -> None:
 def test_ids_of_any_text_are_taken_and_control_tokens_are_not(tiny: Callable[[Path], Path], tmp_path: Path) -> None:
     encoder = PairEncoder.load(tiny(tmp_path / "checkpoint"))
     texts = [*STRANGE, "[PAD] [MASK]", "</s> <s> <unk>", "river bridge"]
-    encoder.check_ids(encoder.document_ids([Document(text, text) for text in texts]))
+    encoder.check_ids(encoder.document_ids([Document(title=text, summary=text) for text in texts]))
     for name in (encoder.config.start_token, encoder.config.end_token):
         control = np.array([encoder._control_id(str(name))], dtype=np.int32)
         with pytest.raises(EncodingError, match="document 1 holds the id"):
@@ -104,7 +101,7 @@ def test_ids_of_any_text_are_taken_and_control_tokens_are_not(tiny: Callable[[Pa
 
 
 def test_documents_that_come_again_are_not_tokenised_again(server: Server, reference: Reference) -> None:
-    candidates = [Document(f"harbor {number}", "winter " * number) for number in range(50)]
+    candidates = [Document(title=f"harbor {number}", summary="winter " * number) for number in range(50)]
     hits, lookups = (server.metrics(f"disranker_document_cache_{name}") for name in ("hits", "lookups"))
     with RankingClient(server.url) as client:
         for query in ("garden", "bridge", "river " * 20, "garden"):  # each leaves other room for the document
@@ -126,13 +123,13 @@ SLOW_ENGINE = '''
 import time
 from pathlib import Path
 
-from openvino_engine import OpenVinoEngine
+from .openvino_engine import OpenVinoEngine
 
 GATE = Path({gate!r})
 
 
 class GatedEngine(OpenVinoEngine):
-    """The engine, each call of which waits for a file; a row of it breaks it on demand."""
+    """The engine, each call of which waits for a file, and breaks if there is another."""
 
     def infer(self, rows):
         (GATE / "entered").touch()
@@ -145,22 +142,25 @@ class GatedEngine(OpenVinoEngine):
 
 
 def _gated(served_repository: Path, root: Path, max_waiting_rows: int = 0) -> tuple[Path, Path]:
-    """A copy of the repository whose engine waits for ``gate/open`` at each call, and the gate."""
+    """A copy of the repository whose engine waits for ``gate/open`` at each call, and the gate, which is open."""
     repository, gate = root / "model_repository", root / "gate"
     shutil.copytree(served_repository, repository)
     gate.mkdir()
-    (repository / "student/gated_engine.py").write_text(SLOW_ENGINE.format(gate=str(gate)))
-    model = repository / "student/1/model.py"
-    source = model.read_text()
-    changed = source.replace('("openvino_engine", "OpenVinoEngine")', '("gated_engine", "GatedEngine")')
-    assert changed != source
-    model.write_text(changed)
+    (gate / "open").touch()  # for the warm-up; ``_closed`` closes it
+    (repository / "student/runtime/gated_engine.py").write_text(SLOW_ENGINE.format(gate=str(gate)))
+    manifest = repository / "student/1/manifest.json"
+    served_by = {"served_by": "gated_engine.GatedEngine"}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **served_by}))
     path = repository / "student/configs/cpu.pbtxt"
     config = read_config(path)
-    config.ClearField("model_warmup")  # it would wait at the gate
     config.parameters["max_waiting_rows"].string_value = str(max_waiting_rows)
     path.write_text(text_format.MessageToString(config))
     return repository, gate
+
+
+def _closed(gate: Path) -> None:
+    (gate / "open").unlink()
+    (gate / "entered").unlink()
 
 
 def test_who_goes_first_who_fails_and_who_is_dropped(
@@ -176,11 +176,12 @@ def test_who_goes_first_who_fails_and_who_is_dropped(
         order.append(name)
 
     with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(3) as pool:
+        _closed(gate)
         answers = [pool.submit(ask, "large", large)]
         _wait_until((gate / "entered").exists)
         answers.append(pool.submit(ask, "small", small))
         _wait_until(lambda: _requests(server, "student") == 2)
-        _leave(server, [np.zeros((500, width), dtype=np.int32) for width in (256, 256, 256, 256, 16)])
+        _leave(server, student_inputs([256] * 500))
         (gate / "open").touch()
         for future in answers:
             future.result()
@@ -194,35 +195,35 @@ def test_who_goes_first_who_fails_and_who_is_dropped(
             assert_equal(answer(client, "silver", small), reference("silver", small))
 
 
-def _leave(server: Server, rows: list[IntArray]) -> None:
+def _leave(server: Server, pairs: list[grpc.InferInput]) -> None:
     """Ask the student itself, and go."""
-    inputs = [grpc.InferInput(name, array.shape, "INT32") for name, array in zip(INPUTS, rows, strict=True)]
-    for one, array in zip(inputs, rows, strict=True):
-        one.set_data_from_numpy(array)
     gone = threading.Event()
     with grpc.InferenceServerClient(server.url) as raw:
         before = _requests(server, "student")
-        call = raw.async_infer("student", inputs, callback=lambda result, error: gone.set())
+        call = raw.async_infer("student", pairs, callback=lambda result, error: gone.set())
         _wait_until(lambda: _requests(server, "student") > before)
         call.cancel()
         assert gone.wait(PATIENCE_S)
 
 
-def test_rows_that_nobody_packs_fail_alone(server: Server, reference: Reference) -> None:
-    """Sent to the student itself: a pair without a slot, and a pool outside of its pair."""
-    rows = [np.zeros((1, width), dtype=np.int32) for width in (256, 256, 256, 256, 16)]
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (student_inputs([3, 4], lengths=[3, 5]), "7 token_ids with 2 lengths and 2 document_starts are no pairs"),
+        (student_inputs([3], document_starts=[1, 1]), "are no pairs"),
+        (student_inputs([], token_ids=[], lengths=[], document_starts=[]), "are no pairs"),
+        (student_inputs([257]), "a pair has 1 to 256 tokens, not 257"),
+        (student_inputs([3, 0]), "a pair has 1 to 256 tokens, not 0"),
+    ],
+)
+def test_what_no_tokenizer_hands_on_fails_alone(
+    server: Server, reference: Reference, pairs: list[grpc.InferInput], message: str
+) -> None:
+    """Sent to the student itself."""
     with grpc.InferenceServerClient(server.url) as raw:
-        for segment, refused in ((99, True), (-1, True), (1, False)):
-            rows[3][:] = segment
-            rows[4][:] = 255 if segment == 1 else 0
-            inputs = [grpc.InferInput(name, array.shape, "INT32") for name, array in zip(INPUTS, rows, strict=True)]
-            for one, array in zip(inputs, rows, strict=True):
-                one.set_data_from_numpy(array)
-            if refused:
-                with pytest.raises(grpc.InferenceServerException, match="a row has slots for 16 pairs"):
-                    raw.infer("student", inputs)
-            else:
-                assert raw.infer("student", inputs).as_numpy("scores").shape == (1, 16)
+        with pytest.raises(grpc.InferenceServerException, match=f"student: .*{message}"):
+            raw.infer("student", pairs)
+        assert raw.infer("student", student_inputs([3, 256])).as_numpy("SCORES").shape == (2,)
     with RankingClient(server.url) as client:
         assert_equal(answer(client, "silver", documents(10)), reference("silver", documents(10)))
 
@@ -240,11 +241,12 @@ def test_a_server_that_is_overloaded_says_so(served_repository: Path, tmp_path: 
 
     def ask(texts: list[bytes]) -> FloatArray:
         with grpc.InferenceServerClient(server.url) as raw:
-            result = raw.infer("ranker", _inputs(QUERY=[b"q"], TITLES=texts, SUMMARIES=texts))
+            result = raw.infer("ranker", strings(QUERY=[b"q"], TITLES=texts, SUMMARIES=texts))
         scores: FloatArray = result.as_numpy("SCORES")
         return scores
 
     with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(1) as pool:
+        _closed(gate)
         first = pool.submit(ask, many)
         _wait_until((gate / "entered").exists)
         with pytest.raises(grpc.InferenceServerException, match="4 rows wait for the engine") as caught:

@@ -9,10 +9,8 @@ import pytest
 
 from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
-from tests.model_repository.test_serving import TOLERANCE, answer, documents
+from tests.support.requests import TOLERANCES, answer, documents
 from tests.support.servers import Reference, build, running
-
-TOLERANCES = {"fp32": TOLERANCE, "bf16": 0.1}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -22,7 +20,9 @@ def test_scores_are_those_of_pytorch(
     repository = build(served_checkpoint, tmp_path / "model_repository", precision, engine="torch")
     version = repository / "student/1"
     assert {path.name for path in version.iterdir()} == {"manifest.json", "model.pt2", "model.py"}
-    every_length = [Document("", "river " * tokens) for tokens in range(reference.encoder.config.row_length)]
+    every_length = [
+        Document(title="", summary="river " * tokens) for tokens in range(reference.encoder.config.row_length)
+    ]
     requests = [*(documents(count, seed=count) for count in (1, 10)), every_length]
     if precision == "fp32":  # bfloat16 is slow on processors without units for it
         requests.append(documents(1000, longest=30))

@@ -12,18 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tritonclient.grpc as grpc
 
 import build_engines
-from engines.records import in_chunks
-from model_repository.tokenizer.pair_encoding import Document, FloatArray, PackedBatch, PairEncoder, unpack
+from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
 
 COMMAND = Path(sys.executable).with_name("tritonserver")
 READY_S, STOP_S = 60, 40
-ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -152,11 +149,4 @@ class Reference:
 
     def __call__(self, query: str, documents: Sequence[Document]) -> Expected:
         pairs = self.encoder.encode(query, documents)
-        batch = self.encoder.pack(pairs)
-        scores = unpack(in_chunks(self._rows, ROWS)(batch), batch.slots)
-        return Expected(scores, [pair.truncated for pair in pairs])
-
-    @torch.inference_mode()
-    def _rows(self, batch: PackedBatch) -> FloatArray:
-        scores: FloatArray = self._scorer(*(torch.from_numpy(array).long() for array in batch[:-1])).numpy()
-        return scores
+        return Expected(self._scorer.score(self.encoder.pack(pairs)), pairs.truncated.tolist())

@@ -17,7 +17,7 @@ from tests.support.stages import FEW, fails, run
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.load import load_scorer
 from trainer.checkpoints.save import save_checkpoint
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.rankings import read_scores, write_scores
 from trainer.data.records import read_groups
 from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
@@ -69,6 +69,13 @@ def test_training_moves_the_weights_and_the_teachers_scale_is_kept(stages: Path)
     assert statistics["standard_deviation"] == pytest.approx(values.std(), rel=1e-4)
 
 
+def test_the_limit_of_a_request_limits_no_stage(stages: Path, tmp_path: Path) -> None:
+    """Checkpoints are checked with more pairs than the server is then to take."""
+    lengths = ["--max_query_tokens", 16, "--max_pair_tokens", 64, "--row_length", 64]
+    run(init, "--pretrained", stages / "bert", "--max_documents", 2, "--output_dir", tmp_path / "small", *lengths)
+    assert PairEncoder.load(tmp_path / "small").config.max_documents == 2
+
+
 def test_scores_cover_every_pair_once(stages: Path, data: Path) -> None:
     groups = read_groups(data)
     scores = read_scores(stages / "scores.parquet")
@@ -95,7 +102,7 @@ def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, dat
     labels, inputs = batch["labels"], batch["packed"]["input_ids"]
     bearing = labels != IGNORED
     assert torch.equal(labels[bearing], inputs[bearing])
-    pairs = encode_group(encoder, group.query, group.documents)
+    pairs = encode_groups(encoder, [group])
     expected = [token for pair in pairs for token in pair.token_ids[pair.document_start :]]
     assert sorted(labels[bearing].tolist()) == sorted(expected)
     tokens = [len(pair.token_ids) - pair.document_start for pair in pairs]
@@ -111,7 +118,7 @@ def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, data: P
     batch = RankingCollator(encoder)(groups)
     assert batch["targets"].tolist() == [*groups[0].targets, *groups[1].targets]
     assert batch["groups"].tolist() == [0] * len(groups[0].targets) + [1] * len(groups[1].targets)
-    pair = encode_group(encoder, groups[1].query, groups[1].documents)[0]
+    pair = next(iter(encode_groups(encoder, groups[1:])))
     row, place = divmod(int(batch["slots"][len(groups[0].targets)]), encoder.config.slots_per_row)
     there = batch["packed"]["segment_ids"][row] == place + 1
     assert batch["packed"]["input_ids"][row][there].tolist() == pair.token_ids.tolist()

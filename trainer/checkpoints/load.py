@@ -18,6 +18,8 @@ from model_repository.tokenizer.pair_encoding import (
     FloatArray,
     PackedBatch,
     PairEncoder,
+    Rows,
+    chunks,
     unpack,
 )
 from trainer.packed.check import UnpackableError, require_packing
@@ -49,14 +51,15 @@ class PackedScorer(nn.Module):
     ) -> Tensor:
         return packed_scores(self.model, input_ids, token_type_ids, position_ids, segment_ids, pool_positions)
 
-    def score(self, batch: PackedBatch) -> FloatArray:
+    def score(self, batch: PackedBatch, rows_per_pass: int = 32) -> FloatArray:
         """Float32 logits [N], in the order of the pairs that were packed."""
-        return unpack(self.start(batch).cpu().numpy(), batch.slots)
+        scores_RS = torch.cat([self.start(rows) for rows in chunks(batch.rows, rows_per_pass)])
+        return unpack(scores_RS.cpu().numpy(), batch.slots)
 
     @torch.inference_mode()
-    def start(self, batch: PackedBatch) -> Tensor:
-        """``scores[R, S]`` on the model's device; a GPU computes them while the caller goes on."""
-        return self(*(self._moved(torch.from_numpy(array)).long() for array in batch[:-1]))  # type: ignore[no-any-return]
+    def start(self, rows: Rows) -> Tensor:
+        """``scores[R, S]`` on the model's device; a GPU computes them while the caller does other work."""
+        return self(*(self._moved(torch.from_numpy(array)).long() for array in rows))  # type: ignore[no-any-return]
 
     def _moved(self, rows: Tensor) -> Tensor:
         device = self.model.device

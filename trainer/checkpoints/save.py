@@ -51,6 +51,6 @@ def _compare_with_saved(model: Any, encoder: PairEncoder, directory: Path) -> No
         for name, weight in model.state_dict().items():
             if name not in saved or not torch.equal(weight.cpu(), saved[name]):
                 raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
-    pairs = zip(encoder.encode(*CONTROL), PairEncoder.load(directory).encode(*CONTROL), strict=True)
-    if any(not np.array_equal(before.token_ids, after.token_ids) for before, after in pairs):
+    before, after = (each.encode(*CONTROL) for each in (encoder, PairEncoder.load(directory)))
+    if not np.array_equal(before.token_ids, after.token_ids):
         raise CheckpointError(f"{directory}: the tokenizer was not saved as it was used")

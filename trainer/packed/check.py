@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, EncodedPair, PairEncoder
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, FlatPairs, Pair, PairEncoder
 from trainer.packed.families import narrowest_window, position_offset, usable_positions, why_unpackable
 from trainer.packed.forward import is_decoder, next_token_logits, packed_hidden, packed_scores, takes_token_types
 from trainer.packed.heads import UnknownHeadError
@@ -21,9 +21,9 @@ TOLERANCE = 1e-4
 CONTROL = (
     "a query to check",
     (
-        Document("a short title", "and a summary that is somewhat longer than the title, of a document"),
-        Document("", "second"),
-        Document("a third", ""),
+        Document(title="a short title", summary="and a summary that is somewhat longer than the title, of a document"),
+        Document(title="", summary="second"),
+        Document(title="a third", summary=""),
     ),
 )
 
@@ -40,8 +40,8 @@ def require_packing(model: Any, encoder: PairEncoder) -> None:
     Families whose positions or masks do not follow what the packer says fail here, by name.
     """
     query, documents = CONTROL
-    long = Document("", ("long " * encoder.config.max_pair_tokens)[: encoder.config.max_document_bytes])
-    pairs = encoder.encode(query, [long, *documents][: encoder.config.max_documents])
+    long = Document(title="", summary=("long " * encoder.config.max_pair_tokens)[: encoder.config.max_document_bytes])
+    pairs = encoder.encode(query, [long, *documents])
     _check_configuration(model, encoder, pairs)
     was_training = model.training
     try:
@@ -64,13 +64,13 @@ def require_packing(model: Any, encoder: PairEncoder) -> None:
         )
 
 
-def _check_configuration(model: Any, encoder: PairEncoder, pairs: list[EncodedPair]) -> None:
+def _check_configuration(model: Any, encoder: PairEncoder, pairs: FlatPairs) -> None:
     """What the configurations say before anything is computed."""
     family, settings = model.config.model_type, encoder.config
     if reason := why_unpackable(model.config):
         raise UnpackableError(f"a {family} model cannot be packed: {reason}")
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    highest = max(int(pair.token_ids.max()) for pair in pairs)
+    highest = int(pairs.token_ids.max())
     if highest >= vocabulary:
         raise UnpackableError(f"the tokenizer gives token {highest}; the model knows {vocabulary} tokens")
     offset = position_offset(model)
@@ -88,7 +88,7 @@ def _check_configuration(model: Any, encoder: PairEncoder, pairs: list[EncodedPa
             f"max_pair_tokens {settings.max_pair_tokens} is above the {window.tokens} tokens that the sliding "
             f"window of this {family} model sees ({window.setting}): packed, longer pairs would score differently"
         )
-    end = int(pairs[0].token_ids[-1])
+    end = int(pairs.token_ids[-1])
     if is_decoder(model) and model.config.pad_token_id == end:
         raise UnpackableError(
             f"pad_token_id and the end of a pair are both token {end}, so other loaders would score the "
@@ -106,10 +106,10 @@ def control_readings(model: Any, encoder: PairEncoder) -> list[float]:
     return readings
 
 
-def _packed(model: Any, encoder: PairEncoder, pairs: list[EncodedPair]) -> Tensor:
+def _packed(model: Any, encoder: PairEncoder, pairs: FlatPairs) -> Tensor:
     """Logits [N] of a scorer, or an LM's [N, vocabulary] after each pair, with the pairs in shared rows."""
     batch = encoder.pack(pairs)
-    rows = [torch.from_numpy(array).long().to(model.device) for array in batch[:-1]]
+    rows = [torch.from_numpy(array).long().to(model.device) for array in batch.rows]
     if model.get_output_embeddings() is None:
         together = packed_scores(model, *rows).flatten()
     else:
@@ -118,7 +118,7 @@ def _packed(model: Any, encoder: PairEncoder, pairs: list[EncodedPair]) -> Tenso
     return together[torch.from_numpy(batch.slots).long().to(model.device)]
 
 
-def _alone(model: Any, pair: EncodedPair) -> Tensor:
+def _alone(model: Any, pair: Pair) -> Tensor:
     """A logit, or an LM's for every next token, by the class's own defaults for masks and positions."""
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(pair.token_ids)[None].long().to(model.device)}
     if model.get_output_embeddings() is not None:

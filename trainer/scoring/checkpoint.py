@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, unpack
+from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, chunks, unpack
 from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.rankings import check_known, read_run
 from trainer.data.records import DataError, QueryGroup
 from trainer.scoring.prefetch import prefetched
@@ -65,14 +65,11 @@ class GroupScorer:
 
     def _packed(self, groups: Sequence[QueryGroup]) -> Iterator[tuple[Ids, PackedBatch]]:
         for part in parts(groups, self._pairs_per_pack):
-            pairs = [pair for group in part for pair in encode_group(self._encoder, group.query, group.documents)]
             ids = [(group.query_id, document.doc_id) for group in part for document in group.documents]
-            yield ids, self._encoder.pack(pairs)
+            yield ids, self._encoder.pack(encode_groups(self._encoder, part))
 
     def _start(self, packed: PackedBatch) -> list[Tensor]:
-        size = self._rows_per_batch
-        rows = ([array[first : first + size] for array in packed[:-1]] for first in range(0, len(packed[0]), size))
-        return [self._scorer.start(PackedBatch._make([*arrays, packed.slots])) for arrays in rows]
+        return [self._scorer.start(rows) for rows in chunks(packed.rows, self._rows_per_batch)]
 
     def _read(self, started: Started, bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         scores = unpack(torch.cat(started.scores).cpu().numpy(), started.slots).tolist()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tritonclient.grpc as grpc
 
+from client.wire import LIMIT
 from model_repository.tokenizer.pair_encoding import FloatArray
 from trainer.data.records import DataError, JudgedDocument
 
@@ -120,7 +121,7 @@ class TritonServer:
     def _find_teacher(self) -> Teacher:
         steps = self._config(self._model).get("ensemble_scheduling", {}).get("step", [])
         configs = [self._config(step["model_name"]) for step in steps]
-        scorers = [config for config in configs if config.get("max_batch_size", 0) > 0]  # the others see no rows
+        scorers = [config for config in configs if LIMIT in config.get("parameters", {})]
         if len(scorers) != 1 or not self._client.is_model_ready(self._model, client_timeout=self._timeout_s):
             raise ServerError(
                 f"{self._url}: {self._model!r} is no ensemble of ours that is ready: --triton_model names one"
@@ -130,7 +131,9 @@ class TritonServer:
         version = max(map(int, metadata["versions"]))
         built = scorers[0].get("parameters", {}).get(f"version.{version}", {}).get("string_value")
         called = f"{name} version {version}"
-        return Teacher(called, built or f"{called} at {self._url}", scorers[0]["max_batch_size"])
+        return Teacher(
+            called, built or f"{called} at {self._url}", int(scorers[0]["parameters"][LIMIT]["string_value"])
+        )
 
     def _config(self, model: str) -> dict[str, Any]:
         answer = self._client.get_model_config(model, as_json=True, client_timeout=self._timeout_s)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_repository.tokenizer.pair_encoding import PackedBatch, PairEncoder
-from trainer.data.pairs import encode_group
+from model_repository.tokenizer.pair_encoding import INPUTS, PackedBatch, PairEncoder
+from trainer.data.pairs import encode_groups
 from trainer.data.records import JudgedDocument
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
@@ -74,8 +74,7 @@ class RankingCollator:
     encoder: PairEncoder
 
     def __call__(self, batch: Sequence[TrainingGroup]) -> RankingBatch:
-        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
-        packed = self.encoder.pack(pairs)
+        packed = self.encoder.pack(encode_groups(self.encoder, batch))
         return {
             "packed": _model_inputs(packed),
             "slots": torch.from_numpy(packed.slots).long(),
@@ -93,17 +92,15 @@ class LanguageCollator:
     encoder: PairEncoder
 
     def __call__(self, batch: Sequence[TrainingGroup]) -> LanguageBatch:
-        pairs = [pair for group in batch for pair in encode_group(self.encoder, group.query, group.documents)]
+        pairs = encode_groups(self.encoder, batch)
         packed = self.encoder.pack(pairs)
         weights = [target for group in batch for target in group.targets]
         labels_RL = np.full(packed.input_ids.shape, IGNORED, dtype=np.int64)
         weights_RL = np.zeros(packed.input_ids.shape, dtype=np.float32)
-        rows, places = np.divmod(packed.slots, packed.pool_positions.shape[1])
-        for pair, weight, row, place in zip(pairs, weights, rows, places, strict=True):
-            start = int(np.argmax(packed.segment_ids[row] == place + 1))
+        for pair, weight, start in zip(pairs, weights, packed.starts.tolist(), strict=True):
             document = slice(start + pair.document_start, start + len(pair.token_ids))
-            labels_RL[row, document] = packed.input_ids[row, document]
-            weights_RL[row, document] = weight
+            labels_RL.reshape(-1)[document] = pair.token_ids[pair.document_start :]
+            weights_RL.reshape(-1)[document] = weight
         return {
             "packed": _model_inputs(packed),
             "labels": torch.from_numpy(labels_RL),
@@ -124,5 +121,4 @@ class PassOver:
 
 
 def _model_inputs(packed: PackedBatch) -> dict[str, Tensor]:
-    names = packed._fields[:-1]
-    return {name: torch.from_numpy(array).long() for name, array in zip(names, packed[:-1], strict=True)}
+    return {name: torch.from_numpy(array).long() for name, array in zip(INPUTS, packed.rows, strict=True)}

@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 from trainer.measures.metrics import MEASURE, judgments, per_query
 
@@ -59,7 +59,7 @@ class HeldOut:
         scores: Scores = {}
         for group in self.groups:
             if group.query_id in qrels:
-                values = scorer.score(encoder.pack(encode_group(encoder, group.query, group.documents))).tolist()
+                values = scorer.score(encoder.pack(encode_groups(encoder, [group]))).tolist()
                 doc_ids = (document.doc_id for document in group.documents)
                 scores[group.query_id] = dict(zip(doc_ids, values, strict=True))
         scorer.model.train(was_training)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import strtobool
 
-from model_repository.tokenizer.pair_encoding import PackedBatch
+from model_repository.tokenizer.pair_encoding import INPUTS
 from trainer.checkpoints.load import Model, PackedScorer
 
 
@@ -83,7 +83,7 @@ class _CalledScorer(PackedScorer):
     """Goes through the model's call, whose hooks gather the weights; its forward is packed (``use_packed_forward``)."""
 
     def forward(self, *rows: Tensor) -> Tensor:
-        scores_RS: Tensor = self.model(**dict(zip(PackedBatch._fields[:-1], rows, strict=True)))
+        scores_RS: Tensor = self.model(**dict(zip(INPUTS, rows, strict=True)))
         return scores_RS
 
 

@@ -1,10 +1,10 @@
-"""The limit: the engine of a built version alone, on rows that are packed beforehand, and matrices of its shapes."""
+"""The limit: the engine of a built version alone, on pairs that are encoded beforehand, and matrices of its shapes."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,10 @@ from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main
 from bench.serving.workers import matrices
-from engines.library import serving_class
+from engines.library import runner, serving_class
 from engines.table import ENGINES
-from model_repository.student.processor_engine import ProcessorEngine, Rows
-from model_repository.tokenizer.pair_encoding import Document, PackedBatch, PairEncoder, unpack
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PairEncoder
 
 FULL_ROWS = 64
 
@@ -34,7 +34,7 @@ class EngineSystem:
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))
         self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
-        self._engine = ProcessorEngine.load(newest, serving_class(ENGINES[self._library]))
+        self._run = runner(PairScorer.load(newest, serving_class(ENGINES[self._library])))
         self.versions = {self._library: version(self._library)}
 
     def use(self, option: Option) -> None:
@@ -43,25 +43,27 @@ class EngineSystem:
 
     def connect(self) -> Score:
         def score(query: str, documents: tuple[str, ...]) -> list[float]:
-            batch = self._encoder.pack(self._encoder.encode(query, [Document("", text) for text in documents]))
-            return list(unpack(self._engine.score_packed(batch[:-1]), batch.slots))
+            return list(self._run(self._pairs(query, documents)))
 
         return score
 
     def alone(self, traffic: Traffic, documents: int, seconds: float, seed: int) -> dict[str, float]:
-        """The first request of a cell, packed before the clock starts, and full rows of one token after another."""
+        """The first request of a cell, encoded before the clock starts, and pairs that fill half a row each."""
         query, texts = next(traffic.requests(documents, 0.0, seed))
-        batch = self._encoder.pack(self._encoder.encode(query, [Document("", text) for text in texts]))
-        tokens = int((batch.segment_ids > 0).sum())
-        runs_a_second = _rate(lambda: self._engine.score_packed(batch[:-1]), seconds)
-        full = self._full(batch)
+        pairs = self._pairs(query, texts)
+        tokens = len(pairs.token_ids)
+        runs_a_second = _rate(lambda: self._run(pairs), seconds)
+        full = self._full(pairs)
         return {
             "documents_per_second": documents * runs_a_second,
             "tokens_per_second": tokens * runs_a_second,
-            "full_tokens_per_second": full[0].size * _rate(lambda: self._engine.score_packed(full), seconds),
+            "full_tokens_per_second": len(full.token_ids) * _rate(lambda: self._run(full), seconds),
             "mean_tokens": tokens / documents,
-            "fill": tokens / batch.segment_ids.size,
+            "fill": tokens / self._encoder.pack(pairs).segment_ids.size,
         }
+
+    def _pairs(self, query: str, texts: Sequence[str]) -> FlatPairs:
+        return self._encoder.encode(query, [Document(title="", summary=text) for text in texts])
 
     def matrix_limit(self, traffic: Traffic, precision: str, seconds: float) -> dict[str, Any]:
         """Operations a second of the model's matrix products, and how many a token needs."""
@@ -74,24 +76,11 @@ class EngineSystem:
             "runs_in": runs_in,
         }
 
-    def _full(self, batch: PackedBatch) -> Rows:
-        """Rows in which every slot is a token: two pairs in each."""
-        length, slots = batch.input_ids.shape[1], batch.pool_positions.shape[1]
-        half = length // 2
-        draw = np.random.default_rng(0)
-        ids = draw.choice(batch.input_ids[batch.segment_ids > 0], (FULL_ROWS, length)).astype(np.int32)
-        positions = np.concatenate([np.arange(half), np.arange(length - half)]).astype(np.int32)
-        segments = np.repeat(np.array([1, 2], np.int32), [half, length - half])
-        pools = np.zeros((FULL_ROWS, slots), np.int32)
-        pools[:, 1] = half
-        rows = {
-            "input_ids": ids,
-            "token_type_ids": np.zeros_like(ids),
-            "position_ids": np.tile(positions, (FULL_ROWS, 1)),
-            "segment_ids": np.tile(segments, (FULL_ROWS, 1)),
-            "pool_positions": pools,
-        }
-        return tuple(rows[name] for name in PackedBatch._fields[:-1])
+    def _full(self, pairs: FlatPairs) -> FlatPairs:
+        """Pairs of equal length, two of which fill a row."""
+        lengths = np.full(2 * FULL_ROWS, self._encoder.config.row_length // 2)
+        ids = np.random.default_rng(0).choice(pairs.token_ids, int(lengths.sum())).astype(np.int32)
+        return FlatPairs(ids, lengths, lengths, np.zeros(len(lengths), np.bool_))
 
 
 def _rate(run: Callable[[], object], seconds: float) -> float:

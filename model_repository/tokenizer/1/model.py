@@ -1,4 +1,4 @@
-"""Triton's Python model ``tokenizer``: query and documents to packed rows."""
+"""Triton's Python model ``tokenizer``: query and documents to pairs, flat or in packed rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from packed_request import PackedRequest, RequestPacker, check_student
-from pair_encoding import EncodingError, PairEncoder
+from pair_encoding import EncodingError, FlatPairs, PairEncoder
+from request_encoder import RequestEncoder, check_student
 from token_cache import TokenCache
 
 TEXTS = ("TITLES", "SUMMARIES")
 IDS = ("DOCUMENT_IDS", "DOCUMENT_LENGTHS")
+FLAT = ("token_ids", "lengths", "document_starts")
 METRICS = (
     ("lookups", "documents that were looked up", "counter"),
     ("hits", "documents that were not tokenised again", "counter"),
@@ -26,11 +28,13 @@ METRICS_EVERY_S = 1.0
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         directory = Path(args["model_repository"])
+        encoder = PairEncoder.load(directory)
         config = json.loads(args["model_config"])
-        self.packer = RequestPacker(PairEncoder.load(directory), _cache_bytes(config))
+        self.layout = encoder.config.layout
+        self.encoder = RequestEncoder(encoder, _cache_bytes(config))
         scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
-        self.metrics = CacheMetrics(args, self.packer.cache)
+        self.metrics = CacheMetrics(args, self.encoder.cache)
         self.metrics.start()  # last: Triton does not finalize what it could not initialize
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
@@ -42,19 +46,27 @@ class TritonPythonModel:
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
-            packed = self._packed(tensors)
+            pairs = self._pairs(tensors)
         except EncodingError as error:
             invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=invalid)
-        outputs = {**packed.batch._asdict(), "TRUNCATED": packed.truncated}
+        outputs = self._outputs(pairs, {*request.requested_output_names()})
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
-    def _packed(self, tensors: dict[str, Any]) -> PackedRequest:
+    def _outputs(self, pairs: FlatPairs, names: set[str]) -> dict[str, Any]:
+        """The outputs that are asked for: rows are laid out only for a student that cannot do it."""
+        outputs: dict[str, Any] = {"TRUNCATED": pairs.truncated}
+        outputs |= {name: getattr(pairs, name).astype(np.int32) for name in FLAT}
+        if not names <= outputs.keys():
+            outputs |= self.layout.pack(pairs)._asdict()
+        return {name: outputs[name] for name in names}
+
+    def _pairs(self, tensors: dict[str, Any]) -> FlatPairs:
         query = tensors.pop("QUERY")
         if tensors.keys() == {*TEXTS}:
-            return self.packer.pack_texts(query, *(tensors[name] for name in TEXTS))
+            return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS))
         if tensors.keys() == {*IDS}:
-            return self.packer.pack_ids(query, *(tensors[name] for name in IDS))
+            return self.encoder.encode_ids(query, *(tensors[name] for name in IDS))
         raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
 
 

@@ -13,12 +13,13 @@ from onnx import numpy_helper
 from client import RankingClient
 from engines import versions
 from engines.builders.onnxruntime import PRODUCT
-from model_repository.student.onnxruntime_engine import OnnxRuntimeEngine
-from model_repository.student.processor_engine import ProcessorEngine
-from model_repository.tokenizer.pair_encoding import PairEncoder, unpack
+from engines.library import runner
+from model_repository.student.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.engines.test_versions import PRODUCTS, QUERY, TAU, every_length
-from tests.model_repository.test_serving import answer, documents
 from tests.support.checkpoints import write_groups
+from tests.support.requests import answer, documents
 from tests.support.servers import Reference, build, running
 from trainer.measures.metrics import kendall_tau
 
@@ -60,7 +61,7 @@ def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_
     """1 to 1,000 documents, of one token to a full row, of every script."""
     requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
     encoder = PairEncoder.load(repository / "tokenizer")
-    engine = ProcessorEngine.load(repository / "student/2", OnnxRuntimeEngine)
+    run = runner(PairScorer.load(repository / "student/2", OnnxRuntimeEngine))
     assert versions.main(["use", "1", "--beside", "2", "--model_repository", str(repository)]) == 0
     with running(repository, tmp_path / "log") as server:
         with RankingClient(server.url) as client:
@@ -70,8 +71,7 @@ def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_
         with RankingClient(server.url, model="ranker_2") as client:
             for candidates in requests:
                 got = answer(client, QUERY, candidates).scores
-                batch = encoder.pack(encoder.encode(QUERY, candidates))
-                alone = unpack(engine.score_packed(batch[:-1]), batch.slots)
+                alone = run(encoder.encode(QUERY, candidates))
                 np.testing.assert_allclose(got, alone, atol=1e-4, rtol=0)
                 assert kendall_tau(got.tolist(), reference(QUERY, candidates).scores.tolist()) >= TAU
     assert server.log.read_text().count("ONNX Runtime ") == 2

@@ -14,8 +14,9 @@ import pytest
 from engines.arguments import BuildArguments
 from engines.builders.openvino import OpenVino
 from engines.job import Job
-from engines.records import INPUTS, OUTPUT
-from model_repository.student.openvino_engine import core
+from engines.records import OUTPUT
+from model_repository.student.runtime.openvino_engine import core
+from model_repository.tokenizer.pair_encoding import INPUTS
 from tests import ROOT
 from tests.support.checkpoints import tiny_roberta, write_groups
 
@@ -77,7 +78,7 @@ def test_engines_that_end_in_any_order_leave_signals_working(tmp_path: Path) -> 
     code = f"""
 import os, signal
 from pathlib import Path
-from model_repository.student.openvino_engine import OpenVinoEngine
+from model_repository.student.runtime.openvino_engine import OpenVinoEngine
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
 engines = [OpenVinoEngine(Path({str(path)!r}), "fp32", 1) for _ in range(2)]
 del engines[0]

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from engines.builders import tensorrt
 from engines.graph.export import export_graph
-from engines.records import INPUTS, OUTPUT, Dimensions, EngineError, Graph
+from engines.records import OUTPUT, Dimensions, EngineError, Graph
+from model_repository.tokenizer.pair_encoding import INPUTS
 from tests.support.checkpoints import tiny_bert, tiny_llama
 from trainer.checkpoints.load import load_scorer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +14,11 @@ from engines.arguments import BuildArguments
 from engines.builders import builder_for
 from engines.job import Job
 from engines.records import BuiltEngine, EngineError
-from model_repository.student.torch_engine import EngineStartError, Rows, TorchEngine, sizes
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, unpack
+from model_repository.student.runtime.torch_engine import EngineStartError, TorchEngine, sizes
+from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PackedBatch, chunks, unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
 ROWS = 5
@@ -30,7 +29,8 @@ LIMITS = {"fp32": 1e-5, "bf16": 0.1, "fp16": 0.01}
 
 class Built(NamedTuple):
     engine: BuiltEngine
-    batch: PackedBatch
+    pairs: FlatPairs
+    batch: PackedBatch  # the same pairs
     expected: FloatArray  # [N]
 
 
@@ -41,9 +41,10 @@ def arguments(checkpoint: Path, data: Path, precision: str, rows: int) -> BuildA
 def built(maker: Callable[..., Path], precision: str, directory: Path) -> Built:
     data = write_groups(directory / "dev.jsonl", queries=1, documents=40)
     wanted = arguments(maker(directory / "checkpoint"), data, precision, ROWS)
-    job, (group,) = Job.of(wanted, directory), read_groups(data)
-    batch = job.encoder.pack(encode_group(job.encoder, group.query, group.documents))
-    return Built(builder_for(wanted).build(job), batch, PackedScorer(job.model).score(batch))
+    job = Job.of(wanted, directory)
+    pairs = encode_groups(job.encoder, read_groups(data))
+    batch = job.encoder.pack(pairs)
+    return Built(builder_for(wanted).build(job), pairs, batch, PackedScorer(job.model).score(batch))
 
 
 @pytest.fixture(scope="module")
@@ -56,38 +57,36 @@ def test_program_scores_as_the_model(maker: Callable[..., Path], precision: str,
     got = built(maker, precision, tmp_path)
     assert [path.name for path in got.engine.files] == ["model.pt2"]
     assert (got.engine.runs_in, got.engine.judged) == (precision, "the engine")
-    difference = np.abs(unpack(got.engine.run(got.batch), got.batch.slots) - got.expected).max()
+    difference = np.abs(got.engine.run(got.pairs) - got.expected).max()
     assert difference < LIMITS[precision]
     assert (difference > 1e-5) == (precision != "fp32"), "half precision must really be computed in"
 
 
-def test_rows_of_any_number(bert: Built) -> None:
+def test_pairs_of_any_number(bert: Built) -> None:
     """Traced with two rows, run in chunks of five."""
-    everything = bert.engine.run(bert.batch)
-    assert len(everything) % ROWS and len(everything) > 2 * ROWS, len(everything)
-    np.testing.assert_allclose(unpack(everything, bert.batch.slots), bert.expected, atol=1e-5, rtol=0)
-    for count in (1, 2, 3):
-        few = PackedBatch._make([*(array[:count] for array in bert.batch[:-1]), bert.batch.slots])
-        np.testing.assert_allclose(bert.engine.run(few), everything[:count], atol=1e-5, rtol=0)
+    rows = len(bert.batch.input_ids)
+    assert rows % ROWS and rows > 2 * ROWS, rows
+    np.testing.assert_allclose(bert.engine.run(bert.pairs), bert.expected, atol=1e-5, rtol=0)
+    for count in (1, 2, 3, 7):
+        np.testing.assert_allclose(bert.engine.run(bert.pairs[:count]), bert.expected[:count], atol=1e-5, rtol=0)
 
 
 def test_fixed_sizes_give_the_same_scores(bert: Built) -> None:
     """Each count of rows goes to the next size, beside what an earlier call left there."""
-    engine = TorchEngine(bert.engine.files[0], 5, compiled="always", backend="eager")
-    assert "compiled for 1, 2, 4, 5 rows" in engine.describe()
-    whole = bert.engine.run(bert.batch)
-    rows: Rows = bert.batch[:-1]
-    for start in range(len(whole)):
-        for count in range(1, len(whole) - start + 1):
-            part = engine.score(tuple(array[start:][:count] for array in rows))
-            np.testing.assert_allclose(part, whole[start:][:count], atol=1e-5, rtol=0)
+    fixed = TorchEngine(bert.engine.files[0], 5, compiled="always", backend="eager")
+    assert "compiled for 1, 2, 4, 5 rows" in fixed.describe()
+    rows, eager = bert.batch.rows, TorchEngine(bert.engine.files[0], 5, compiled="never")
+    for start in range(len(rows[0])):
+        for count in range(1, 6):
+            some = tuple(array[start:][:count] for array in rows)
+            np.testing.assert_allclose(fixed.infer(some), eager.infer(some), atol=1e-5, rtol=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled for a GPU anyway")
 def test_compiled_scores_as_pytorch(bert: Built) -> None:
     engine = TorchEngine(bert.engine.files[0], 1, compiled="always")
-    scores = unpack(engine.score(bert.batch[:-1]), bert.batch.slots)
-    np.testing.assert_allclose(scores, bert.expected, atol=1e-5, rtol=0)
+    scores_RS = np.concatenate([engine.infer(row) for row in chunks(bert.batch.rows, 1)])
+    np.testing.assert_allclose(unpack(scores_RS, bert.batch.slots), bert.expected, atol=1e-5, rtol=0)
     assert "eager" in TorchEngine(bert.engine.files[0], 1, compiled="gpu").describe()
 
 
@@ -102,9 +101,8 @@ def test_compilation_that_fails_keeps_the_engine_from_starting(bert: Built) -> N
 
 def test_an_older_torch_is_told_what_it_lacks(bert: Built, tmp_path: Path) -> None:
     manifest = {"versions": {"torch": "99.1.0+cpu"}, "rows_per_call": 1, "torch_compile": "gpu"}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(EngineStartError, match=r"was built by torch 99\.1\.0\+cpu, and torch .* is here"):
-        TorchEngine.load(tmp_path)
+        TorchEngine.load(tmp_path, manifest, instances=1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,11 @@ from transformers import PreTrainedModel
 
 from engines.builders.openvino import open_runner
 from engines.graph.export import OPSET, export_graph
-from engines.records import INPUTS, OUTPUT, Dimensions, Graph
-from model_repository.tokenizer.pair_encoding import FloatArray, PackedBatch, PairEncoder, unpack
+from engines.records import OUTPUT, Dimensions, Graph, packed
+from model_repository.tokenizer.pair_encoding import INPUTS, FlatPairs, FloatArray, PairEncoder, Rows
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
 
@@ -38,31 +39,30 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Exported(model, encoder, graph, write_groups(directory / "dev.jsonl"))
 
 
-def packed(exported: Exported, pairs: int) -> PackedBatch:
-    encoder = exported.encoder
-    all_pairs = [
-        pair for group in read_groups(exported.groups) for pair in encode_group(encoder, group.query, group.documents)
-    ]
-    return encoder.pack(all_pairs[:pairs])
+def encoded(exported: Exported, pairs: int) -> FlatPairs:
+    return encode_groups(exported.encoder, read_groups(exported.groups))[:pairs]
 
 
-def in_onnxruntime(graph: Graph, batch: PackedBatch) -> FloatArray:
+def in_onnxruntime(graph: Graph, pairs: FlatPairs) -> FloatArray:
     session = onnxruntime.InferenceSession(graph.path)
-    scores: FloatArray = session.run([OUTPUT], dict(zip(INPUTS, batch[:-1], strict=True)))[0]
-    return scores
+
+    def run(rows: Rows) -> FloatArray:
+        return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, rows, strict=True)))[0])
+
+    return packed(run, graph.dimensions.layout, rows_per_call=8)(pairs)
 
 
-def in_openvino(graph: Graph, batch: PackedBatch) -> FloatArray:
-    return open_runner(graph, "fp32", rows_per_call=8)(batch)
+def in_openvino(graph: Graph, pairs: FlatPairs) -> FloatArray:
+    return open_runner(graph, "fp32", rows_per_call=8)(pairs)
 
 
 @pytest.mark.parametrize("run", [in_onnxruntime, in_openvino])
-@pytest.mark.parametrize("pairs", [1, 7, 24])  # one row, some, many: the graph was traced with two
-def test_graph_scores_as_pytorch(exported: Exported, run: object, pairs: int) -> None:
-    batch = packed(exported, pairs)
-    assert callable(run)
-    scores = unpack(run(exported.graph, batch), batch.slots)
-    np.testing.assert_allclose(scores, PackedScorer(exported.model).score(batch), atol=1e-5, rtol=0)
+@pytest.mark.parametrize("count", [1, 7, 24])  # one row, some, many: the graph was traced with two
+def test_graph_scores_as_pytorch(exported: Exported, run: Callable[[Graph, FlatPairs], FloatArray], count: int) -> None:
+    """To 1e-5: both compute in float32, by other kernels."""
+    pairs = encoded(exported, count)
+    expected = PackedScorer(exported.model).score(exported.encoder.pack(pairs))
+    np.testing.assert_allclose(run(exported.graph, pairs), expected, atol=1e-5, rtol=0)
 
 
 def test_graph_has_the_packed_layout(exported: Exported) -> None:
@@ -80,7 +80,8 @@ def test_graph_has_the_packed_layout(exported: Exported) -> None:
 
 
 def test_chunks_change_no_score(exported: Exported) -> None:
-    batch = packed(exported, 24)
-    assert len(batch.input_ids) % 6, "the last chunk must be a short one"
-    whole, in_parts = (open_runner(exported.graph, "fp32", rows)(batch) for rows in (len(batch.input_ids), 6))
+    pairs = encoded(exported, 24)
+    count = len(exported.encoder.pack(pairs).input_ids)
+    assert count % 6, "the last chunk must be a short one"
+    whole, in_parts = (open_runner(exported.graph, "fp32", rows)(pairs) for rows in (count, 6))
     np.testing.assert_allclose(in_parts, whole, atol=1e-5, rtol=0)

@@ -14,7 +14,7 @@ from engines.graph.precision import DTYPES, typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
 Maker = Callable[[Path], Path]
@@ -27,7 +27,7 @@ def test_typed_model_scores_as_the_model(maker: Maker, precision: str, limit: fl
     encoder = PairEncoder.load(checkpoint)
     model = load_scorer(checkpoint, encoder)
     group = read_groups(write_groups(tmp_path / "dev.jsonl", documents=20))[0]
-    batch = encoder.pack(encode_group(encoder, group.query, group.documents))
+    batch = encoder.pack(encode_groups(encoder, [group]))
     typed = typed_model(model, precision)
     difference = np.abs(PackedScorer(typed).score(batch) - PackedScorer(model).score(batch)).max()
     assert difference < limit

@@ -78,7 +78,7 @@ def test_code_of_another_release_is_replaced_and_removed(repository: Path, check
     scorer, tokenizer = repository / models.scorer, repository / models.tokenizer
     (tokenizer / "pair_encoding.py").write_text("# of an older release\n")
     (tokenizer / "1/old_model.py").touch()
-    (scorer / "openvino_engine.py").unlink()
+    (scorer / "runtime/openvino_engine.py").unlink()
     (scorer / "packed_engine.py").write_text("# of an older release\n")
     (scorer / "notes.txt").write_text("not code\n")
     (first / "model.py").write_text("import packed_engine\n")

@@ -109,7 +109,7 @@ def test_cached_ids_make_the_pairs_of_the_encoder(encoder: PairEncoder, requests
 
         held = cache.get([text.encode() for text in texts], tokenise)
         arrays = [np.frombuffer(ids, dtype=encoder.id_type).astype(np.int32) for ids in held]
-        wanted = encoder.document_ids([Document(text, "") for text in texts])
+        wanted = encoder.document_ids([Document(title=text, summary="") for text in texts])
         assert [array.tolist() for array in arrays] == [
             part.tolist() for part in np.split(wanted.token_ids, np.cumsum(wanted.lengths)[:-1])
         ]

@@ -25,7 +25,7 @@ from trainer.checkpoints.load import (
 )
 from trainer.packed.forward import MASKED, attention_mask
 
-DOCUMENTS = [Document("river " * size, "bridge " * (size // 2)) for size in range(1, 20)]
+DOCUMENTS = [Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_packed_scores_equal_scores_one_by_one(kind: str, bert: Path, llama: Pat
     scorer = PackedScorer(load_scorer(directory))
     pairs = encoder.encode("river bridge", DOCUMENTS)
     together = scorer.score(encoder.pack(pairs))
-    alone = np.concatenate([scorer.score(encoder.pack([pair])) for pair in pairs])
+    alone = np.concatenate([scorer.score(encoder.pack(pairs[at : at + 1])) for at in range(len(pairs))])
     assert np.abs(together - alone).max() < 1e-5
     assert together.std() > 1e-3
 

@@ -23,7 +23,7 @@ from trainer.checkpoints.load import PackedScorer, load_scorer
 
 LORA = [*FEW, "--lora_rank", 4, "--lora_dropout", 0.1, "--learning_rate", "3e-3"]
 KEPT = ["--lora_merge", "false"]
-DOCUMENTS = [Document("river " * size, "bridge " * (size // 2)) for size in range(1, 12)]
+DOCUMENTS = [Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 12)]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,9 @@ LONGEST = LIMITS["max_pair_tokens"]
 CONTROL_TOKENS: dict[str, Any] = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
 SOME_LAYERS = {"use_sliding_window": True, "max_window_layers": 1}
 GROUPED = {"num_key_value_heads": 4, "head_dim": 8}
-DOCUMENTS = [Document("river " * size, "bridge " * (size // 2)) for size in range(1, 40)]  # the last ones are cut
+DOCUMENTS = [
+    Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 40)
+]  # the last ones are cut
 
 ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
@@ -201,7 +203,7 @@ def test_a_saved_student_scores_the_same_in_other_loaders(make: Any, tmp_path: P
     encoder = PairEncoder.load(directory)
     pairs = encoder.encode("river bridge", DOCUMENTS)
     ours = PackedScorer(load_scorer(directory)).score(encoder.pack(pairs))
-    texts = [" ".join(filter(None, document)) for document in DOCUMENTS]
+    texts = [document.text for document in DOCUMENTS]
     reference = CrossEncoder(str(directory), activation_fn=torch.nn.Identity(), device="cpu", max_length=LONGEST)
     theirs = reference.predict([("river bridge", text) for text in texts])
     whole = np.array([not pair.truncated for pair in pairs])

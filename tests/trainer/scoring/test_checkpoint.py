@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from model_repository.tokenizer.pair_encoding import PackedBatch
+from model_repository.tokenizer.pair_encoding import Rows
 from tests.support.checkpoints import tiny_llama, write_groups
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 from trainer.scoring.checkpoint import GroupScorer, progress
 
@@ -26,9 +26,9 @@ def test_no_forward_has_more_rows_than_asked_for(
     seen: list[int] = []
     start = PackedScorer.start
 
-    def watched(self: PackedScorer, batch: PackedBatch) -> Tensor:
-        seen.append(len(batch.input_ids))
-        return start(self, batch)
+    def watched(self: PackedScorer, rows: Rows) -> Tensor:
+        seen.append(len(rows[0]))
+        return start(self, rows)
 
     monkeypatch.setattr(PackedScorer, "start", watched)
     scorer = GroupScorer(str(checkpoint), rows_per_batch)
@@ -38,6 +38,6 @@ def test_no_forward_has_more_rows_than_asked_for(
     assert max(seen) == min(rows_per_batch, sum(seen))
     assert (len(seen) == 1) == (rows_per_batch == 1000)
     assert [row[:2] for row in got] == [(group.query_id, one.doc_id) for group in groups for one in group.documents]
-    pairs = [pair for group in groups for pair in encode_group(scorer._encoder, group.query, group.documents)]
-    alone = [scorer._scorer.score(scorer._encoder.pack([pair]))[0] for pair in pairs]
+    pairs = encode_groups(scorer._encoder, groups)
+    alone = [scorer._scorer.score(scorer._encoder.pack(pairs[at : at + 1]))[0] for at in range(len(pairs))]
     np.testing.assert_allclose([row[2] for row in got], alone, atol=1e-5)

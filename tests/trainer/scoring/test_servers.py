@@ -8,16 +8,18 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tritonclient.grpc as grpc
 
 from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.requests import student_inputs
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.support.stages import finish, started
 from trainer import score
@@ -87,10 +89,10 @@ def assert_same(got: list[dict[str, object]], expected: list[dict[str, object]])
 
 
 def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
-    documents = [Document("bread", "market " * length) for length in range(20)]
+    documents = [Document(title="bread", summary="market " * length) for length in range(20)]
     for model, checkpoint in (("ranker", served.student), ("teacher_ranker", served.teacher)):
         with RankingClient(served.server.url, model) as client:
-            got = client.score("garden bridge", [document._asdict() for document in documents])
+            got = client.score("garden bridge", [asdict(document) for document in documents])
         np.testing.assert_allclose(got, Reference(checkpoint)("garden bridge", documents).scores, atol=TOLERANCE)
 
 
@@ -206,3 +208,11 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(DataError, match="t: query 'q', document 'e': the score is nan"):
         list(named_scores("t", [("q", "d"), ("q", "e")], [0.5, float("nan")]))
+
+
+def test_a_teachers_errors_bear_its_name(served: Served) -> None:
+    with (
+        grpc.InferenceServerClient(served.server.url) as raw,
+        pytest.raises(grpc.InferenceServerException, match="teacher: a pair has 1 to 96 tokens, not 97"),
+    ):
+        raw.infer("teacher", student_inputs([97]))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
-from model_repository.tokenizer.pair_encoding import PairEncoder
+from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.memory import Peak
@@ -146,7 +146,7 @@ def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> 
     total = torch.zeros(())
     tokens = 0.0
     for document, weight in zip(group.documents, group.targets, strict=True):
-        (pair,) = encoder.encode(group.query, [(document.title, document.summary)])  # type: ignore[list-item]
+        (pair,) = encoder.encode(group.query, [Document(title=document.title, summary=document.summary)])
         ids = torch.from_numpy(pair.token_ids).long()
         logits = model(ids[None]).logits[0].detach()[pair.document_start - 1 : -1]
         total = total + weight * F.cross_entropy(logits, ids[pair.document_start :], reduction="sum")

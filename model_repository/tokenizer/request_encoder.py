@@ -1,7 +1,6 @@
-"""A request's strings or ids to packed rows, and the check that the student was built for them.
+"""A request's strings or ids to pairs, and the check that the student was built for them.
 
-Shapes: N documents, T token ids of them all, R rows, L token slots a row, S pairs at most a row. Triton
-puts this directory on ``sys.path``, so the contract is imported by its bare name.
+Triton puts this directory on ``sys.path``, so the contract is imported by its bare name.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pair_encoding import DocumentIds, EncodingError, IntArray, PackedBatch, PairEncoder, encoding_hash
+from pair_encoding import Document, DocumentIds, EncodingError, FlatPairs, IntArray, PairEncoder, encoding_hash
 from token_cache import TokenCache
 
 # Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
@@ -24,15 +22,8 @@ NUMBER = re.compile("[1-9][0-9]*")
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
 
 
-class PackedRequest(NamedTuple):
-    """``truncated[N]`` says of each document whether it, or the query, was cut."""
-
-    batch: PackedBatch
-    truncated: npt.NDArray[np.bool_]
-
-
-class RequestPacker:
-    """Requests to packed rows by one artefact's encoder; a capacity of 0 keeps no documents' ids.
+class RequestEncoder:
+    """Requests to pairs by one artefact's encoder; a capacity of 0 keeps no documents' ids.
 
     All that it raises are EncodingErrors, which name the input and the index and never quote the text.
     """
@@ -41,8 +32,8 @@ class RequestPacker:
         self.cache = TokenCache(cache_bytes)
         self._encoder = encoder
 
-    def pack_texts(self, query: Strings, titles: Strings, summaries: Strings) -> PackedRequest:
-        """Rows of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
+    def encode_texts(self, query: Strings, titles: Strings, summaries: Strings) -> FlatPairs:
+        """The pairs of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
         if titles.shape != summaries.shape:
             raise EncodingError(
                 f"TITLES has {titles.size} elements and SUMMARIES {summaries.size}; a document has both"
@@ -54,12 +45,12 @@ class RequestPacker:
             self._encoder.check_size(f"document {index}", len(text))
 
         def tokenise(places: Sequence[int]) -> list[IntArray]:
-            return self._encoder.tokenise([_joined(place, *documents[place]) for place in places])
+            return self._encoder.tokenise([_decoded_text(place, *documents[place]) for place in places])
 
-        return self._pack(query, self._document_ids(texts, tokenise))
+        return self._pairs(query, self._document_ids(texts, tokenise))
 
-    def pack_ids(self, query: Strings, document_ids: IntArray, document_lengths: IntArray) -> PackedRequest:
-        """Rows of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
+    def encode_ids(self, query: Strings, document_ids: IntArray, document_lengths: IntArray) -> FlatPairs:
+        """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
         as many as ``document_lengths[N]`` says, without any template."""
         self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
         if document_lengths.min() < 0:
@@ -72,7 +63,7 @@ class RequestPacker:
                 "elements: it holds the ids of all documents, one after the other"
             )
         self._encoder.check_ids(documents)
-        return self._pack(query, documents)
+        return self._pairs(query, documents)
 
     def _document_ids(self, texts: Sequence[bytes], tokenise: Callable[[Sequence[int]], list[IntArray]]) -> DocumentIds:
         if not self.cache.capacity_bytes:
@@ -82,9 +73,8 @@ class RequestPacker:
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)) // kind.itemsize
         return DocumentIds(np.frombuffer(b"".join(ids), dtype=kind).astype(np.int32), lengths)
 
-    def _pack(self, query: Strings, documents: DocumentIds) -> PackedRequest:
-        pairs = self._encoder.pairs(_decoded("QUERY", 0, query.item()), documents)
-        return PackedRequest(self._encoder.pack(pairs), pairs.truncated)
+    def _pairs(self, query: Strings, documents: DocumentIds) -> FlatPairs:
+        return self._encoder.pairs(_decoded("QUERY", 0, query.item()), documents)
 
     def _check_count(self, name: str, count: int) -> None:
         limit = self._encoder.config.max_documents
@@ -92,9 +82,8 @@ class RequestPacker:
             raise EncodingError(f"{name} has {count} elements; a request takes 1 to {limit} documents")
 
 
-def _joined(index: int, title: bytes, summary: bytes) -> str:
-    parts = (_decoded("TITLES", index, title), _decoded("SUMMARIES", index, summary))
-    return " ".join(part for part in parts if part)
+def _decoded_text(index: int, title: bytes, summary: bytes) -> str:
+    return Document(title=_decoded("TITLES", index, title), summary=_decoded("SUMMARIES", index, summary)).text
 
 
 def _decoded(name: str, index: int, text: bytes) -> str:

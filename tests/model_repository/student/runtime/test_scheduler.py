@@ -1,4 +1,4 @@
-"""Every row is scored once and every request answered once, fairly, whatever comes and whatever fails."""
+"""Every pair is scored once and every request answered once, fairly, whatever comes and whatever fails."""
 
 from __future__ import annotations
 
@@ -6,51 +6,52 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Queue
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_repository.student.scheduler import (
+from model_repository.student.runtime.packing import FlatPairs, FloatArray
+from model_repository.student.runtime.scheduler import (
     SHARE_OF_OLDEST,
     OverloadedError,
+    PairQueue,
     Request,
-    RowQueue,
-    Rows,
     Scheduler,
-    Scores,
     StoppedError,
 )
+from tests.support.pairs import pairs_of
 
 PATIENCE_S = 30.0
-ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=15)  # (after rows, rows)
+ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=15)  # (after pairs, pairs)
 
 
-def double(rows: Rows) -> Scores:
-    """Row r's two scores: its number doubled, and the second input's."""
-    scores: Scores = np.stack([rows[0][:, 0] * 2, rows[1][:, 0]], axis=1).astype(np.float32)
+def double(pairs: FlatPairs) -> FloatArray:
+    """A pair's first token doubled."""
+    scores: FloatArray = (pairs.token_ids[np.cumsum(pairs.lengths) - pairs.lengths] * 2).astype(np.float32)
     return scores
 
 
 @dataclass(eq=False)
 class Asked:
-    """A request of rows numbered from ``first`` and, once it is there, its answer."""
+    """A request of pairs of one token, numbered from ``first``, and its answer once it is there."""
 
     first: int
     size: int
-    outcomes: list[Scores | Exception] = field(default_factory=list)
+    outcomes: list[FloatArray | Exception] = field(default_factory=list)
     answered: threading.Event = field(default_factory=threading.Event)
 
     def request(self) -> Request:
-        numbers = np.arange(self.first, self.first + self.size, dtype=np.int32)[:, None]
-        return Request((numbers, -numbers), np.ones(self.size, np.int64), self._answer)
+        numbers, ones = np.arange(self.first, self.first + self.size, dtype=np.int32), np.ones(self.size, np.int64)
+        return Request(FlatPairs(numbers, ones, ones, np.zeros(self.size, np.bool_)), self._answer)
 
-    def _answer(self, outcome: Scores | Exception) -> None:
+    def _answer(self, outcome: FloatArray | Exception) -> None:
         self.outcomes.append(outcome)
         self.answered.set()
 
-    def outcome(self) -> Scores | Exception:
+    def outcome(self) -> FloatArray | Exception:
         assert self.answered.wait(PATIENCE_S)
         (outcome,) = self.outcomes
         return outcome
@@ -59,11 +60,11 @@ class Asked:
         numbers = np.arange(self.first, self.first + self.size)
         outcome = self.outcome()
         assert not isinstance(outcome, Exception)
-        np.testing.assert_array_equal(outcome, np.stack([numbers * 2, -numbers], axis=1))
+        np.testing.assert_array_equal(outcome, numbers * 2)
 
 
 class Engine:
-    """``double``, held at its gate; remembers the rows of each call, and fails at those of ``broken``."""
+    """``double``, held at its gate; remembers the pairs of each call, and fails at the pair ``broken``."""
 
     def __init__(self, broken: int | None = None) -> None:
         self.calls: list[list[int]] = []
@@ -71,21 +72,23 @@ class Engine:
         self.entered = threading.Semaphore(0)
         self._broken = broken
 
-    def __call__(self, rows: Rows) -> Scores:
-        self.calls.append(rows[0][:, 0].tolist())
+    def __call__(self, pairs: FlatPairs) -> FloatArray:
+        self.calls.append(pairs.token_ids.tolist())
         self.entered.release()
         assert self.gate.acquire(timeout=PATIENCE_S)
         if self._broken in self.calls[-1]:
             raise RuntimeError("the engine broke")
-        return double(rows)
+        return double(pairs)
 
     def open(self) -> None:
         self.gate.release(10_000)
 
 
 @contextmanager
-def scheduling(score: Callable[[Rows], Scores], rows_per_call: int = 4, most: int = 0) -> Iterator[Scheduler]:
-    scheduler = Scheduler(score, rows_per_call, most)
+def scheduling(
+    score: Callable[[FlatPairs], FloatArray], tokens_per_call: int = 4, most: int = 0
+) -> Iterator[Scheduler]:
+    scheduler = Scheduler(score, tokens_per_call, row_length=1, max_waiting_rows=most)
     try:
         yield scheduler
     finally:
@@ -96,21 +99,49 @@ def scheduling(score: Callable[[Rows], Scores], rows_per_call: int = 4, most: in
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 9))
-def test_every_request_gets_its_own_scores(sizes: list[int], rows_per_call: int) -> None:
+def test_every_request_gets_its_own_scores(sizes: list[int], tokens_per_call: int) -> None:
     asked = [Asked(100 * number, size) for number, size in enumerate(sizes)]
     calls = []
 
-    def score(rows: Rows) -> Scores:
-        calls.append(len(rows[0]))
-        return double(rows)
+    def score(pairs: FlatPairs) -> FloatArray:
+        calls.append(len(pairs))
+        return double(pairs)
 
-    with scheduling(score, rows_per_call) as scheduler:
+    with scheduling(score, tokens_per_call) as scheduler:
         for one in asked:
             scheduler.submit(one.request())
         for one in asked:
             one.check()
     assert sum(calls) == sum(sizes)
-    assert max(calls) <= rows_per_call
+    assert max(calls) <= tokens_per_call
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=9),
+    st.integers(9, 40),
+)
+def test_pairs_of_any_length_get_their_scores_in_the_callers_order(
+    requests: list[list[int]], tokens_per_call: int
+) -> None:
+    """Each call has at most its tokens, and each request its own first tokens back."""
+    tokens: list[int] = []
+    outcomes: list[Queue[FloatArray | Exception]] = [Queue() for _ in requests]
+
+    def score(pairs: FlatPairs) -> FloatArray:
+        tokens.append(len(pairs.token_ids))
+        return double(pairs)
+
+    with scheduling(score, tokens_per_call) as scheduler:
+        for lengths, outcome in zip(requests, outcomes, strict=True):
+            scheduler.submit(Request(pairs_of(lengths), outcome.put))
+        for lengths, outcome in zip(requests, outcomes, strict=True):
+            scores = outcome.get(timeout=PATIENCE_S)
+            assert not isinstance(scores, Exception)
+            np.testing.assert_array_equal(scores, double(pairs_of(lengths)))
+            assert outcome.empty(), "answered once"
+    assert sum(tokens) == sum(map(sum, requests))
+    assert max(tokens) <= tokens_per_call
 
 
 def test_a_call_is_filled_from_several_requests() -> None:
@@ -145,7 +176,7 @@ def test_a_small_request_overtakes_a_large_one() -> None:
 
 def test_small_requests_do_not_starve_a_large_one() -> None:
     """Whenever one small request has been served the next is there: shortest first would never end the large one."""
-    queue = RowQueue()
+    queue = PairQueue()
     large = Asked(0, 40).request()
     queue.add(large)
     served = 0
@@ -156,39 +187,39 @@ def test_small_requests_do_not_starve_a_large_one() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 9))
-def test_a_call_is_as_full_as_it_can_be(sizes: list[int], rows_per_call: int) -> None:
-    queue = RowQueue()
+def test_a_call_is_as_full_as_it_can_be(sizes: list[int], tokens_per_call: int) -> None:
+    queue = PairQueue()
     for size in sizes:
         queue.add(Asked(0, size).request())
     left = sum(sizes)
     while left:
-        taken = sum(piece.stop - piece.start for piece in queue.take(rows_per_call))
-        assert taken == min(rows_per_call, left)
+        taken = sum(piece.stop - piece.start for piece in queue.take(tokens_per_call))
+        assert taken == min(tokens_per_call, left)
         left -= taken
-        assert queue.waiting_cost == left
+        assert queue.tokens == left
 
 
 @given(ARRIVALS, st.integers(1, 8))
-def test_nobody_waits_longer_than_for_their_share(arrivals: list[tuple[int, int]], rows_per_call: int) -> None:
+def test_nobody_waits_longer_than_for_their_share(arrivals: list[tuple[int, int]], tokens_per_call: int) -> None:
     """In their turn all get the share of the oldest at least, whoever comes later."""
     times = np.cumsum([after for after, _ in arrivals]).tolist()
     sizes = [size for _, size in arrivals]
-    ended = _ends(times, sizes, rows_per_call)
+    ended = _ends(times, sizes, tokens_per_call)
     for number, (came, end) in enumerate(zip(times, ended, strict=True)):
         latest = max(ended[:number], default=0)  # when all who came before have gone, this is the oldest
-        assert end <= max(latest, came) + sizes[number] / SHARE_OF_OLDEST + 2 * rows_per_call
+        assert end <= max(latest, came) + sizes[number] / SHARE_OF_OLDEST + 2 * tokens_per_call
 
 
-def _ends(times: list[int], sizes: list[int], rows_per_call: int) -> list[float]:
+def _ends(times: list[int], sizes: list[int], tokens_per_call: int) -> list[float]:
     """When each request ends, in an engine that scores a row in a unit of time."""
-    queue, clock, coming = RowQueue(), 0, 0
+    queue, clock, coming = PairQueue(), 0, 0
     requests = [Asked(0, size).request() for size in sizes]
     ended = [0.0] * len(sizes)
-    while coming < len(sizes) or queue.waiting_cost:
+    while coming < len(sizes) or queue.tokens:
         while coming < len(sizes) and times[coming] <= clock:
             queue.add(requests[coming])
             coming += 1
-        pieces = queue.take(rows_per_call)
+        pieces = queue.take(tokens_per_call)
         clock = clock + sum(piece.stop - piece.start for piece in pieces) if pieces else times[coming]
         for piece in pieces:
             if piece.stop == piece.request.size:

@@ -1,47 +1,34 @@
-"""The student in PyTorch: packed rows of any number to scores, on the GPU if there is one.
+"""The student in PyTorch, on the GPU if there is one.
 
-Compiled, it takes rows in fixed sizes (1, 2, 4 to ``rows_per_call``), each compiled before the first
+Compiled, it takes rows in fixed sizes (1, 2, 4 to ``rows_per_call``; B rows), each compiled before the first
 request and, on a GPU, held as a CUDA graph: Python then starts one thing a call instead of hundreds.
-
-Shapes: R rows, B rows of a fixed size, L token slots a row, S pairs at most a row.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
+from .graphs import Graph
+from .packing import FloatArray, Rows
+
 MODEL_FILE = "model.pt2"
 WARMUP_RUNS = 3  # before a CUDA graph is recorded: compilation and the libraries' own first allocations
 
-Rows = tuple[npt.NDArray[np.int32], ...]  # [R, L] four times, [R, S]: in the order of the program's inputs
-Scores = npt.NDArray[np.float32]  # [R, S], logits
 Program = Callable[..., Tensor]
-
-
-class Work(NamedTuple):
-    """A request's rows as they are, each of which costs the same."""
-
-    rows: Rows
-    costs: npt.NDArray[np.int64]  # [R]
-
-    def restored(self, scores: Scores) -> Scores:
-        return scores
 
 
 class EngineStartError(RuntimeError):
     """What keeps the engine from running here; the message says how to mend it."""
 
 
-class TorchEngine:
+class TorchEngine(Graph):
     """An exported program, on the device that is there.
 
     ``compiled`` says where it is compiled: ``gpu``, ``always`` (on a processor too, where it takes a C++
@@ -49,12 +36,10 @@ class TorchEngine:
     error, not a slower engine. The bench leaves out ``graphs`` to see what they bring.
     """
 
-    notes: tuple[str, ...] = ()  # nothing of it depends on the machine that it was built on
-
     def __init__(
         self, program: Path, rows_per_call: int, compiled: str = "gpu", backend: str = "inductor", graphs: bool = True
     ) -> None:
-        self.rows_per_call = self.cost_per_call = rows_per_call
+        self.rows_per_call = rows_per_call
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         exported = move_to_device_pass(torch.export.load(program), str(self.device))
         self._widths = [int(example.shape[1]) for example in exported.example_inputs[0]]
@@ -64,41 +49,27 @@ class TorchEngine:
             self._sizes = self._compile(backend, graphs and self.device.type == "cuda")
 
     @classmethod
-    def load(cls, directory: Path, instances: int = 1) -> TorchEngine:
-        """The engine of a version directory, on a processor with its share of the cores. Raises EngineStartError if
-        this machine cannot run it."""
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    def load(cls, version: Path, manifest: dict[str, Any], instances: int) -> Self:
+        """Raises EngineStartError if this machine cannot run the version."""
         built, here = manifest["versions"]["torch"], torch.__version__
         if _release(here) < _release(built):
-            raise EngineStartError(f"{directory} was built by torch {built}, and torch {here} is here: install {built}")
+            raise EngineStartError(f"{version} was built by torch {built}, and torch {here} is here: install {built}")
         torch.set_num_threads(max(1, torch.get_num_threads() // instances))
-        return cls(directory / MODEL_FILE, manifest["rows_per_call"], manifest["torch_compile"])
+        return cls(version / MODEL_FILE, manifest["rows_per_call"], manifest["torch_compile"])
 
     def describe(self) -> str:
-        """For the server's log."""
         how = f"compiled for {', '.join(str(size.rows) for size in self._sizes)} rows" if self._sizes else "eager"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the processor"
-        return f"torch {torch.__version__} on {name}, {how}, at most {self.rows_per_call} rows a call"
-
-    def prepare(self, rows: Rows) -> Work:
-        """A request's rows as ``score`` takes them."""
-        return Work(rows, np.ones(len(rows[0]), np.int64))
+        return f"torch {torch.__version__} on {name}, {how}"
 
     @torch.inference_mode()
-    def score(self, rows: Rows) -> Scores:
-        """``scores[R, S]`` of any number of rows."""
-        starts = range(0, len(rows[0]), self.rows_per_call)
-        return np.concatenate(
-            [self._run(tuple(array[start:][: self.rows_per_call] for array in rows)) for start in starts]
-        )
-
-    def _run(self, rows: Rows) -> Scores:
+    def infer(self, rows: Rows) -> FloatArray:
         count = len(rows[0])
         for size in self._sizes:
             if count <= size.rows:
                 return size.score(rows)
         scores_RS = self._program(*(torch.from_numpy(array).to(self.device) for array in rows))
-        scores: Scores = scores_RS.cpu().numpy()
+        scores: FloatArray = scores_RS.cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -134,7 +105,7 @@ class _FixedSize:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._scores_BS = self._recorded() if graph else program(*self._inputs)
 
-    def score(self, rows: Rows) -> Scores:
+    def score(self, rows: Rows) -> FloatArray:
         count = len(rows[0])
         for view, array in zip(self._views, rows, strict=True):
             view[:count] = array
@@ -145,7 +116,7 @@ class _FixedSize:
         else:
             self._graph.replay()
             scores_BS = self._scores_BS
-        scores: Scores = scores_BS[:count].cpu().numpy().copy()  # the next call writes over what the graph holds
+        scores: FloatArray = scores_BS[:count].cpu().numpy().copy()  # the next call writes over what the graph holds
         return scores
 
     def _recorded(self) -> Tensor:

@@ -1,0 +1,73 @@
+"""What scores packed rows: a model's graph, opened by one library or another."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from .packing import FloatArray, Rows
+
+
+class Graph(ABC):
+    """An opened graph, for one thread at a time."""
+
+    any_length = False  # rows may be shorter than the build's, with another number of slots
+    length_step = 1  # lengths are then multiples of it: each new one costs the library time
+    notes: tuple[str, ...] = ()  # how this machine differs from the one that the graph was built on
+
+    @classmethod
+    @abstractmethod
+    def load(cls, version: Path, manifest: dict[str, Any], instances: int) -> Self:
+        """The graph of a version, with this process's share of the cores."""
+
+    @abstractmethod
+    def infer(self, rows: Rows) -> FloatArray:
+        """``scores[R, S]`` of at most the manifest's ``rows_per_call`` full rows, or as many tokens in shorter ones."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """A line for the server's log."""
+
+
+class ProcessorGraph(Graph):
+    """A graph on a processor's cores.
+
+    file: its name in a version.
+    runs_in: what the library computes products in that the graph does not hold in int8.
+    """
+
+    file: ClassVar[str]
+    runs_in: str
+
+    @abstractmethod
+    def __init__(self, model: Path, precision: str, threads: int) -> None:
+        """``precision`` is asked for in the products that the graph does not hold in int8. Without units for it the
+        library takes another, ``runs_in``."""
+
+    @classmethod
+    def load(cls, version: Path, manifest: dict[str, Any], instances: int) -> Self:
+        tuned, here = manifest["cpu"], cores()
+        graph = cls(version / cls.file, tuned["rest_in"], max(1, min(tuned["threads"], here) // instances))
+        graph.notes = tuple(_notes(tuned, graph.runs_in, here))
+        return graph
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _notes(tuned: dict[str, Any], runs_in: str, available: int) -> list[str]:
+    notes = []
+    if tuned["rest_in"] != runs_in:
+        notes.append(
+            f"built to run in {tuned['rest_in']}, and this processor runs it in {runs_in}: scores may differ from "
+            "those that the gate saw, and the speed too; build the engine on a machine like this one"
+        )
+    if tuned["cores"] != available:
+        notes.append(
+            f"tuned for {tuned['cores']} cores, and here are {available}: build the engine on a machine like this one"
+        )
+    return notes

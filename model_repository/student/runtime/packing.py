@@ -1,0 +1,1 @@
+../../tokenizer/pair_encoding/packing.py

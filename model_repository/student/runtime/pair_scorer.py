@@ -1,0 +1,68 @@
+"""Pairs to scores, by whatever library runs the graph."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from .graphs import Graph
+from .layout import lay_out
+from .packing import FlatPairs, FloatArray, Layout, chunks, unpack
+
+
+class PairScorer:
+    """A graph that is built for calls of at most ``rows_per_call`` full rows, and the layout of its rows.
+
+    One call at a time: with a second thread that scores and answers, Triton's Python backend (2.51) corrupted its
+    memory after some hundred requests. On many cores several instances, which are processes, share them.
+    """
+
+    def __init__(self, graph: Graph, layout: Layout, rows_per_call: int) -> None:
+        self.graph, self.layout, self.rows_per_call = graph, layout, rows_per_call
+        self.tokens_per_call = rows_per_call * layout.row_length
+
+    @classmethod
+    def load(cls, version: Path, kind: type[Graph], instances: int = 1) -> PairScorer:
+        """The engine of a version directory, as the gate judged it."""
+        manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
+        layout = Layout(*(manifest[name] for name in Layout._fields))
+        return cls(kind.load(version, manifest, instances), layout, manifest["rows_per_call"])
+
+    def describe(self) -> str:
+        """A line for the server's log."""
+        return f"{self.graph.describe()}, at most {self.rows_per_call} full rows a call"
+
+    def warm_up(self) -> None:
+        """Run a full call and a small one: the first run of an engine allocates its memory, and no user should wait
+        for that."""
+        count = self.rows_per_call * min(self.layout.row_length, self.layout.slots_per_row)
+        single_tokens = np.ones(count, np.int64)
+        pairs = FlatPairs(np.zeros(count, np.int32), single_tokens, single_tokens, np.zeros(count, np.bool_))
+        self.graph.infer(self.layout.pack(pairs).rows)
+        self.score(pairs[:1])
+
+    def score(self, pairs: FlatPairs) -> FloatArray:
+        """The scores[P] of one call's pairs, ``tokens_per_call`` tokens at most. Pairs of one or several requests are
+        laid out alike: attention sees a pair's own tokens only."""
+        if self.graph.any_length:
+            batch = lay_out(pairs, self.layout, self.graph.length_step)
+            return unpack(self.graph.infer(batch.rows), batch.slots)
+        batch = self.layout.pack(pairs)
+        parts = [self.graph.infer(rows) for rows in chunks(batch.rows, self.rows_per_call)]
+        return unpack(np.concatenate(parts), batch.slots)
+
+    def score_all(self, pairs: FlatPairs) -> FloatArray:
+        """The scores[N] of any number of pairs, call after call, the longest first as the server takes them."""
+        order = np.argsort(-pairs.lengths, kind="stable")
+        ends = np.cumsum(pairs.lengths[order])
+        bounds = [0]
+        while bounds[-1] < len(pairs):
+            before = ends[bounds[-1] - 1] if bounds[-1] else 0
+            bounds.append(int(np.searchsorted(ends, before + self.tokens_per_call, "right")))
+        scores = np.empty(len(pairs), np.float32)
+        for start, stop in pairwise(bounds):
+            scores[order[start:stop]] = self.score(pairs[order[start:stop]])
+        return scores

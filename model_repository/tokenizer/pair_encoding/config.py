@@ -1,0 +1,93 @@
+"""``pair_encoding.json``: everything about encoding that is data of an artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from .packing import Layout
+
+TOKENIZER_FILE = "tokenizer.json"
+ENCODING_FILE = "pair_encoding.json"
+
+
+class EncodingError(ValueError):
+    """A text, an artefact or a request that the pair encoding cannot take."""
+
+    exit_code = 2  # of a command that ends with it
+
+
+@dataclass(frozen=True)
+class PairEncodingConfig:
+    """How one artefact encodes.
+
+    ``style`` is ``encoder`` (``[CLS] query [SEP] document [SEP]``, pooled at the first token) or
+    ``decoder`` (``query_prefix query document_prefix document </s>``, pooled at the last token).
+    ``start_token`` is the first token of a pair (BOS for a decoder) or null, ``end_token`` the last.
+    RoBERTa and its kin have two ``separators`` in the middle and begin at a ``position_offset``.
+    The document is ``title`` and ``summary`` with one space between, cut at its end by tokens;
+    the query is cut only above ``max_query_tokens``.
+    """
+
+    style: str
+    start_token: str | None
+    end_token: str
+    query_prefix: str = ""
+    document_prefix: str = ""
+    max_query_tokens: int = 64
+    max_pair_tokens: int = 256
+    row_length: int = 256
+    slots_per_row: int = 16
+    max_documents: int = 1000
+    max_document_bytes: int = 1_000_000
+    position_offset: int = 0
+    separators: int = 1
+
+    def __post_init__(self) -> None:
+        if self.style not in ("encoder", "decoder"):
+            raise EncodingError(f"style must be 'encoder' or 'decoder', not {self.style!r}")
+        if self.style == "encoder" and (self.start_token is None or self.query_prefix or self.document_prefix):
+            raise EncodingError("the encoder style needs a start_token and takes no prefixes")
+        sizes = ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents", "separators")
+        for name, least in (*((size, 1) for size in sizes), ("position_offset", 0)):
+            if getattr(self, name) < least:
+                raise EncodingError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.max_pair_tokens > self.row_length:
+            raise EncodingError(
+                f"max_pair_tokens {self.max_pair_tokens} is above row_length {self.row_length}: a pair must fit a row"
+            )
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.row_length, self.slots_per_row, self.style == "decoder", self.position_offset)
+
+    @classmethod
+    def load(cls, path: Path) -> PairEncodingConfig:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise EncodingError(
+                f"{path}: no such file; every checkpoint of ours has one beside its tokenizer"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise EncodingError(f"{path}: not JSON: {error}") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            raise EncodingError(f"{path}: unknown settings; this version knows {sorted(known)}")
+        try:
+            return cls(**values)
+        except (TypeError, EncodingError) as error:
+            raise EncodingError(f"{path}: {error}") from error
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def encoding_hash(directory: str | Path) -> str:
+    """Identifies how an artefact encodes: SHA-256 over its tokenizer and its encoding settings."""
+    digest = hashlib.sha256()
+    for name in (TOKENIZER_FILE, ENCODING_FILE):
+        digest.update((Path(directory) / name).read_bytes())
+    return digest.hexdigest()
