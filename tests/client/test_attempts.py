@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from bench.stalling import StallingRelay
+from tests.support.stalling import StallingRelay
 from client import (
     AuthenticationError,
     InvalidRequestError,

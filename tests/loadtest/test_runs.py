@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from bench.stalling import StallingRelay
 from tests import ROOT
 from tests.support.checkpoints import write_groups
 from tests.support.servers import Server, ports
+from tests.support.stalling import StallingRelay
 
 LOCUST = [str(Path(sys.executable).with_name("locust")), "-f", "loadtest/", "--headless", "--only-summary"]
 STALL_S = 2.0
