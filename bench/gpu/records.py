@@ -1,4 +1,4 @@
-"""What an item of the bench leaves, how time is taken, and the file that keeps the results."""
+"""The result of an item, the clock of the machine, and the file that keeps all results."""
 
 from __future__ import annotations
 
@@ -17,44 +17,34 @@ from client.files import appears_whole
 from trainer.data.records import DataError
 
 GIB = 2**30
-USABLE = 0.9  # of a GPU's memory; the CUDA context and fragmentation need the rest
-
-Outcome = Literal["measured", "out of memory", "skipped", "absent", "failed"]
+Outcome = Literal["measured", "out of memory", "absent", "failed"]
 
 
 class AbsentError(Exception):
-    """A kernel that this machine does not have; the message says which."""
-
-
-class DoesNotFitError(Exception):
-    """An item whose planned memory is above that of the GPU; the message has the figures."""
+    """This machine lacks a kernel or a library. The message names it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one item showed; ``reason`` says why there are no figures."""
+    """The figures of one item. ``reason`` tells why there are none."""
 
     outcome: Outcome
     reason: str = ""
     tokens_per_second: Spread | None = None  # token slots of the rows, empty ones included
     tflops: Spread | None = None  # of the model, attention over whole rows, nothing computed twice
-    milliseconds: Spread | None = None  # attention: forward and backward of one layer
+    milliseconds: Spread | None = None
     peak_gib: float | None = None
     details: dict[str, float | str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, saved: dict[str, Any]) -> Result:
-        spreads = {name: Spread(**value) for name, value in saved.items() if name != "details" and _is_spread(value)}
-        return cls(**{**saved, **spreads})
-
-
-def _is_spread(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"median", "low", "high"}
+        spreads = ("tokens_per_second", "tflops", "milliseconds")
+        return cls(**{**saved, **{name: Spread(**saved[name]) for name in spreads if saved[name]}})
 
 
 @dataclass(frozen=True)
 class Timing:
-    """``warmup`` runs, then ``rounds`` of ``repeats``, each round timed as a whole."""
+    """``warmup`` runs, then ``rounds`` of ``repeats`` runs. Each round is timed as a whole."""
 
     warmup: int
     rounds: int
@@ -67,52 +57,49 @@ class Timing:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the items run; ``memory`` in bytes, None where no limit is known (a CPU)."""
+    """The device that the items run on."""
 
     device: torch.device
-    memory: int | None
 
     @classmethod
     def of(cls, name: str) -> Machine:
-        """Raises DataError for a device that is not there, and where there are several GPUs: the Trainer would take
-        them all."""
+        """Raises DataError unless the device is a processor or the only visible GPU: the Trainer would use all."""
         device = torch.device(name)
-        if device.type == "cpu":
-            return cls(device, None)
-        if device.type != "cuda":
-            raise DataError(f"--device {name}: cuda, or cpu to try the bench")
-        if torch.cuda.device_count() != 1:
+        if device.type not in ("cpu", "cuda"):
+            raise DataError(f"--device {name}: use cuda, or cpu to try the bench")
+        if device.type == "cuda" and torch.cuda.device_count() != 1:
             raise DataError(
                 f"--device {name}: {torch.cuda.device_count()} GPUs are visible, one is needed "
                 "(CUDA_VISIBLE_DEVICES=0 shows one; --device cpu --quick tries the bench itself)"
             )
-        return cls(device, torch.cuda.get_device_properties(device).total_memory)
+        return cls(device)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
 
     def now(self) -> float:
-        """Seconds, after all that was started on the device is done."""
-        if self.device.type == "cuda":
+        """Seconds, once everything that was started on the device is done."""
+        if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def forget(self) -> None:
-        """Give memory of earlier items back, and measure the peak from here."""
-        if self.device.type == "cuda":
-            gc.collect()
+        """Free the memory of earlier items, and measure the peak from here."""
+        gc.collect()
+        if self.on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def held_gib(self) -> float:
-        return torch.cuda.memory_allocated(self.device) / GIB if self.device.type == "cuda" else 0.0
-
     def peak_gib(self) -> float | None:
-        return torch.cuda.max_memory_allocated(self.device) / GIB if self.device.type == "cuda" else None
+        return torch.cuda.max_memory_allocated(self.device) / GIB if self.on_gpu else None
 
     def seconds(self, run: Callable[[], object], timing: Timing) -> list[float]:
-        """Seconds of each round for one run."""
+        """Seconds of one run, for each round."""
         for _ in range(timing.warmup):
             run()
         rounds = []
@@ -126,10 +113,10 @@ class Machine:
 
 @dataclass
 class Results:
-    """The file: items that are in it need not run again. Raises DataError for one of another machine or size."""
+    """The file of results. An item that it holds is not run again. Raises DataError for a file of another machine."""
 
     path: Path
-    setting: dict[str, str]  # device, sizes, versions: what makes figures comparable
+    setting: dict[str, str]  # device, sizes and versions, without which figures cannot be compared
     commands: list[str] = field(default_factory=list)
     items: dict[str, Result] = field(default_factory=dict)
 
@@ -140,18 +127,17 @@ class Results:
             saved = json.loads(self.path.read_text(encoding="utf-8"))
             setting, self.commands = saved["setting"], saved["commands"]
             self.items = {name: Result.read(value) for name, value in saved["items"].items()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path}: no results of this bench ({error}); remove it") from error
-        differing = sorted(key for key in setting.keys() | self.setting if setting.get(key) != self.setting.get(key))
-        if differing:
-            key = differing[0]
-            raise DataError(
-                f"{self.path}: its {key} is {setting.get(key)}, here it is {self.setting.get(key)}: "
-                "give another --output"
-            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.path}: these are not results of this bench ({error}); remove the file") from error
+        for key in sorted(setting.keys() | self.setting):
+            if setting.get(key) != self.setting.get(key):
+                raise DataError(
+                    f"{self.path}: its {key} is {setting.get(key)}, here it is {self.setting.get(key)}: "
+                    "give another --output"
+                )
 
     def lacks(self, item: str) -> bool:
-        """Whether it is still to be run; what failed is tried again."""
+        """Whether the item is still to be run. One that failed is tried again."""
         return item not in self.items or self.items[item].outcome == "failed"
 
     def save(self, shares: dict[str, float]) -> None:

@@ -1,0 +1,173 @@
+"""How fast the stages train and the engines serve on one GPU, and the share of its matrix rate that this is.
+
+    python -m bench.gpu --output bench/results/gpu.json --minutes 9
+
+Every item is written when it is done. The same command again resumes with those that are missing.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from rich.table import Table
+from tqdm import tqdm
+
+from bench.gpu import kernels, serving
+from bench.gpu.records import AbsentError, Machine, Result, Results
+from bench.gpu.sizes import FULL, QUICK, Sizes
+from bench.gpu.training import Training, score, train
+from bench.spread import Spread
+from trainer.command import command, console_of, parse
+from trainer.data.records import DataError
+from trainer.training.memory import OutOfMemoryError, naming_flags
+
+Item = Callable[[Sizes, Machine], Result]
+# Shares of the ceiling that are aimed at, by the beginnings of the items' names.
+GOALS = {"cpt/7b/lora": 0.5, "rank-sft/7b/lora": 0.5, "score/7b/bf16": 0.65, "distill/bert6": 0.4,
+         **{f"engine/{name}/{serving.SERVED}": 0.5 for name in FULL.served},
+         **{f"path/{name}/known": 0.4 for name in FULL.served}}  # fmt: skip
+
+
+@dataclass
+class GpuArguments:
+    """What to measure, and where the results go."""
+
+    output: str = field(default="bench/results/gpu.json", metadata={"help": "JSON file with the results."})
+    quick: bool = field(default=False, metadata={"help": "Tiny models: tries the bench, measures nothing."})
+    device: str = field(default="cuda", metadata={"help": "Device of PyTorch; cpu goes with --quick."})
+    minutes: float | None = field(default=None, metadata={"help": "Start no item after so many minutes."})
+    only: list[str] | None = field(default=None, metadata={"help": "Only items whose names begin so, as in cpt/7b."})
+    date: str | None = field(default=None, metadata={"help": "Noted in the results as it is given."})
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, GpuArguments)
+    started, machine = time.monotonic(), Machine.of(arguments.device)
+    if not machine.on_gpu and not arguments.quick:
+        raise DataError("--device cpu is for trying the bench: add --quick")
+    sizes = QUICK if arguments.quick else FULL
+    items, results = items_of(sizes), Results(Path(arguments.output), _setting(arguments, machine))
+    chosen = [name for name in items if not arguments.only or name.startswith(tuple(arguments.only))]
+    if not chosen:
+        raise DataError(f"--only {' '.join(arguments.only)}: no item begins so; they are {', '.join(items)}")
+    missing = [name for name in chosen if results.lacks(name)]
+    flags = shlex.join(sys.argv[1:] if argv is None else argv)
+    results.commands.append(f"python -m bench.gpu {flags}" + (f"  # {arguments.date}" if arguments.date else ""))
+    for place, name in enumerate(bar := tqdm(missing, unit="item")):
+        if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
+            tqdm.write(f"{len(missing) - place} items are missing: the same command resumes with them", sys.stderr)
+            break
+        bar.set_postfix_str(name)
+        results.items[name] = attempted(items[name], sizes, machine)
+        results.save(shares(results.items))
+    console_of(150).print(table(results, machine))
+    failed = [name for name in chosen if name in results.items and results.items[name].outcome == "failed"]
+    if failed:
+        tqdm.write(f"failed, and tried again by the same command: {', '.join(failed)}", sys.stderr)
+        raise SystemExit(1)
+
+
+def items_of(sizes: Sizes) -> dict[str, Item]:
+    """Every item by its name, those with a goal first."""
+    items: dict[str, Item] = {kernels.SQUARE: kernels.square}
+    items |= {f"ceiling/{name}": partial(kernels.own_matrices, model) for name, model in sizes.models.items()}
+    for name, model in sizes.served.items():
+        items |= {f"engine/{name}/{kind}": partial(serving.engine, kind, model) for kind in serving.ENGINES}
+        served = partial(serving.engine, serving.SERVED, model)
+        items |= {f"path/{name}/{start}": partial(served, start=start) for start in ("known", "text")}
+        items[f"kernels/{name}"] = partial(serving.kernels, model)
+    rank = sizes.lora_rank
+    for name, model in sizes.trained.items():
+        for length in model.row_lengths:
+            settings: dict[str, dict[str, Any]] = {"": {}, f"/workers-{sizes.workers}": {"workers": sizes.workers}}
+            if model.decoder:
+                settings = {"/lora": {"lora_rank": rank}, "/full": {}}
+                settings |= {"/lora-bf16": {"lora_rank": rank, "frozen_bf16": True}} if name == "7b" else {}
+            for stage in ("cpt", "rank-sft") if model.decoder else ("distill",):
+                for kind, more in settings.items():
+                    item = Training(stage, model, length, **more)
+                    items[f"{stage}/{name}{kind}/rows-{length}"] = partial(train, item)
+            if name == "7b":
+                items[f"score/{name}/bf16/rows-{length}"] = partial(score, model, length)
+    for name, model in sizes.models.items():
+        for length in model.row_lengths:
+            for kernel in kernels.KERNELS:
+                items[f"attention/{name}/rows-{length}/{kernel}"] = partial(kernels.attention, kernel, model, length)
+    return items
+
+
+def attempted(item: Item, sizes: Sizes, machine: Machine) -> Result:
+    """The item's result, or the reason why it has none. The others run all the same."""
+    machine.forget()
+    try:
+        with naming_flags("smaller figures in bench/gpu/sizes.py"):
+            return item(sizes, machine)
+    except OutOfMemoryError as error:
+        return Result("out of memory", str(error))
+    except AbsentError as error:
+        return Result("absent", str(error))
+    except Exception as error:  # a rented GPU's other items are worth more than an early end; main names it at the end
+        tqdm.write(traceback.format_exc(), sys.stderr)
+        return Result("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
+
+def shares(items: dict[str, Result]) -> dict[str, float]:
+    """The FLOPs of every item over the rate of large square matrices; none before that rate is measured."""
+    ceiling = items[kernels.SQUARE].tflops if kernels.SQUARE in items else None
+    if ceiling is None:
+        return {}
+    return {name: each.tflops.median / ceiling.median for name, each in items.items() if each.tflops is not None}
+
+
+def _setting(arguments: GpuArguments, machine: Machine) -> dict[str, str]:
+    return {
+        "device": machine.name,
+        "sizes": "quick" if arguments.quick else "full",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def table(results: Results, machine: Machine) -> Table:
+    made = Table(title=f"{machine.name}, {results.setting['sizes']} sizes; median (lowest to highest) of the rounds")
+    for heading in ("item", "tokens/s", "pairs/s", "TFLOP/s", "share", "goal", "ms", "peak GiB"):
+        made.add_column(heading, justify="left" if heading == "item" else "right")
+    of_ceiling = shares(results.items)
+    for name, each in results.items.items():
+        if each.outcome != "measured":
+            made.add_row(name, each.outcome)
+            continue
+        goal = next((goal for start, goal in GOALS.items() if f"{name}/".startswith(f"{start}/")), None)
+        pairs, share, peak = each.details.get("pairs_per_second"), of_ceiling.get(name), each.peak_gib
+        made.add_row(
+            name, _cell(each.tokens_per_second, ",.0f"), "" if pairs is None else f"{pairs:,.0f}",
+            _cell(each.tflops, ".3g"), "" if share is None else f"{share:.0%}", "" if goal is None else f"{goal:.0%}",
+            _cell(each.milliseconds, ".3g"), "" if peak is None else f"{peak:.1f}",
+        )  # fmt: skip
+    return made
+
+
+def _cell(spread: Spread | None, style: str) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.median:{style}} ({spread.low:{style}} to {spread.high:{style}})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Bare kernels: products of bf16 matrices, which are the ceiling, and attention of packed rows by three kernels.
+
+Beside the letters of docs/glossary.md: A attention heads, K heads of keys and values, D numbers of a head.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AutoConfig, AutoModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from bench.gpu.records import AbsentError, Machine, Result
+from bench.gpu.sizes import Model, Sizes
+from bench.spread import Spread
+from trainer.checkpoints.layers import find_layers
+from trainer.packed.forward import attention_mask
+
+SQUARE = "ceiling/square"
+
+
+def square(sizes: Sizes, machine: Machine) -> Result:
+    """TFLOP/s of a product of two large square matrices. All shares are shares of it."""
+    left, right = (_matrix(sizes.square, sizes.square, machine) for _ in range(2))
+    seconds = machine.seconds(lambda: left @ right, sizes.kernels)
+    tflops = Spread.of([2 * sizes.square**3 / each / 1e12 for each in seconds])
+    return Result("measured", tflops=tflops, peak_gib=machine.peak_gib(), details={"size": sizes.square})
+
+
+def own_matrices(model: Model, sizes: Sizes, machine: Machine) -> Result:
+    """TFLOP/s of the matrices of a model's layers, each as often as the model has it, on the tokens of a step."""
+    tokens, flops, rates = model.step_tokens[0], 0.0, dict[str, float]()
+    seconds = np.zeros(sizes.kernels.rounds)
+    for (wide, narrow), count in _matrices(model).items():
+        states_TH, weight = _matrix(tokens, wide, machine), _matrix(narrow, wide, machine)
+        rounds = np.array(machine.seconds(partial(F.linear, states_TH, weight), sizes.kernels))
+        rates[f"tflops_{wide}_to_{narrow}"] = 2 * tokens * wide * narrow / float(np.median(rounds)) / 1e12
+        flops, seconds = flops + count * 2 * tokens * wide * narrow, seconds + count * rounds
+    tflops = Spread.of((flops / seconds / 1e12).tolist())
+    return Result("measured", tflops=tflops, peak_gib=machine.peak_gib(), details={"tokens": float(tokens), **rates})
+
+
+def _matrices(model: Model) -> Counter[tuple[int, int]]:
+    """How often the layers have a matrix of (inputs, outputs)."""
+    config = dict(model.config)
+    with torch.device("meta"):
+        layers = find_layers(AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)))
+    return Counter((linear.in_features, linear.out_features) for linear in layers.linear().values())
+
+
+def _matrix(rows: int, columns: int, machine: Machine) -> Tensor:
+    """Drawn numbers, since a GPU multiplies zeros faster."""
+    return torch.randn(rows, columns, dtype=torch.bfloat16, device=machine.device)
+
+
+class Layer(NamedTuple):
+    """The inputs of one layer's attention: rows full of pairs."""
+
+    query: Tensor  # [R, A, L, D]
+    key: Tensor  # [R, K, L, D]
+    value: Tensor  # [R, K, L, D]
+    segment_ids: Tensor  # [R, L], from 1
+    causal: bool
+
+    @property
+    def groups(self) -> int:
+        """Heads of queries for each head of keys."""
+        return self.query.shape[1] // self.key.shape[1]
+
+
+Attend = Callable[[], Tensor]  # -> [R, L, A, D]
+
+
+def sdpa(layer: Layer) -> Attend:
+    """As the trainer calls it through transformers, with the mask of ``trainer.packed.forward``."""
+    mask = attention_mask(layer.segment_ids, layer.causal, layer.query.dtype)
+    module: Any = SimpleNamespace(num_key_value_groups=layer.groups, is_causal=layer.causal)
+    return lambda: sdpa_attention_forward(module, layer.query, layer.key, layer.value, mask)[0]
+
+
+def flex(layer: Layer) -> Attend:
+    """FlexAttention, compiled on a GPU. It skips the blocks of a row in which no two tokens share a pair."""
+    attend: Any = torch.compile(flex_attention, dynamic=False) if layer.query.is_cuda else flex_attention
+    segment_ids, (rows, length) = layer.segment_ids, layer.segment_ids.shape
+
+    def visible(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        same = segment_ids[row, i] == segment_ids[row, j]
+        return same & (i >= j) if layer.causal else same
+
+    mask = create_block_mask(visible, rows, None, length, length, device=segment_ids.device)
+    grouped = layer.groups > 1
+    return lambda: attend(layer.query, layer.key, layer.value, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
+
+
+def varlen(layer: Layer) -> Attend:
+    """PyTorch's kernel for sequences of any length. Each pair of a row is a sequence."""
+    starts, longest = sequences(layer.segment_ids)
+    window = (-1, 0 if layer.causal else -1)
+
+    def packed() -> Tensor:
+        query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in layer[:3])  # [T, A or K, D]
+        places = (starts, starts, longest, longest)
+        output = varlen_attn(query, key, value, *places, window_size=window, enable_gqa=layer.groups > 1)
+        assert isinstance(output, Tensor)
+        return output.reshape(layer.query.transpose(1, 2).shape)
+
+    return packed
+
+
+KERNELS: dict[str, Callable[[Layer], Attend]] = {"sdpa": sdpa, "flex": flex, "varlen": varlen}
+
+
+def sequences(segment_ids: Tensor) -> tuple[Tensor, int]:
+    """Where each pair of full rows [R, L] starts among all tokens, and the end, int32. The longest pair's length."""
+    inner = torch.diff(segment_ids, dim=1, prepend=segment_ids.new_zeros(len(segment_ids), 1)) != 0
+    starts = torch.nonzero(inner.flatten()).flatten()
+    starts = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
+    return starts.int(), int(starts.diff().max())
+
+
+def attention(kernel: str, model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Result:
+    """Milliseconds of one layer, forward and backward, and how far its output is from SDPA's.
+
+    Raises AbsentError for a kernel that this machine does not have.
+    """
+    if kernel != "sdpa" and not machine.on_gpu:
+        raise AbsentError(f"{kernel} attention is for GPUs")
+    torch.compiler.reset()  # kernels of other shapes would make this one recompile with open shapes
+    layer = drawn(model, row_length, machine)
+    attend, inputs = KERNELS[kernel](layer), layer[:3]
+    with torch.no_grad():
+        output = attend()
+        difference = (output - sdpa(layer)()).abs().max().item()
+        forward = machine.seconds(attend, sizes.kernels)
+    gradient = torch.randn_like(output)
+    del output
+    machine.forget()
+    seconds = machine.seconds(lambda: torch.autograd.grad(attend(), inputs, gradient), sizes.kernels)
+    peak = machine.peak_gib()
+    mask = machine.seconds(lambda: KERNELS[kernel](layer), sizes.kernels)  # made once a step, for all layers
+    return Result(
+        "measured",
+        tokens_per_second=Spread.of([layer.segment_ids.numel() / each for each in seconds]),
+        milliseconds=Spread.of([1000 * each for each in seconds]),
+        peak_gib=peak,
+        details={
+            "rows": float(len(layer.segment_ids)),
+            "forward_milliseconds": 1000 * Spread.of(forward).median,
+            "mask_milliseconds": 1000 * Spread.of(mask).median,
+            "largest_difference_to_sdpa": difference,
+        },
+    )
+
+
+def drawn(model: Model, row_length: int, machine: Machine) -> Layer:
+    """The attention of a layer on as many tokens as the smallest training step has."""
+    heads = model.config["num_attention_heads"]
+    key_heads = model.config.get("num_key_value_heads", heads)
+    width = model.config.get("head_dim", model.config["hidden_size"] // heads)
+    segment_ids = full_rows(model, max(1, model.step_tokens[-1] // row_length), row_length).to(machine.device)
+    query, key, value = (  # laid out as projections leave them
+        torch.randn(len(segment_ids), row_length, count, width, dtype=torch.bfloat16, device=machine.device)
+        .transpose(1, 2)
+        .requires_grad_()
+        for count in (heads, key_heads, key_heads)
+    )
+    return Layer(query, key, value, segment_ids, causal=model.decoder)
+
+
+def full_rows(model: Model, rows: int, row_length: int) -> Tensor:
+    """Segment ids [R, L]. Every row is full, and its last pair is cut where the row ends."""
+    lengths = torch.from_numpy(model.lengths(rows * (3 * row_length // model.pair_tokens + 1)))
+    ends = lengths.reshape(rows, -1).cumsum(dim=1)
+    assert bool((ends[:, -1] >= row_length).all())
+    return torch.searchsorted(ends, torch.arange(row_length).repeat(rows, 1), right=True) + 1

@@ -1,0 +1,154 @@
+"""The student's engines on one GPU: rows to scores, text to scores, and the kernels that take the time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+
+from bench.gpu.records import AbsentError, Machine, Result
+from bench.gpu.sizes import DOCUMENTS, Model, Sizes
+from bench.spread import Spread
+from engines.builders import tensorrt
+from engines.builders.torch import export_program
+from engines.graph.export import export_graph
+from engines.records import Dimensions, EngineError
+from model_repository.student.torch_engine import TorchEngine
+from model_repository.tokenizer.pair_encoding import EncodedPair, PackedBatch, PairEncoder
+from trainer.data.pairs import encode_group
+from trainer.data.records import QueryGroup
+from trainer.measures.costs import Work, flops_per_token
+
+PRECISION = "bf16"
+TORCH: dict[str, dict[str, Any]] = {
+    "eager": {"compiled": "never"},
+    "compiled": {"compiled": "gpu", "graphs": False},
+    "graphs": {"compiled": "gpu"},
+}
+ENGINES = (*TORCH, "tensorrt", "tensorrt_rtx")
+SERVED = "graphs"  # the torch engine as it is served on a GPU
+LISTED = 8  # kernels that are named
+
+Score = Callable[[PackedBatch], object]
+Config = tuple[tuple[str, Any], ...]
+
+
+class Request(NamedTuple):
+    """Documents that fill the rows of one call, or almost."""
+
+    encoder: PairEncoder
+    groups: list[QueryGroup]
+    pairs: list[EncodedPair]
+    batch: PackedBatch
+
+
+def request(model: Model, rows: int) -> Request:
+    encoder = model.encoder(model.row_lengths[0])
+    groups = model.groups(-(-rows * model.row_lengths[0] // (model.pair_tokens * DOCUMENTS)))
+    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
+    batch = encoder.pack(pairs)
+    while len(batch.input_ids) > rows:
+        pairs = pairs[: -max(1, len(pairs) // 50)]
+        batch = encoder.pack(pairs)
+    return Request(encoder, groups, pairs, batch)
+
+
+def engine(name: str, model: Model, sizes: Sizes, machine: Machine, start: str = "rows") -> Result:
+    """Scores in the processor's memory, of ``rows`` there, of tokens (``known`` to the cache) or of ``text``.
+
+    Raises AbsentError for an engine that this machine does not have.
+    """
+    if not (machine.on_gpu or name == "eager" or start != "rows"):
+        raise AbsentError(f"{name} is for GPUs")
+    asked = request(model, sizes.scoring_rows)
+    with _opened(name, model, asked.encoder, sizes) as scored:
+
+        def call() -> None:
+            pairs = asked.pairs
+            if start == "text":
+                groups = ((group.query, group.documents) for group in asked.groups)
+                pairs = [pair for group in groups for pair in encode_group(asked.encoder, *group)][: len(pairs)]
+            scored(asked.batch if start == "rows" else asked.encoder.pack(pairs))
+
+        return _result(model, asked, call, sizes, machine)
+
+
+def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
+    """The shares of the device's time that the largest kernels take, by name."""
+    asked = request(model, sizes.scoring_rows)
+    with _opened(SERVED, model, asked.encoder, sizes) as scored:
+        scored(asked.batch)
+        with profile(activities=[ProfilerActivity.CUDA if machine.on_gpu else ProfilerActivity.CPU]) as profiled:
+            for _ in range(sizes.steps.repeats):
+                scored(asked.batch)
+            machine.now()
+    kind = "self_device_time_total" if machine.on_gpu else "self_cpu_time_total"
+    times = {event.key: float(getattr(event, kind)) for event in profiled.key_averages()}
+    largest = sorted(times, key=lambda name: times[name], reverse=True)[:LISTED]
+    shares: dict[str, float | str] = {name[:80]: times[name] / sum(times.values()) for name in largest}
+    return Result("measured", peak_gib=machine.peak_gib(), details=shares)
+
+
+@contextmanager
+def _opened(name: str, model: Model, encoder: PairEncoder, sizes: Sizes) -> Iterator[Score]:
+    """An engine of drawn weights, built here."""
+    dimensions = Dimensions(encoder.config.row_length, encoder.config.slots_per_row, sizes.scoring_rows)
+    config = tuple(model.config.items())
+    torch.compiler.reset()
+    with tempfile.TemporaryDirectory() as directory:
+        if name in TORCH:
+            program = Path(directory) / "model.pt2"
+            program.write_bytes(_program(config, dimensions))
+            opened = TorchEngine(program, sizes.scoring_rows, **TORCH[name])
+            yield lambda batch: opened.score(batch[:-1])
+            return
+        try:
+            tensorrt.library(name)
+        except EngineError as error:
+            raise AbsentError(str(error)) from error
+        graph = export_graph(_scorer(config), dimensions, PRECISION, Path(directory) / "model.onnx")
+        yield tensorrt.build(graph, name, (), Path(directory)).run
+
+
+@cache  # the same for every item of a model
+def _program(config: Config, dimensions: Dimensions) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        written = Path(directory) / "model.pt2"
+        export_program(_scorer(config), dimensions, PRECISION, written)
+        return written.read_bytes()
+
+
+def _scorer(config: Config) -> Any:
+    settings = dict(config)
+    set_seed(0)
+    drawn = AutoConfig.for_model(settings.pop("model_type"), num_labels=1, pad_token_id=0, **settings)
+    return AutoModelForSequenceClassification.from_config(drawn, dtype=torch.float32).eval()
+
+
+def _result(model: Model, asked: Request, run: Callable[[], object], sizes: Sizes, machine: Machine) -> Result:
+    """FLOPs are counted as in training: attention over whole rows, empty slots too."""
+    machine.forget()
+    seconds = machine.seconds(run, sizes.steps)
+    segment_ids = asked.batch.segment_ids
+    work = Work(False, len(segment_ids), segment_ids.shape[1])
+    flops = segment_ids.size * flops_per_token(model.shape(causal=False), work)
+    return Result(
+        "measured",
+        tokens_per_second=Spread.of([segment_ids.size / each for each in seconds]),
+        tflops=Spread.of([flops / each / 1e12 for each in seconds]),
+        milliseconds=Spread.of([1000 * each for each in seconds]),
+        peak_gib=machine.peak_gib(),
+        details={
+            "documents": float(len(asked.pairs)),
+            "pairs_per_second": Spread.of([len(asked.pairs) / each for each in seconds]).median,
+            "rows": float(len(segment_ids)),
+            "row_fill": float((segment_ids > 0).mean()),
+        },
+    )

@@ -1,0 +1,224 @@
+"""The stages on one GPU: the trainer's own Trainers, adapters, losses and packed forward, on drawn weights."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+from bench.gpu.records import GIB, Machine, Result, Timing
+from bench.gpu.sizes import DOCUMENTS, Model, Sizes
+from bench.spread import Spread
+from trainer.checkpoints.load import PackedScorer
+from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.data.pairs import encode_group
+from trainer.data.records import QueryGroup
+from trainer.distill import DistillArguments
+from trainer.distill import objective as distilling
+from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes
+from trainer.pretrain import clicked
+from trainer.rank_sft import Judged, RankArguments
+from trainer.rank_sft import objective as ranking
+from trainer.scoring.checkpoint import lower_precision, parts
+from trainer.training.batches import IGNORED, TrainingGroup
+from trainer.training.memory import OutOfMemoryError, naming_flags
+from trainer.training.run import StageArguments
+from trainer.training.streams import GroupList
+from trainer.training.trainers import LanguageTrainer, RankingTrainer
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training item. ``frozen_bf16`` keeps the weights that LoRA freezes in bf16, which the trainer does not."""
+
+    stage: str  # cpt, rank-sft, distill, or score for a teacher that is not trained
+    model: Model
+    row_length: int
+    lora_rank: int = 0
+    frozen_bf16: bool = False
+    workers: int = 0
+
+    @property
+    def causal(self) -> bool:
+        return self.stage == "cpt"
+
+
+def train(item: Training, sizes: Sizes, machine: Machine) -> Result:
+    """The largest step that fits, without activation checkpointing if any does.
+
+    Raises OutOfMemoryError if none does.
+    """
+    for checkpointing, tokens in itertools.product((False, True), item.model.step_tokens):
+        try:
+            with naming_flags("fewer step_tokens in bench/gpu/sizes.py"):
+                return _trained(item, tokens, checkpointing, sizes, machine)
+        except OutOfMemoryError as error:
+            reason = f"{error}, tried last with {tokens:,} token slots and activation checkpointing"
+        machine.forget()  # once the error has let go of its tensors
+    raise OutOfMemoryError(reason)
+
+
+def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, machine: Machine) -> Result:
+    queries = max(1, tokens // (item.model.pair_tokens * DOCUMENTS))
+    groups = GroupList(taught(item, item.model.groups(queries * sizes.steps.runs)), None, seed=0)
+    # Newer transformers warn of this name, older ones know no other.
+    more: dict[str, Any] = {"gradient_checkpointing": True} if checkpointing else {}
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = StageArguments(
+            output_dir=directory, use_cpu=not machine.on_gpu, bf16=True, report_to="none", save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, max_steps=sizes.steps.runs, per_device_train_batch_size=queries,
+            dataloader_num_workers=item.workers, **more,
+        )  # fmt: skip
+        model, clock, seen = built(item, machine), StepClock(machine, sizes.steps), Seen()
+        model.register_forward_pre_hook(seen, with_kwargs=True)
+        trainer = _trainer(item, model, arguments, groups)
+        trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    rows = round(sum(seen.slots) / len(seen.slots) / item.row_length)
+    work = Work(True, rows, item.row_length, 1, True, checkpointing=checkpointing, lora_rank=item.lora_rank)
+    shape = item.model.shape(item.causal)
+    result = figures(shape, work, clock.seconds(), seen, sizes.steps, machine)
+    planned = sum(memory_bytes(shape, work).values()) / GIB  # trainer.plan's, which knows no frozen_bf16
+    how = {"planned_gib": planned, "activation_checkpointing": "yes" if checkpointing else "no"}
+    return replace(result, details={**result.details, **how})
+
+
+def built(item: Training, machine: Machine) -> Any:
+    """The model on the device, with its adapters. Weights are in float32, as the stages have them."""
+    settings = dict(item.model.config)
+    config = AutoConfig.for_model(settings.pop("model_type"), num_labels=1, pad_token_id=0, **settings)
+    kind: Any = AutoModelForCausalLM if item.causal else AutoModelForSequenceClassification
+    set_seed(0)
+    with machine.device:
+        model = kind.from_config(config, dtype=torch.bfloat16 if item.frozen_bf16 else torch.float32)
+    add_adapters(model, LoraArguments(lora_rank=item.lora_rank), "drawn weights")
+    if item.frozen_bf16:
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return model
+
+
+def taught(item: Training, groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
+    """The groups as the stage trains on them, with drawn teacher scores for distillation."""
+    if item.stage != "distill":
+        take = clicked if item.causal else Judged()
+        return [group for group in map(take, groups) if group is not None]
+    scores = torch.randn(len(groups), DOCUMENTS, generator=torch.Generator().manual_seed(0)).tolist()
+    return [
+        TrainingGroup(group.query_id, group.query, group.documents, tuple(row))
+        for group, row in zip(groups, scores, strict=True)
+    ]
+
+
+def _trainer(item: Training, model: Any, arguments: StageArguments, groups: GroupList) -> Any:
+    encoder = item.model.encoder(item.row_length)
+    if item.causal:
+        return LanguageTrainer(model, encoder, args=arguments, train_dataset=groups)
+    distil = item.stage == "distill"
+    objective = distilling(DistillArguments(model="", scores=[])) if distil else ranking(RankArguments(model=""))
+    return RankingTrainer(model, encoder, objective, arguments, train_dataset=groups)
+
+
+def score(model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Result:
+    """Relabelling by a teacher with bf16 layers: encoding, packing, the forward pass, scores on the processor."""
+    teacher = built(Training("score", model, row_length), machine).eval()
+    lower_precision(teacher, torch.bfloat16)
+    scorer, seen, encoder = PackedScorer(teacher), Seen(), model.encoder(row_length)
+    scorer.register_forward_pre_hook(lambda _, rows: seen(None, None, {"segment_ids": rows[3]}))
+    pairs_per_batch = sizes.scoring_rows * encoder.config.slots_per_row // 2
+    batches = parts(model.groups(sizes.steps.runs * -(-pairs_per_batch // DOCUMENTS)), pairs_per_batch)
+    machine.forget()
+
+    def batch() -> None:
+        pairs = [pair for group in next(batches) for pair in encode_group(encoder, group.query, group.documents)]
+        scorer.score(encoder.pack(pairs))
+
+    seconds = machine.seconds(batch, sizes.steps)
+    work = Work(False, sizes.scoring_rows, row_length)
+    return figures(model.shape(causal=False), work, seconds, seen, sizes.steps, machine)
+
+
+class StepClock(TrainerCallback):
+    """Seconds of a step in each round, data loading and optimiser included."""
+
+    def __init__(self, machine: Machine, timing: Timing) -> None:
+        self._machine, self._timing = machine, timing
+        self._marks: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._machine.forget()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step - self._timing.warmup
+        if done >= 0 and done % self._timing.repeats == 0:
+            self._marks.append(self._machine.now())
+
+    def seconds(self) -> list[float]:
+        return [(end - start) / self._timing.repeats for start, end in pairwise(self._marks)]
+
+
+class Seen:
+    """A hook before the model's forward that counts slots, tokens, pairs and tokens that bear loss.
+
+    Counts stay on the device until the end, so that nothing waits for them.
+    """
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+        self._counts: list[Tensor] = []
+
+    def __call__(self, model: Any, positional: Any, inputs: dict[str, Tensor]) -> None:
+        segment_ids, labels = inputs["segment_ids"], inputs.get("labels")
+        self.slots.append(segment_ids.numel())
+        bearing = segment_ids.new_tensor(segment_ids.numel()) if labels is None else (labels != IGNORED).sum()
+        self._counts.append(torch.stack([(segment_ids > 0).sum(), segment_ids.amax(dim=1).sum(), bearing]))
+
+    def shares(self) -> tuple[float, float, float]:
+        """Of all slots: those with a token, pairs, and those whose logits are computed (all of them for a scorer)."""
+        tokens, pairs, bearing = (torch.stack(self._counts).sum(dim=0) / sum(self.slots)).tolist()
+        return tokens, pairs, bearing
+
+
+def figures(shape: Shape, work: Work, seconds: Sequence[float], seen: Seen, timing: Timing, machine: Machine) -> Result:
+    """The figures of steps that took ``seconds``, one for each round.
+
+    FLOPs are those of ``flops_per_token``: attention over whole rows, as SDPA computes it. The vocabulary's matrix
+    counts for tokens that bear loss, since its logits are made for them only. The part that checkpointing computes
+    twice is in ``computed_tflops`` only.
+    """
+    rounds = range(timing.warmup, timing.runs, timing.repeats)
+    slots = [sum(seen.slots[start : start + timing.repeats]) / timing.repeats for start in rounds]
+    speeds = [count / each for count, each in zip(slots, seconds, strict=True)]
+    tokens, pairs, bearing = seen.shares()
+    counted = replace(shape, head=round(shape.head * bearing)) if shape.vocabulary else shape
+    flops = flops_per_token(counted, replace(work, checkpointing=False))
+    return Result(
+        "measured",
+        tokens_per_second=Spread.of(speeds),
+        tflops=Spread.of([each * flops / 1e12 for each in speeds]),
+        milliseconds=Spread.of([1000 * each for each in seconds]),
+        peak_gib=machine.peak_gib(),
+        details={
+            "computed_tflops": Spread.of(speeds).median * flops_per_token(counted, work) / 1e12,
+            "rows": sum(seen.slots) / len(seen.slots) / work.row_length,
+            "row_fill": tokens,
+            "pair_tokens": tokens / pairs,
+            "pairs_per_second": Spread.of(speeds).median * pairs,
+        },
+    )

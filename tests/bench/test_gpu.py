@@ -1,0 +1,227 @@
+"""The GPU bench, tried on a processor with tiny models: every item, and the figures that it counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from bench.gpu import kernels, serving
+from bench.gpu.__main__ import GOALS, attempted, items_of, main
+from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
+from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
+from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
+from bench.gpu.training import Seen, Training, built, figures, taught, train
+from bench.spread import Spread
+from trainer.data.pairs import encode_group
+from trainer.measures.costs import Work, flops_per_token
+from trainer.training.batches import IGNORED, LanguageCollator
+from trainer.training.memory import OutOfMemoryError
+
+# PEFT asks for an attribute by the name that transformers is giving up, and the bench uses the name of a flag that
+# older versions know too.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+]
+CPU = Machine.of("cpu")
+LLAMA, BERT = QUICK.trained["7b"], QUICK.trained["bert6"]
+
+
+def run(output: Path, *flags: str) -> int:
+    return main(["--device", "cpu", "--quick", "--output", str(output), *flags])
+
+
+def read(output: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads(output.read_text())
+    return saved
+
+
+def test_a_run_measures_every_item_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results" / "gpu.json"
+    assert run(output, "--minutes", "0") == 0
+    assert not output.exists()
+    assert run(output, "--only", "ceiling") == 0
+    ceilings = read(output)["items"]
+    assert set(ceilings) == {name for name in items_of(QUICK) if name.startswith("ceiling/")}
+
+    assert run(output, "--date", "2026-01-02") == 0
+    whole = read(output)
+    assert set(whole["items"]) == set(items_of(QUICK))
+    assert {name: whole["items"][name] for name in ceilings} == ceilings
+    for name, item in whole["items"].items():
+        if name.endswith(("/flex", "/varlen", "/compiled", "/graphs", "/tensorrt", "/tensorrt_rtx")):
+            assert item["outcome"] == "absent" and item["reason"]
+        else:
+            assert item["outcome"] == "measured", item["reason"]
+            assert (whole["shares_of_ceiling"].get(name, 0) > 0) == (not name.startswith(("attention/", "kernels/")))
+    assert whole["setting"]["torch"] == torch.__version__
+    assert [command.partition("gpu.json")[2] for command in whole["commands"]] == [
+        " --only ceiling",
+        " --date 2026-01-02  # 2026-01-02",
+    ]
+    assert "cpt/7b/lora-bf16" in capsys.readouterr().out
+    _check_serving(whole["items"])
+
+    assert run(output) == 0
+    assert read(output)["items"] == whole["items"]
+
+
+def _check_serving(items: dict[str, Any]) -> None:
+    model = QUICK.served["tiny"]
+    asked = serving.request(model, QUICK.scoring_rows)
+    per_token = flops_per_token(model.shape(causal=False), Work(False, QUICK.scoring_rows, model.row_lengths[0]))
+    for name in ("engine/tiny/eager", "path/tiny/known", "path/tiny/text"):
+        item = items[name]
+        assert item["details"]["documents"] == len(asked.pairs)
+        assert item["tflops"]["high"] * 1e12 == pytest.approx(item["tokens_per_second"]["high"] * per_token)
+    assert sum(items["kernels/tiny"]["details"].values()) == pytest.approx(1, abs=0.5)
+
+
+def test_bad_flags_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "gpu.json", "--only", "nothing") == 2
+    assert "no item begins so" in capsys.readouterr().err
+    assert main(["--device", "cpu", "--output", str(tmp_path / "gpu.json")]) == 2
+    assert "--quick" in capsys.readouterr().err
+    Results(tmp_path / "other.json", {"device": "another GPU"}).save({})
+    assert run(tmp_path / "other.json") == 2
+    assert "another --output" in capsys.readouterr().err
+    (tmp_path / "strange.json").write_text("[]")
+    assert run(tmp_path / "strange.json") == 2
+    assert "remove the file" in capsys.readouterr().err
+
+
+def test_memory_that_does_not_suffice_is_recorded(tmp_path: Path) -> None:
+    result = attempted(kernels.square, replace(QUICK, square=2**30), CPU)
+    assert result.outcome == "out of memory" and "allocate" in result.reason
+    results = Results(tmp_path / "gpu.json", {})
+    results.items |= {kernels.SQUARE: result, "broken": attempted(_breaks, QUICK, CPU)}
+    results.save({})
+    again = Results(tmp_path / "gpu.json", {})
+    assert again.items == results.items
+    assert not again.lacks(kernels.SQUARE)
+    assert again.items["broken"].reason == "ZeroDivisionError: division by zero"
+    assert again.lacks("broken")
+
+
+def _breaks(sizes: object, machine: Machine) -> Result:
+    raise ZeroDivisionError("division by zero")
+
+
+def test_a_step_that_does_not_fit_is_tried_smaller_and_with_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def short_of_memory(self: Seen, model: Any, positional: Any, inputs: dict[str, torch.Tensor]) -> None:
+        tried.append((inputs["segment_ids"].numel(), model.is_gradient_checkpointing))
+        if not model.is_gradient_checkpointing or len({slots for slots, _ in tried}) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        count(self, model, positional, inputs)
+
+    count = Seen.__call__
+    monkeypatch.setattr(Seen, "__call__", short_of_memory)
+    item = Training("rank-sft", replace(LLAMA, step_tokens=(512, 128)), 64)
+    result = train(item, QUICK, CPU)
+    assert result.details["activation_checkpointing"] == "yes"
+    assert [checkpointing for _, checkpointing in tried[:3]] == [False, False, True]
+    assert tried[0][0] > tried[1][0]
+    monkeypatch.setattr(Seen, "__call__", _never)
+    with pytest.raises(OutOfMemoryError, match="128 token slots and activation checkpointing"):
+        train(item, QUICK, CPU)
+
+
+def _never(self: Seen, *inputs: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_only_what_lora_freezes_is_in_bf16() -> None:
+    model = built(Training("rank-sft", LLAMA, 64, lora_rank=4, frozen_bf16=True), CPU)
+    for name, weight in model.named_parameters():
+        assert weight.dtype == (torch.float32 if weight.requires_grad else torch.bfloat16), name
+        assert weight.requires_grad == ("lora_" in name or name.startswith("score"))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("model", [LLAMA, BERT])
+def test_kernels_agree_on_packed_rows(model: Any) -> None:
+    in_bf16 = drawn(model, model.row_lengths[0], CPU)
+    query, key, value = (each.detach().float() for each in in_bf16[:3])
+    layer = Layer(query, key, value, in_bf16.segment_ids, in_bf16.causal)
+    expected_RLAD = sdpa(layer)()
+    # Float32 in another order of sums.
+    torch.testing.assert_close(flex(layer)(), expected_RLAD, atol=1e-5, rtol=1e-5)
+
+    starts, longest = sequences(layer.segment_ids)
+    query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in layer[:3])  # [T, A or K, D]
+    assert longest == max(np.diff(starts.numpy()))
+    for start, end in pairwise(starts.tolist()):
+        own_query, own_key, own_value = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
+        alone = F.scaled_dot_product_attention(own_query, own_key, own_value, is_causal=layer.causal, enable_gqa=True)
+        expected = expected_RLAD.flatten(0, 1)[start:end].transpose(0, 1)
+        torch.testing.assert_close(alone[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_full_of_pairs_of_the_right_length() -> None:
+    model = FULL.trained["7b"]
+    segment_ids = full_rows(model, 40, 1024)
+    starts, longest = sequences(segment_ids)
+    assert segment_ids.shape == (40, 1024) and int(segment_ids.min()) == 1
+    assert longest <= model.longest_pair
+    lengths = np.diff(starts.numpy())
+    assert lengths.sum() == segment_ids.numel()
+    assert abs(lengths.mean() - model.pair_tokens) < 15  # the last of a row is cut
+
+
+@pytest.mark.parametrize("name", FULL.models)
+def test_pairs_have_the_mean_length_and_fill_the_rows_of_a_call(name: str) -> None:
+    model = FULL.models[name]
+    encoder = model.encoder(model.row_lengths[0])
+    pairs = [p for group in model.groups(40) for p in encode_group(encoder, group.query, group.documents)]
+    assert [len(pair.token_ids) for pair in pairs] == model.lengths(40 * DOCUMENTS).tolist()
+    assert np.mean([len(pair.token_ids) for pair in pairs]) == pytest.approx(model.pair_tokens, rel=0.1)
+    assert max(int(pair.token_ids.max()) for pair in pairs) < model.config["vocab_size"]
+    batch = serving.request(model, FULL.scoring_rows).batch
+    assert 0.9 * FULL.scoring_rows <= len(batch.input_ids) <= FULL.scoring_rows
+    assert (batch.segment_ids > 0).mean() > 0.8
+
+
+def test_an_engine_that_is_not_installed_is_absent() -> None:
+    model = QUICK.served["tiny"]
+    with (
+        pytest.raises(AbsentError, match="tensorrt is not installed"),
+        serving._opened("tensorrt", model, model.encoder(128), QUICK),
+    ):
+        pass
+
+
+def test_goals_are_of_items_that_there_are() -> None:
+    assert all(any(f"{item}/".startswith(f"{name}/") for item in items_of(FULL)) for name in GOALS)
+
+
+def test_counts_and_flops_are_those_of_the_batch() -> None:
+    item = Training("cpt", LLAMA, 64)
+    encoder, shape = LLAMA.encoder(64), LLAMA.shape(causal=True)
+    groups = taught(item, LLAMA.groups(3))
+    batch = LanguageCollator(encoder)(groups)
+    seen = Seen()
+    seen(None, None, {**batch["packed"], "labels": batch["labels"]})
+    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
+    tokens, slots = sum(len(pair.token_ids) for pair in pairs), batch["labels"].numel()
+    bearing = int((batch["labels"] != IGNORED).sum()) / slots
+    assert seen.slots == [slots]
+    assert seen.shares() == pytest.approx((tokens / slots, len(pairs) / slots, bearing))
+
+    rows = slots // 64
+    work = Work(True, rows, 64, bf16=True, checkpointing=True)
+    result = figures(shape, work, [2.0], seen, Timing(0, 1, 1), CPU)
+    assert result.tokens_per_second == Spread(slots / 2, slots / 2, slots / 2)
+    assert result.tflops is not None
+    no_head = flops_per_token(replace(shape, head=0), replace(work, checkpointing=False))
+    assert result.tflops.median == pytest.approx((no_head + 6 * shape.head * bearing) * slots / 2 / 1e12, rel=1e-4)
+    assert float(result.details["computed_tflops"]) > result.tflops.median
