@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 # Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
 SERVED := tests/model_repository tests/bench tests/test_readme.py tests/test_embedded_triton.py tests/trainer/scoring
 BUILT := tests/client tests/gateway tests/loadtest tests/deploy tests/engines
-TRAINED := tests/trainer tests/test_collection.py tests/test_docs.py tests/test_imports.py --ignore tests/trainer/scoring
+TRAINED := tests/trainer tests/examples tests/test_docs.py tests/test_imports.py --ignore tests/trainer/scoring
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
 test: $(VENV)/.installed

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from trainer.data.records import DataError
+from client.errors import DisRankerError
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
-class BenchError(DataError):
-    """An environment that cannot be made, or a worker that failed; the message has its last words."""
+class BenchError(DisRankerError):
+    """An environment cannot be made, or a worker failed. The message ends with the last line that it printed."""
 
 
 def interpreter(requirements: Path, root: Path, shared_versions: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""What the numbers of a bench depend on: the machine; and how its tables reach the terminal."""
+"""The machine, on which the figures of a bench depend."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-
-
-def show(table: Table) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m examples.demo --output_dir runs/demo
 
-Each stage is the command that is printed before it; most run in this process, to save imports.
+Each stage is the command that is printed before it. Most run in this process, which saves their imports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
 
 import build_engines
-from client import RankingClient, rank
+from bench.children import TRITON, healthy, started
+from client import rank
+from client.command import command
+from client.errors import DisRankerError
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.save import RECORD_FILE
@@ -33,13 +36,17 @@ from trainer.data.records import read_groups
 
 EXAMPLES = Path(__file__).parent
 THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of the two processes that train
+HTTP_PORT = 8000  # Triton's own
+MARKER = ".made-by-the-demo"  # in a folder that the demo may remove
 
 
 @dataclass
 class DemoArguments:
     """Where the demo leaves its files, and what it is made of."""
 
-    output_dir: str = field(default="runs/demo", metadata={"help": "Made anew."})
+    output_dir: str = field(
+        default="runs/demo", metadata={"help": "Made anew: a folder that an earlier demo made is removed."}
+    )
     model_repository: str = field(default="model_repository", metadata={"help": "Where the engine is installed."})
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
@@ -49,31 +56,46 @@ class DemoArguments:
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
 
 
-class StageFailedError(RuntimeError):
-    """A stage ended with an exit code other than 0; it has said why."""
+class StageFailedError(DisRankerError):
+    """A stage ended with an exit code other than 0 and printed why."""
+
+    exit_code = 1
+    label = ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(DataClassType(DemoArguments)).parse_args_into_dataclasses(args=argv)
-    started = time.perf_counter()
+    began = time.perf_counter()
     root = Path(arguments.output_dir)
-    shutil.rmtree(root, ignore_errors=True)
+    make_anew(root)
     torch.set_num_threads(THREADS)
+    stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed)
+    first_checkpoints(arguments, root)
+    with beside(rank_sft, *student_on_labels(arguments, root), log=root / "student-on-labels.log"):
+        train_teacher(arguments, root)
+    with beside(rank_sft, *teacher_without_cpt(arguments, root), log=root / "teacher-without-cpt.log"):
+        distil_student(arguments, root)
+    install(arguments, root)
+    compare(root)
+    rank_through_server(arguments, root)
+    print(f"\n{time.perf_counter() - began:.0f} s in all; the table is in {root / 'table.json'}")
+
+
+def make_anew(root: Path) -> None:
+    """An empty folder with MARKER. Raises DisRankerError for one that is not empty and that no demo made."""
     try:
-        stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed)
-        first_checkpoints(arguments, root)
-        with beside(rank_sft, *student_on_labels(arguments, root), log=root / "student-on-labels.log"):
-            train_teacher(arguments, root)
-        with beside(rank_sft, *teacher_without_cpt(arguments, root), log=root / "teacher-without-cpt.log"):
-            distil_student(arguments, root)
-        install(arguments, root)
-        compare(root)
-        rank_through_server(arguments, root)
-    except StageFailedError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"\n{time.perf_counter() - started:.0f} s in all; the table is in {root / 'table.json'}")
-    return 0
+        if root.is_dir() and any(root.iterdir()):
+            if not (root / MARKER).is_file():
+                raise DisRankerError(
+                    f"--output_dir {root}: this folder is not empty and no demo made it (it has no {MARKER}): "
+                    "give another, or remove it"
+                )
+            shutil.rmtree(root)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MARKER).touch()
+    except OSError as error:
+        raise DisRankerError(f"--output_dir {root}: cannot be made anew: {error.strerror}") from error
 
 
 def first_checkpoints(arguments: DemoArguments, root: Path) -> None:
@@ -156,30 +178,14 @@ def rank_through_server(arguments: DemoArguments, root: Path) -> None:
     documents = root / "documents.jsonl"
     fields = [{"doc_id": each.doc_id, "title": each.title, "summary": each.summary} for each in group.documents]
     documents.write_text("".join(json.dumps(each) + "\n" for each in fields), encoding="utf-8")
-    command = ["tritonserver", "--model-repository", str(arguments.model_repository), "--model-config-name", "cpu"]
-    print(f"\n$ {shlex.join(command)} &", flush=True)
-    log = root / "server.log"
-    with log.open("w", encoding="utf-8") as output:
-        server = subprocess.Popen(
-            [Path(sys.executable).with_name(command[0]), *command[1:]], stdout=output, stderr=subprocess.STDOUT
-        )
+    flags = ["--model-repository", str(arguments.model_repository), "--model-config-name", "cpu"]
+    print(f"\n$ {shlex.join([TRITON.name, *flags])} &", flush=True)
+    with started([TRITON, *flags], root / "server.log") as server:
         try:
-            wait_until_ready(server, log)
-            stage(rank, "--query", group.query, documents, "--format", "table", "--top_k", 5)
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def wait_until_ready(server: subprocess.Popen[bytes], log: Path) -> None:
-    with RankingClient() as client:
-        for _ in range(240):
-            if server.poll() is not None:
-                raise StageFailedError(f"the server ended with exit code {server.returncode}: see {log}")
-            if client.is_ready():
-                return
-            time.sleep(0.5)
-    raise StageFailedError(f"the server is not ready after two minutes: see {log}")
+            server.wait_until(lambda: healthy(HTTP_PORT))
+        except OSError as error:
+            raise StageFailedError(str(error)) from error
+        stage(rank, "--query", group.query, documents, "--format", "table", "--top_k", 5)
 
 
 def step(arguments: DemoArguments, queries: int, learning_rate: float) -> list[object]:

@@ -9,19 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tritonclient.grpc as grpc
 
+from bench.children import Child, healthy
 from tests import ROOT
 
 SHORT = "--cpt_epochs 0.1 --sft_epochs 0.3 --student_steps 5"
 NOT_RUN = {"make test", "make check"}  # they run this file
-SERVER = "localhost:8001"
 GATEWAY = "python -m client.gateway"
 RUN_ON = ("make", "tritonserver", "git ", "cd ", GATEWAY)  # by tests of their own, or not here
 
@@ -71,25 +69,11 @@ def server(project: Path, demo: str) -> Iterator[None]:
         environment = {**os.environ, "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"}
         process = subprocess.Popen(command.split(), cwd=project, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_until_ready(process, project / "server.log")
+            Child(process, project / "server.log").wait_until(lambda: healthy(8000))
             yield
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    client = grpc.InferenceServerClient(SERVER)
-    for _ in range(120):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if client.is_model_ready("ranker"):
-                client.close()
-                return
-        except grpc.InferenceServerException:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"the server is not ready after a minute: {log.read_text()[-3000:]}")
 
 
 def test_the_two_commands_come_first_and_the_four_uses_follow() -> None:

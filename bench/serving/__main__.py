@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.machine import described, machine, show
+from bench.machine import described, machine
 from bench.serving import goals, plots, report
 from bench.serving.arguments import ServingArguments
 from bench.serving.course import COMPARED, measured, prepared, started
@@ -27,7 +27,7 @@ from bench.serving.quality import Judge, Quality
 from bench.serving.rounds import Contender, Progress
 from bench.training import material
 from client.files import appears_whole
-from trainer.command import command, parse
+from trainer.command import command, console_of, parse
 from trainer.data.records import read_groups
 
 
@@ -85,7 +85,7 @@ def _report(
         plots.draw_growth(findings.growth, partial, described(setting))
     for table in (report.speed_table(made, title), report.system_table(findings.contenders, findings.qualities, failed),
                   report.limit_table(findings.limits), report.goal_table(reached)):  # fmt: skip
-        show(table)
+        console_of(240).print(table)
 
 
 def _described(one: Contender, quality: Quality | None) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.environments import interpreter
-from bench.machine import described, machine, show
+from bench.machine import described, machine
 from bench.training import growth, material, report
 from bench.training.rounds import System, compare
 from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
 from client.files import appears_whole
-from trainer.command import command, parse
+from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.training.run import load_encoder
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with appears_whole(Path(arguments.output)) as partial:
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if rows:
-        show(report.table(rows, _title(result)))
+        console_of(240).print(report.table(rows, _title(result)))
     for point in points:
         shape = f"{point.documents:4d} documents a group, {point.mean_tokens:5.0f} tokens a pair"
         print(f"{shape}: {point.tokens_per_second.median:7,.0f} tokens/s, {point.pairs_per_second.median:6.1f} pairs/s")

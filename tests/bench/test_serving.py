@@ -137,7 +137,6 @@ def test_a_running_server_is_loaded_and_scored(
     server: Server, groups: list[QueryGroup], served_checkpoint: Path
 ) -> None:
     system = OursSystem(server.url)
-    assert system.ready()
     sample = measure(system.connect, Traffic(GROUPS).requests(5, 0.5), Cell(5, 3, 0.1, least=9))
     assert sample.documents == 5 * len(sample.milliseconds) >= 45
     judge = Judge.of(str(served_checkpoint), groups, 12)

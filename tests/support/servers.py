@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -12,25 +9,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import tritonclient.grpc as grpc
-
 import build_engines
+from bench.children import TRITON, Child, free_ports, healthy, started, triton
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
 
-COMMAND = Path(sys.executable).with_name("tritonserver")
+COMMAND = TRITON
 READY_S, STOP_S = 60, 40
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server that answers at ``url`` (gRPC); ``log`` is all that it has said."""
+class Server(Child):
+    """A Triton on these ports, by endpoint."""
 
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    metrics_url: str
+    ports: dict[str, int]
+
+    @property
+    def url(self) -> str:
+        """Where its gRPC is."""
+        return f"127.0.0.1:{self.ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['metrics']}/metrics"
 
     def metrics(self, name: str) -> float:
         """The sum of a metric over all its labels; 0 if there is none of that name."""
@@ -51,13 +53,7 @@ def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine
 
 def ports() -> dict[str, int]:
     """A free port for each of Triton's endpoints."""
-    probes = {name: socket.socket() for name in ("http", "grpc", "metrics")}
-    for probe in probes.values():
-        probe.bind(("127.0.0.1", 0))
-    free = {name: probe.getsockname()[1] for name, probe in probes.items()}
-    for probe in probes.values():
-        probe.close()
-    return free
+    return free_ports("http", "grpc", "metrics")
 
 
 @contextmanager
@@ -65,15 +61,8 @@ def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None
     """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
     runs still."""
     free = at or ports()
-    command = [str(COMMAND), f"--model-repository={repository}", "--model-config-name=cpu", *flags]
-    command += [f"--{name}-port={port}" for name, port in free.items()]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        yield Server(process, f"127.0.0.1:{free['grpc']}", log, f"http://127.0.0.1:{free['metrics']}/metrics")
-    finally:
-        process.terminate()
-        process.wait(STOP_S)
+    with started([*triton(repository, free), *flags], log) as child:
+        yield Server(child.process, log, free)
 
 
 @contextmanager
@@ -89,16 +78,7 @@ def running(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
 
 
 def wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + READY_S
-    with grpc.InferenceServerClient(server.url) as client:
-        while time.monotonic() < deadline:
-            assert server.process.poll() is None, server.log.read_text()
-            try:
-                if client.is_server_ready():
-                    return
-            except grpc.InferenceServerException:
-                time.sleep(0.1)
-    raise AssertionError(f"not ready after {READY_S} s: {server.log.read_text()}")
+    server.wait_until(lambda: healthy(server.ports["http"]))
 
 
 def descendants(pid: int) -> set[int]:

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.children import free_ports, healthy, started
 from bench.serving.job import Option
 from bench.serving.load import LoadError, Score
 from bench.serving.worker import main
-from bench.serving.workers.children import free_port, running
 
 TIMEOUT_S = 120
 
@@ -46,16 +46,6 @@ class InfinitySystem:
 
         return score
 
-    def ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
 
 @contextmanager
 def opened(setup: dict[str, Any]) -> Iterator[InfinitySystem]:
@@ -64,13 +54,14 @@ def opened(setup: dict[str, Any]) -> Iterator[InfinitySystem]:
     shutil.copytree(setup["checkpoint"], model, dirs_exist_ok=True)
     if setup["engine"] == "optimum":  # finds a file at the top of the working directory only
         shutil.copyfile(setup["onnx"], model / "model.onnx")
-    system = InfinitySystem(free_port())
+    port = free_ports("http")["http"]
     command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", ".", "--engine",
-               setup["engine"], "--device", "cpu", "--host", "127.0.0.1", "--port", str(system._port),
+               setup["engine"], "--device", "cpu", "--host", "127.0.0.1", "--port", str(port),
                "--served-model-name", "student", "--batch-size", str(setup["batch_size"]), "--no-bettertransformer",
                "--log-level", "error"]  # fmt: skip
-    with running(command, system.ready, model):
-        yield system
+    with started(command, model / "server.log", cwd=model) as server:
+        server.wait_until(lambda: healthy(port, "/health"))
+        yield InfinitySystem(port)
 
 
 if __name__ == "__main__":

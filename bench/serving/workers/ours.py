@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.children import free_ports, healthy, started, triton
 from bench.serving.job import Option
 from bench.serving.load import LoadError, Score
 from bench.serving.worker import main
-from bench.serving.workers.children import free_port, running
 from client import RankingClient
 
 TIMEOUT_S = 120
@@ -36,22 +35,16 @@ class OursSystem:
 
         return score
 
-    def ready(self) -> bool:
-        with RankingClient(self._url) as client:
-            return client.is_ready()
-
 
 @contextmanager
 def opened(setup: dict[str, Any]) -> Iterator[OursSystem]:
     """``repository`` is built; ``directory`` is free for the server's log."""
-    ports = {name: free_port() for name in ("http", "grpc", "metrics")}
-    system = OursSystem(f"127.0.0.1:{ports['grpc']}")
+    ports = free_ports("http", "grpc", "metrics")
     directory = Path(setup["directory"])
     directory.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("tritonserver")), f"--model-repository={setup['repository']}",
-               "--model-config-name=cpu", *(f"--{name}-port={port}" for name, port in ports.items())]  # fmt: skip
-    with running(command, system.ready, directory):
-        yield system
+    with started(triton(setup["repository"], ports), directory / "server.log") as server:
+        server.wait_until(lambda: healthy(ports["http"]))
+        yield OursSystem(f"127.0.0.1:{ports['grpc']}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""Servers as child processes: started, waited for, and stopped. Standard library only."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+READY_S, STOP_S = 180, 40
+TRITON = Path(sys.executable).with_name("tritonserver")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process and the file that has all of its output."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Raises OSError with the last line of the log if the process ends or takes longer than READY_S."""
+        deadline = time.monotonic() + READY_S
+        while not ready():
+            code = self.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+                last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+                what = f"is not ready after {READY_S} s" if code is None else f"ended with {code}"
+                raise OSError(f"the server {what}: {last} (all in {self.log})")
+            time.sleep(0.1)
+
+
+@contextmanager
+def started(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -> Iterator[Child]:
+    """The process, which may not be ready yet. It is stopped at the end of the block if it still runs then."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd)
+    try:
+        yield Child(process, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def triton(repository: str | Path, ports: dict[str, int]) -> list[str]:
+    """The command of the embedded Triton that serves ``repository`` on a processor. ``ports`` are by endpoint."""
+    command = [str(TRITON), f"--model-repository={repository}", "--model-config-name=cpu"]
+    return command + [f"--{endpoint}-port={port}" for endpoint, port in ports.items()]
+
+
+def healthy(port: int, path: str = "/v2/health/ready") -> bool:
+    """Whether a server on this machine answers that it is ready. The path is Triton's."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    """A free port for each name."""
+    probes = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+    ports = {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
+    for probe in probes.values():
+        probe.close()
+    return ports
