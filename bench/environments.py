@@ -1,8 +1,9 @@
-"""An environment of its own for each peer, made once and again whenever its requirements change."""
+"""An environment of its own for each peer, made once, and again whenever its requirements change."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ class BenchError(DisRankerError):
 
 
 def interpreter(requirements: Path, root: Path, shared_versions: bool = True) -> Path:
-    """The Python of ``root/<name of the requirements>``, which holds what they pin, and our own torch if they name it.
+    """The Python of the environment ``root/<name of the requirements>``, with our own torch if they name it.
 
-    ``shared_versions``: what we share has the version of constraints.txt on both sides.
+    With ``shared_versions`` the libraries that both sides use have the version of constraints.txt on both.
     """
     peer = requirements.stem
     constraints = [CONSTRAINTS] if shared_versions else []
@@ -33,6 +34,8 @@ def interpreter(requirements: Path, root: Path, shared_versions: bool = True) ->
     done = root / peer / ".installed"
     if done.exists() and done.read_text(encoding="ascii") == wanted:
         return python
+    if (root / peer).exists() and not (root / peer / "pyvenv.cfg").is_file():
+        raise BenchError(f"--environments {root}: {root / peer} is not a virtual environment: give another folder")
     print(f"making the environment of {peer} in {root / peer}", file=sys.stderr)
     _run([sys.executable, "-m", "venv", "--clear", str(root / peer)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -44,8 +47,15 @@ def interpreter(requirements: Path, root: Path, shared_versions: bool = True) ->
     return python
 
 
+def worker_variables(threads: int) -> dict[str, str]:
+    """The variables of a worker's process: so many threads, nothing from the network, our own records importable."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT),
+            "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1",
+            "INFINITY_ANONYMOUS_USAGE_STATS": "0"}  # fmt: skip
+
+
 def _install_torch(pip: list[str]) -> None:
-    """Our own build: where that is the CPU's, its index is asked only if the usual one has no such build."""
+    """Install our own build of torch. PyTorch's index is asked only if the usual one has no such CPU build."""
     release = f"torch=={torch.__version__}"
     if "+cpu" not in release:
         _run([*pip, release.partition("+")[0]])
@@ -64,4 +74,4 @@ def _run(command: list[str]) -> None:
 
 def last_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "it printed nothing"

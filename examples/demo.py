@@ -26,6 +26,7 @@ from transformers.hf_argparser import DataClassType
 
 import build_engines
 from bench.children import TRITON, healthy, started
+from bench.folders import own
 from client import rank
 from client.command import command
 from client.errors import DisRankerError
@@ -83,19 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_anew(root: Path) -> None:
-    """An empty folder with MARKER. Raises DisRankerError for one that is not empty and that no demo made."""
-    try:
-        if root.is_dir() and any(root.iterdir()):
-            if not (root / MARKER).is_file():
-                raise DisRankerError(
-                    f"--output_dir {root}: this folder is not empty and no demo made it (it has no {MARKER}): "
-                    "give another, or remove it"
-                )
-            shutil.rmtree(root)
-        root.mkdir(parents=True, exist_ok=True)
-        (root / MARKER).touch()
-    except OSError as error:
-        raise DisRankerError(f"--output_dir {root}: cannot be made anew: {error.strerror}") from error
+    """An empty folder that the demo may remove. Raises DisRankerError for one that is not empty and not the demo's."""
+    own(root, "--output_dir", MARKER)
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    own(root, "--output_dir", MARKER)
 
 
 def first_checkpoints(arguments: DemoArguments, root: Path) -> None:

@@ -28,7 +28,7 @@ from bench.gpu import kernels, serving
 from bench.gpu.records import AbsentError, Machine, Result, Results
 from bench.gpu.sizes import FULL, QUICK, Sizes
 from bench.gpu.training import Training, score, train
-from bench.spread import Spread
+from bench.report import Spread
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.training.memory import OutOfMemoryError, naming_flags

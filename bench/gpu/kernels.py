@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.gpu.records import AbsentError, Machine, Result
 from bench.gpu.sizes import Model, Sizes
-from bench.spread import Spread
+from bench.report import Spread
 from trainer.checkpoints.layers import find_layers
 from trainer.packed.forward import attention_mask
 

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.spread import Spread
-from client.files import appears_whole
+from bench.report import Spread, write
 from trainer.data.records import DataError
 
 GIB = 2**30
@@ -147,5 +146,4 @@ class Results:
             "shares_of_ceiling": shares,
             "items": {name: asdict(result) for name, result in self.items.items()},
         }
-        with appears_whole(self.path) as partial:
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write(self.path, record)

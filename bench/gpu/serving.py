@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, set_see
 
 from bench.gpu.records import AbsentError, Machine, Result
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
-from bench.spread import Spread
+from bench.report import Spread
 from engines.builders import tensorrt
 from engines.builders.torch import export_program
 from engines.graph.export import export_graph

@@ -22,7 +22,7 @@ from transformers import (
 
 from bench.gpu.records import GIB, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
-from bench.spread import Spread
+from bench.report import Spread
 from trainer.checkpoints.load import PackedScorer
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.pairs import encode_group

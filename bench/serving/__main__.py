@@ -8,8 +8,6 @@ while they are measured, cell by cell and in rounds, one after the other and eve
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,15 +17,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.folders import MARKER, own
 from bench.machine import described, machine
-from bench.serving import goals, plots, report
+from bench.report import command_of, show, write
+from bench.serving import plots, tables
 from bench.serving.arguments import ServingArguments
-from bench.serving.course import COMPARED, measured, prepared, started
+from bench.serving.contenders import Contender, Progress
+from bench.serving.course import COMPARED, Findings, measured, prepared, started
 from bench.serving.quality import Judge, Quality
-from bench.serving.rounds import Contender, Progress
 from bench.training import material
 from client.files import appears_whole
-from trainer.command import command, console_of, parse
+from trainer.command import command, parse
 from trainer.data.records import read_groups
 
 
@@ -35,7 +35,7 @@ from trainer.data.records import read_groups
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, ServingArguments)
     work = Path(arguments.work_dir).absolute()
-    work.mkdir(parents=True, exist_ok=True)
+    own(work, "--work_dir", MARKER)
     data = arguments.data or material.generated_collection(work / "collection")
     groups = read_groups(*data)
     place = prepared(arguments, groups, work)
@@ -55,15 +55,14 @@ def _progress(bar: Any) -> Progress:
 
 
 def _report(
-    arguments: ServingArguments, argv: Sequence[str] | None, data: Sequence[str], findings: goals.Findings,
+    arguments: ServingArguments, argv: Sequence[str] | None, data: Sequence[str], findings: Findings,
     failed: dict[str, str],
 ) -> None:  # fmt: skip
     setting = machine(arguments.threads)
     title = f"{described(setting)}; medians over rounds with the lowest and the highest"
-    made, reached = report.rows(findings.contenders), goals.goals(findings)
-    plain = [Path(word).name if "/" in word else word for word in (sys.argv[1:] if argv is None else argv)]
+    made = tables.rows(findings.contenders)
     result = {
-        "command": shlex.join(["python", "-m", "bench.serving", *plain]),
+        "command": command_of("bench.serving", argv),
         "machine": setting,
         "data": [Path(path).name for path in data],
         "systems": [_described(one, findings.qualities.get(one.name)) for one in findings.contenders],
@@ -73,19 +72,19 @@ def _report(
             name: {system: asdict(each) for system, each in getattr(findings, name).items()}
             for name in ("limits", "tails", "growth")
         },
-        "goals": [asdict(goal) for goal in reached],
     }
     output = Path(arguments.output)
-    with appears_whole(output / "serving.json") as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(output / "serving.json", result)
     with appears_whole(output / "serving.png") as partial:
         compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
         plots.draw_speeds(compared or made, partial, described(setting))
     with appears_whole(output / "serving-growth.png") as partial:
         plots.draw_growth(findings.growth, partial, described(setting))
-    for table in (report.speed_table(made, title), report.system_table(findings.contenders, findings.qualities, failed),
-                  report.limit_table(findings.limits), report.goal_table(reached)):  # fmt: skip
-        console_of(240).print(table)
+    show(
+        tables.speed_table(made, title),
+        tables.system_table(findings.contenders, findings.qualities, failed),
+        tables.limit_table(findings.limits, findings.tails, findings.growth),
+    )
 
 
 def _described(one: Contender, quality: Quality | None) -> dict[str, Any]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from bench.environments import BenchError
-from bench.serving import goals, limits, traffic
+from bench.report import Spread
+from bench.serving import limits, traffic
 from bench.serving.arguments import BUILDS, ServingArguments
-from bench.serving.job import Cell, Pair
+from bench.serving.cells import Cell, Pair
+from bench.serving.contenders import LONGEST_S, Contender, Progress, measure, rounds, start
+from bench.serving.limits import Growth, Limits, Tail
 from bench.serving.quality import Judge, Quality, text
-from bench.serving.rounds import LONGEST_S, Contender, Progress, measure, rounds, start
 from bench.serving.systems import OURS, PEERS, Place, System, build_ours, engine, ours, peer
 from bench.training import material
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncoder
@@ -25,6 +28,17 @@ COMPARED = ((1, 1), (10, 1), (10, 16), (100, 1), (1000, 1))  # by all systems in
 IN_FLIGHT = 400  # documents of all callers, of those cells that only fill the queue
 REPEATED = (0.5, 0.9)
 CALIBRATION_PAIRS = 300
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a run measured. Limits, tails and growth are of our own systems, by name."""
+
+    contenders: Sequence[Contender]
+    qualities: Mapping[str, Quality]
+    limits: dict[str, Limits] = field(default_factory=dict)
+    tails: dict[str, Tail] = field(default_factory=dict)
+    growth: dict[str, Growth] = field(default_factory=dict)
 
 
 def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Path) -> Place:
@@ -90,13 +104,13 @@ def _system(name: str, arguments: ServingArguments, place: Place, gate: Path) ->
 def measured(
     arguments: ServingArguments, place: Place, contenders: list[Contender], qualities: dict[str, Quality],
     progress: Progress,
-) -> goals.Findings:  # fmt: skip
+) -> Findings:  # fmt: skip
     asked = list(product(arguments.documents, arguments.concurrency))
     shapes = [shape for shape in asked if shape in COMPARED] or asked[:1]
     compared = [Cell(*shape, arguments.seconds) for shape in shapes]
     rounds(contenders, compared, arguments.rounds, progress)
     own = [one for one in contenders if one.system.kind == OURS]
-    findings = goals.Findings(contenders, qualities, {}, {}, {})
+    findings = Findings(contenders, qualities)
     for cell in _wide(arguments, asked, compared):
         for contender in [*own, *_best_peers(findings, compared)]:
             measure(contender, cell, seed=0)
@@ -125,8 +139,27 @@ def _wide(arguments: ServingArguments, asked: Sequence[tuple[int, int]], compare
         yield Cell(*shape, arguments.seconds, repeated=share)
 
 
-def _best_peers(findings: goals.Findings, compared: Sequence[Cell]) -> list[Contender]:
+def _best_peers(findings: Findings, compared: Sequence[Cell]) -> list[Contender]:
     """The fastest of each kind in the cell with the most callers."""
     shape = max((cell.shape for cell in compared), key=lambda each: each[1])
     kinds = dict.fromkeys(one.system.kind for one in findings.contenders if one.system.kind != OURS)
-    return [one for kind in kinds if (one := goals.best(findings, kind, shape)) is not None]
+    return [peer for kind in kinds if (peer := best(findings, kind, shape)) is not None]
+
+
+def best(findings: Findings, kind: str, shape: tuple[int, int]) -> Contender | None:
+    """The fastest system of a kind in a cell, among those that rank as well as the checkpoint."""
+    speeds = {
+        contender.name: Spread.of([each.sample.documents_per_second for each in measured]).median
+        for contender in findings.contenders
+        for cell, measured in contender.results.items()
+        if cell.shape == shape and not cell.repeated
+    }
+    able = [
+        contender
+        for contender in findings.contenders
+        if contender.system.kind == kind
+        and contender.name in speeds
+        and (quality := findings.qualities.get(contender.name)) is not None
+        and quality.passes
+    ]
+    return max(able, key=lambda contender: speeds[contender.name], default=None)

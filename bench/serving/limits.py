@@ -10,12 +10,12 @@ from statistics import mean
 
 import numpy as np
 
-from bench.serving.job import Cell
+from bench.report import Spread, ratios
+from bench.serving.cells import Cell
+from bench.serving.contenders import Contender
 from bench.serving.processes import Running
-from bench.serving.rounds import Contender
 from bench.serving.systems import System
 from bench.serving.traffic import Traffic
-from bench.spread import Spread, ratios
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 
 TAIL_CELL = Cell(documents=10, concurrency=8, seconds=0.0)

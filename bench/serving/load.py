@@ -1,9 +1,12 @@
-"""The load: callers who wait for their answers, or requests that arrive whether or not. Standard library only."""
+"""The load: callers who wait for their answers, or requests that arrive whether or not. Standard library only.
+
+The arrivals are those of the load test. The callers are threads and not its greenlets, since this also runs in the
+environments of the peers, which have no gevent, and since some peers are libraries that compute in the caller's thread.
+"""
 
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bench.serving.job import Cell, Pair, Sample
+from bench.serving.cells import Cell, Pair, Sample
+from loadtest._schedule import arrivals
 
 Score = Callable[[str, tuple[str, ...]], list[float]]
 Connect = Callable[[], Score]  # called once in each thread
@@ -23,10 +27,9 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """One request, in seconds of time.perf_counter: due, begun, answered."""
+    """One request: when it was due and when it was answered, by time.perf_counter."""
 
     due: float
-    begun: float
     end: float
     documents: int
 
@@ -102,7 +105,8 @@ def _open_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample
     waiting: queue.SimpleQueue[Due | None] = queue.SimpleQueue()
     callers = _Callers(connect, cell.concurrency, waiting.get)
     begin = callers.begin()
-    for at in _arrivals(begin, cell):
+    for due in arrivals("poisson", cell.rate, cell.seconds, seed=0):
+        at = begin + due
         time.sleep(max(0.0, at - time.perf_counter()))
         if callers.failures:
             break
@@ -112,19 +116,13 @@ def _open_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample
     return callers.end(begin)
 
 
-def _arrivals(begin: float, cell: Cell) -> Iterator[float]:
-    draw, due = random.Random(0), begin
-    while (due := due + draw.expovariate(cell.rate)) < begin + cell.seconds:
-        yield due
-
-
 def _ask(score: Score, request: Pair, due: float | None = None) -> Answered:
     begun = time.perf_counter()
     scores = score(*request)
     end = time.perf_counter()
     if len(scores) != len(request[1]):
         raise LoadError(f"{len(scores)} scores for {len(request[1])} documents")
-    return Answered(begun if due is None else due, begun, end, len(scores))
+    return Answered(begun if due is None else due, end, len(scores))
 
 
 def _complain(failures: list[BaseException]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.serving.limits import Growth
-from bench.serving.report import Row
 from bench.serving.systems import OURS
+from bench.serving.tables import Row
 
 
 def draw_speeds(made: Sequence[Row], path: Path, title: str) -> None:

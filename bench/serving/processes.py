@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from bench.environments import ROOT, BenchError, last_line
-from bench.serving.job import Cell, Option, Sample
+from bench.environments import BenchError, last_line, worker_variables
+from bench.serving.cells import Cell, Option, Sample
 
 STOP_S = 60
 WATCH_S = 0.5
@@ -42,15 +41,12 @@ class Running:
         self.name, self._log = name, work / f"{_plain(name)}.log"
         settings = work / f"{_plain(name)}.json"
         settings.write_text(json.dumps(setup), encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(setup["threads"]), "OMP_WAIT_POLICY": "PASSIVE",
-                       "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-                       "TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": str(ROOT)}  # fmt: skip
         # -P: no folder of the run is taken for a package.
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(python), "-P", "-m", module, str(settings)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8",
-                env=environment, cwd=work,
+                env=worker_variables(setup["threads"]), cwd=work,
             )  # fmt: skip
         self._family = psutil.Process(self._process.pid)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import BenchError, interpreter, last_line
-from bench.serving.job import Option
+from bench.serving.cells import Option
 
 REQUIREMENTS = Path(__file__).with_name("requirements")
 WORKERS = "bench.serving.workers"

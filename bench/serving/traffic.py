@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.serving.job import Pair
+from bench.serving.cells import Pair
 
 HOT = 200  # documents that repeated requests draw from
 

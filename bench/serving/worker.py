@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from bench.serving.job import Cell, Option
+from bench.serving.cells import Cell, Option
 from bench.serving.load import Score, measure
 from bench.serving.traffic import Traffic, load
 

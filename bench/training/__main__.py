@@ -8,9 +8,7 @@ the next peer, and the other way round. Every system first tries its shapes, and
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,12 +18,14 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.environments import interpreter
+from bench.folders import MARKER, own
 from bench.machine import described, machine
-from bench.training import growth, material, report
+from bench.report import command_of, show, write
+from bench.training import growth, material, table
 from bench.training.rounds import System, compare
 from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
 from client.files import appears_whole
-from trainer.command import command, console_of, parse
+from trainer.command import command, parse
 from trainer.data.records import DataError
 from trainer.training.run import load_encoder
 
@@ -73,24 +73,24 @@ class BenchArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, BenchArguments)
     work = Path(arguments.work_dir)
-    work.mkdir(parents=True, exist_ok=True)
+    own(work, "--work_dir", MARKER)
     data = arguments.data or material.generated_collection(work / "collection")
     groups = material.read_lists(data, arguments.documents, arguments.seed)
     load = Load(groups, arguments.queries, arguments.steps, arguments.rounds)
     tasks, lengths = _tasks(arguments, load, data, work)
     rows = _compared(tasks, arguments.threads)
     points = _growth(arguments, work)
+    setting = machine(arguments.threads)
     result = {
-        "command": shlex.join(["python", "-m", "bench.training", *_plain(sys.argv[1:] if argv is None else argv)]),
-        "machine": machine(arguments.threads),
+        "command": command_of("bench.training", argv),
+        "machine": setting,
         "data": {"files": [Path(path).name for path in data], "groups": len(groups), **lengths},
-        "rows": report.as_json(rows),
+        "rows": table.as_json(rows),
         "growth": [asdict(point) for point in points],
     }
-    with appears_whole(Path(arguments.output)) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(Path(arguments.output), result)
     if rows:
-        console_of(240).print(report.table(rows, _title(result)))
+        show(table.table(rows, f"{described(setting)}; medians over rounds with the lowest and the highest"))
     for point in points:
         shape = f"{point.documents:4d} documents a group, {point.mean_tokens:5.0f} tokens a pair"
         print(f"{shape}: {point.tokens_per_second.median:7,.0f} tokens/s, {point.pairs_per_second.median:6.1f} pairs/s")
@@ -126,15 +126,15 @@ def _student(arguments: BenchArguments, directory: Path, **encoding: int) -> str
     return material.student(arguments.student or material.packaged_student(), directory.absolute(), **encoding)
 
 
-def _compared(tasks: Sequence[Task], threads: int) -> list[report.Row]:
-    rows: list[report.Row] = []
+def _compared(tasks: Sequence[Task], threads: int) -> list[table.Row]:
+    rows: list[table.Row] = []
     with tqdm(total=sum(task.measurements() for task in tasks), unit="run", disable=not tasks) as bar:
         for task in tasks:
             bar.set_description(f"{task.name}, {task.job.precision}")
             measured = compare(task.systems, task.job, task.rounds, task.trial_steps, threads, bar.update)
             losses = task.losses(measured, threads)
             bar.update(len(task.check_shapes))
-            rows += report.rows(task.name, task.job.precision, measured, losses)
+            rows += table.rows(task.name, task.job.precision, measured, losses)
     return rows
 
 
@@ -151,15 +151,6 @@ def _growth(arguments: BenchArguments, work: Path) -> list[growth.Point]:
     with appears_whole(Path(arguments.plot)) as partial:
         growth.draw(points, partial, f"{machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32")
     return points
-
-
-def _plain(argv: Sequence[str]) -> list[str]:
-    """The command without the folders of this machine."""
-    return [Path(word).name if "/" in word else word for word in argv]
-
-
-def _title(result: dict[str, Any]) -> str:
-    return f"{described(result['machine'])}; medians over rounds with the lowest and the highest"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.spread import Spread
+from bench.report import Spread
 from bench.training.job import Group, Job, Shape
 from bench.training.material import single_token_words
 from bench.training.rounds import Progress, System, run

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.environments import ROOT, BenchError, last_line
+from bench.environments import BenchError, last_line, worker_variables
+from bench.report import in_order
 from bench.training.job import Job, Outcome, Shape
 
 Progress = Callable[[], object]  # called after each measurement
@@ -49,14 +49,12 @@ class Measured:
 
 def run(system: System, job: Job, threads: int) -> Outcome:
     """Start the worker, wait for it, read what it answers. Raises BenchError with its last line if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE",
-                   "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         asked, answer = Path(name) / "job.json", Path(name) / "outcome.json"
         job.save(asked)
         done = subprocess.run(
             [str(system.python), "-m", *system.worker, str(asked), str(answer)],
-            capture_output=True, text=True, check=False, env={**environment, "TMPDIR": name}, cwd=name,
+            capture_output=True, text=True, check=False, env={**worker_variables(threads), "TMPDIR": name}, cwd=name,
         )  # fmt: skip
         if done.returncode or not answer.exists():
             raise BenchError(f"{system.name} ({job.precision}, {job.shape}): {last_line(done.stderr)}")
@@ -71,8 +69,7 @@ def compare(
     best = {name: max(tried, key=lambda shape: tried[shape]) for name, tried in trials.items()}
     outcomes: dict[str, list[Outcome]] = {system.name: [] for system in systems}
     for number in range(rounds):
-        order = systems if number % 2 == 0 else list(reversed(systems))  # nobody is always first
-        for system in order:
+        for system in in_order(systems, number):
             outcomes[system.name].append(run(system, replace(job, shape=best[system.name]), threads))
             progress()
     return [

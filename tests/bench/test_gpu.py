@@ -19,7 +19,7 @@ from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
 from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
 from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
 from bench.gpu.training import Seen, Training, built, figures, taught, train
-from bench.spread import Spread
+from bench.report import Spread
 from trainer.data.pairs import encode_group
 from trainer.measures.costs import Work, flops_per_token
 from trainer.training.batches import IGNORED, LanguageCollator

@@ -8,7 +8,6 @@ import json
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +15,21 @@ import pytest
 from rich.console import Console
 
 from bench.environments import BenchError
-from bench.serving import goals, limits, plots, report, traffic
-from bench.serving.job import Cell, Pair, Sample
+from bench.report import Spread
+from bench.serving import limits, plots, tables, traffic
+from bench.serving.cells import Cell, Pair, Sample
+from bench.serving.contenders import LONGEST_S, Contender, rounds, start
+from bench.serving.contenders import measure as measure_cell
+from bench.serving.course import Findings, best
 from bench.serving.load import LoadError, Score, measure
 from bench.serving.processes import Measured, Running
 from bench.serving.quality import Judge, Quality, choose
-from bench.serving.rounds import LONGEST_S, Contender, rounds, start
-from bench.serving.rounds import measure as measure_cell
 from bench.serving.systems import IN_PROCESS, OURS, System
 from bench.serving.traffic import Traffic
 from bench.serving.worker import serve
 from bench.serving.workers.engine import EngineSystem
 from bench.serving.workers.matrices import CHAINS, Shape
 from bench.serving.workers.ours import OursSystem
-from bench.spread import Spread
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.servers import Server
@@ -246,7 +246,7 @@ LARGE, MANY = Cell(1000, 1, 1.0), Cell(10, 16, 1.0)
 
 
 @pytest.fixture
-def findings() -> goals.Findings:
+def findings() -> Findings:
     found = [
         contender("ours fp32", OURS, {LARGE: [300, 280], MANY: [200, 220]}),
         contender("fast", "sentence-transformers", {LARGE: [250, 250], MANY: [100, 100]}),
@@ -260,33 +260,30 @@ def findings() -> goals.Findings:
     )  # fmt: skip
     growth = limits.Growth((1, 10, 100), (92.0, 920.0, 9200.0), (0.01, 0.1, 1.0), 0.999)
     tail = limits.Tail(20.0, 0.7, 50.0, 200.0)
-    return goals.Findings(found, qualities, {"ours fp32": limit}, {"ours fp32": tail}, {"ours fp32": growth})
+    return Findings(found, qualities, {"ours fp32": limit}, {"ours fp32": tail}, {"ours fp32": growth})
 
 
-def test_goals_by_hand_count_systems_of_equal_quality_only(findings: goals.Findings) -> None:
-    reached = goals.goals(findings)
-    # 300/100 and 280/140; 200/40 and 220/50.
-    assert reached[0].measured == "2.50x [2.00, 3.00]: ours fp32 over slow"
-    assert reached[1].measured == "4.70x [4.40, 5.00]: ours fp32 over slow"
-    assert Counter(goal.reached for goal in reached) == {True: 4, None: 3, False: 1}
-    (missed,) = (goal for goal in reached if goal.reached is False)
-    assert missed.measured == "ours fp32 4.0x (200 of 50 ms)"
+def test_only_systems_of_equal_quality_are_the_best_of_their_kind(findings: Findings) -> None:
+    for shape in (LARGE.shape, MANY.shape):
+        slow = best(findings, "sentence-transformers", shape)
+        assert slow is not None and slow.name == "slow"
+    assert best(findings, "infinity", LARGE.shape) is None
+    assert best(findings, OURS, (7, 7)) is None
 
 
-def test_rows_tables_and_plots(findings: goals.Findings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = report.rows(findings.contenders)
+def test_rows_tables_and_plots(findings: Findings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tables.rows(findings.contenders)
     assert [row.system for row in made[:3]] == ["ours fp32", "fast", "slow"]
     assert made[1].ratios == {"ours fp32": Spread.of([300 / 250, 280 / 250])}
     assert made[0].ratios == {}
     assert made[0].milliseconds == pytest.approx((2.0, 2.9, 2.98))
     assert made[0].cpu_per_thousand == 50.0
     console = Console(width=240)
-    console.print(report.speed_table(made, "title"))
-    console.print(report.system_table(findings.contenders, findings.qualities, {"infinity": "no such wheel"}))
-    console.print(report.limit_table(findings.limits))
-    console.print(report.goal_table(goals.goals(findings)))
+    console.print(tables.speed_table(made, "title"))
+    console.print(tables.system_table(findings.contenders, findings.qualities, {"infinity": "no such wheel"}))
+    console.print(tables.limit_table(findings.limits, findings.tails, findings.growth))
     printed = capsys.readouterr().out
-    for part in ("1.16x [1.12, 1.20]", "(not equal)", "no such wheel", "90%", "2.50x [2.00, 3.00]", "not measured"):
+    for part in ("1.16x [1.12, 1.20]", "(not equal)", "no such wheel", "90%", "4.0x (200 of 50 ms)", "99.90%"):
         assert part in printed
     plots.draw_speeds(made, tmp_path / "speeds.png", "title")
     plots.draw_growth(findings.growth, tmp_path / "growth.png", "title")

@@ -16,10 +16,12 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path, capsys: pytest
     assert demo.main(["--output_dir", str(tmp_path), "--teacher", str(tmp_path / "none")]) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
-    assert err.startswith(f"error: --output_dir {tmp_path}: this folder is not empty and no demo made it")
+    assert err.startswith(
+        f"error: --output_dir {tmp_path}: this folder is not empty, and it was not made by this command"
+    )
     assert precious.read_text() == "years of work"
     assert demo.main(["--output_dir", str(precious)]) == 2
-    assert capsys.readouterr().err == f"error: --output_dir {precious}: cannot be made anew: File exists\n"
+    assert capsys.readouterr().err == f"error: --output_dir {precious}: cannot be made: File exists\n"
     assert precious.read_text() == "years of work"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.serving.job import Option
+from bench.serving.cells import Option
 from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main

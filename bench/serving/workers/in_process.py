@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from bench.serving.job import Option
+from bench.serving.cells import Option
 from bench.serving.load import Score
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.children import free_ports, healthy, started, triton
-from bench.serving.job import Option
+from bench.serving.cells import Option
 from bench.serving.load import LoadError, Score
 from bench.serving.worker import main
 from client import RankingClient

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import BenchError
-from bench.serving.job import Cell, Option
+from bench.report import in_order
+from bench.serving.cells import Cell, Option
 from bench.serving.processes import Measured, Running
 from bench.serving.systems import System
 
@@ -121,6 +122,6 @@ def rounds(contenders: Sequence[Contender], cells: Sequence[Cell], count: int, p
     """Fill the contenders' results."""
     for number in range(count):
         for cell in cells:
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
+            for contender in in_order(contenders, number):
                 measure(contender, cell, seed=number)
                 progress(f"{contender.name}: {cell}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.spread import Spread, ratios, times
+from bench.report import Spread, ratios, times
 from bench.training.job import GIB
 from bench.training.rounds import Measured, largest_difference
 

@@ -1,4 +1,4 @@
-"""The tables and the JSON."""
+"""The tables of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from bench.serving.goals import Goal
-from bench.serving.job import Cell
-from bench.serving.limits import Limits
+from bench.report import Spread, ratios, times
+from bench.serving.cells import Cell
+from bench.serving.contenders import Contender
+from bench.serving.limits import TAIL_LOAD, Growth, Limits, Tail
 from bench.serving.quality import Quality
-from bench.serving.rounds import Contender
 from bench.serving.systems import OURS
-from bench.spread import Spread, ratios, times
 
 MIB = 2**20
 
@@ -109,23 +108,17 @@ def _chosen(contender: Contender) -> str:
     return f"batch size {contender.option['batch_size']}, {callers}"
 
 
-def limit_table(found: Mapping[str, Limits]) -> Table:
-    table = Table(title="documents/s of the largest request: served, and what limits it")
-    for heading in ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it"):
+def limit_table(found: Mapping[str, Limits], tails: Mapping[str, Tail], growth: Mapping[str, Growth]) -> Table:
+    table = Table(title="documents/s of the largest request: served, and its limits; tail and growth")
+    for heading in ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it",
+                    f"p99 / median at {TAIL_LOAD:.0%} load", "a line in tokens explains"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "system" else "right")
     for name, each in found.items():
         matrices = f"{each.matrices:.0f} ({each.matrices_run_in}, {each.matrix_flop_per_second / 1e9:.0f} GFLOP/s)"
+        tail = tails[name]
         table.add_row(
             name, str(each.served), str(each.engine), f"{each.share.median:.0%}", str(each.full_rows), matrices,
-            f"{each.matrix_share:.0%}",
+            f"{each.matrix_share:.0%}", f"{tail.ratio:.1f}x ({tail.p99:.0f} of {tail.p50:.0f} ms)",
+            f"{growth[name].r_squared:.2%}",
         )  # fmt: skip
-    return table
-
-
-def goal_table(goals: Sequence[Goal]) -> Table:
-    table = Table(title="goals")
-    for heading in ("goal", "measured", "reached"):
-        table.add_column(heading)
-    for goal in goals:
-        table.add_row(goal.text, goal.measured, {None: "not measured", True: "yes", False: "no"}[goal.reached])
     return table

@@ -1,0 +1,66 @@
+"""The parts of a report that all benches share: ratios over rounds, the command, the tables and the JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.table import Table
+
+from client.files import appears_whole
+from trainer.command import console_of
+
+System = TypeVar("System")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median, the lowest and the highest of several rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours over theirs, round by round."""
+    return Spread.of([our / their for our, their in zip(ours, theirs, strict=True)])
+
+
+def times(ratio: Spread | None) -> str:
+    """A spread of ratios as tables show it, "" for None."""
+    return "" if ratio is None else f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def in_order(systems: Sequence[System], number: int) -> Sequence[System]:
+    """The systems in the order of round ``number``. Every second round is reversed, so no system is always first."""
+    return systems if number % 2 == 0 else systems[::-1]
+
+
+def command_of(module: str, argv: Sequence[str] | None) -> str:
+    """The command without the folders of this machine."""
+    words = sys.argv[1:] if argv is None else argv
+    return shlex.join(["python", "-m", module, *(Path(word).name if "/" in word else word for word in words)])
+
+
+def show(*tables: Table) -> None:
+    for table in tables:
+        console_of(240).print(table)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    with appears_whole(path) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
