@@ -59,7 +59,7 @@ def triton(repository: str | Path, ports: dict[str, int]) -> list[str]:
 
 
 def healthy(port: int, path: str = "/v2/health/ready") -> bool:
-    """Whether a server on this machine answers that it is ready. The path is Triton's."""
+    """Ask a server on this machine whether it is ready. The path is Triton's."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)

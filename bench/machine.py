@@ -11,7 +11,7 @@ import torch
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The properties of the machine that the numbers depend on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = Path("/proc/meminfo").read_text(encoding="ascii").split()[1]
@@ -27,11 +27,11 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def described(machine: dict[str, Any]) -> str:
-    """The machine in a line of words."""
+    """The machine in one line."""
     units = "bf16 units" if machine["bf16_units"] else "no bf16 units"
     return f"{machine['cpu']}, {machine['cores']} cores, {units}"
 
 
 def bf16_units() -> bool:
-    """Whether PyTorch multiplies bf16 matrices by fast kernels on this CPU; else by plain loops."""
+    """Tell whether PyTorch has fast kernels for bf16 matrices on this processor. Otherwise it uses plain loops."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

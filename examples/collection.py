@@ -2,11 +2,11 @@
 
     python -m examples.collection --output_dir runs/demo/collection
 
-A query asks for an object, an intent and an attribute ("mend cheap bike"); a document's grade is the
-number of these that it is about, 0 where the object is another. Every concept has two names that
-queries favour and two that documents favour, so words often do not meet; and documents mention in
-passing what they are not about. The concepts of the test queries are known from the log, their
-combinations are not.
+A query asks for an object, an intent and an attribute ("mend cheap bike"). A document's grade is the
+number of these that it is about, or 0 if the object is another. Every concept has two names that
+queries favour and two that documents favour, therefore the words often differ. Documents also mention
+in passing what they are not about. The log has every concept of the test queries, but not their
+combinations.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MENTIONS = (
 
 @dataclass(frozen=True)
 class Topic:
-    """What a query asks for or a document is about: one concept of each slot, by number."""
+    """The topic of a query or a document: one concept of each slot, by number."""
 
     object: int
     intent: int
@@ -114,7 +114,7 @@ class Collection:
 
     def _document(self, about: Topic, asked: Topic) -> dict[str, Any]:
         sentences = [self._draw.choice(OPENINGS)]
-        # Documents of every grade mention another object: else the mention alone would betray grade 0.
+        # Documents of every grade mention another object, or the mention would betray grade 0.
         if self._draw.random() < 0.5:
             mentioned = asked if about.object != asked.object else self._other(about, "object")
             mention = self._name("object", mentioned.object, of_query=self._draw.random() < 0.5)
@@ -136,7 +136,7 @@ class Collection:
         return self._draw.choice(queries_favour if of_query != crosses else documents_favour)
 
     def _clicks(self, grades: Sequence[int]) -> list[int]:
-        """Clicks of all sessions: a place must be examined (the higher the likelier) and attract."""
+        """Clicks of all sessions. A place must be examined, which is likelier the higher it is, and attract."""
         clicks = [0] * len(grades)
         while not any(clicks):  # a log keeps queries with clicks
             for place, label in enumerate(grades):
@@ -147,7 +147,7 @@ class Collection:
 
 @dataclass
 class CollectionArguments:
-    """Where the files go: train, log, dev and test, as JSONL."""
+    """The settings of a collection."""
 
     output_dir: str = field(metadata={"help": "Folder for train.jsonl, log.jsonl, dev.jsonl and test.jsonl."})
     seed: int = field(default=0, metadata={"help": "Equal seeds give equal files."})

@@ -43,7 +43,7 @@ MARKER = ".made-by-the-demo"  # in a folder that the demo may remove
 
 @dataclass
 class DemoArguments:
-    """Where the demo leaves its files, and what it is made of."""
+    """The settings of the demo."""
 
     output_dir: str = field(
         default="runs/demo", metadata={"help": "Made anew: a folder that an earlier demo made is removed."}
@@ -51,7 +51,7 @@ class DemoArguments:
     model_repository: str = field(default="model_repository", metadata={"help": "Where the engine is installed."})
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
-    seed: int = field(default=0, metadata={"help": "Of the collection, the weights and the order of training."})
+    seed: int = field(default=0, metadata={"help": "Seed of the collection, the weights and the order of training."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=6.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
@@ -116,7 +116,7 @@ def train_teacher(arguments: DemoArguments, root: Path) -> None:
 
 
 def teacher_without_cpt(arguments: DemoArguments, root: Path) -> list[object]:
-    """Rank-SFT alone, for as long as the teacher's two stages took."""
+    """Flags of rank-SFT without CPT, for as long as the teacher's two stages took."""
     cpt, sft = training_seconds(root / "cpt"), training_seconds(root / "teacher")
     epochs = f"{arguments.sft_epochs * (cpt + sft) / sft:.1f}"
     ranking = [*teacher_ranking(arguments, root), "--output_dir", root / "teacher-without-cpt"]
@@ -136,7 +136,7 @@ def distil_student(arguments: DemoArguments, root: Path) -> None:
 
 
 def student_on_labels(arguments: DemoArguments, root: Path) -> list[object]:
-    """The same encoder for the same number of steps, on the judged queries alone."""
+    """Flags of the same encoder for the same number of steps, on the judged queries only."""
     data = ["--data", root / "collection/train.jsonl", "--output_dir", root / "student-on-labels"]
     return [*student(arguments, root), *data]
 
@@ -201,10 +201,10 @@ def stage(module: Any, *flags: object) -> None:
 
 @contextmanager
 def beside(module: Any, *flags: object, log: Path) -> Iterator[None]:
-    """Run a command of ours in a process of its own beside the body, which ends when both have.
+    """Run a command of ours in a process of its own beside the body. The block ends when both have ended.
 
-    Two small models on half of the cores each train faster than one after the other. An accelerator has
-    no such halves: there the command goes first.
+    Two small models that train on half of the cores each are faster than one after the other. An accelerator is not
+    divided like this: there the command runs first.
     """
     if torch.accelerator.is_available():
         stage(module, *flags)

@@ -1,4 +1,4 @@
-"""How fast the stages train and the engines serve on one GPU, and the share of its matrix rate that this is.
+"""The speed of the training stages and of the engines on one GPU, and its share of the GPU's matrix rate.
 
     python -m bench.gpu --output bench/results/gpu.json --minutes 9
 
@@ -42,12 +42,12 @@ GOALS = {"cpt/7b/lora": 0.5, "rank-sft/7b/lora": 0.5, "score/7b/bf16": 0.65, "di
 
 @dataclass
 class GpuArguments:
-    """What to measure, and where the results go."""
+    """The items to measure, and the file for the results."""
 
     output: str = field(default="bench/results/gpu.json", metadata={"help": "JSON file with the results."})
     quick: bool = field(default=False, metadata={"help": "Tiny models: tries the bench, measures nothing."})
     device: str = field(default="cuda", metadata={"help": "Device of PyTorch; cpu goes with --quick."})
-    minutes: float | None = field(default=None, metadata={"help": "Start no item after so many minutes."})
+    minutes: float | None = field(default=None, metadata={"help": "Start no item after this many minutes."})
     only: list[str] | None = field(default=None, metadata={"help": "Only items whose names begin so, as in cpt/7b."})
     date: str | None = field(default=None, metadata={"help": "Noted in the results as it is given."})
 

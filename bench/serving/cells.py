@@ -1,4 +1,4 @@
-"""What a worker is told and what it answers, as lines of JSON: standard library only, every environment has it."""
+"""A worker's questions and answers, as lines of JSON. Standard library only, since every environment reads it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ Pair = tuple[str, tuple[str, ...]]  # a query with its documents, each one text
 
 @dataclass(frozen=True)
 class Cell:
-    """Requests of one shape.
-
-    Closed loop: ``concurrency`` callers, each with its next request once the last is answered, for ``seconds`` and at
-    least ``least`` requests. Open loop: requests arrive ``rate`` times a second at random, whoever is still waiting.
-    ``repeated`` is the share of documents that were sent before; all others have never been seen.
-    """
+    """Requests of one shape, in a closed loop or, with ``rate``, in an open one."""
 
     documents: int
-    concurrency: int
+    concurrency: int  # callers of a closed loop, each of whom waits for the answer; connections of an open one
     seconds: float
-    repeated: float = 0.0
-    rate: float = 0.0
-    least: int = 1
+    repeated: float = 0.0  # share of documents that were sent before; all others have never been seen
+    rate: float = 0.0  # requests a second of an open loop, which arrive at random
+    least: int = 1  # requests of a closed loop at least
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a worker measured in one cell: answered documents a second and the milliseconds of each request."""
+    """A worker's figures of one cell, with the milliseconds of each request."""
 
     documents_per_second: float
     documents: int

@@ -1,4 +1,4 @@
-"""All systems, cell by cell and in rounds: one after the other, and every second round the other way round."""
+"""The systems that run, at their fastest settings, and their measurements, cell by cell and in rounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[str], object]
 
 @dataclass
 class Contender:
-    """A system that runs, with the settings that were fastest; ``trials`` has the documents a second of each."""
+    """A system that runs, with its fastest settings. ``trials`` has the documents a second of each setting."""
 
     system: System
     process: Running
@@ -45,7 +45,7 @@ class Contender:
 
 
 def start(system: System, work: Path, stack: ExitStack) -> Contender:
-    """The system at its fastest settings. Raises BenchError if it does not run."""
+    """Start the system at its fastest settings. Raises BenchError if it does not run."""
     best: Contender | None = None
     for setup in system.setups:
         other = _begin(system, setup, work)
@@ -72,7 +72,7 @@ def _begin(system: System, setup: dict[str, Any], work: Path) -> Contender:
 
 
 def _try_options(contender: Contender, setup: dict[str, Any]) -> None:
-    """A trial of each option; then, at the fastest, whether its callers are better served together or in turn."""
+    """Try each option, then whether callers are served faster together or in turn at the fastest of them."""
     process, options = contender.process, contender.system.options
     named = f"batch size {setup['batch_size']}" if "batch_size" in setup else "as it is"
     first = _speed(process, options[0] if options else None, SLOW_TRIAL)
@@ -102,7 +102,7 @@ def _speed(process: Running, option: Option | None, cell: Cell) -> float:
 
 
 def measure(contender: Contender, cell: Cell, seed: int) -> None:
-    """One more result of the cell, or why there is none; after a warm-up of the same kind."""
+    """Add a result of the cell after a warm-up of the same kind, or the reason why there is none."""
     if cell in contender.failures:
         return
     least_work = cell.documents * max(cell.concurrency, cell.least)

@@ -1,4 +1,4 @@
-"""The course of a run: what is made for it, which systems start, what is measured of them."""
+"""The course of a run: its files are made, the systems start, and they are measured."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Findings:
 
 
 def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Path) -> Place:
-    """Files of the run: the student, the traffic, texts to calibrate with."""
+    """Make the files of the run: the student, the traffic, texts to calibrate with."""
     source = arguments.student or material.packaged_student()
     whole = (Path(source) / ENCODING_FILE).is_file()  # a scorer of ours; anything else gets a new head
     checkpoint = Path(source).absolute() if whole else Path(material.student(source, work / "student"))
@@ -73,7 +73,7 @@ def _few(pairs: Sequence[Pair]) -> list[Pair]:
 def started(
     arguments: ServingArguments, place: Place, judge: Judge, stack: ExitStack, bar: Any
 ) -> tuple[list[Contender], dict[str, Quality], dict[str, str]]:
-    """Systems that run, at their best settings; how they rank; and why the others do not run."""
+    """Systems that run at their best settings, the quality of each, and the reasons why the others do not run."""
     gate = judge.save(place.work / "judged.jsonl")
     contenders, qualities, failed = [], dict[str, Quality](), dict[str, str]()
     asked = [name for name in arguments.systems if name != "ours"]

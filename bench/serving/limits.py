@@ -1,4 +1,4 @@
-"""What the machine could do at all, and what of it is served: the engine alone, matrices, the tail, the growth."""
+"""The limits of a served engine: the engine without a server, its matrices, the tail of latency, the growth of cost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one precision. Documents a second; a matrix limit is that of the products in the layers alone."""
+    """The limits of one of our builds, in documents a second."""
 
     served: Spread
     engine: Spread  # on the same pairs, packed beforehand
     share: Spread  # served over engine, round by round
     full_rows: Spread  # the engine on rows without an empty slot, at the same mean length
-    matrices: float
+    matrices: float  # the matrix products of the layers and nothing else
     matrix_share: float  # the engine over the matrices
     matrix_flop_per_second: float
     matrices_run_in: str
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Tail:
-    """Milliseconds from when a request was due, at ``load`` of the closed loop's requests a second."""
+    """Milliseconds from when a request was due, at the share ``load`` of the closed loop's requests a second."""
 
     requests_per_second: float
     load: float
@@ -56,7 +56,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Growth:
-    """Median seconds of a request by its tokens, one at a time; ``r_squared`` of the straight line through them."""
+    """Median seconds of a request by its tokens, one at a time, and ``r_squared`` of the straight line through them."""
 
     documents: tuple[int, ...]
     tokens: tuple[float, ...]
@@ -65,7 +65,7 @@ class Growth:
 
 
 def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: int, seconds: float) -> Limits:
-    """Requests of ``documents``, served and alone by turns."""
+    """Measure requests of ``documents``, by turns through the server and in the engine without one."""
     with ExitStack() as stack:
         alone = Running(engine.name, engine.python, engine.module, engine.setups[0], work)
         stack.callback(alone.close)
@@ -94,7 +94,7 @@ def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: 
 
 
 def tail(ours: Contender, seconds: float) -> Tail:
-    """First what it takes at most, then requests that arrive at random at a part of it."""
+    """Measure the highest rate, then requests that arrive at random at TAIL_LOAD of it."""
     most = ours.process.load(Cell(TAIL_CELL.documents, TAIL_CELL.concurrency, seconds)).sample
     rate = TAIL_LOAD * most.documents_per_second / TAIL_CELL.documents
     cell = Cell(TAIL_CELL.documents, TAIL_CELL.concurrency, 3 * seconds, rate=rate)

@@ -22,7 +22,7 @@ Connect = Callable[[], Score]  # called once in each thread
 
 
 class LoadError(Exception):
-    """A system that fails under load, or answers what was not asked."""
+    """A system failed under load, or answered something else than it was asked."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answered:
 
 
 class Due(NamedTuple):
-    """A request, and when it is to be made; without a time, as soon as a caller is free."""
+    """A request and the time at which it is due. None is the time at which a caller is free."""
 
     request: Pair
     at: float | None = None
@@ -47,8 +47,7 @@ def measure(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
 
 
 class _Callers:
-    """``count`` threads with a connection each, which begin together: each asks what ``following`` gives it, a request
-    with the time at which it was due (or None: when it is asked), until there is none."""
+    """Threads with a connection each that begin together and send the requests of ``following`` until it gives None."""
 
     def __init__(self, connect: Connect, count: int, following: Callable[[], Due | None]) -> None:
         self.failures: list[BaseException] = []
@@ -60,13 +59,13 @@ class _Callers:
             thread.start()
 
     def begin(self) -> float:
-        """When all are connected (or one cannot be): the time."""
+        """Wait until all are connected, or one cannot be. Returns the time."""
         with suppress(threading.BrokenBarrierError):  # the failure of the one is raised at the end
             self._ready.wait()
         return time.perf_counter()
 
     def end(self, begin: float) -> Sample:
-        """When all have stopped: what they measured. Raises LoadError with the first failure."""
+        """Wait until all have stopped. Returns their measurements. Raises LoadError with the first failure."""
         for thread in self._threads:
             thread.join()
         _complain(self.failures)
@@ -101,7 +100,7 @@ def _closed_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Samp
 
 
 def _open_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
-    """Poisson arrivals; what finds all ``concurrency`` connections busy waits, and that counts."""
+    """Poisson arrivals. A request waits while all ``concurrency`` connections are busy, and its latency counts that."""
     waiting: queue.SimpleQueue[Due | None] = queue.SimpleQueue()
     callers = _Callers(connect, cell.concurrency, waiting.get)
     begin = callers.begin()
@@ -132,9 +131,9 @@ def _complain(failures: list[BaseException]) -> None:
 
 
 def _sample(begin: float, answered: list[list[Answered]]) -> Sample:
-    """Documents a second from the first request to the last answer: a system is busy until then.
+    """Documents a second from the first request to the last answer, since a system is busy until then.
 
-    A share of what is under way when a caller stops cannot be told from outside: most of it may only have waited.
+    Unfinished requests cannot be counted in part from outside, since most of their time may be waiting.
     """
     every = [each for one in answered for each in one]
     if not every:

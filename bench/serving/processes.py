@@ -1,4 +1,4 @@
-"""The processes of the systems: started once, asked by lines of JSON, watched with all their children."""
+"""The processes of the systems. Each is started once, asked by lines of JSON, and watched with all its children."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WATCH_S = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """One system in one cell of one round; memory is the highest seen of the whole family of processes."""
+    """A system in one cell of one round. Memory is the highest seen of the whole family of processes."""
 
     sample: Sample
     cpu_seconds: float
@@ -35,7 +35,7 @@ class Measured:
 
 
 class Running:
-    """A system's process. Every call raises BenchError with the system's name where the system fails."""
+    """A system's process. Every call raises BenchError with the system's name if the system fails."""
 
     def __init__(self, name: str, python: Path, module: str, setup: dict[str, Any], work: Path) -> None:
         self.name, self._log = name, work / f"{_plain(name)}.log"
@@ -51,7 +51,7 @@ class Running:
         self._family = psutil.Process(self._process.pid)
 
     def wait(self) -> dict[str, str]:
-        """Until it can be asked; the versions of its libraries."""
+        """Wait until it can be asked. Returns the versions of its libraries."""
         versions: dict[str, str] = self._hear()["versions"]
         return versions
 
@@ -66,7 +66,7 @@ class Running:
         return self._ask({"ask": "call", "name": name, "arguments": arguments})
 
     def load(self, cell: Cell, seed: int = 0, hot: bool = False) -> Measured:
-        """``hot``: send the documents that will be repeated once before."""
+        """With ``hot``, the documents that will be repeated are sent once before."""
         question = {"ask": "load", "cell": asdict(cell), "seed": seed, "hot": hot}
         with self._watched() as seen:
             before = self._cpu_seconds()
@@ -75,7 +75,7 @@ class Running:
         return Measured(Sample(**answer), seconds, max(seen))
 
     def close(self) -> None:
-        """End of the questions, then of the process."""
+        """End the questions, then the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it may have ended
@@ -127,7 +127,7 @@ class Running:
 
     @contextmanager
     def _watched(self) -> Iterator[list[int]]:
-        """Memory in bytes, from a thread that looks twice a second."""
+        """Memory in bytes, read twice a second by a thread."""
         seen, done = [family_memory(self._everyone())], threading.Event()
 
         def watch() -> None:
@@ -144,7 +144,7 @@ class Running:
 
 
 def family_memory(processes: list[psutil.Process]) -> int:
-    """What would be free without them: all that is a process's own, and what one of them shares, once."""
+    """Bytes that would be free without them: each process's own memory, and their shared memory once."""
     own, shared = 0, 0
     for process in processes:
         try:

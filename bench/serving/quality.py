@@ -1,4 +1,4 @@
-"""Whether the systems rank as the checkpoint does in float32: Kendall's tau and nDCG@10 on judged documents."""
+"""Comparison of the systems' rankings with the checkpoint's in float32, by Kendall's tau and nDCG@10."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST_TAU = 0.9  # where nothing is judged
 
 @dataclass(frozen=True)
 class Quality:
-    """Against the checkpoint in PyTorch, float32; ``ndcg_difference`` is None where the data has no labels."""
+    """A system against the checkpoint in PyTorch, float32. ``ndcg_difference`` is None where the data has no labels."""
 
     tau: float
     ndcg_difference: float | None
@@ -38,7 +38,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Judge:
-    """The groups that are scored, and what the checkpoint says of them."""
+    """The groups that are scored, and the checkpoint's scores of them."""
 
     groups: list[QueryGroup]
     reference: Scores
@@ -78,7 +78,7 @@ class Judge:
 
 
 def choose(groups: Sequence[QueryGroup], documents: int, seed: int) -> list[QueryGroup]:
-    """About as many documents as are wanted, of all queries alike; judged ones first."""
+    """About as many documents as are wanted, the same number of each query, judged ones first."""
     draw = random.Random(seed)
     each = max(2, documents // len(groups))
     chosen = []
@@ -92,5 +92,5 @@ def choose(groups: Sequence[QueryGroup], documents: int, seed: int) -> list[Quer
 
 
 def text(document: JudgedDocument) -> str:
-    """As our encoder joins it."""
+    """Title and summary as our encoder joins them."""
     return " ".join(part for part in (document.title, document.summary) if part).strip()

@@ -1,4 +1,4 @@
-"""The systems that are compared: which worker, which environment, which settings each may choose from."""
+"""The systems that are compared, each with its worker, its environment and the settings that it may choose from."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ OPTIMUM = "sentence-transformers-optimum"
 
 @dataclass(frozen=True)
 class System:
-    """``setups`` differ in what only a new process takes, ``options`` in what a running one does; each is tried."""
+    """A system that is compared. Each of its setups and options is tried."""
 
     name: str
     kind: str  # ours, sentence-transformers, infinity, fastembed
     precision: str
     python: Path
     module: str
-    setups: tuple[dict[str, Any], ...]
-    options: tuple[Option, ...] = ()
+    setups: tuple[dict[str, Any], ...]  # settings that need a new process
+    options: tuple[Option, ...] = ()  # settings that a running process takes
 
 
 @dataclass(frozen=True)
 class Place:
-    """What every system is made of: the checkpoint, the traffic, texts to calibrate with, room for files."""
+    """The files that every system is made of, and the folder for those that it makes."""
 
     checkpoint: Path
     traffic: Path
@@ -59,7 +59,7 @@ def ours(place: Place, build: str) -> System:
 
 
 def engine(place: Place, build: str) -> System:
-    """The engine of the same repository, alone."""
+    """The engine of the same repository, without a server."""
     setup = place.setup(repository=str(place.work / f"repository-{build}"))
     name, python = f"engine alone {build}", Path(sys.executable)
     return System(name, ENGINE, _precision(build), python, f"{WORKERS}.engine", (setup,))
@@ -116,7 +116,7 @@ def peer(name: str, place: Place, environments: Path) -> System:
 
 
 def _readable(place: Place) -> Path:
-    """A copy that transformers 4 reads too (it knows the same tokenizer.json by another class), cut where we cut."""
+    """A copy that transformers 4 reads too, by its own class of tokenizer, and that cuts texts where we do."""
     copy = place.work / "checkpoint-for-peers"
     if not copy.exists():
         shutil.copytree(place.checkpoint, copy)
@@ -129,7 +129,7 @@ def _readable(place: Place) -> Path:
 
 
 def build_ours(place: Place, build: str, gate: Path, calibration: Sequence[str]) -> str:
-    """Make a repository of the build (``openvino-int8``), judged on the groups of ``gate``; what was said of it.
+    """Make a repository of a build, such as ``openvino-int8``, judged on the groups of ``gate``. Returns its output.
 
     Raises BenchError with the reason of a refusal.
     """

@@ -21,7 +21,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """A system in a cell: medians over rounds. ``ratios`` are our systems' documents a second over its own."""
+    """A system in a cell, with medians over rounds. ``ratios`` are our systems' documents a second over its own."""
 
     cell: Cell
     system: str
@@ -35,7 +35,7 @@ class Row:
 
 
 def rows(contenders: Sequence[Contender]) -> list[Row]:
-    """Cell by cell; ratios where both sides have the same rounds."""
+    """Rows cell by cell, with ratios where both sides have the same rounds."""
     ours = [contender for contender in contenders if contender.system.kind == OURS]
     cells = list(dict.fromkeys(cell for contender in contenders for cell in contender.results))
     return [_row(cell, contender, ours) for cell in cells for contender in contenders if cell in contender.results]

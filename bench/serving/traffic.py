@@ -1,7 +1,7 @@
 """Requests of real queries and documents, of which a wanted share was sent before. Standard library only.
 
-A collection is smaller than what a bench sends. So a document that comes again comes with its words rotated by one
-more: it has the same length and no cache has seen it.
+A collection is smaller than the traffic of a bench. A document that comes again therefore has its words rotated by one
+more. It has the same length, and no cache has seen it.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ from bench.serving.traffic import Traffic, load
 
 
 class System(Protocol):
-    """What a worker's module has."""
+    """The interface of a worker's module."""
 
     versions: dict[str, str]
 
     def connect(self) -> Score:
-        """A caller's connection; called in the thread that uses it."""
+        """A caller's connection, made in the thread that uses it."""
 
     def use(self, option: Option) -> None:
         """Take other settings."""
@@ -50,7 +50,7 @@ def main(open_system: Open) -> None:
 
 
 def serve(system: System, traffic: Traffic, questions: TextIO, answers: TextIO) -> None:
-    """Say that the system is there, and answer until the questions end."""
+    """Report that the system is ready, and answer until the questions end."""
     _say(answers, {"versions": system.versions})
     for line in questions:
         try:

@@ -1,9 +1,9 @@
-"""Training speed side by side with the usual choices: a table of ratios, a JSON of all numbers, a plot of our growth.
+"""Training speed side by side with the usual choices, as a table of ratios, a JSON of all numbers and a plot.
 
     python -m bench.training --data dl20.jsonl
 
-Each system trains in a process of its own, the peers in environments of their own, in rounds: ours, a peer,
-the next peer, and the other way round. Every system first tries its shapes, and the fastest counts.
+Each system trains in a process of its own, the peers in environments of their own. Each is measured once a round, and
+every second round runs in reverse order. Every system first tries its shapes, and the fastest counts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass
 class BenchArguments:
-    """What is compared, on what, and how long."""
+    """The settings of a comparison."""
 
     data: list[str] = field(
         default_factory=list, metadata={"help": "Queries with documents (JSONL, Parquet); else a generated collection."}
@@ -46,16 +46,17 @@ class BenchArguments:
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Some of {', '.join(PARTS)}."})
     peers: list[str] = field(default_factory=lambda: list(PEERS), metadata={"help": f"Some of {', '.join(PEERS)}."})
     precisions: list[str] = field(
-        default_factory=lambda: list(PRECISIONS), metadata={"help": "Of the student: fp32, bf16."}
+        default_factory=lambda: list(PRECISIONS), metadata={"help": "Precisions of the student: fp32, bf16."}
     )
     documents: int = field(default=16, metadata={"help": "Documents of a group."})
     queries: int = field(default=4, metadata={"help": "Groups of a step."})
     steps: int = field(default=3, metadata={"help": "Steps that count, after one that does not."})
     rounds: int = field(default=3, metadata={"help": "Measurements of each system."})
     threads: int = field(
-        default_factory=lambda: len(os.sched_getaffinity(0)), metadata={"help": "Of each worker; all cores by default."}
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        metadata={"help": "Threads of each worker; all cores by default."},
     )
-    seed: int = field(default=0, metadata={"help": "Of the drawn groups and targets."})
+    seed: int = field(default=0, metadata={"help": "Seed of the drawn groups and targets."})
     work_dir: str = field(default="runs/bench-training", metadata={"help": "Checkpoints and data made for the bench."})
     environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})
     output: str = field(default="bench/results/training.json", metadata={"help": "JSON of all numbers."})
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _tasks(arguments: BenchArguments, load: Load, data: Sequence[str], work: Path) -> tuple[list[Task], dict[str, Any]]:
-    """The tasks that are asked for, and how long the pairs are for each of their tokenizers."""
+    """The tasks that are asked for, and the lengths of the pairs by each of their tokenizers."""
     peers = {
         peer: interpreter(REQUIREMENTS / f"{peer}.txt", Path(arguments.environments).absolute())
         for peer in _needed(arguments)

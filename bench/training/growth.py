@@ -1,4 +1,4 @@
-"""How our cost grows with the length of the pairs and with the size of the groups; numbers, and a picture of them."""
+"""The growth of our cost with the length of the pairs and with the size of the groups, in numbers and as a picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUERY_WORDS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement; its spread is over the steps of one run."""
+    """One measurement. Its spread is over the steps of one run."""
 
     mean_tokens: float
     documents: int
@@ -36,7 +36,7 @@ def groups_of_length(
 ) -> tuple[Group, ...]:
     """Groups whose pairs have ``mean`` tokens on average, uniformly up to half of it more or less, at most ``longest``.
 
-    ``fixed`` tokens of a pair are neither query nor document; every word must be one token.
+    ``fixed`` tokens of a pair are neither query nor document. Every word must be one token.
     """
     half = min(mean // 2, longest - mean)
     groups = []

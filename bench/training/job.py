@@ -1,4 +1,4 @@
-"""What a worker is told and what it answers, as JSON files: standard library only, every environment has it."""
+"""A worker's job and its outcome, as JSON files. Standard library only, since every environment reads it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a system cuts a step into forward passes.
+    """The division of a step into forward passes."""
 
-    ``per_forward`` counts queries; for trl's trainers rows of their own dataset. ``option`` is a
-    setting of the system itself.
-    """
-
-    per_forward: int
+    per_forward: int  # queries, or rows of their own dataset for trl's trainers
     per_step: int
-    option: str = ""
+    option: str = ""  # a setting of the system itself
 
     def __str__(self) -> str:
         return f"{self.per_forward} of {self.per_step}" + (f", {self.option}" if self.option else "")
@@ -37,7 +33,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Job:
-    """Train ``checkpoint`` for ``warm_up`` and ``steps`` steps on ``groups`` in their order; only ``steps`` count."""
+    """Train ``checkpoint`` for ``warm_up`` and ``steps`` steps on ``groups`` in their order. Only ``steps`` count."""
 
     checkpoint: str
     groups: tuple[Group, ...]
@@ -62,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker measured over the steps that count; ``losses`` has the warm-up's too."""
+    """The figures of the steps that count. ``losses`` has those of the warm-up too."""
 
     step_seconds: list[float]
     pairs: float  # query-document pairs that went through the model

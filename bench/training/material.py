@@ -1,4 +1,4 @@
-"""What is trained on and from what: groups of documents of the asked number, and checkpoints without dropout."""
+"""The material of the bench: groups with the asked number of documents, and checkpoints without dropout."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def generated_collection(directory: Path) -> list[str]:
 def read_lists(paths: Sequence[str], documents: int, seed: int) -> list[Group]:
     """The queries' documents in groups of ``documents``, shuffled, each with a target drawn for the bench.
 
-    A target is a standard normal number: what a teacher would say makes a step neither faster nor slower.
+    A target is a standard normal number, since a teacher's scores would make a step neither faster nor slower.
     """
     draw = random.Random(seed)
     groups = []
@@ -64,23 +64,23 @@ def read_lists(paths: Sequence[str], documents: int, seed: int) -> list[Group]:
 
 
 def _texts(group: QueryGroup) -> list[str]:
-    """As our encoder joins them; documents without a text teach nothing."""
+    """Title and summary as our encoder joins them. Documents without a text are left out."""
     texts = [" ".join(part for part in (document.title, document.summary) if part) for document in group.documents]
     return [text for text in texts if text.strip()]
 
 
 def enough(groups: Sequence[Group], count: int) -> tuple[Group, ...]:
-    """The first ``count``; from the start again where there are fewer."""
+    """The first ``count`` groups, from the start again where there are fewer."""
     return tuple(groups[number % len(groups)] for number in range(count))
 
 
 def graded(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """The same, with grades 0 to 3 in place of the targets: a quarter of a group's documents each."""
+    """The same groups with grades 0 to 3 as targets, each for a quarter of a group's documents."""
     return tuple(Group(group.query, group.documents, _grades(group.targets)) for group in groups)
 
 
 def clicked_once(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """The same, with one click on each document in place of the targets: trl knows no weights of pairs."""
+    """The same groups with one click on each document as targets, since trl knows no weights of pairs."""
     return tuple(Group(group.query, group.documents, (1.0,) * len(group.documents)) for group in groups)
 
 
@@ -124,13 +124,13 @@ def decoder(data: Sequence[str], directory: Path) -> str:
 
 
 def decoder_scorer(source: str, directory: Path) -> str:
-    """The same Llama with a score head, drawn here so that all systems start from one."""
+    """The same Llama with a score head. It is drawn here, since all systems must start from the same one."""
     _remove(directory)
     return _without_dropout(source, directory)
 
 
 def _remove(*directories: Path) -> None:
-    """What an earlier run made, perhaps of other data."""
+    """Remove what an earlier run made, perhaps of other data."""
     for directory in directories:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -153,7 +153,7 @@ def python(module: str, *flags: str) -> None:
 
 
 def single_token_words(checkpoint: str) -> list[str]:
-    """Words that the checkpoint's tokenizer makes one token of."""
+    """Words that are one token for the checkpoint's tokenizer."""
     _, tokenizer = load_encoder(checkpoint)
     words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha() and word.islower())
     one = [word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1]

@@ -1,4 +1,4 @@
-"""Systems side by side: a fresh process for every measurement, in rounds, so that what slows the machine slows all."""
+"""Systems side by side. Every measurement is a fresh process; rounds let a slowdown of the machine hit all alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Progress = Callable[[], object]  # called after each measurement
 
 @dataclass(frozen=True)
 class System:
-    """One of the systems that are compared: its Python, its worker, and the shapes that it may choose from."""
+    """A system that is compared: its Python, its worker, and the shapes that it may choose from."""
 
     name: str
     python: Path
@@ -27,7 +27,7 @@ class System:
 
 @dataclass(frozen=True)
 class Measured:
-    """One system in all rounds, at the shape that was fastest; ``trials`` has the pairs a second of each shape."""
+    """A system in all rounds, at its fastest shape. ``trials`` has the pairs a second of each shape."""
 
     system: System
     shape: Shape
@@ -48,7 +48,7 @@ class Measured:
 
 
 def run(system: System, job: Job, threads: int) -> Outcome:
-    """Start the worker, wait for it, read what it answers. Raises BenchError with its last line if it fails."""
+    """Start the worker, wait for it, and read its answer. Raises BenchError with its last line if it fails."""
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
         asked, answer = Path(name) / "job.json", Path(name) / "outcome.json"
         job.save(asked)
@@ -64,7 +64,7 @@ def run(system: System, job: Job, threads: int) -> Outcome:
 def compare(
     systems: Sequence[System], job: Job, rounds: int, trial_steps: int, threads: int, progress: Progress
 ) -> list[Measured]:
-    """Each system at its fastest shape, in ``rounds`` rounds of one measurement each; the first system is ours."""
+    """Each system at its fastest shape, in ``rounds`` rounds of one measurement each. The first system is ours."""
     trials = {system.name: _trials(system, replace(job, steps=trial_steps), threads, progress) for system in systems}
     best = {name: max(tried, key=lambda shape: tried[shape]) for name, tried in trials.items()}
     outcomes: dict[str, list[Outcome]] = {system.name: [] for system in systems}
@@ -94,5 +94,5 @@ def _trials(system: System, job: Job, threads: int, progress: Progress) -> Mappi
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Of two loss curves, step by step, relative to theirs."""
+    """The largest difference of two loss curves at the same step, relative to theirs."""
     return max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))

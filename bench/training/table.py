@@ -17,10 +17,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # of the losses, relative
 
 @dataclass(frozen=True)
 class Row:
-    """A system in one task; ratios are ours over it, round by round, and so is ``memory_ratio`` (below 1: ours less).
-
-    ``loss_difference`` is the largest over the compared steps, relative.
-    """
+    """A system in one task. Ratios are ours over it, round by round."""
 
     task: str
     precision: str
@@ -31,8 +28,8 @@ class Row:
     peak_gib: float
     ratio: Spread | None = None
     comparisons_ratio: Spread | None = None
-    memory_ratio: float | None = None
-    loss_difference: float | None = None
+    memory_ratio: float | None = None  # ours over it: below 1 ours needs less
+    loss_difference: float | None = None  # the largest of the compared steps, relative
     note: str = ""
     trials: dict[str, float] | None = None
     rounds: tuple[float, ...] = ()
@@ -44,7 +41,7 @@ class Row:
 
 
 def rows(task: str, precision: str, measured: Sequence[Measured], losses: dict[str, list[float]]) -> list[Row]:
-    """The first of ``measured`` is ours; ``losses`` has the curves to compare by the names of the systems."""
+    """A row for each system, of which the first is ours. ``losses`` has the curves to compare by the systems' names."""
     ours = measured[0]
     made = []
     for each in measured:

@@ -1,4 +1,4 @@
-"""The three tasks that are compared: which systems, which data, in which steps."""
+"""The three tasks that are compared, with their systems, data and steps."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ ROW = 256  # tokens of a row, ours and trl's shorter one
 
 @dataclass(frozen=True)
 class Task:
-    """``systems``, ours first, on ``job`` (its shape is each system's own); ``rounds`` at most, ``trial_steps`` before.
+    """A job that several systems do, each in shapes of its own.
 
-    ``check`` is for systems that go through the data in an order of their own: a job, small enough for one step to
-    hold all of it, and the shape of each system; it compares the losses where the measurement cannot.
+    ``check`` compares the losses of systems that read the data in an order of their own. One step holds all of it.
     """
 
     name: str
     job: Job
-    systems: tuple[System, ...]
+    systems: tuple[System, ...]  # ours first
     rounds: int
     trial_steps: int = 2
     check: Job | None = None
-    check_shapes: tuple[Shape, ...] = ()
+    check_shapes: tuple[Shape, ...] = ()  # one for each system
 
     def measurements(self) -> int:
         shapes = sum(len(system.shapes) for system in self.systems if len(system.shapes) > 1)
@@ -47,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Load:
-    """How much of the data a task takes."""
+    """The amount of data that a task takes."""
 
     groups: Sequence[Group]
     queries: int  # of a step
@@ -65,7 +64,7 @@ class Load:
 def student_task(
     checkpoint: str, load: Load, precision: str, sentence_transformers: Path | None, transformers: Path | None
 ) -> Task:
-    """Distillation by margin MSE. Without bf16 units a bf16 step takes minutes: one query, one step, no warm-up."""
+    """Distillation by margin MSE. Without bf16 units a bf16 step takes minutes: there it is one step of one query."""
     job = load.job(checkpoint, precision)
     if precision == "bf16" and not bf16_units():
         load = replace(load, queries=1, steps=1, rounds=min(load.rounds, 2))
@@ -80,7 +79,7 @@ def student_task(
 
 
 def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
-    """Continued pre-training; trl packs before the loop, and about as many tokens as ours has make its step."""
+    """Continued pre-training. trl packs before the loop, and its step has about as many tokens as ours."""
     load = replace(load, groups=clicked_once(load.groups))
     job = load.job(checkpoint)
     tokens = pairs.mean * load.queries * len(load.groups[0].documents)
@@ -112,7 +111,7 @@ def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> 
 
 
 def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
-    """Rank fine-tuning; the step of trl's has as many comparisons as make our number of documents."""
+    """Rank fine-tuning. The step of trl has as many comparisons as our number of documents makes."""
     job = load.job(checkpoint)
     job = replace(job, groups=graded(job.groups))
     comparisons = load.queries * len(load.groups[0].documents) // 2

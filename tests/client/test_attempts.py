@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support.stalling import StallingRelay
 from client import (
     AuthenticationError,
     InvalidRequestError,
@@ -27,6 +26,7 @@ from client.attempts import Balancer, pause_s
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import OddServer, Service, cutting_proxy, odd_server, refusing
 from tests.support.servers import Server, ports, starting
+from tests.support.stalling import StallingRelay
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
 FULL = "8 rows wait for the engine and this request has 2"

@@ -1,4 +1,4 @@
-"""The limit: the engine of a built version alone, on pairs that are encoded beforehand, and matrices of its shapes."""
+"""The engine of a built version without a server, on pairs encoded beforehand, and matrices of its shapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FULL_ROWS = 64
 
 
 class EngineSystem:
-    """Answers documents and tokens a second; its scores are those of the rows, without a server."""
+    """An engine in this process, which measures documents and tokens a second."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._config = json.loads((Path(setup["checkpoint"]) / "config.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from bench.serving.load import Score
 
 
 class InProcess(ABC):
-    """Several callers are threads that call it at the same time, or one after another: the bench tries both."""
+    """A library that several threads call, at the same time or one after another. The bench tries both."""
 
     def __init__(self, batch_size: int, versions: dict[str, str]) -> None:
         self.batch_size, self.versions = batch_size, versions
@@ -28,7 +28,7 @@ class InProcess(ABC):
 
     @abstractmethod
     def scores(self, query: str, documents: tuple[str, ...]) -> list[float]:
-        """Of each document, in the order given, ``batch_size`` at a time."""
+        """The score of each document, in the order given, ``batch_size`` at a time."""
 
     def _score(self, query: str, documents: tuple[str, ...]) -> list[float]:
         with self._turn:

@@ -1,4 +1,4 @@
-"""The matrix products of an encoder's layers and nothing else, one after the other, in the library of an engine."""
+"""The matrix products of an encoder's layers and nothing else, one after another, in the library of an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANGE = 4.0  # what int8 stands for: drawn numbers hardly reach beyond
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a BERT's layers."""
+    """The sizes of a BERT's layers."""
 
     hidden: int
     intermediate: int
@@ -31,17 +31,17 @@ class Shape:
         return cls(config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"])
 
     def widths(self) -> list[tuple[int, int]]:
-        """In and out of each product: query, key, value, the attention's output, and the two of the feed-forward."""
+        """Inputs and outputs of each product: query, key, value, output, and the feed-forward part's two."""
         hidden, wide = self.hidden, self.intermediate
         return [*[(hidden, hidden)] * 4, (hidden, wide), (wide, hidden)] * self.layers
 
     def flop_per_token(self) -> int:
-        """Two for each weight; attention's own products are not counted."""
+        """Two operations for each weight. Attention's own products are not counted."""
         return sum(2 * rows * columns for rows, columns in self.widths())
 
 
 def in_openvino(shape: Shape, precision: str) -> tuple[Callable[[], object], str]:
-    """What runs TOKENS tokens through all products, and the type that OpenVINO says they run in."""
+    """A function that runs TOKENS tokens through all products, and the type that OpenVINO reports for them."""
     draw = np.random.default_rng(0)
     inputs = ops.parameter([TOKENS, shape.hidden], np.float32)
     last: Any = inputs
@@ -57,7 +57,7 @@ def in_openvino(shape: Shape, precision: str) -> tuple[Callable[[], object], str
 
 
 def in_onnxruntime(shape: Shape, precision: str) -> tuple[Callable[[], object], str]:
-    """The same; in int8 by whole numbers that are rounded from the product before."""
+    """The same in ONNX Runtime. In int8 each product takes whole numbers, rounded from the product before."""
     draw = np.random.default_rng(0)
     last, nodes = "tokens", list[Any]()
     weights: dict[str, Any] = {"zero": np.uint8(128)}
@@ -90,7 +90,7 @@ def in_onnxruntime(shape: Shape, precision: str) -> tuple[Callable[[], object], 
 
 
 def _quantised(values: Any, levels: int, reach: float) -> Any:
-    """``levels`` whole numbers about zero: what the runtime recognises as int8."""
+    """Round to ``levels`` whole numbers about zero, which the runtime recognises as int8."""
     step = 2 * reach / (levels - 1)
     low, high = -(levels // 2) * step, ((levels - 1) // 2) * step
     ends = [ops.constant(np.float32(end)) for end in (low, high, low, high)]

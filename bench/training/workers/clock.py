@@ -1,6 +1,6 @@
-"""What every worker shares: the Trainer's arguments, the clock over its steps, the peak of its memory.
+"""The parts that all workers share: the Trainer's arguments, the clock over its steps, the peak of its memory.
 
-Runs in each peer's environment, so it imports transformers and nothing of ours but the job's records.
+This runs in each peer's environment. Therefore it imports transformers, and nothing of ours but the job's records.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bench.training.job import Job, Outcome
 
 
 class Clock(TrainerCallback):
-    """When training began and each step ended, and the losses.
+    """The times at which training began and each step ended, and the losses.
 
-    From the end of the warm-up to the end of the last step all is counted that the Trainer's loop does: reading,
-    tokenising where the trainer does it there, collating, both passes, clipping, the optimiser, logging.
+    From the end of the warm-up on, everything counts that the Trainer's loop does: reading, tokenising where the
+    trainer does it there, collating, both passes, clipping, the optimiser, logging.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Clock(TrainerCallback):
 
 
 def settings(job: Job) -> dict[str, Any]:
-    """Of any TrainingArguments: the same optimiser (its default, AdamW), constant rate and order for all."""
+    """Settings of any TrainingArguments. All systems have the same optimiser (AdamW), constant rate and order."""
     per_forward, per_step = job.shape.per_forward, job.shape.per_step
     if per_step % per_forward:
         raise ValueError(f"{per_forward} a forward pass do not divide a step of {per_step}")
@@ -78,7 +78,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 
 def timed(trainer: Trainer, job: Job, pairs: float, comparisons: int, packages: Sequence[str] = ()) -> Outcome:
-    """Train, and say how long the steps after the warm-up took; ``pairs`` and ``comparisons`` are theirs."""
+    """Train, and time the steps after the warm-up. ``pairs`` and ``comparisons`` are those of these steps."""
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
@@ -88,7 +88,7 @@ def timed(trainer: Trainer, job: Job, pairs: float, comparisons: int, packages: 
 
 
 def peak_memory() -> int:
-    """Bytes. Not from getrusage: its maximum would begin with the parent's memory at the fork."""
+    """Bytes of resident memory at most. The maximum of getrusage would begin with the parent's memory at the fork."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -54,7 +54,7 @@ def _ranking(job: Job, objective: Objective, comparisons: int) -> Outcome:
 
 
 def ordered(group: Group) -> int:
-    """How many pairs of the group's documents have different targets."""
+    """The number of pairs of the group's documents with different targets."""
     return sum(one > other for one in group.targets for other in group.targets)
 
 

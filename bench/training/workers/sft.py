@@ -45,7 +45,7 @@ def rows(pairs: Sequence[Pair]) -> Dataset:
 
 @torch.no_grad()
 def leaking(trainer: Any, pairs: Sequence[Pair]) -> bool:
-    """Whether the logits of a row as the trainer packs it depend on what else lies in the row."""
+    """Tell whether the logits of a pair depend on the other pairs of the row, as the trainer packs it."""
     model = trainer.model.eval()
     example, pair, start = _inside(trainer.train_dataset, pairs)
     batch = trainer.data_collator([example])
@@ -56,7 +56,7 @@ def leaking(trainer: Any, pairs: Sequence[Pair]) -> bool:
 
 
 def _inside(packed: Dataset, pairs: Sequence[Pair]) -> tuple[dict[str, Any], Pair, int]:
-    """A packed row, a pair that lies whole in it but not at its beginning, and where."""
+    """A packed row, a pair that lies whole in it but not at its beginning, and the pair's place."""
     for example in packed:
         row = example["input_ids"]
         starts = [place for place in range(1, len(row)) if row[place] == pairs[0].token_ids[0]]
