@@ -20,9 +20,9 @@ from engines.builders import tensorrt
 from engines.builders.torch import export_program
 from engines.graph.export import export_graph
 from engines.records import Dimensions, EngineError
-from model_repository.student.torch_engine import TorchEngine
-from model_repository.tokenizer.pair_encoding import EncodedPair, PackedBatch, PairEncoder
-from trainer.data.pairs import encode_group
+from model_repository.student.runtime.torch_engine import TorchEngine
+from model_repository.tokenizer.pair_encoding import FlatPairs, PackedBatch, PairEncoder
+from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup
 from trainer.measures.costs import Work, flops_per_token
 
@@ -36,7 +36,7 @@ ENGINES = (*TORCH, "tensorrt", "tensorrt_rtx")
 SERVED = "graphs"  # the torch engine as it is served on a GPU
 LISTED = 8  # kernels that are named
 
-Score = Callable[[PackedBatch], object]
+Score = Callable[[FlatPairs, PackedBatch], object]  # the same pairs, flat and packed: an engine takes one of them
 Config = tuple[tuple[str, Any], ...]
 
 
@@ -45,14 +45,14 @@ class Request(NamedTuple):
 
     encoder: PairEncoder
     groups: list[QueryGroup]
-    pairs: list[EncodedPair]
+    pairs: FlatPairs
     batch: PackedBatch
 
 
 def request(model: Model, rows: int) -> Request:
     encoder = model.encoder(model.row_lengths[0])
     groups = model.groups(-(-rows * model.row_lengths[0] // (model.pair_tokens * DOCUMENTS)))
-    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
+    pairs = encode_groups(encoder, groups)
     batch = encoder.pack(pairs)
     while len(batch.input_ids) > rows:
         pairs = pairs[: -max(1, len(pairs) // 50)]
@@ -73,9 +73,8 @@ def engine(name: str, model: Model, sizes: Sizes, machine: Machine, start: str =
         def call() -> None:
             pairs = asked.pairs
             if start == "text":
-                groups = ((group.query, group.documents) for group in asked.groups)
-                pairs = [pair for group in groups for pair in encode_group(asked.encoder, *group)][: len(pairs)]
-            scored(asked.batch if start == "rows" else asked.encoder.pack(pairs))
+                pairs = encode_groups(asked.encoder, asked.groups)[: len(pairs)]
+            scored(pairs, asked.batch if start == "rows" else asked.encoder.pack(pairs))
 
         return _result(model, asked, call, sizes, machine)
 
@@ -84,10 +83,10 @@ def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
     """The shares of the device's time that the largest kernels take, by name."""
     asked = request(model, sizes.scoring_rows)
     with _opened(SERVED, model, asked.encoder, sizes) as scored:
-        scored(asked.batch)
+        scored(asked.pairs, asked.batch)
         with profile(activities=[ProfilerActivity.CUDA if machine.on_gpu else ProfilerActivity.CPU]) as profiled:
             for _ in range(sizes.steps.repeats):
-                scored(asked.batch)
+                scored(asked.pairs, asked.batch)
             machine.now()
     kind = "self_device_time_total" if machine.on_gpu else "self_cpu_time_total"
     times = {event.key: float(getattr(event, kind)) for event in profiled.key_averages()}
@@ -98,7 +97,7 @@ def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
 
 @contextmanager
 def _opened(name: str, model: Model, encoder: PairEncoder, sizes: Sizes) -> Iterator[Score]:
-    """An engine of drawn weights, built here."""
+    """An engine of drawn weights, built here. TensorRT's runner packs the pairs in every call."""
     dimensions = Dimensions(encoder.config.row_length, encoder.config.slots_per_row, sizes.scoring_rows)
     config = tuple(model.config.items())
     torch.compiler.reset()
@@ -107,14 +106,15 @@ def _opened(name: str, model: Model, encoder: PairEncoder, sizes: Sizes) -> Iter
             program = Path(directory) / "model.pt2"
             program.write_bytes(_program(config, dimensions))
             opened = TorchEngine(program, sizes.scoring_rows, **TORCH[name])
-            yield lambda batch: opened.score(batch[:-1])
+            yield lambda _, batch: opened.infer(batch.rows)
             return
         try:
             tensorrt.library(name)
         except EngineError as error:
             raise AbsentError(str(error)) from error
         graph = export_graph(_scorer(config), dimensions, PRECISION, Path(directory) / "model.onnx")
-        yield tensorrt.build(graph, name, (), Path(directory)).run
+        run = tensorrt.build(graph, name, (), Path(directory)).run
+        yield lambda pairs, _: run(pairs)
 
 
 @cache  # the same for every item of a model

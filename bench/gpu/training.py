@@ -25,7 +25,7 @@ from bench.gpu.sizes import DOCUMENTS, Model, Sizes
 from bench.report import Spread
 from trainer.checkpoints.load import PackedScorer
 from trainer.checkpoints.lora import LoraArguments, add_adapters
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup
 from trainer.distill import DistillArguments
 from trainer.distill import objective as distilling
@@ -146,8 +146,7 @@ def score(model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Resu
     machine.forget()
 
     def batch() -> None:
-        pairs = [pair for group in next(batches) for pair in encode_group(encoder, group.query, group.documents)]
-        scorer.score(encoder.pack(pairs))
+        scorer.score(encoder.pack(encode_groups(encoder, next(batches))))
 
     seconds = machine.seconds(batch, sizes.steps)
     work = Work(False, sizes.scoring_rows, row_length)

@@ -20,7 +20,7 @@ from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
 from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
 from bench.gpu.training import Seen, Training, built, figures, taught, train
 from bench.report import Spread
-from trainer.data.pairs import encode_group
+from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
 from trainer.training.batches import IGNORED, LanguageCollator
 from trainer.training.memory import OutOfMemoryError
@@ -186,10 +186,10 @@ def test_rows_are_full_of_pairs_of_the_right_length() -> None:
 def test_pairs_have_the_mean_length_and_fill_the_rows_of_a_call(name: str) -> None:
     model = FULL.models[name]
     encoder = model.encoder(model.row_lengths[0])
-    pairs = [p for group in model.groups(40) for p in encode_group(encoder, group.query, group.documents)]
-    assert [len(pair.token_ids) for pair in pairs] == model.lengths(40 * DOCUMENTS).tolist()
-    assert np.mean([len(pair.token_ids) for pair in pairs]) == pytest.approx(model.pair_tokens, rel=0.1)
-    assert max(int(pair.token_ids.max()) for pair in pairs) < model.config["vocab_size"]
+    pairs = encode_groups(encoder, model.groups(40))
+    assert pairs.lengths.tolist() == model.lengths(40 * DOCUMENTS).tolist()
+    assert np.mean(pairs.lengths) == pytest.approx(model.pair_tokens, rel=0.1)
+    assert int(pairs.token_ids.max()) < model.config["vocab_size"]
     batch = serving.request(model, FULL.scoring_rows).batch
     assert 0.9 * FULL.scoring_rows <= len(batch.input_ids) <= FULL.scoring_rows
     assert (batch.segment_ids > 0).mean() > 0.8
@@ -215,8 +215,8 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
     batch = LanguageCollator(encoder)(groups)
     seen = Seen()
     seen(None, None, {**batch["packed"], "labels": batch["labels"]})
-    pairs = [pair for group in groups for pair in encode_group(encoder, group.query, group.documents)]
-    tokens, slots = sum(len(pair.token_ids) for pair in pairs), batch["labels"].numel()
+    pairs = encode_groups(encoder, groups)
+    tokens, slots = int(pairs.lengths.sum()), batch["labels"].numel()
     bearing = int((batch["labels"] != IGNORED).sum()) / slots
     assert seen.slots == [slots]
     assert seen.shares() == pytest.approx((tokens / slots, len(pairs) / slots, bearing))
