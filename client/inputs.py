@@ -1,4 +1,7 @@
-"""Documents and queries from JSON lines. A fault names the file and the line, and a query its id."""
+"""Queries and documents from JSON lines, for the client's commands, the load test and the trainer.
+
+Every fault is one InvalidRequestError that names the file and the line, and the query or the document if it is known.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from client.errors import InvalidRequestError
@@ -17,10 +21,10 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class QueryRecord:
-    """A query of a batch: ``where`` is its file and line."""
+    """A query with the documents to rank for it."""
 
-    where: str
-    query_id: str
+    where: str  # its file and line
+    query_id: str  # the number of its line if it has none
     query: str
     documents: tuple[Document, ...]
 
@@ -29,24 +33,79 @@ class FaultyLineError(InvalidRequestError):
     """A line that holds no query to rank; the message begins with its file and line."""
 
 
-def name_of(path: str) -> str:
-    return "stdin" if path == STDIN else path
+def name_of(path: str | Path) -> str:
+    return "stdin" if path == STDIN else str(path)
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """The file, or standard input for ``-``. Raises InvalidRequestError if it cannot be read."""
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """The file, or standard input for the string ``-``. Raises InvalidRequestError if it cannot be read."""
     try:
         descriptor = 0 if path == STDIN else os.open(path, os.O_RDONLY)
         # Closing the reader would wait for a thread that still reads, of a pipe perhaps for ever.
         file = open(descriptor, "rb", closefd=False)  # noqa: SIM115
     except OSError as error:
-        raise InvalidRequestError(f"{path}: {error.strerror}") from error
+        raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         yield file
     finally:
         if descriptor:
             os.close(descriptor)
+
+
+def lines(path: str | Path, file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
+    """File and line as text, the number and the bytes of each line that is not blank."""
+    try:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{name_of(path)}:{number}", number, line
+    except OSError as error:  # a folder, a disk that fails
+        raise InvalidRequestError(f"{name_of(path)}: cannot be read: {error.strerror}") from error
+
+
+def text_of(line: bytes, number: int) -> str:
+    """The line as text; the first one of a file may begin with a byte order mark."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def record_of(line: bytes, number: int) -> dict[str, Any]:
+    """The JSON object of a line."""
+    try:
+        record = json.loads(text_of(line, number))
+    except json.JSONDecodeError as error:
+        raise InvalidRequestError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise InvalidRequestError(f"not JSON that can be read: {error}") from error
+    if not isinstance(record, dict):
+        raise InvalidRequestError(f"a JSON object is needed, not {type(record).__name__}")
+    return record
+
+
+def id_of(record: dict[str, Any]) -> str:
+    """The query's id, empty if it has none."""
+    return _checked_id("query_id", _text(record, "query_id"))
+
+
+def query_of(record: dict[str, Any]) -> tuple[str, tuple[Document, ...]]:
+    """The query of ``{"query", "documents": [...]}``, which is not blank, and its documents, at least one.
+
+    A document is a string, or an object with a title or a summary.
+    """
+    query, items = _text(record, "query"), record.get("documents")
+    if not query.strip():
+        raise InvalidRequestError("the query is empty")
+    if not isinstance(items, list) or not items:
+        raise InvalidRequestError("'documents' must be a list with at least one document")
+    documents: list[Document] = []
+    for index, item in enumerate(items):
+        try:
+            documents.append(_document(item) if isinstance(item, dict) else as_document(item))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"document {index}: {error}") from error
+    return query, tuple(documents)
 
 
 def read_documents(path: str, *, one_word_ids: bool = False) -> list[Document]:
@@ -55,39 +114,44 @@ def read_documents(path: str, *, one_word_ids: bool = False) -> list[Document]:
     ``one_word_ids`` refuses what a TREC run cannot hold: ids with white space, and one that comes twice.
     Raises InvalidRequestError.
     """
-    found: list[Document] = []
+    documents: list[Document] = []
     seen: set[str] = set()
     with opened(path) as file:
-        for where, number, line in _lines(path, file):
+        for where, number, line in lines(path, file):
             try:
-                document = _document(_record(line, number))
+                document = _document(record_of(line, number))
                 document = document if document.doc_id else replace(document, doc_id=str(number))
                 if one_word_ids:
                     check_word("doc_id", document.doc_id)
                     _check_new(document.doc_id, seen)
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"{where}: {error}") from error
-            found.append(document)
-    if not found:
+            documents.append(document)
+    if not documents:
         raise InvalidRequestError(f"{name_of(path)}: no documents in it")
-    return found
+    return documents
 
 
-def read_queries(path: str, file: BinaryIO, *, one_word_ids: bool = False) -> Iterator[QueryRecord | FaultyLineError]:
+def read_queries(
+    path: str | Path, file: BinaryIO, *, one_word_ids: bool = False
+) -> Iterator[QueryRecord | FaultyLineError]:
     """Lines ``{"query_id", "query", "documents": [...]}`` in order; a query without an id gets the number of its line.
 
-    A line that is at fault is handed on as the error that it is: whether the others go on is the caller's decision.
+    A line that is at fault is yielded as its error: the caller decides whether to read the others.
     """
     seen: set[str] = set()
-    for where, number, line in _lines(path, file):
+    for where, number, line in lines(path, file):
         query_id = ""
         try:
-            record = _record(line, number)
-            query_id = _text(record, "query_id") or str(number)
+            record = record_of(line, number)
+            query_id = id_of(record) or str(number)
             if one_word_ids:
                 check_word("query_id", query_id)
                 _check_new(query_id, seen)
-            yield QueryRecord(where, query_id, _text(record, "query"), _documents(record, one_word_ids))
+            query, documents = query_of(record)
+            if one_word_ids:
+                _check_words(documents)
+            yield QueryRecord(where, query_id, query, documents)
         except InvalidRequestError as error:
             yield FaultyLineError(f"{where}: {f'query {query_id!r}: ' if query_id else ''}{error}")
 
@@ -98,58 +162,36 @@ def check_word(name: str, text: str) -> None:
         raise InvalidRequestError(f"{name} {text!r} has white space, or nothing, in it: --format trec cannot hold it")
 
 
+def _check_words(documents: tuple[Document, ...]) -> None:
+    seen: set[str] = set()
+    for index, document in enumerate(documents):
+        try:
+            check_word("doc_id", document.doc_id or str(index))
+            _check_new(document.doc_id or str(index), seen)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"document {index}: {error}") from error
+
+
 def _check_new(name: str, seen: set[str]) -> None:
     if name in seen:
         raise InvalidRequestError(f"{name!r} comes twice: --format trec cannot tell them apart")
     seen.add(name)
 
 
-def _lines(path: str, file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
-    """Where, the number and the bytes of each line that is not blank."""
-    try:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{name_of(path)}:{number}", number, line
-    except OSError as error:  # a folder, a disk that fails
-        raise InvalidRequestError(f"{name_of(path)}: {error.strerror}") from error
-
-
-def _record(line: bytes, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise InvalidRequestError(f"not JSON that can be read: {error}") from error
-    if not isinstance(record, dict):
-        raise InvalidRequestError(f"a JSON object is needed, not {type(record).__name__}")
-    return record
-
-
 def _document(record: dict[str, Any]) -> Document:
     if not {"title", "summary"} & record.keys():
         raise InvalidRequestError("a JSON object with a title or a summary is needed")
-    return as_document(record)
+    document = as_document(record)
+    _checked_id("doc_id", document.doc_id)
+    return document
 
 
-def _documents(record: dict[str, Any], one_word_ids: bool) -> tuple[Document, ...]:
-    given = record.get("documents")
-    if not isinstance(given, list) or not given:
-        raise InvalidRequestError("'documents' must be a list with at least one document")
-    found: list[Document] = []
-    seen: set[str] = set()
-    for index, item in enumerate(given):
-        try:
-            document = _document(item) if isinstance(item, dict) else as_document(item)
-            if one_word_ids:
-                check_word("doc_id", document.doc_id or str(index))
-                _check_new(document.doc_id or str(index), seen)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(f"document {index}: {error}") from error
-        found.append(document)
-    return tuple(found)
+def _checked_id(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can spell it, no file of scores or rankings can hold it
+        raise InvalidRequestError(f"{name} {text!r} has a lone surrogate, which is not a character") from error
+    return text
 
 
 def _text(record: dict[str, Any], name: str) -> str:

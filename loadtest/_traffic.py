@@ -6,7 +6,6 @@ locustfile. Nothing here needs gevent, so other programs can send the very same 
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from client import Document
+from client import Document, InvalidRequestError
+from client.inputs import FaultyLineError, opened, read_queries
 
 LENGTH_BYTES = 4  # before each string of a tensor
 ANSWER_BYTES = 5  # for each document: a float32 and a bool
@@ -105,28 +105,13 @@ class Traffic:
 
 
 def read_groups(path: Path) -> list[Request]:
-    """A request for each query of the file that has documents. Raises ValueError that names the file or the line."""
-    try:
-        with path.open("rb") as file:
-            groups = [_group(f"{path}:{number}", line) for number, line in enumerate(file, start=1) if line.strip()]
-    except OSError as error:
-        raise ValueError(f"--queries {path}: {error.strerror}") from error
-    if not (groups := [group for group in groups if group.documents]):
-        raise ValueError(f"{path}: no documents in this file")
+    """A request for each query of the file. Raises InvalidRequestError, which names the file and the line."""
+    groups: list[Request] = []
+    with opened(path) as file:
+        for record in read_queries(path, file):
+            if isinstance(record, FaultyLineError):
+                raise record
+            groups.append(Request(record.query, record.documents))
+    if not groups:
+        raise InvalidRequestError(f"{path}: no queries in this file")
     return groups
-
-
-def _group(where: str, line: bytes) -> Request:
-    try:
-        record = json.loads(line)
-        documents = tuple(
-            Document(doc_id=item["doc_id"], title=item["title"], summary=item["summary"])
-            for item in record["documents"]
-        )
-        if not all(isinstance(text, str) for item in documents for text in (item.title, item.summary)):
-            raise TypeError("a title or a summary is no string")
-        if not isinstance(record["query"], str) or not record["query"]:
-            raise TypeError("the query must be a string that is not empty")
-        return Request(record["query"], documents)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: not a query with its documents ({error!r})") from error

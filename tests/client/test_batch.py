@@ -118,8 +118,13 @@ def test_queries_without_ids_and_documents_as_strings(server: Server, tmp_path: 
             "query 'a': document 1: 'title' of a document must be a string, not int",
         ),
         (
-            '{"query_id": "a", "query": "", "documents": ["river"]}',
-            "query 'a': SERVER refused the request: the query is",
+            '{"query_id": "a", "query": "river", "documents": ["' + "x" * 1_100_000 + '"]}',
+            "query 'a': SERVER refused the request: document 0 has 1100000 bytes",
+        ),
+        ('{"query_id": "a", "query": " ", "documents": ["river"]}', "query 'a': the query is empty"),
+        (
+            '{"query_id": "\\ud800", "query": "river", "documents": ["bridge"]}',
+            r"query_id '\ud800' has a lone surrogate",
         ),
     ],
 )

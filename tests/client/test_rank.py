@@ -207,8 +207,8 @@ def test_other_bad_input_is_one_line(
     server: Server, file: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     ask = ["--query", QUERY]
-    assert "none.jsonl: No such file" in refusal(capfdbinary, *ask, tmp_path / "none.jsonl")
-    assert f"{tmp_path}: Is a directory" in refusal(capfdbinary, *ask, tmp_path)
+    assert "none.jsonl: cannot be read: No such file" in refusal(capfdbinary, *ask, tmp_path / "none.jsonl")
+    assert f"{tmp_path}: cannot be read: Is a directory" in refusal(capfdbinary, *ask, tmp_path)
     assert "the query is empty" in refusal(capfdbinary, "--query", "", "--url", server.url, file)
     nowhere = f"127.0.0.1:{ports()['grpc']}"
     assert f"no server answers at {nowhere}" in refusal(capfdbinary, *ask, "--url", nowhere, "--timeout", "2", file)

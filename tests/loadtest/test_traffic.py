@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client import Document
+from client import Document, InvalidRequestError
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, Traffic, read_groups
 from tests.support.checkpoints import write_groups
@@ -90,20 +90,15 @@ def test_groups_are_read_as_the_trainer_writes_them(tmp_path: Path) -> None:
     assert [len(group.documents) for group in read] == [7] * 5
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"query": "q", "documents": [{"doc_id": "1", "title": 3, "summary": ""}]}', "queries.jsonl:2"),
-        (b'{"query": "", "documents": []}', "must be a string that is not empty"),
-        (b'{"query": "\xff", "documents": []}', "queries.jsonl:2"),
-        (b"[]", "queries.jsonl:2"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_file_without_queries_and_a_line_at_fault_are_named(tmp_path: Path) -> None:
+    """What else is refused, and that the trainer and the client refuse the same, is in tests/client/test_inputs.py."""
     path = tmp_path / "queries.jsonl"
-    path.write_bytes(b'{"query": "q", "documents": []}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        read_groups(path)
+    for content, message in (("\n", "no queries in this file"), ('{"query": "q", "documents": []}', "at least one")):
+        path.write_text(content)
+        with pytest.raises(InvalidRequestError, match=f"^{path}.*{message}"):
+            read_groups(path)
+    with pytest.raises(InvalidRequestError, match=r"none\.jsonl: cannot be read: No such file"):
+        read_groups(tmp_path / "none.jsonl")
 
 
 def test_constant_arrivals_do_not_drift() -> None:

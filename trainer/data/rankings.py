@@ -13,15 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.files import appears_whole
-from trainer.data.records import (
-    DataError,
-    QueryGroup,
-    Scores,
-    identity,
-    lines_of,
-    parquet_rows,
-    repeated,
-)
+from client.inputs import text_of
+from trainer.data.identities import identity, repeated
+from trainer.data.records import DataError, QueryGroup, Scores, parquet_rows, parsed_lines
 
 SCORE_SCHEMA = pa.schema(
     [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]
@@ -152,17 +146,17 @@ def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:
 
 def _trec(path: Path, columns: int, key: int, value: int, sign: float) -> Scores:
     scores: Scores = {}
-    for number, line in lines_of(path):
-        parts = line.split()
+    for where, text in parsed_lines(path, text_of):
+        parts = text.split()
         if len(parts) != columns:
-            raise DataError(f"{path}:{number}: {len(parts)} columns where {columns} are needed")
+            raise DataError(f"{where}: {len(parts)} columns where {columns} are needed")
         query_id, doc_id = parts[0], parts[key]
         if doc_id in scores.setdefault(query_id, {}):
-            raise DataError(f"{path}:{number}: document {doc_id!r} of query {query_id!r} again")
+            raise DataError(f"{where}: document {doc_id!r} of query {query_id!r} again")
         try:
             scores[query_id][doc_id] = sign * int(parts[value])
-        except ValueError:
-            raise DataError(f"{path}:{number}: {parts[value]!r} is not a whole number") from None
+        except (ValueError, OverflowError):
+            raise DataError(f"{where}: {parts[value]!r:.80} is not a whole number") from None
     if not scores:
         raise DataError(f"{path}: no lines in this file")
     return scores

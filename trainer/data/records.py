@@ -1,41 +1,43 @@
-"""Records of the search log, and what they come in: JSONL, Parquet, datasets of ir_datasets."""
+"""Records of a search log, out of JSON lines, Parquet files and datasets of ir_datasets."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.errors import DisRankerError
+from client.errors import DisRankerError, InvalidRequestError
+from client.inputs import id_of, lines, opened, query_of, record_of
+from client.records import Document
+from trainer.data.identities import identity, repeated
 from trainer.data.ir_datasets import ir_datasets_records
 
 Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
 LabelScale = tuple[float, float]  # the lowest and the highest
 
+Parsed = TypeVar("Parsed")
+
 IR_DATASETS = "ir_datasets:"
 
 
 class DataError(DisRankerError):
-    """Input that is not what it should be; the message says which file, line, query or document."""
+    """Input that is not what it should be; the message names the file, the line, the query or the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedDocument:
-    """A candidate of a query: ``label`` is None where nobody judged the pair."""
+    """A candidate of a query."""
 
     doc_id: str
     title: str
     summary: str
-    label: float | None
+    label: float | None  # None where nobody judged the pair
     clicks: int
 
 
@@ -56,9 +58,8 @@ def read_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> 
 def iter_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> Iterator[QueryGroup]:
     """The groups of ``.jsonl`` and ``.parquet`` files and of ``ir_datasets:ID``, in order, one at a time.
 
-    Raises DataError that names the file and the line (row) for what is malformed, missing, of the wrong
-    type, duplicate or empty, and for labels outside ``label_scale``; a query that comes twice is only
-    known at the end.
+    Raises DataError, which names the file and the line (or row), for what is malformed, missing, of the wrong type,
+    duplicate or empty, and for labels outside ``label_scale``. That a query comes twice is only known at the end.
     """
     identities = array("Q")
     for source in sources:
@@ -70,16 +71,6 @@ def iter_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> 
         if len(identities) == before:
             raise DataError(f"{source}: no queries in this file")
     _refuse_repeated(identities, sources)
-
-
-def identity(*names: str) -> int:
-    """64 bits that stand for a query id, or a pair of ids, where millions of them must be in memory."""
-    return int.from_bytes(hashlib.blake2b("\0".join(names).encode(), digest_size=8).digest(), "little")
-
-
-def repeated(identities: array[int]) -> set[int]:
-    values, counts = np.unique(np.frombuffer(identities, dtype=np.uint64), return_counts=True)
-    return set(values[counts > 1].tolist())
 
 
 def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:
@@ -96,43 +87,38 @@ def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> N
                 places[query_id] = where
 
 
-def _records(source: str | Path) -> Iterator[tuple[str, Any]]:
-    """Records as they were written, and where."""
+def _records(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File and line (or row) of each record, and the record as it was written."""
     if str(source).startswith(IR_DATASETS):
-        yield from ((f"{source}", record) for record in _of_ir_datasets(str(source)))
+        yield from ((str(source), record) for record in _of_ir_datasets(str(source)))
         return
     path = Path(source)
     if path.suffix == ".parquet":
         rows = parquet_rows(path, {"query_id", "query", "documents"})
-        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
+        yield from ((f"{path}:{number}", _without_nulls(row)) for number, row in enumerate(rows, start=1))
         return
-    for number, line in lines_of(path):
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+    yield from parsed_lines(path, record_of)
 
 
-def _of_ir_datasets(source: str) -> Iterator[Any]:
+def parsed_lines(path: Path, parse: Callable[[bytes, int], Parsed]) -> Iterator[tuple[str, Parsed]]:
+    """File and line of each line that is not blank, and what ``parse`` makes of it and its number."""
+    where = ""
+    try:
+        with opened(path) as file:
+            for place, number, line in lines(path, file):
+                where = f"{place}: "
+                yield place, parse(line, number)
+                where = ""
+    except InvalidRequestError as error:
+        raise DataError(f"{where}{error}") from error
+
+
+def _of_ir_datasets(source: str) -> Iterator[dict[str, Any]]:
     try:
         yield from ir_datasets_records(source.removeprefix(IR_DATASETS))
     except (LookupError, OSError) as error:
         reason = error.args[0] if error.args else error
         raise DataError(f"{source}: cannot be read: {reason}") from error
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 text that are not blank, and their numbers."""
-    number = 0
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if text := line.decode("utf-8").strip():
-                    yield number, text
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8: {error.reason} at byte {error.start} of the line") from error
 
 
 def parquet_rows(path: Path, columns: set[str], rows_at_once: int = 64) -> Iterator[dict[str, Any]]:
@@ -149,52 +135,58 @@ def parquet_rows(path: Path, columns: set[str], rows_at_once: int = 64) -> Itera
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def _group(where: str, record: Any, label_scale: LabelScale | None) -> QueryGroup:
-    query_id = _text(where, record, "query_id")
-    where = f"{where}: query {query_id!r}"
-    query = _text(where, record, "query")
-    if not query.strip():
-        raise DataError(f"{where}: the query is empty")
-    documents = record.get("documents")
-    if not isinstance(documents, list):
-        raise DataError(f"{where}: 'documents' must be a list, not {documents!r:.80}")
-    if not documents:
-        raise DataError(f"{where}: no documents")
-    parsed = tuple(
-        _document(f"{where}, document {index}", document, label_scale) for index, document in enumerate(documents)
+def _without_nulls(value: Any) -> Any:
+    """The row as a line of JSON would have it: Parquet has every field in every row."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(field) for name, field in value.items() if field is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _group(where: str, record: dict[str, Any], label_scale: LabelScale | None) -> QueryGroup:
+    """One reader is the client's too. Here ids are needed, and labels and clicks are read."""
+    try:
+        if not (query_id := id_of(record)):
+            raise DataError(f"{where}: the query has no 'query_id'")
+        where = f"{where}: query {query_id!r}"
+        query, documents = query_of(record)
+    except InvalidRequestError as error:
+        raise DataError(f"{where}: {error}") from error
+    judged = tuple(
+        _judged(f"{where}: document {index}", document, fields, label_scale)
+        for index, (document, fields) in enumerate(zip(documents, record["documents"], strict=True))
     )
-    ids = [document.doc_id for document in parsed]
-    if len(set(ids)) < len(ids):
-        duplicate = next(doc_id for doc_id in ids if ids.count(doc_id) > 1)
-        raise DataError(f"{where}: doc_id {duplicate!r} twice")
-    return QueryGroup(query_id, query, parsed)
+    seen: set[str] = set()
+    for document in judged:
+        if document.doc_id in seen:
+            raise DataError(f"{where}: doc_id {document.doc_id!r} comes twice")
+        seen.add(document.doc_id)
+    return QueryGroup(query_id, query, judged)
 
 
-def _document(where: str, record: Any, label_scale: LabelScale | None) -> JudgedDocument:
-    doc_id = _text(where, record, "doc_id")
-    where = f"{where} ({doc_id!r})"
-    label = record.get("label")
-    if label is not None and (
-        isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label)
-    ):
-        raise DataError(f"{where}: 'label' must be a number or null, not {label!r:.80}")
+def _judged(where: str, document: Document, fields: Any, label_scale: LabelScale | None) -> JudgedDocument:
+    if not document.doc_id:
+        raise DataError(f"{where} has no 'doc_id'")
+    where = f"{where} ({document.doc_id!r})"
+    label = _label(where, fields.get("label"))
     if label is not None and label_scale is not None and not label_scale[0] <= label <= label_scale[1]:
         raise DataError(f"{where}: label {label:g} is outside of the scale, {label_scale[0]:g} to {label_scale[1]:g}")
-    clicks = record.get("clicks", 0)
+    clicks = fields.get("clicks", 0)
     if isinstance(clicks, bool) or not isinstance(clicks, int) or clicks < 0:
-        raise DataError(f"{where}: 'clicks' must be a whole number of at least 0, not {clicks!r:.80}")
-    title, summary = _text(where, record, "title"), _text(where, record, "summary")
-    return JudgedDocument(doc_id, title, summary, None if label is None else float(label), clicks)
+        raise DataError(f"{where}: 'clicks' must be a whole number of at least 0, not {_shown(clicks)}")
+    return JudgedDocument(document.doc_id, document.title, document.summary, label, clicks)
 
 
-def _text(where: str, record: Any, field: str) -> str:
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {record!r:.80}")
-    if field not in record:
-        raise DataError(f"{where}: no field {field!r}")
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field!r} must be a string, not {value!r:.80}")
-    if field.endswith("_id") and not value:
-        raise DataError(f"{where}: {field!r} is empty")
-    return value
+def _label(where: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        label = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        label = math.inf
+    if not math.isfinite(label):
+        raise DataError(f"{where}: 'label' must be a finite number or null, not {_shown(value)}")
+    return label
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}" if isinstance(value, str | int | float | None) else type(value).__name__

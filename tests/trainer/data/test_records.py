@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,23 +28,48 @@ def test_label_and_clicks_may_be_left_out(tmp_path: Path) -> None:
     assert (group.documents[0].label, group.documents[0].clicks) == (None, 0)
 
 
+def test_a_title_or_a_summary_may_be_left_out_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    group = {**GROUP, "documents": [{"doc_id": "d1", "summary": "text"}, {"id": "d2", "title": "a title"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(group), encoding="utf-8-sig")
+    pq.write_table(pa.Table.from_pylist([group]), tmp_path / "a.parquet")  # null where a field is left out
+    for file in ("a.jsonl", "a.parquet"):
+        (read,) = read_groups(tmp_path / file)
+        assert [(document.doc_id, document.title) for document in read.documents] == [("d1", ""), ("d2", "a title")]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ('{"query_id": "q2", ', "not JSON"),
         ("[1]", "a JSON object is needed"),
-        ({"query": "no id", "documents": [DOCUMENT]}, "no field 'query_id'"),
-        ({**GROUP, "query_id": 7}, "'query_id' must be a string, not 7"),
-        ({**GROUP, "query_id": ""}, "'query_id' is empty"),
+        ({"query": "no id", "documents": [DOCUMENT]}, "no 'query_id'"),
+        ({**GROUP, "query_id": 7}, "'query_id' must be a string, not int"),
+        ({**GROUP, "query_id": ""}, "no 'query_id'"),
         (GROUP, "query_id 'q1' again; it was in "),
         ({**GROUP, "query_id": "q2", "query": " "}, "query 'q2': the query is empty"),
-        ({**GROUP, "query_id": "q2", "documents": []}, "query 'q2': no documents"),
+        (
+            {**GROUP, "query_id": "q2", "documents": []},
+            "query 'q2': 'documents' must be a list with at least one document",
+        ),
         ({**GROUP, "query_id": "q2", "documents": "d"}, "'documents' must be a list"),
-        ({**GROUP, "query_id": "q2", "documents": [DOCUMENT, DOCUMENT]}, "doc_id 'd1' twice"),
-        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": None}]}, "'title' must be a string"),
-        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1", "title": ""}]}, "no field 'summary'"),
-        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]}, "'label' must be a number or null"),
+        ({**GROUP, "query_id": "q2", "documents": [DOCUMENT, DOCUMENT]}, "query 'q2': doc_id 'd1' comes twice"),
+        (
+            {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": None}]},
+            "'title' of a document must be a string",
+        ),
+        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1"}]}, "with a title or a summary is needed"),
+        (
+            {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]},
+            "'label' must be a finite number or null, not 'good'",
+        ),
         ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "clicks": -1}]}, "'clicks' must be a whole number"),
+        ({**GROUP, "query_id": "q2", "documents": ["a text"]}, "query 'q2': document 0 has no 'doc_id'"),
+        ({**GROUP, "query_id": "\ud800"}, r"query_id '\ud800' has a lone surrogate"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "doc_id": "\ud800"}]}, "has a lone surrogate"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": int("9" * 400)}]}, "must be a finite number"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": math.nan}]}, "must be a finite number"),
+        ('{"query_id": "q2", "query": ' + "9" * 5000 + "}", "not JSON that can be read"),
+        ("[" * 20_000, "not JSON that can be read"),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(tmp_path: Path, record: object, message: str) -> None:
@@ -80,7 +106,7 @@ def test_a_query_that_comes_again_in_another_file_is_named_with_both_places(tmp_
 def test_labels_outside_of_the_scale_are_named(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", GROUP)
     assert read_groups(path, label_scale=(0, 2)) == read_groups(path)
-    with pytest.raises(DataError, match=r"a.jsonl:1: query 'q1', document 0 \('d1'\): label 2 is outside of the scale"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: query 'q1': document 0 \('d1'\): label 2 is outside of the scale"):
         read_groups(path, label_scale=(0, 1))
 
 
