@@ -1,4 +1,4 @@
-"""Compare rankings of judged queries: nDCG@k, MRR and PNR, with bootstrap intervals over queries.
+"""Compare rankings of judged queries by nDCG@k, MRR and PNR, with bootstrap intervals over queries.
 
     python -m trainer.evaluate --data test.jsonl --systems random bm25 runs/teacher runs/student llm.run
 
@@ -25,29 +25,33 @@ from trainer.data.rankings import check_known, read_qrels, read_run, read_scores
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import bm25_scores, random_scores
 from trainer.measures.metrics import bootstrap_interval, judgments, pair_counts, per_query, pnr, pnr_interval
-from trainer.scoring.checkpoint import model_scores
+from trainer.scoring.checkpoint import GroupScorer
 
 
 @dataclass
 class EvaluateArguments:
-    """What to compare, and on which queries."""
+    """The systems to compare, and the queries."""
 
     data: list[str] = field(metadata={"help": "Queries with their candidates (JSONL, Parquet)."})
     systems: list[str] = field(metadata={"help": "random, bm25, checkpoints, run files, score files; NAME=SYSTEM."})
-    measures: list[str] = field(default_factory=lambda: ["nDCG@10", "RR@10"], metadata={"help": "Of ir_measures."})
-    qrels: str | None = field(default=None, metadata={"help": "TREC qrels instead of the labels in the data."})
-    baseline: str | None = field(default=None, metadata={"help": "System to compare the others with, paired."})
+    measures: list[str] = field(
+        default_factory=lambda: ["nDCG@10", "RR@10"], metadata={"help": "Names of ir_measures."}
+    )
+    qrels: str | None = field(default=None, metadata={"help": "TREC qrels that replace the labels in the data."})
+    baseline: str | None = field(
+        default=None, metadata={"help": "System that the others are compared with, query by query."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the table."})
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap and of random."})
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One system on all judged queries: ``values`` per measure and query, ``row`` as it is reported."""
+    """One system on all judged queries."""
 
     name: str
-    values: dict[str, dict[str, float]]
-    row: dict[str, Any]
+    values: dict[str, dict[str, float]]  # measure -> query_id -> value
+    row: dict[str, Any]  # as it is reported
 
 
 @command
@@ -71,10 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _evaluate(system: str, groups: Sequence[QueryGroup], qrels: Scores, arguments: EvaluateArguments) -> SystemResult:
     name, _, source = system.rpartition("=")
-    started = time.perf_counter()
-    scores = _scores(source, groups, arguments.seed)
-    documents = sum(len(group.documents) for group in groups)
-    speed = None if _is_file(source) else documents / (time.perf_counter() - started)
+    scores, speed = _scores(source, groups, arguments.seed)
     row: dict[str, Any] = {"system": name or source, "queries": len(qrels)}
     values = {}
     for measure in arguments.measures:
@@ -93,25 +94,20 @@ def _evaluate(system: str, groups: Sequence[QueryGroup], qrels: Scores, argument
     return SystemResult(name or source, values, row)
 
 
-def _is_file(source: str) -> bool:
-    """Whether the system is a file of what was scored elsewhere, so that its speed is not known here."""
-    return source not in ("random", "bm25") and not Path(source).is_dir()
-
-
-def _scores(source: str, groups: Sequence[QueryGroup], seed: int) -> Scores:
-    if source == "random":
-        return random_scores(groups, seed)
-    if source == "bm25":
-        return bm25_scores(groups)
-    scores: Scores = {}
-    if not _is_file(source):
-        for query_id, doc_id, score in model_scores(source, groups):
-            scores.setdefault(query_id, {})[doc_id] = score
-        return scores
-    scores = read_scores(source) if source.endswith(".parquet") else read_run(source)
-    known = {group.query_id for group in groups}
-    check_known({query_id: scores[query_id] for query_id in scores if query_id in known}, groups, source)
-    return scores
+def _scores(source: str, groups: Sequence[QueryGroup], seed: int) -> tuple[Scores, float | None]:
+    """The scores of a system, and the documents that it scored in a second; None for a file of scores."""
+    if source not in ("random", "bm25") and not Path(source).is_dir():
+        scores = read_scores(source) if source.endswith(".parquet") else read_run(source)
+        known = {group.query_id for group in groups}
+        check_known({query_id: scores[query_id] for query_id in scores if query_id in known}, groups, source)
+        return scores, None
+    scorer = GroupScorer(source) if Path(source).is_dir() else None  # loading it is not scoring
+    started = time.perf_counter()
+    if scorer is None:
+        scores = random_scores(groups, seed) if source == "random" else bm25_scores(groups)
+    else:
+        scores = scorer.score_all(groups)
+    return scores, sum(len(group.documents) for group in groups) / (time.perf_counter() - started)
 
 
 def _compare(results: Sequence[SystemResult], baseline: str, seed: int) -> None:

@@ -4,10 +4,10 @@
     python -m trainer.score --triton a:8001 b:8001 --data log.jsonl --output runs/teacher_scores.parquet
     python -m trainer.score --run llm.run --data log.jsonl --output runs/teacher_scores.parquet
 
-A teacher's scores are written in shards, beside the output until all are there: the same command goes on
-after a kill, and under ``torchrun`` each process scores shards of its own. A teacher that Triton serves
-(``build_engines.py --teacher``) scores on all of its servers at once. From a run file, which holds an order
-and no scores, the score is -log(rank) within its query.
+A teacher's scores are written in shards, which lie beside the output until all of them are there. After a kill the
+same command resumes with the first missing shard. Under ``torchrun`` each process scores shards of its own. A teacher
+that Triton serves (``build_engines.py --teacher``) scores on all of its servers at once. A run file holds an order and
+no scores: the score is -log(rank) within its query.
 Source: arXiv 2411.04539, section 3.3.
 """
 
@@ -40,25 +40,27 @@ LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 @dataclass
 class ScoreArguments:
-    """Whose scores, of which pairs."""
+    """The teacher, the pairs and the output."""
 
     data: list[str] = field(metadata={"help": "Pool of pairs: JSONL, Parquet, or ir_datasets:ID."})
     output: str = field(metadata={"help": "Parquet file to write: query_id, doc_id, score, teacher."})
     model: str | None = field(default=None, metadata={"help": "Checkpoint of the teacher."})
-    run: str | None = field(default=None, metadata={"help": "TREC run file to take the order from instead."})
+    run: str | None = field(default=None, metadata={"help": "TREC run file whose order replaces a teacher's scores."})
     triton: list[str] | None = field(
-        default=None, metadata={"help": "HOST:PORT (gRPC) of each server that has the teacher."}
+        default=None, metadata={"help": "HOST:PORT (gRPC) of each server that serves the teacher."}
     )
-    triton_model: str = field(default="teacher_ranker", metadata={"help": "The ensemble there."})
-    in_flight: int = field(default=32, metadata={"help": "Requests on their way to each server."})
+    triton_model: str = field(default="teacher_ranker", metadata={"help": "Ensemble that the servers rank with."})
+    in_flight: int = field(default=32, metadata={"help": "Queries under way for each server."})
     timeout_s: float = field(
-        default=600.0, metadata={"help": "Seconds that a request may take, a restart of its server included."}
+        default=600.0, metadata={"help": "Seconds that a query may take, a restart of its server included."}
     )
-    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward, at most."})
+    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward pass, at most."})
     precision: Literal["fp32", "bf16", "fp16"] = field(
-        default="fp32", metadata={"help": "Of the teacher's layers; its score head computes in fp32."}
+        default="fp32", metadata={"help": "Precision of the teacher's layers; its score head computes in fp32."}
     )
-    pairs_per_shard: int = field(default=100_000, metadata={"help": "Pairs after which scores are safe, about."})
+    pairs_per_shard: int = field(
+        default=100_000, metadata={"help": "Pairs of a shard, about; a finished shard is never scored again."}
+    )
 
 
 @command
@@ -82,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class Size(NamedTuple):
-    """Of a pool."""
+    """How large a pool is."""
 
     queries: int
     pairs: int
 
 
 def survey(sources: Sequence[str]) -> Size:
-    """Read everything once: what is wrong with it shows before the teacher's hours are spent."""
+    """Read everything once, to find faults before the teacher's hours are spent."""
     queries = pairs = 0
     for group in tqdm(iter_groups(*sources), desc="reading", unit="query", delay=5):
         queries, pairs = queries + 1, pairs + len(group.documents)
@@ -98,7 +100,7 @@ def survey(sources: Sequence[str]) -> Size:
 
 @contextmanager
 def scorer_of(arguments: ScoreArguments) -> Iterator[GroupScorer | TritonScorer]:
-    """The teacher: here, or on its servers."""
+    """The teacher, loaded here or behind its servers."""
     if arguments.model is not None:
         yield GroupScorer(arguments.model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
         return
@@ -109,7 +111,7 @@ def scorer_of(arguments: ScoreArguments) -> Iterator[GroupScorer | TritonScorer]
 
 
 def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScorer, size: Size) -> int:
-    """Score every shard that is not there yet, join them, and return the number of pairs.
+    """Score every missing shard, join all of them, and return the number of pairs.
 
     Raises ResumeError for shards of other settings.
     """

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.data.records import JudgedDocument, QueryGroup, Scores
 from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
-from trainer.scoring.checkpoint import model_scores
+from trainer.scoring.checkpoint import GroupScorer
 
 LARGEST_LOSS = 0.005  # of nDCG@10, as the gate of build_engines.py has it
 LEAST_TAU = 0.9  # where nothing is judged
@@ -46,10 +46,7 @@ class Judge:
     @classmethod
     def of(cls, checkpoint: str, groups: Sequence[QueryGroup], documents: int, seed: int = 0) -> Judge:
         chosen = choose(groups, documents, seed)
-        reference: Scores = {group.query_id: {} for group in chosen}
-        for query_id, doc_id, score in model_scores(checkpoint, chosen):
-            reference[query_id][doc_id] = score
-        return cls(chosen, reference)
+        return cls(chosen, GroupScorer(checkpoint).score_all(chosen))
 
     def save(self, path: Path) -> Path:
         """The groups as records, for the gate of our builds."""

@@ -1,10 +1,13 @@
-"""The training commands, on tiny models: what they leave, and what they say to bad input."""
+"""The training commands on tiny models: the files that they write, and their errors for bad input."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +22,8 @@ from trainer.checkpoints.load import load_scorer
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.pairs import encode_groups
 from trainer.data.rankings import read_scores, write_scores
-from trainer.data.records import read_groups
+from trainer.data.records import QueryGroup, read_groups
+from trainer.scoring.checkpoint import GroupScorer
 from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -135,6 +139,30 @@ def test_evaluate_compares_systems_and_writes_the_table(stages: Path, data: Path
     assert low <= rows["bm25"]["ndcg@10"] <= high
     assert rows["bm25"]["pnr"] > 0
     assert {name for name, row in rows.items() if row["documents_per_second"] is None} == {"S"}  # scored elsewhere
+
+
+def test_the_speed_of_a_checkpoint_is_that_of_scoring_and_not_of_loading(
+    stages: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which loading takes 1,000 seconds and scoring 2."""
+    seconds = 0.0
+
+    class Timed(GroupScorer):
+        def __init__(self, checkpoint: str) -> None:
+            nonlocal seconds
+            super().__init__(checkpoint)
+            seconds += 1000
+
+        def scores(self, groups: Sequence[QueryGroup], bar: Any) -> Iterator[tuple[str, str, float]]:
+            nonlocal seconds
+            yield from super().scores(groups, bar)
+            seconds += 2
+
+    monkeypatch.setattr(evaluate, "GroupScorer", Timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds)
+    run(evaluate, "--data", data, "--systems", stages / "student", "--output", tmp_path / "table.json")
+    (row,) = json.loads((tmp_path / "table.json").read_text())
+    assert row["documents_per_second"] == sum(len(group.documents) for group in read_groups(data)) / 2
 
 
 def test_a_checkpoint_that_changed_on_the_way_to_disk_is_no_checkpoint(stages: Path, tmp_path: Path) -> None:

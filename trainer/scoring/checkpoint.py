@@ -1,4 +1,4 @@
-"""Scores of whole query groups: by a checkpoint's model, or from the order of a run file."""
+"""Scores of whole query groups, by a checkpoint's model or from the order of a run file."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, Pair
 from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
 from trainer.data.pairs import encode_groups
 from trainer.data.rankings import check_known, read_run
-from trainer.data.records import DataError, QueryGroup
+from trainer.data.records import DataError, QueryGroup, Scores
 from trainer.scoring.prefetch import prefetched
 
-Ids = Sequence[tuple[str, str]]  # of queries and their documents
-
+Ids = Sequence[tuple[str, str]]  # query_id, doc_id
 
 BATCHES_PER_PACK = 4  # pairs packed together fill all rows but the last ones
 
 
 class Started(NamedTuple):
-    """Pairs on the device: ``scores`` (of some rows each, [.., S]) may still be on their way; ``slots[N]`` find those
-    of the pairs in them."""
+    """Pairs whose scores the device may still be computing."""
 
     ids: Ids
-    slots: IntArray
-    scores: list[Tensor]
+    slots: IntArray  # [N], the place of each pair's score
+    scores: list[Tensor]  # one for each forward pass, [its rows, S]
 
 
 class GroupScorer:
-    """The model of a checkpoint, on the accelerator where there is one, scoring whole groups.
+    """The model of a checkpoint, on the accelerator if there is one.
 
-    ``rows_per_batch`` are the most packed rows of one forward pass; ``precision`` is that of the layers.
-    Raises CheckpointError for what is no trained scorer.
+    A forward pass has at most ``rows_per_batch`` packed rows. ``precision`` is that of the layers.
+    Raises CheckpointError for what is not a trained scorer.
     """
 
     def __init__(self, checkpoint: str, rows_per_batch: int = 32, precision: torch.dtype = torch.float32) -> None:
@@ -53,7 +51,7 @@ class GroupScorer:
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
 
-        A thread encodes and packs what comes next, and a GPU has its next rows before the last scores are read.
+        A thread encodes and packs the next pairs meanwhile. A GPU gets its next rows before the last scores are read.
         """
         started: deque[Started] = deque()
         for ids, packed in prefetched(self._packed(groups), ahead=2):
@@ -62,6 +60,14 @@ class GroupScorer:
                 yield from self._read(started.popleft(), bar)
         for last in started:
             yield from self._read(last, bar)
+
+    def score_all(self, groups: Sequence[QueryGroup]) -> Scores:
+        """The scores of all groups, with a progress bar."""
+        scores: Scores = {group.query_id: {} for group in groups}
+        with progress(self._checkpoint, sum(len(group.documents) for group in groups)) as bar:
+            for query_id, doc_id, score in self.scores(groups, bar):
+                scores[query_id][doc_id] = score
+        return scores
 
     def _packed(self, groups: Sequence[QueryGroup]) -> Iterator[tuple[Ids, PackedBatch]]:
         for part in parts(groups, self._pairs_per_pack):
@@ -78,7 +84,7 @@ class GroupScorer:
 
 
 def named_scores(source: str, ids: Ids, scores: Sequence[float]) -> Iterator[tuple[str, str, float]]:
-    """Each score with its ids. Raises DataError for one that is no number, which names the pair."""
+    """Each score with its ids. Raises DataError, which names the pair, for a score that is not a finite number."""
     for (query_id, doc_id), score in zip(ids, scores, strict=True):
         if not math.isfinite(score):
             raise DataError(f"{source}: query {query_id!r}, document {doc_id!r}: the score is {score}")
@@ -91,13 +97,6 @@ def lower_precision(model: Model, precision: torch.dtype) -> None:
     if isinstance(pooler := getattr(model.base_model, "pooler", None), nn.Module):
         pooler.float()  # a part of the head; the body calls it too
         pooler.register_forward_pre_hook(lambda _, states: tuple(state.float() for state in states))
-
-
-def model_scores(checkpoint: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
-    """The scores of all groups, with a progress bar."""
-    scorer = GroupScorer(checkpoint)
-    with progress(checkpoint, sum(len(group.documents) for group in groups)) as bar:
-        yield from scorer.scores(groups, bar)
 
 
 def progress(name: str, pairs: int, **settings: Any) -> tqdm[NoReturn]:

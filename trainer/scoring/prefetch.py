@@ -1,4 +1,4 @@
-"""Work that is made ready while the last is being done."""
+"""Items made in advance by another thread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ END = object()
 
 
 def prefetched(items: Iterable[Item], ahead: int) -> Iterator[Item]:
-    """The items in their order, made by one thread beside the caller's, at most ``ahead`` of them before they are
-    asked for. What making one raises is raised in its place."""
+    """The items in their order, at most ``ahead`` of them made before they are taken.
+
+    One other thread makes them. An error in it is raised in the place of the item.
+    """
     iterator = iter(items)
     thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:

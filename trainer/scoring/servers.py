@@ -1,94 +1,161 @@
-"""Scores of query groups from teachers behind running Triton servers, with requests always on their way."""
+"""Scores of query groups by a teacher behind running Triton servers, through the client library."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from functools import partial
-from queue import SimpleQueue
-from typing import NoReturn
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import tritonclient.grpc as grpc
 from tqdm import tqdm
 
-from model_repository.tokenizer.pair_encoding import FloatArray
+from client import (
+    Connection,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingClient,
+    RankingError,
+    RequestTimeoutError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+    wire,
+)
+from client.errors import DisRankerError, translated
 from trainer.data.records import QueryGroup
 from trainer.scoring.checkpoint import named_scores
-from trainer.scoring.server import Request, ServerError, TritonServer
 
-FINISHED = 8  # answers kept, for each request on its way, while an earlier one is waited for
+T = TypeVar("T")
+
+ANSWER_S = 10.0  # for a server to report what it serves
+PAUSE_S = 1.0
+# What a server answers while it stops, starts or has much to do; one that stops unloads its models first.
+PASSING = (ServerUnavailableError, ServerOverloadedError, ModelNotReadyError)
+FIRST_OF_PART, NAMED_DOCUMENT = re.compile(r"of documents (\d+) to "), re.compile(r"\b(?:document |\w+\[)(\d+)")
+
+
+class TeacherError(DisRankerError):
+    """Servers that have no teacher, or teachers that differ, or another one than they had before."""
+
+
+class Teacher(NamedTuple):
+    """What a server scores with."""
+
+    name: str  # for people
+    identity: str  # decides the scores
 
 
 class TritonScorer:
-    """The same teacher on one or several servers, each with at most ``in_flight`` requests at a time.
+    """The same teacher on one or several servers, which get at most ``in_flight`` queries each at a time.
 
-    A server gets its next request when it answers one, so that a faster one gets more of them. Raises ServerError
-    for servers of different teachers.
+    The client balances them, tries again and splits queries above a server's limit. A query may take ``timeout_s``,
+    a restart of its server included. Raises RankingError for a server that does not answer, TeacherError for servers
+    of different teachers.
     """
 
     def __init__(self, urls: Sequence[str], model: str, in_flight: int, timeout_s: float) -> None:
-        self._servers: list[TritonServer] = []
-        self._free: SimpleQueue[TritonServer] = SimpleQueue()  # each as often as it may be asked
-        self._most = FINISHED * in_flight * len(urls)
-        try:
-            for url in urls:
-                self._servers.append(TritonServer(url, model, timeout_s))
-            refuse_different(urls, self._servers)
-        except ServerError:
-            self.close()
-            raise
-        for server in self._servers * in_flight:
-            self._free.put(server)
-        first = self._servers[0].teacher
-        self.name, self.identity = first.name, first.identity
-        self._documents = min(server.teacher.documents_per_request for server in self._servers)
+        self._connection = Connection(tuple(urls), model, timeout_s=timeout_s)
+        self._at_once = in_flight * len(urls)
+        teachers = [teacher_of(self._connection, url) for url in urls]
+        refuse_different(urls, teachers)
+        self.name, self.identity = teachers[0]
+        self._client = RankingClient.of(self._connection)
 
     def close(self) -> None:
-        for server in self._servers:
-            server.close()
+        self._client.close()
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
 
-        Raises DataError for a group that the teacher refuses and for a score that is no number, ServerError for a
-        server that is gone and, when all are scored, for one that has another teacher by then.
+        Raises RankingError, which names the query, for one that the teacher refuses or no server answers in time, and
+        TeacherError where a server has another teacher when all are scored.
         """
-        sent: deque[tuple[list[tuple[str, str]], Future[FloatArray]]] = deque()
-        for request in self._requests(groups):
-            ids = [(request.query_id, document.doc_id) for document in request.documents]
-            sent.append((ids, self._send(request)))
-            while sent and (sent[0][1].done() or len(sent) > self._most):
-                yield from self._answered(*sent.popleft(), bar)
-        while sent:
-            yield from self._answered(*sent.popleft(), bar)
-        for server in self._servers:
-            server.check_unchanged()
+        pool = ThreadPoolExecutor(self._at_once)
+        try:
+            for group, logits in zip(groups, pool.map(self._score, groups), strict=True):
+                ids = [(group.query_id, document.doc_id) for document in group.documents]
+                yield from named_scores(self.name, ids, logits)
+                bar.update(len(ids))
+        except BaseException:
+            self.close()  # or the pool's end waits for the requests under way
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        for url in self._connection.servers:
+            self._check_unchanged(url)
 
-    def _requests(self, groups: Sequence[QueryGroup]) -> Iterator[Request]:
-        for group in groups:
-            for start in range(0, len(group.documents), self._documents):
-                yield Request(group.query_id, group.query, group.documents[start : start + self._documents])
+    def _score(self, group: QueryGroup) -> list[float]:
+        documents = [{"title": document.title, "summary": document.summary} for document in group.documents]
+        try:
+            return self._patiently(lambda left_s: self._client.score(group.query, documents, timeout_s=left_s))
+        except RankingError as error:
+            raise type(error)(f"query {group.query_id!r}{_named(error, group)}: {error}", error.server) from error
 
-    def _send(self, request: Request) -> Future[FloatArray]:
-        server = self._free.get()
-        return server.send(request, done=partial(self._free.put, server))
-
-    def _answered(
-        self, ids: list[tuple[str, str]], answer: Future[FloatArray], bar: tqdm[NoReturn]
-    ) -> Iterator[tuple[str, str, float]]:
-        scores = answer.result().tolist()
-        if len(scores) != len(ids):
-            raise ServerError(f"query {ids[0][0]!r}: {len(scores)} scores of {len(ids)} documents came back")
-        yield from named_scores(self.name, ids, scores)
-        bar.update(len(ids))
-
-
-def refuse_different(urls: Sequence[str], servers: Sequence[TritonServer]) -> None:
-    """Raises ServerError, which names two that differ."""
-    first = servers[0].teacher
-    for url, server in zip(urls, servers, strict=True):
-        if server.teacher.identity != first.identity:
-            raise ServerError(
-                f"the teachers differ: {urls[0]} has {first.name} ({first.identity}), "
-                f"{url} has {server.teacher.name} ({server.teacher.identity})"
+    def _check_unchanged(self, url: str) -> None:
+        now = self._patiently(lambda _: teacher_of(self._connection, url))
+        if now.identity != self.identity:
+            raise TeacherError(
+                f"{url} has another teacher by now: {now.name} ({now.identity}) instead of {self.name} "
+                f"({self.identity}): give it the one before, or remove the shards to start from the beginning"
             )
+
+    def _patiently(self, call: Callable[[float], T]) -> T:
+        """The result of ``call(seconds left)``, which is made again until the time is over."""
+        ends = time.monotonic() + self._connection.timeout_s
+        while True:
+            try:
+                return call(ends - time.monotonic())
+            except PASSING:
+                if time.monotonic() + PAUSE_S >= ends:
+                    raise
+                time.sleep(PAUSE_S)
+
+
+def teacher_of(connection: Connection, url: str) -> Teacher:
+    """The teacher that the ensemble ``connection.model`` of a server scores with.
+
+    Raises RankingError for a server that does not answer or does not serve it, TeacherError for another ensemble.
+    """
+    with closing(grpc.InferenceServerClient(url, **connection.channel())) as client:
+
+        def config_of(model: str) -> dict[str, Any]:
+            config: dict[str, Any] = client.get_model_config(model, as_json=True, client_timeout=ANSWER_S)["config"]
+            return config
+
+        try:
+            ensemble = config_of(connection.model)
+            wire.check_ranker(ensemble, connection.model, url)
+            configs = [config_of(step) for step in wire.steps(ensemble)]
+            scorers = [config for config in configs if int(config.get("max_batch_size", 0)) > 0]
+            if len(scorers) != 1:  # only the scorer sees rows
+                raise TeacherError(f"{url}: {connection.model!r} is no ensemble of ours: --triton_model names one")
+            name = scorers[0]["name"]
+            versions = client.get_model_metadata(name, as_json=True, client_timeout=ANSWER_S)["versions"]
+        except grpc.InferenceServerException as error:
+            raise translated(error, url, connection.model, ANSWER_S) from error
+    newest = max(map(int, versions))
+    built = scorers[0].get("parameters", {}).get(f"version.{newest}", {}).get("string_value")
+    called = f"{name} version {newest}"
+    return Teacher(called, built or f"{called} at {url}")
+
+
+def refuse_different(urls: Sequence[str], teachers: Sequence[Teacher]) -> None:
+    """Raises TeacherError, which names two that differ."""
+    for url, teacher in zip(urls, teachers, strict=True):
+        if teacher.identity != teachers[0].identity:
+            raise TeacherError(
+                f"the teachers differ: {urls[0]} has {teachers[0].name} ({teachers[0].identity}), "
+                f"{url} has {teacher.name} ({teacher.identity})"
+            )
+
+
+def _named(error: RankingError, group: QueryGroup) -> str:
+    """The id of the document that a server refused; it counts those of a request, or of a part of one."""
+    if isinstance(error, InvalidRequestError) and (named := NAMED_DOCUMENT.search(str(error))):
+        part = FIRST_OF_PART.search(str(error))
+        return f", document {group.documents[int(named[1]) + int(part[1] if part else 0)].doc_id!r}"
+    if isinstance(error, RequestTimeoutError | ServerUnavailableError):
+        return ", which the same command resumes with"
+    return ""

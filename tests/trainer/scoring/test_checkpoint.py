@@ -1,4 +1,4 @@
-"""Whole groups scored by a checkpoint: every pair once, in order, with a bound on what is in memory."""
+"""Groups scored by a checkpoint: every pair once, in order, and at most so many rows in a forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.scoring.checkpoint import GroupScorer, progress
 def test_no_forward_has_more_rows_than_asked_for(
     rows_per_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a query whose documents alone fill many."""
+    """Not even with a query whose documents fill many rows."""
     checkpoint, pool = tiny_llama(tmp_path / "llama"), tmp_path / "pool.jsonl"
     groups = [*read_groups(write_groups(pool, queries=1, documents=90)), *read_groups(write_groups(pool, queries=20))]
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Relabelling through a running server: the teacher's scores, each pair once, whatever happens on the way."""
+"""Relabelling through a running server: the teacher's scores, each pair once, through kills and restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc as grpc
 
-from client import RankingClient
+from client import Connection, RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.requests import student_inputs
@@ -25,8 +25,7 @@ from tests.support.stages import finish, started
 from trainer import score
 from trainer.data.records import DataError, read_groups
 from trainer.scoring.checkpoint import named_scores, progress
-from trainer.scoring.server import ServerError, TritonServer
-from trainer.scoring.servers import TritonScorer, refuse_different
+from trainer.scoring.servers import TeacherError, TritonScorer, refuse_different, teacher_of
 
 TOLERANCE = 1e-4
 SECRET = "a word that no message may hold"
@@ -99,7 +98,7 @@ def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
 def test_scores_are_those_of_the_same_teacher_in_process(
     served: Served, expected: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a server that is named twice, as two would be, with answers that overtake each other."""
+    """The server is named twice and treated as two; answers overtake each other."""
     more = ["--triton", served.server.url, served.server.url, "--in_flight", 3]
     assert run(*served.flags(tmp_path / "scores.parquet"), *more) == 0
     got = rows(tmp_path / "scores.parquet")
@@ -155,8 +154,8 @@ def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytes
     nobody = f"127.0.0.1:{ports()['grpc']}"
     cases: dict[str, list[object]] = {
         f"no server answers at {nobody}": ["--triton", nobody],
-        "does not serve 'other_ranker'": ["--triton_model", "other_ranker"],
-        "'teacher' is no ensemble of ours": ["--triton_model", "teacher"],
+        f"{served.server.url} does not serve the model 'other_ranker'": ["--triton_model", "other_ranker"],
+        f"the model 'teacher' of the server at {served.server.url} is no ranker": ["--triton_model", "teacher"],
         "--in_flight must be at least 1": ["--in_flight", 0],
         "give either --model": ["--model", served.teacher],
     }  # fmt: skip
@@ -168,20 +167,19 @@ def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytes
 
 def test_servers_of_different_teachers_are_refused(served: Served) -> None:
     url = served.server.url
-    with closing(TritonServer(url, "ranker", 10)) as one, closing(TritonServer(url, "teacher_ranker", 10)) as other:
-        refuse_different([url, url], [one, one])
-        with pytest.raises(ServerError, match=f"{url} has student version 1 .*, {url} has teacher version 1 .openvino"):
-            refuse_different([url, url], [one, other])
+    student, teacher = (teacher_of(Connection((url,), model), url) for model in ("ranker", "teacher_ranker"))
+    refuse_different([url, url], [teacher, teacher])
+    with pytest.raises(TeacherError, match=f"{url} has student version 1 .*, {url} has teacher version 1 .openvino"):
+        refuse_different([url, url], [student, teacher])
 
 
 def test_a_teacher_that_is_replaced_on_the_way_is_noticed(served: Served) -> None:
-    """Before its scores are kept: the last of a shard is not there until every server was asked."""
+    """Before its scores are kept: a shard ends only after every server was asked."""
     groups = read_groups(served.pool)[:3]
     with closing(TritonScorer([served.server.url], "teacher_ranker", 2, 60)) as scorer, progress("t", 30) as bar:
         assert len(list(scorer.scores(groups, bar))) == 30
-        (server,) = scorer._servers
-        server.teacher = server.teacher._replace(identity="what the server had before")
-        with pytest.raises(ServerError, match=r"another teacher by now: teacher version 1 \(openvino in fp32"):
+        scorer.identity = "what the server had before"
+        with pytest.raises(TeacherError, match=r"another teacher by now: teacher version 1 \(openvino in fp32"):
             list(scorer.scores(groups, bar))
 
 
