@@ -82,11 +82,12 @@ def test_version_is_what_its_manifest_says(inputs: Inputs, built: Path) -> None:
 
 
 def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
-    for name in ("config.pbtxt", "configs/cpu.pbtxt"):
-        student = read_config(built / "student" / name)
-        assert student.max_batch_size == 40
-        assert [list(tensor.dims) for tensor in (*student.input, *student.output)] == [[64]] * 4 + [[4]] * 2
-        assert all(warmup.batch_size <= 40 for warmup in student.model_warmup)
+    for name in ("config.pbtxt", "configs/cpu.pbtxt", "configs/torch.pbtxt"):
+        assert read_config(built / "student" / name).parameters["max_documents"].string_value == "40"
+    student = read_config(built / "student/config.pbtxt")
+    assert student.max_batch_size == 40
+    assert [list(tensor.dims) for tensor in (*student.input, *student.output)] == [[64]] * 4 + [[4]] * 2
+    assert all(warmup.batch_size <= 40 for warmup in student.model_warmup)
     tokenizer = read_config(built / "tokenizer" / "config.pbtxt")
     assert {tensor.name: tensor.dims[-1] for tensor in tokenizer.output}["segment_ids"] == 64
 

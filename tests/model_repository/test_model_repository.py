@@ -61,8 +61,9 @@ def test_an_installed_package_has_all_of_the_models() -> None:
     """build_engines.py makes repositories of them: beside modules of packages, what package-data names."""
     settings = tomllib.loads((REPOSITORY.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     packaged = {path for pattern in settings["package-data"]["model_repository"] for path in REPOSITORY.glob(pattern)}
-    for package in settings["packages"]:
-        packaged |= set((REPOSITORY.parent / package.replace(".", "/")).glob("*.py"))
+    assert "model_repository*" in settings["packages"]["find"]["include"]
+    modules = [path.relative_to(REPOSITORY) for path in REPOSITORY.rglob("*.py")]
+    packaged |= {REPOSITORY / path for path in modules if all(part.isidentifier() for part in path.parts[:-1])}
     for models in (STUDENT, TEACHER):
         for origin in models.names:
             assert set(tracked(REPOSITORY, origin)) <= packaged

@@ -15,6 +15,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from client import wire
+
 Reply = Callable[[int], np.ndarray[Any, Any]]
 SCORER = "student"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, as a peer that died
@@ -33,7 +35,9 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.name == SCORER:
-            config = model_config_pb2.ModelConfig(name=SCORER, max_batch_size=self.limit)
+            config = model_config_pb2.ModelConfig(name=SCORER)
+            if self.limit:
+                config.parameters[wire.LIMIT].string_value = str(self.limit)
             return service_pb2.ModelConfigResponse(config=config)
         config = model_config_pb2.ModelConfig(name=request.name)
         for name in ("QUERY", "TITLES", "SUMMARIES"):
