@@ -1,22 +1,22 @@
-"""What training will cost: memory of a GPU by part, FLOPs, speed and days, before any GPU is rented.
+"""What training will cost: memory of one GPU by part, FLOPs, speed and days, before any GPU is rented.
 
     python -m trainer.plan --model Qwen/Qwen3-8B --student google-bert/bert-base-uncased --gpus 8 \\
         --gpu_memory_gib 80 --peak_tflops 989 --utilisation 0.4 --pairs 59e6 --sharding fsdp
 
-What the figures take for granted:
+The figures are right within a factor of 1.5. They assume:
 
 - Weights, gradients and both moments of AdamW are float32: ``Trainer(bf16=True)`` leaves them so, and autocast
   makes bf16 copies of the matrices for a step.
-- LoRA adapters lie on every matrix of the layers; the rest of the LLM is frozen, but for the score head. The student
-  is trained in full.
+- LoRA adapters lie on every matrix of the layers. The rest of the LLM is frozen, except for the score head. The
+  student is trained in full.
 - ``trainer.score`` has a whole model on each GPU, each with its share of the pool.
-- "exchange" is, unsharded, DDP's buckets, a second copy of the gradients; with FSDP, the weights gathered from other
-  GPUs: two layers at a time, and all that lies outside of the layers. This part of FSDP was not measured.
-- The total adds what need not peak together: gradients and activations (they do when gradients accumulate), logits
-  and the layer that checkpointing computes again. The CUDA context and fragmentation are not in it: leave a tenth of
-  the memory free.
-- Rows are full, and attention reads whole rows: with a mask, SDPA computes what the mask hides too.
-- The utilisation is of all FLOPs that are computed, those of activation checkpointing included.
+- "exchange" is a second copy of the gradients, DDP's buckets. With FSDP it is the weights gathered from other GPUs:
+  two layers at a time, and everything outside of the layers. This part of FSDP was not measured.
+- The total adds parts that need not peak together: gradients and activations (they do when gradients accumulate),
+  logits and the layer that checkpointing computes again. It does not include the CUDA context and fragmentation:
+  leave a tenth of the memory free.
+- Rows are full, and attention reads whole rows: with a mask, SDPA computes the masked part too.
+- The utilisation counts all computed FLOPs, those of activation checkpointing included.
 """
 
 from __future__ import annotations
@@ -45,32 +45,38 @@ class PlanArguments:
     """The models, the machines and the amount of work."""
 
     model: str = field(metadata={"help": "The LLM: JSON configuration, checkpoint or hub id."})
-    gpus: int = field(metadata={"help": "GPUs in all."})
+    gpus: int = field(metadata={"help": "Number of GPUs."})
     gpu_memory_gib: float = field(metadata={"help": "Memory of one GPU, GiB."})
-    peak_tflops: float = field(metadata={"help": "Peak of one GPU at --precision, dense matrices, TFLOP/s."})
-    utilisation: float = field(metadata={"help": "Share of the peak that is reached, above 0 and up to 1."})
+    peak_tflops: float = field(metadata={"help": "Peak of one GPU at --precision with dense matrices, TFLOP/s."})
+    utilisation: float = field(metadata={"help": "Share of the peak that is reached, above 0 and at most 1."})
     pairs: float = field(metadata={"help": "Query-document pairs that each stage reads."})
-    student: str | None = field(default=None, metadata={"help": "What distill trains, given like --model."})
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Of {', '.join(STAGES)}."})
-    fp32_tflops: float | None = field(default=None, metadata={"help": "Peak in float32, for score; TFLOP/s."})
+    student: str | None = field(default=None, metadata={"help": "The model that distill trains, given like --model."})
+    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Some of {', '.join(STAGES)}."})
+    fp32_tflops: float | None = field(
+        default=None, metadata={"help": "Peak of one GPU in float32, for score, TFLOP/s."}
+    )
     pair_tokens: float = field(default=150.0, metadata={"help": "Mean tokens of a pair."})
     row_length: int = field(default=1024, metadata={"help": "Token slots of a packed row."})
     rows_per_device: int = field(default=8, metadata={"help": "Packed rows on a GPU in one forward pass."})
     epochs: float = field(default=1.0, metadata={"help": "Passes over the pairs (score makes one)."})
-    days: float = field(default=7.0, metadata={"help": "Days in which each stage has to be done."})
+    days: float = field(default=7.0, metadata={"help": "Days that each stage may take."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of the LLM's LoRA adapters; 0 trains full weights."})
-    precision: Literal["bf16", "fp32"] = field(default="bf16", metadata={"help": "Of training; bf16 is autocast."})
+    precision: Literal["bf16", "fp32"] = field(
+        default="bf16", metadata={"help": "Precision of training; bf16 is autocast."}
+    )
     score_precision: Literal["fp32", "bf16"] = field(
-        default="fp32", metadata={"help": "Of trainer.score, as its --precision."}
+        default="fp32", metadata={"help": "Precision of trainer.score, as its --precision."}
     )
     sharding: Literal["none", "fsdp"] = field(default="none", metadata={"help": "fsdp: full shards over all GPUs."})
-    activation_checkpointing: bool = field(default=False, metadata={"help": "Keep layers' inputs, compute again."})
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Keep only the inputs of layers, and compute the rest again."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's figures: memory of one GPU, speed of all together."""
+    """One stage's figures. Memory is of one GPU, speed is of all GPUs together."""
 
     stage: str
     model: str
@@ -97,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("distill is left out: give its model with --student", file=sys.stderr)
     slower = arguments.precision == "bf16" and arguments.score_precision == "fp32"
     if "score" in stages and slower and arguments.fp32_tflops is None:
-        print("score computes in float32, slower than --peak_tflops says: give --fp32_tflops too", file=sys.stderr)
+        print("score computes in float32, slower than --peak_tflops: give --fp32_tflops too", file=sys.stderr)
     console_of(140).print(_table(plans, arguments))
     if arguments.output:
         with appears_whole(Path(arguments.output)) as partial:
@@ -106,13 +112,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def plan(stage: str, arguments: PlanArguments) -> StagePlan:
     """The figures of one of ``STAGES``. Raises CheckpointError for a model that the stage cannot have."""
-    shape = read_shape(str(arguments.student if stage == "distill" else arguments.model), causal=stage == "pretrain")
-    work = _work(stage, arguments)
+    scores, distils = stage == "score", stage == "distill"
+    shape = read_shape(str(arguments.student if distils else arguments.model), causal=stage == "pretrain")
+    work = Work(
+        training=not scores,
+        rows=arguments.rows_per_device,
+        row_length=arguments.row_length,
+        gpus=arguments.gpus,
+        bf16=(arguments.score_precision if scores else arguments.precision) == "bf16",
+        fsdp=not scores and arguments.sharding == "fsdp",
+        checkpointing=not scores and arguments.activation_checkpointing,
+        lora_rank=0 if scores or distils else arguments.lora_rank,
+    )
     memory = {part: size / GIB for part, size in memory_bytes(shape, work).items()}
     flops = flops_per_token(shape, work)
-    fast = work.training or work.bf16
-    peak = arguments.peak_tflops if fast else arguments.fp32_tflops or arguments.peak_tflops
-    tokens_per_second = arguments.gpus * peak * 1e12 * arguments.utilisation / flops
+    slow_peak = None if work.training or work.bf16 else arguments.fp32_tflops
+    tokens_per_second = arguments.gpus * (slow_peak or arguments.peak_tflops) * 1e12 * arguments.utilisation / flops
     pairs_per_second = tokens_per_second / arguments.pair_tokens
     pairs = arguments.pairs * (arguments.epochs if work.training else 1)
     return StagePlan(
@@ -132,29 +147,13 @@ def plan(stage: str, arguments: PlanArguments) -> StagePlan:
     )
 
 
-def _work(stage: str, arguments: PlanArguments) -> Work:
-    rows, row_length, gpus = arguments.rows_per_device, arguments.row_length, arguments.gpus
-    if stage == "score":
-        return Work(False, rows, row_length, gpus, bf16=arguments.score_precision == "bf16")
-    return Work(
-        True,
-        rows,
-        row_length,
-        gpus,
-        bf16=arguments.precision == "bf16",
-        fsdp=arguments.sharding == "fsdp",
-        checkpointing=arguments.activation_checkpointing,
-        lora_rank=0 if stage == "distill" else arguments.lora_rank,
-    )
-
-
 def _check(arguments: PlanArguments) -> None:
     """Raises DataError with the name of the flag."""
-    positive = ["gpus", "gpu_memory_gib", "peak_tflops", "utilisation", "pairs", "pair_tokens", "row_length"]
-    positive += ["rows_per_device", "epochs", "days"] + ["fp32_tflops"] * (arguments.fp32_tflops is not None)
-    for name in positive:
-        if not 0 < getattr(arguments, name) < math.inf:
-            raise DataError(f"--{name} {getattr(arguments, name)}: must be above 0")
+    given = vars(arguments)
+    for name in ("gpus", "gpu_memory_gib", "peak_tflops", "utilisation", "pairs", "fp32_tflops", "pair_tokens",
+                 "row_length", "rows_per_device", "epochs", "days"):  # fmt: skip
+        if given[name] is not None and not 0 < given[name] < math.inf:
+            raise DataError(f"--{name} {given[name]}: must be above 0")
     if arguments.utilisation > 1:
         raise DataError(f"--utilisation {arguments.utilisation}: a share of the peak is at most 1")
     if arguments.lora_rank < 0:
@@ -169,29 +168,25 @@ def _check(arguments: PlanArguments) -> None:
 
 def _table(plans: Sequence[StagePlan], arguments: PlanArguments) -> Table:
     """A column for each stage."""
-    table = Table(title=f"{arguments.gpus} GPUs; memory in GiB, of one")
-    for heading in ("", *(figures.stage for figures in plans)):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, values in (
-        ("model", [figures.model for figures in plans]),
-        ("parameters", [f"{figures.parameters:,}" for figures in plans]),
-        ("precision", [figures.precision for figures in plans]),
-    ):
-        table.add_row(name, *values)
-    table.add_section()
+    table = Table("", title=f"{arguments.gpus} GPUs; memory in GiB of one GPU")
+    for figures in plans:
+        table.add_column(figures.stage, justify="right")
+    table.add_row("model", *(figures.model for figures in plans))
+    table.add_row("parameters", *(f"{figures.parameters:,}" for figures in plans))
+    table.add_row("precision", *(figures.precision for figures in plans), end_section=True)
     for part in dict.fromkeys(part for figures in plans for part in figures.memory_gib):
         table.add_row(part, *(_number(figures.memory_gib.get(part)) for figures in plans))
     table.add_row("total", *(_number(figures.total_gib) for figures in plans))
-    table.add_row(f"fits into {arguments.gpu_memory_gib:g}", *("yes" if figures.fits else "NO" for figures in plans))
-    table.add_section()
-    for name, numbers in (
-        ("GFLOPs for a token", [figures.flops_per_token / 1e9 for figures in plans]),
-        ("tokens/s", [figures.tokens_per_second for figures in plans]),
-        ("pairs/s", [figures.pairs_per_second for figures in plans]),
-        (f"pairs/s that {arguments.days:g} days need", [figures.pairs_per_second_needed for figures in plans]),
-        (f"days for {arguments.pairs:,.0f} pairs", [figures.days for figures in plans]),
+    fits = ("yes" if figures.fits else "NO" for figures in plans)
+    table.add_row(f"fits into {arguments.gpu_memory_gib:g}", *fits, end_section=True)
+    table.add_row("GFLOPs for a token", *(_number(figures.flops_per_token / 1e9) for figures in plans))
+    for name, field_name in (
+        ("tokens/s", "tokens_per_second"),
+        ("pairs/s", "pairs_per_second"),
+        (f"pairs/s that {arguments.days:g} days need", "pairs_per_second_needed"),
+        (f"days for {arguments.pairs:,.0f} pairs", "days"),
     ):
-        table.add_row(name, *map(_number, numbers))
+        table.add_row(name, *(_number(getattr(figures, field_name)) for figures in plans))
     return table
 
 
