@@ -1,4 +1,4 @@
-"""Collections of ir_datasets as records: queries with the candidates of their first stage and what was judged."""
+"""Datasets of ir_datasets as records: queries with the candidates of their first stage and all judged documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import ir_datasets
 
-TEXTS = ("text", "body", "abstract", "summary")  # the field that a collection keeps its documents in
+TEXTS = ("text", "body", "abstract", "summary")  # fields that datasets keep their documents' texts in
 
 
 def ir_datasets_records(dataset_id: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Scores and orders of pairs, and the files they come in: TREC runs and qrels, Parquet of teacher scores."""
+"""Files of scores and orders: TREC runs and qrels, Parquet of teacher scores."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ROWS_AT_ONCE = 65_536
 
 
 def read_run(path: str | Path) -> Scores:
-    """A TREC run (``qid Q0 docid rank score tag``): -rank as the score, so the order is the run's.
+    """A TREC run (``qid Q0 docid rank score tag``): the score is -rank, to keep the run's order.
 
-    Raises DataError for a rank that comes twice: the order would not be known.
+    Raises DataError for a rank that comes twice, since the order would not be known.
     """
     run = _trec(Path(path), columns=6, key=2, value=3, sign=-1.0)
     for query_id, documents in run.items():
@@ -75,7 +75,7 @@ class ScoreTable:
         self._asked_for = np.zeros(len(order), dtype=bool)
 
     def get(self, query_id: str, doc_id: str) -> float:
-        """NaN where the file has no score of the pair."""
+        """The score of the pair, NaN where the file has none."""
         wanted = np.uint64(identity(query_id, doc_id))
         place = int(np.searchsorted(self._identities, wanted))
         if place == len(self._identities) or self._identities[place] != wanted:
@@ -84,7 +84,7 @@ class ScoreTable:
         return float(self.scores[place])
 
     def check_known(self) -> None:
-        """Raises DataError for a pair that was never asked for: after a pass over the data, it is not there."""
+        """Raises DataError for a pair that was never asked for: after a pass over the data, it is not in them."""
         if self._asked_for.all():
             return
         unknown = set(self._identities[~self._asked_for].tolist())

@@ -1,4 +1,4 @@
-"""BM25 and random order, the systems that every comparison starts from."""
+"""BM25 and random order, the baselines of every comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking metrics: nDCG and MRR through ir_measures, and PNR.
+"""Ranking metrics: nDCG and MRR from ir_measures, and PNR.
 
 nDCG has linear gain, as in trec_eval. A grade below 0 (spam) counts as 0.
 """
@@ -12,6 +12,7 @@ import ir_measures
 import numpy as np
 import numpy.typing as npt
 
+from client import agreement
 from trainer.data.records import DataError, QueryGroup, Scores
 
 FloatArray = npt.NDArray[np.float64]
@@ -19,11 +20,11 @@ MEASURE = "nDCG@10"  # what checkpoints, engines and systems are judged by
 
 
 class PairCounts(NamedTuple):
-    """Pairs of one query's documents with different labels; the tied have equal scores."""
+    """Pairs of one query's documents with different labels."""
 
     concordant: int
     discordant: int
-    tied: int
+    tied: int  # equal scores
 
 
 def judgments(groups: Sequence[QueryGroup]) -> Scores:
@@ -69,13 +70,12 @@ def pnr(counts: Sequence[PairCounts]) -> float:
 
 
 def kendall_tau(left: npt.ArrayLike, right: npt.ArrayLike) -> float:
-    """Kendall's tau-b of two score lists of one query; 1 for lists of one, where order cannot differ."""
-    from scipy.stats import kendalltau
+    """Kendall's tau-b of two score lists of one query.
 
-    if len(np.asarray(left)) < 2:
-        return 1.0
-    value = float(kendalltau(left, right).statistic)
-    return float(np.array_equal(left, right)) if np.isnan(value) else value
+    Where a list has no order, being one score or all ties, it is 1 for equal lists and lists of one, else 0.
+    """
+    value = agreement.kendall_tau(np.asarray(left), np.asarray(right))
+    return float(len(np.asarray(left)) < 2 or np.array_equal(left, right)) if np.isnan(value) else value
 
 
 def bootstrap_interval(values: npt.ArrayLike, seed: int = 0, samples: int = 2000) -> tuple[float, float]:
