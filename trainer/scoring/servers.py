@@ -128,8 +128,8 @@ def teacher_of(connection: Connection, url: str) -> Teacher:
             ensemble = config_of(connection.model)
             wire.check_ranker(ensemble, connection.model, url)
             configs = [config_of(step) for step in wire.steps(ensemble)]
-            scorers = [config for config in configs if int(config.get("max_batch_size", 0)) > 0]
-            if len(scorers) != 1:  # only the scorer sees rows
+            scorers = [config for config in configs if wire.LIMIT in config.get("parameters", {})]
+            if len(scorers) != 1:
                 raise TeacherError(f"{url}: {connection.model!r} is no ensemble of ours: --triton_model names one")
             name = scorers[0]["name"]
             versions = client.get_model_metadata(name, as_json=True, client_timeout=ANSWER_S)["versions"]
