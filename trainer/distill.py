@@ -18,21 +18,21 @@ from typing import Literal
 import numpy as np
 
 from trainer.checkpoints.layers import keep_layers
-from trainer.checkpoints.load import check_packing, load_for_training
+from trainer.checkpoints.load import load_checkpoint
 from trainer.command import command, parse
 from trainer.data.rankings import ScoreTable
 from trainer.data.records import DataError, QueryGroup
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import HeldOutArguments, read_held_out
 from trainer.training.losses import hybrid_mse, kl_divergence, pairwise_logistic
-from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
 from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
 
 
 @dataclass
 class DistillArguments:
-    """What to learn from, and by which loss."""
+    """The scores to learn from, and the loss."""
 
     model: str = field(metadata={"help": "Checkpoint of the student to start from (see trainer.init)."})
     scores: list[str] = field(
@@ -49,7 +49,7 @@ class DistillArguments:
         default=0.0, metadata={"help": "Share of the loss, 0 to 1, that is RankNet on the labels of judged pairs."}
     )
     missing: Literal["fail", "skip"] = field(
-        default="fail", metadata={"help": "What to do about documents without a score of every teacher."}
+        default="fail", metadata={"help": "Whether documents without a score of every teacher are an error."}
     )
     student_layers: int | None = field(
         default=None, metadata={"help": "Layers of the student to keep, evenly spaced; all by default."}
@@ -66,27 +66,25 @@ class DistillArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, data, looks, training = parse(argv, DistillArguments, DataArguments, HeldOutArguments, StageArguments)
+    arguments, data, judge, training = parse(argv, DistillArguments, DataArguments, HeldOutArguments, StageArguments)
     check_documents_per_query(data.documents_per_query)
-    run = begin(training, arguments, data, looks)
+    run = begin(training, arguments, data, judge, evaluated=bool(judge.held_out))
     teachers = [read_teacher(path) for path in arguments.scores]
-    taught = Taught(teachers)
-    check = partial(taught.check, arguments.missing)
-    groups = training_groups(data, taught, training, "no document has a score of every teacher", check)
-    encoder, tokenizer = load_encoder(arguments.model)
-    model = load_for_training(arguments.model)
+    targets = TeacherTargets(teachers)
+    check = partial(targets.check, arguments.missing)
+    groups = training_groups(data, targets, run.training, "no document has a score of every teacher", check)
+    student = load_checkpoint(arguments.model, causal=False, seed=training.seed)
     if arguments.student_layers is not None:
-        keep_layers(model, arguments.student_layers)
-    check_packing(model, encoder, arguments.model)
+        keep_layers(student.model, arguments.student_layers)
     trainer = RankingTrainer(
-        model, encoder, objective(arguments), training, arguments.label_weight,
-        token_budget=training.token_budget, held_out=read_held_out(looks), train_dataset=groups,
+        student.model, student.encoder, objective(arguments), run.training, arguments.label_weight,
+        held_out=read_held_out(judge), train_dataset=groups,
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
         for teacher in teachers
     ]
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "distill", "teacher_scores": statistics})
+    train_and_save(trainer, student, run, {"stage": "distill", "teacher_scores": statistics})
 
 
 def objective(arguments: DistillArguments) -> Objective:
@@ -107,12 +105,12 @@ class Teacher:
     deviation: float
 
     def standard_score(self, query_id: str, doc_id: str) -> float:
-        """Brought to mean 0 and deviation 1; NaN where this teacher did not score the pair."""
+        """The score at mean 0 and deviation 1; NaN where this teacher did not score the pair."""
         return (self.scores.get(query_id, doc_id) - self.mean) / self.deviation
 
 
 def read_teacher(path: str) -> Teacher:
-    """Raises DataError where all scores are equal."""
+    """A teacher's scores from a file of trainer.score. Raises DataError where all scores are equal."""
     table = ScoreTable(path)
     values = table.scores.astype(np.float64)
     if values.size == 0 or values.std() == 0:
@@ -120,10 +118,11 @@ def read_teacher(path: str) -> Teacher:
     return Teacher(path, table, float(values.mean()), float(values.std()))
 
 
-class Taught:
-    """The documents of a query that every teacher scored, with the mean of the standardised scores.
+class TeacherTargets:
+    """Gives the documents of a query that every teacher scored, with the mean of the standardised scores.
 
-    A teacher on a scale of its own (0 to 1, say) would under margin MSE collapse the student to a constant.
+    Scores must be standardised: under margin MSE, a teacher whose scores lie between 0 and 1 would collapse the
+    student to a constant.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
@@ -133,7 +132,8 @@ class Taught:
     def __call__(self, group: QueryGroup) -> TrainingGroup | None:
         taught = []
         for document in group.documents:
-            score = float(np.mean([each.standard_score(group.query_id, document.doc_id) for each in self._teachers]))
+            pair = (group.query_id, document.doc_id)
+            score = float(np.mean([teacher.standard_score(*pair) for teacher in self._teachers]))
             if math.isnan(score):
                 self._missing += 1
                 self._first = self._first or f"document {document.doc_id!r} of query {group.query_id!r}"
@@ -145,8 +145,11 @@ class Taught:
         return TrainingGroup(group.query_id, group.query, documents, scores, labels)
 
     def check(self, missing: str) -> None:
-        """After a pass over the data, raises DataError for scores of pairs that are not in it, and for documents
-        without a score if ``missing`` is ``fail``."""
+        """Called after a pass over the data.
+
+        Raises DataError for scores of pairs that are not in the data, and for documents without a score if
+        ``missing`` is ``fail``.
+        """
         for teacher in self._teachers:
             teacher.scores.check_known()
         if self._missing:

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from trainer.checkpoints.load import check_packing, load_causal_lm
+from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.command import command, parse
 from trainer.data.records import JudgedDocument, QueryGroup
 from trainer.training.batches import TrainingGroup
-from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
 from trainer.training.trainers import LanguageTrainer
 
 
 @dataclass
 class PretrainArguments:
-    """What to train on."""
+    """The checkpoint to train, and the documents that count as clicked."""
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM (see trainer.init)."})
     min_label: float | None = field(
@@ -36,14 +36,12 @@ class PretrainArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, lora, training = parse(argv, PretrainArguments, DataArguments, LoraArguments, StageArguments)
     run = begin(training, arguments, data, lora)
-    nothing = "no document has clicks; for judged data without clicks give --min_label"
-    groups = training_groups(data, partial(clicked, min_label=arguments.min_label), training, nothing)
-    encoder, tokenizer = load_encoder(arguments.model)
-    model = load_causal_lm(arguments.model)
-    check_packing(model, encoder, arguments.model)
-    add_adapters(model, lora, arguments.model)
-    trainer = LanguageTrainer(model, encoder, training.token_budget, args=training, train_dataset=groups)
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "pretrain"}, lora.lora_merge)
+    unclicked = "no document has clicks; for judged data without clicks give --min_label"
+    groups = training_groups(data, partial(clicked, min_label=arguments.min_label), run.training, unclicked)
+    llm = load_checkpoint(arguments.model, causal=True, seed=training.seed)
+    add_adapters(llm.model, lora, arguments.model)
+    trainer = LanguageTrainer(llm.model, llm.encoder, run.training, train_dataset=groups)
+    train_and_save(trainer, llm, run, {"stage": "pretrain"}, lora.lora_merge)
 
 
 def clicked(group: QueryGroup, min_label: float | None = None) -> TrainingGroup | None:

@@ -2,7 +2,8 @@
 
     python -m trainer.rank_sft --model runs/llm-cpt --data train.jsonl --output_dir runs/teacher
 
-A decoder scores at its last token, ``</s>``; an encoder, trained so on labels alone, at its first.
+A decoder scores at its last token, ``</s>``. An encoder, which this stage trains on labels without a teacher, scores
+at its first.
 Source: arXiv 2411.04539, section 3.2.
 """
 
@@ -14,14 +15,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from trainer.checkpoints.load import check_packing, load_for_training
+from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.command import command, parse
 from trainer.data.records import DataError, JudgedDocument, QueryGroup
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import HeldOutArguments, read_held_out
 from trainer.training.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
-from trainer.training.run import StageArguments, begin, load_encoder, train_and_save
+from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
 from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
 
@@ -31,7 +32,7 @@ LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}
 
 @dataclass
 class RankArguments:
-    """What to train on."""
+    """The checkpoint to train, and the loss."""
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
     objective: Literal["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"] = field(
@@ -48,22 +49,20 @@ class RankArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, data, looks, lora, training = parse(
+    arguments, data, judge, lora, training = parse(
         argv, RankArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
     )
     check_documents_per_query(data.documents_per_query)
-    run = begin(training, arguments, data, looks, lora)
-    judged = Judged()
-    groups = training_groups(data, judged, training, "no two documents have different labels", judged.report)
-    encoder, tokenizer = load_encoder(arguments.model)
-    model = load_for_training(arguments.model)
-    check_packing(model, encoder, arguments.model)
-    add_adapters(model, lora, arguments.model)
+    run = begin(training, arguments, data, judge, lora, evaluated=bool(judge.held_out))
+    targets = JudgedTargets()
+    groups = training_groups(data, targets, run.training, "no two documents have different labels", targets.report)
+    ranker = load_checkpoint(arguments.model, causal=False, seed=training.seed)
+    add_adapters(ranker.model, lora, arguments.model)
     trainer = RankingTrainer(
-        model, encoder, objective(arguments), training,
-        token_budget=training.token_budget, held_out=read_held_out(looks), train_dataset=groups,
+        ranker.model, ranker.encoder, objective(arguments), run.training,
+        held_out=read_held_out(judge), train_dataset=groups,
     )  # fmt: skip
-    train_and_save(trainer, encoder, tokenizer, run, {"stage": "rank_sft"}, lora.lora_merge)
+    train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, lora.lora_merge)
 
 
 def objective(arguments: RankArguments) -> Objective:
@@ -72,10 +71,10 @@ def objective(arguments: RankArguments) -> Objective:
     return LISTWISE[arguments.objective]
 
 
-class Judged:
-    """The judged documents of a query; None where they have one label: it teaches no order.
+class JudgedTargets:
+    """Gives the judged documents of a query, or None where all have the same label and teach no order.
 
-    Texts that one query has twice, with different labels, are trained on as they are, and counted.
+    A text that one query has twice, with different labels, is trained on as it is, and counted.
     """
 
     def __init__(self) -> None:

@@ -30,11 +30,12 @@ from trainer.data.records import QueryGroup
 from trainer.distill import DistillArguments
 from trainer.distill import objective as distilling
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes
+from trainer.packed.forward import IGNORED
 from trainer.pretrain import clicked
-from trainer.rank_sft import Judged, RankArguments
+from trainer.rank_sft import JudgedTargets, RankArguments
 from trainer.rank_sft import objective as ranking
 from trainer.scoring.checkpoint import lower_precision, parts
-from trainer.training.batches import IGNORED, TrainingGroup
+from trainer.training.batches import TrainingGroup
 from trainer.training.memory import OutOfMemoryError, naming_flags
 from trainer.training.run import StageArguments
 from trainer.training.streams import GroupList
@@ -117,7 +118,7 @@ def built(item: Training, machine: Machine) -> Any:
 def taught(item: Training, groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
     """The groups as the stage trains on them, with drawn teacher scores for distillation."""
     if item.stage != "distill":
-        take = clicked if item.causal else Judged()
+        take = clicked if item.causal else JudgedTargets()
         return [group for group in map(take, groups) if group is not None]
     scores = torch.randn(len(groups), DOCUMENTS, generator=torch.Generator().manual_seed(0)).tolist()
     return [

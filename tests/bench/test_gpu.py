@@ -22,7 +22,8 @@ from bench.gpu.training import Seen, Training, built, figures, taught, train
 from bench.report import Spread
 from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
-from trainer.training.batches import IGNORED, LanguageCollator
+from trainer.packed.forward import IGNORED
+from trainer.training.batches import LanguageCollator
 from trainer.training.memory import OutOfMemoryError
 
 # PEFT asks for an attribute by the name that transformers is giving up, and the bench uses the name of a flag that

@@ -27,9 +27,8 @@ from bench.training.workers.clock import Clock
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from trainer.checkpoints.load import load_causal_lm
+from trainer.checkpoints.load import load_causal_lm, load_encoder
 from trainer.data.records import DataError
-from trainer.training.run import load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where a Hugging Face model keeps its layers, and models with fewer of them."""
+"""The layers of a Hugging Face model, and models with fewer of them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from trainer.checkpoints.load import CheckpointError, Model
 
 
 class Layers(NamedTuple):
-    """A model's layers in order; ``name`` is their list's, as ``named_modules`` of the model spells it."""
+    """A model's layers in order; ``name`` is that of their list in the model's ``named_modules``."""
 
     name: str
     modules: nn.ModuleList
 
     def linear(self) -> dict[str, nn.Linear]:
-        """The matrices of all layers, by their name in the list (``0.mlp.up_proj``)."""
+        """The matrices of all layers by their names in the list, such as ``0.mlp.up_proj``."""
         return {name: module for name, module in self.modules.named_modules() if isinstance(module, nn.Linear)}
 
 
 def find_layers(model: Model) -> Layers:
-    """Raises CheckpointError for a model whose layers are not one list (ALBERT, say, shares its one layer)."""
+    """The layers of a model. Raises CheckpointError where they are not one list (ALBERT shares one layer)."""
     depth = model.config.num_hidden_layers
     found = [
         Layers(name, module)
@@ -35,7 +35,7 @@ def find_layers(model: Model) -> Layers:
 
 
 def keep_layers(model: Model, count: int) -> None:
-    """Cut an encoder or decoder to ``count`` of its layers, the first, the last and evenly spaced ones between.
+    """Cut an encoder or decoder to ``count`` of its layers: the first, the last and evenly spaced ones between.
 
     Raises CheckpointError for a model whose layers are not found, or that has fewer than ``count``.
     """

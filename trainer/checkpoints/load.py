@@ -1,20 +1,18 @@
-"""Hugging Face models as scorers of packed rows: loaded, and checked that packed they score as alone.
-
-Shapes: R rows, L token slots a row, S pairs at most a row, N pairs.
-"""
+"""Hugging Face models as scorers of packed rows: loaded, and checked to score packed pairs as they score them alone."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import (
+    ENCODING_FILE,
     FloatArray,
     PackedBatch,
     PairEncoder,
@@ -34,45 +32,40 @@ class CheckpointError(DisRankerError):
     """A checkpoint that is missing, of the wrong kind, or that packing would score wrongly."""
 
 
-class PackedScorer(nn.Module):
-    """A scorer of packed rows around a sequence-classification model, for scoring and export."""
+class Checkpoint(NamedTuple):
+    """A checkpoint of ours in memory."""
 
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
+    model: Model
+    encoder: PairEncoder
+    tokenizer: Any  # transformers' own, which is saved beside the model again
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        segment_ids: Tensor,
-        pool_positions: Tensor,
-    ) -> Tensor:
-        return packed_scores(self.model, input_ids, token_type_ids, position_ids, segment_ids, pool_positions)
 
-    def score(self, batch: PackedBatch, rows_per_pass: int = 32) -> FloatArray:
-        """Float32 logits [N], in the order of the pairs that were packed."""
-        scores_RS = torch.cat([self.start(rows) for rows in chunks(batch.rows, rows_per_pass)])
-        return unpack(scores_RS.cpu().numpy(), batch.slots)
+def load_checkpoint(directory: str, *, causal: bool, seed: int) -> Checkpoint:
+    """A checkpoint to train, in float32: a causal LM, or a scorer, whose head may be new.
 
-    @torch.inference_mode()
-    def start(self, rows: Rows) -> Tensor:
-        """``scores[R, S]`` on the model's device; a GPU computes them while the caller does other work."""
-        return self(*(self._moved(torch.from_numpy(array)).long() for array in rows))  # type: ignore[no-any-return]
+    ``seed`` draws a new head, and what is drawn after it (adapters). Raises CheckpointError for a directory that
+    trainer.init or a stage did not make, and for a model that packing would score wrongly.
+    """
+    encoder, tokenizer = load_encoder(directory)
+    set_seed(seed)
+    model = load_causal_lm(directory) if causal else load_for_training(directory)
+    check_packing(model, encoder, directory)
+    return Checkpoint(model, encoder, tokenizer)
 
-    def _moved(self, rows: Tensor) -> Tensor:
-        device = self.model.device
-        if device.type == "cuda":  # a copy from other memory would wait until the last rows are scored
-            return rows.pin_memory().to(device, non_blocking=True)
-        return rows.to(device)
+
+def load_encoder(directory: str) -> tuple[PairEncoder, Any]:
+    """The pair encoder of a checkpoint of ours and its tokenizer. Raises CheckpointError where there is none."""
+    require_checkpoint(directory)
+    if not (Path(directory) / ENCODING_FILE).is_file():
+        raise CheckpointError(f"{directory}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
+    return PairEncoder.load(directory), AutoTokenizer.from_pretrained(directory)
 
 
 def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:
-    """The sequence-classification model of a checkpoint with one logit, checked: packed equals alone.
+    """The trained scorer of a checkpoint, with one logit.
 
-    Raises CheckpointError for a directory that holds no such model, for a score head that would be
-    new (a causal LM, say), and for a family whose packed scores differ.
+    Raises CheckpointError for a directory that holds no such model, for a score head that would be new (of a causal
+    LM, say), and for a model that packing would score wrongly.
     """
     model = load_for_training(directory, allow_new_head=False)
     check_packing(model, encoder or PairEncoder.load(directory), directory)
@@ -105,19 +98,19 @@ def load_causal_lm(directory: str | Path) -> Model:
 
 
 def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple[Model, list[str], list[str]]:
-    """The model, the names of weights that the checkpoint lacks, and of those that it alone has."""
+    """The model, the weights that the checkpoint lacks, and those that only the checkpoint has, by name."""
     require_checkpoint(directory)
     try:
         model, report = kind.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True, **settings)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{directory}: cannot be loaded as {what}: {_first_line(error)}") from error
+        raise CheckpointError(f"{directory}: cannot be loaded as {what}: {first_line(error)}") from error
     return model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
 def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:
     """Raises CheckpointError unless the model scores packed pairs as it scores them alone."""
     if any(weight.is_meta for weight in model.parameters()):
-        return  # under FSDP a new head is drawn by one process alone, which checks it
+        return  # under FSDP only one process loads the weights, and that one checks them
     try:
         require_packing(model, encoder)
     except UnpackableError as error:
@@ -125,7 +118,7 @@ def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:
 
 
 def require_checkpoint(directory: str | Path) -> None:
-    """A path must be a checkpoint (else CheckpointError); what is no path is left to the hub."""
+    """Raises CheckpointError for a path that holds no checkpoint; a name that is no path is left to the hub."""
     path = Path(directory)
     if (path / ADAPTER_FILE).is_file():
         raise CheckpointError(
@@ -140,8 +133,36 @@ def require_checkpoint(directory: str | Path) -> None:
         raise CheckpointError(f"{directory}: no such checkpoint")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+class PackedScorer(nn.Module):
+    """A scorer of packed rows around a sequence-classification model, for scoring and export."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *rows: Tensor) -> Tensor:
+        """``packed_scores`` of the model."""
+        return packed_scores(self.model, *rows)
+
+    def score(self, batch: PackedBatch, rows_per_pass: int = 32) -> FloatArray:
+        """Float32 logits [N], in the order of the pairs that were packed."""
+        scores_RS = torch.cat([self.start(rows) for rows in chunks(batch.rows, rows_per_pass)])
+        return unpack(scores_RS.cpu().numpy(), batch.slots)
+
+    @torch.inference_mode()
+    def start(self, rows: Rows) -> Tensor:
+        """``scores[R, S]`` on the model's device; a GPU computes them while the caller does other work."""
+        return self(*(self._moved(torch.from_numpy(array)).long() for array in rows))  # type: ignore[no-any-return]
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        device = self.model.device
+        if device.type == "cuda":  # a copy from other memory would wait until the last rows are scored
+            return rows.pin_memory().to(device, non_blocking=True)
+        return rows.to(device)
 
 
 def to_device(model: Model) -> Model:

@@ -1,30 +1,51 @@
 """LoRA: small trained matrices beside the frozen ones of an LLM, merged into them or kept in PEFT's own format.
 
-Source: Hu et al. 2021, arXiv 2106.09685. The adapters are PEFT's.
+In training the adapters are PEFT's, injected into the Hugging Face model. A ``PeftModel`` around it would not do:
+for one, transformers 5.23 replaces FSDP's choice of layers to gather by a policy that Accelerate 1.15 does not know
+for FSDP 2, and the whole model is gathered at once.
+Source: Hu et al. 2021, arXiv 2106.09685.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, TaskType, inject_adapter_in_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.checkpoints.layers import find_layers
-from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, Model
+from trainer.checkpoints.load import (
+    ADAPTER_FILE,
+    CheckpointError,
+    Model,
+    first_line,
+    load_causal_lm,
+    load_for_training,
+)
 from trainer.data.records import DataError
-from trainer.packed.forward import is_decoder
+from trainer.packed.body import is_decoder
+from trainer.packed.forward import packed_readings
 
 PEFT_PREFIX = "base_model.model."  # before every weight's name in PEFT's files
-PEFT_NAME = "default"  # of the one adapter; its files leave the name out
+PEFT_NAME = "default"  # of the one adapter; PEFT's files leave it out
+# The pairs by which the model beside an adapter is recognised again.
+CONTROL = (
+    "a query to check",
+    (
+        Document(title="a short title", summary="and a summary that is somewhat longer than the title, of a document"),
+        Document(title="", summary="second"),
+        Document(title="a third", summary=""),
+    ),
+)
 
 
 @dataclass
@@ -46,9 +67,10 @@ class LoraArguments:
 
 
 def add_adapters(model: Model, arguments: LoraArguments, base: str) -> None:
-    """Freeze the model, which ``base`` holds, but for its score head; put an adapter on every matrix of its layers.
+    """Put an adapter on every matrix of the model's layers, and freeze all else but the score head.
 
-    Raises CheckpointError for a model without ``torch.nn.Linear`` in its layers.
+    ``base`` is the checkpoint of the model, which kept adapters name. Raises CheckpointError for a model without
+    ``torch.nn.Linear`` in its layers.
     """
     if not arguments.lora_rank:
         return
@@ -78,8 +100,6 @@ def merge_adapters(model: Model) -> None:
         module.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module.get_base_layer())
-    if adapted:
-        model.requires_grad_(True)
 
 
 def has_adapters(model: Model) -> bool:
@@ -87,14 +107,20 @@ def has_adapters(model: Model) -> bool:
 
 
 def save_adapters(model: Model, directory: Path) -> None:
-    """Write adapters and score head as PEFT does, so that ``PeftModel.from_pretrained`` reads them; read back, too."""
+    """Write adapters and score head as ``PeftModel.save_pretrained`` does.
+
+    Raises CheckpointError unless they are read back as they are.
+    """
     config = copy.copy(model.peft_config[PEFT_NAME])
     scorer = hasattr(model, "score")
     config.task_type = TaskType.SEQ_CLS if scorer else TaskType.CAUSAL_LM
     config.modules_to_save = ["score"] if scorer else None
     config.inference_mode = True
     config.save_pretrained(directory)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in _kept(model).items()}
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if scorer:
+        trained["score.weight"] = model.score.weight
+    weights = {PEFT_PREFIX + name: weight.detach().cpu().contiguous() for name, weight in trained.items()}
     save_file(weights, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     saved = load_file(directory / SAFETENSORS_WEIGHTS_NAME)
     for name, weight in weights.items():
@@ -102,46 +128,37 @@ def save_adapters(model: Model, directory: Path) -> None:
             raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
 
 
-def read_config(directory: Path) -> LoraConfig:
-    """Raises CheckpointError for a directory that holds no LoRA adapter."""
+def load_adapted(directory: Path, base: str | None = None) -> PeftModel:
+    """The model that saved adapters were trained beside, or the one at ``base``, with the adapters.
+
+    Raises CheckpointError where there are none, or they do not fit.
+    """
     if not (directory / ADAPTER_FILE).is_file():
         raise CheckpointError(f"{directory}: no adapter here (it has no {ADAPTER_FILE})")
     try:
-        config = LoraConfig.from_pretrained(str(directory))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{directory}: {ADAPTER_FILE} cannot be read: {error}") from error
-    if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"{directory}: an adapter of type {config.peft_type}, not LoRA")
-    return config
-
-
-def load_adapters(model: Model, directory: Path, config: LoraConfig) -> None:
-    """Put saved adapters beside the matrices of ``model``, and the saved head in the place of its own.
-
-    Raises CheckpointError where they do not fit.
-    """
-    config.modules_to_save = None
-    try:
-        inject_adapter_in_model(config, model, PEFT_NAME)
+        config = PeftConfig.from_pretrained(str(directory))
         saved = load_file(directory / SAFETENSORS_WEIGHTS_NAME)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: the adapter cannot be loaded: {error}") from error
-    kept = _kept(model)
-    unlike = [name for name in sorted(kept.keys() | saved.keys()) if _shape(kept, name) != _shape(saved, name)]
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: the adapter cannot be read: {first_line(error)}") from error
+    load = load_for_training if config.task_type == TaskType.SEQ_CLS else load_causal_lm
+    model: Model = load(base or str(config.base_model_name_or_path))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of weights that the file lacks: these are an error below
+            adapted = PeftModel.from_pretrained(model, str(directory))
+    except (ValueError, RuntimeError, KeyError) as error:  # KeyError: a head that the file lacks
+        raise CheckpointError(f"{directory}: the adapter does not fit the model: {first_line(error)}") from error
+    unlike = saved.keys() ^ get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if unlike:
-        raise CheckpointError(f"{directory}: the adapter does not fit the model: {unlike[0]}")
-    for name, weight in kept.items():
-        weight.data.copy_(saved[name])
+        raise CheckpointError(f"{directory}: the adapter does not fit the model: {min(unlike)}")
+    return adapted.eval()
 
 
-def _kept(model: Model) -> dict[str, Tensor]:
-    """What training with adapters changes, by PEFT's names."""
-    return {
-        PEFT_PREFIX + name.replace(f".{PEFT_NAME}.", "."): weight
-        for name, weight in model.state_dict().items()
-        if ".lora_" in name or name.startswith("score.")
-    }
-
-
-def _shape(weights: dict[str, Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
+def control_readings(model: Model, encoder: PairEncoder) -> list[float]:
+    """A number for each of three pairs, by which one model is told from another: a scorer's logit, or the largest
+    next-token logit of a causal LM."""
+    was_training = model.training
+    with torch.inference_mode():
+        readings_NX = packed_readings(model.eval(), encoder.pack(encoder.encode(*CONTROL)))
+    model.train(was_training)
+    readings: list[float] = readings_NX.reshape(len(readings_NX), -1).amax(1).tolist()
+    return readings

@@ -10,34 +10,43 @@ from typing import Any
 import numpy as np
 import torch
 
-from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncoder
+from client.files import appears_whole
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
 from trainer.checkpoints.load import CheckpointError
-from trainer.checkpoints.lora import has_adapters, save_adapters
-from trainer.packed.check import CONTROL
-from trainer.packed.forward import is_decoder
+from trainer.checkpoints.lora import control_readings, has_adapters, save_adapters
+from trainer.packed.body import is_decoder
 
 RECORD_FILE = "training.json"
+# Many kinds of text: a saved tokenizer that treats one of them differently is not the one that was used.
+QUERY = "A query, to check"
+DOCUMENT = Document(title="Crème brûlée & 東京", summary="  two\tspaces: 3.50€ <s> DON'T re-use")
 
 
 def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
     """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json`` and
     ``training.json``.
 
-    Written beside, read back and compared weight by weight, then renamed.
+    Read back and compared weight by weight before it appears. Raises CheckpointError where the result
+    would differ from what was trained, or would replace something.
     """
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    for left in output_dir.parent.glob(f".{output_dir.name}.*.partial"):  # of a run that was killed while it saved
+        shutil.rmtree(left)
     if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    save_adapters(model, partial) if has_adapters(model) else model.save_pretrained(partial)
     tokenizer.model_max_length = encoder.config.max_pair_tokens
-    tokenizer.save_pretrained(partial)
-    encoder.config.save(partial / ENCODING_FILE)
-    (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-    _compare_with_saved(model, encoder, partial)
-    refuse_existing(output_dir)
-    partial.rename(output_dir)
+    with appears_whole(output_dir) as partial:
+        partial.mkdir()
+        if has_adapters(model):
+            save_adapters(model, partial)
+            record = {**record, "control": control_readings(model, encoder)}
+        else:
+            model.save_pretrained(partial)
+            _compare_weights(model, partial)
+        tokenizer.save_pretrained(partial)
+        encoder.config.save(partial / ENCODING_FILE)
+        _compare_tokenizer(encoder, partial)
+        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        refuse_existing(output_dir)
 
 
 def refuse_existing(output_dir: Path) -> None:
@@ -45,12 +54,14 @@ def refuse_existing(output_dir: Path) -> None:
         raise CheckpointError(f"{output_dir}: exists already; remove it or choose another --output_dir")
 
 
-def _compare_with_saved(model: Any, encoder: PairEncoder, directory: Path) -> None:
-    if not has_adapters(model):  # those were compared when they were written
-        saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
-        for name, weight in model.state_dict().items():
-            if name not in saved or not torch.equal(weight.cpu(), saved[name]):
-                raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
-    before, after = (each.encode(*CONTROL) for each in (encoder, PairEncoder.load(directory)))
-    if not np.array_equal(before.token_ids, after.token_ids):
+def _compare_weights(model: Any, directory: Path) -> None:
+    saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
+    for name, weight in model.state_dict().items():
+        if name not in saved or not torch.equal(weight.cpu(), saved[name]):
+            raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
+
+
+def _compare_tokenizer(encoder: PairEncoder, directory: Path) -> None:
+    used, saved = (each.encode(QUERY, [DOCUMENT]) for each in (encoder, PairEncoder.load(directory)))
+    if not np.array_equal(used.token_ids, saved.token_ids):
         raise CheckpointError(f"{directory}: the tokenizer was not saved as it was used")

@@ -1,4 +1,4 @@
-"""What a tokenizer says of its control tokens, and whether that fits the model beside it."""
+"""A tokenizer's control tokens and template, and whether they fit the model beside it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ def check_tokenizer(tokenizer: Any, model: Model, causal: bool, name: str) -> No
         if getattr(tokenizer, f"{token}_token") is None:
             raise CheckpointError(f"{name}: its tokenizer has no {token}_token, which a pair needs")
     for token in ("bos", "eos", "cls", "sep") if causal else ("pad", "bos", "eos", "cls", "sep"):
-        ours, its = getattr(tokenizer, f"{token}_token_id", None), getattr(model.config, f"{token}_token_id", None)
-        known = its if isinstance(its, list) else [its]
-        if ours is not None and its is not None and ours not in known:
+        tokenizer_id = getattr(tokenizer, f"{token}_token_id", None)
+        model_id = getattr(model.config, f"{token}_token_id", None)  # of eos, a list in some models
+        known = model_id if isinstance(model_id, list) else [model_id]
+        if tokenizer_id is not None and model_id is not None and tokenizer_id not in known:
             raise CheckpointError(
-                f"{name}: {token}_token_id is {its} in the model's configuration, and the tokenizer's "
-                f"{token}_token {getattr(tokenizer, f'{token}_token')!r} is {ours}: is it another model's tokenizer?"
+                f"{name}: {token}_token_id is {model_id} in the model's configuration, and the tokenizer's "
+                f"{token}_token {getattr(tokenizer, f'{token}_token')!r} is {tokenizer_id}: is it another model's "
+                "tokenizer?"
             )
     rows = model.get_input_embeddings().weight.shape[0]
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -35,7 +37,7 @@ def check_tokenizer(tokenizer: Any, model: Model, causal: bool, name: str) -> No
 
 
 def separators(tokenizer: Any, name: str) -> int:
-    """How many separators an encoder's tokenizer puts between query and document: 1, or 2 as RoBERTa's.
+    """The number of separators that an encoder's tokenizer puts between query and document: 1, or 2 for RoBERTa.
 
     Raises CheckpointError for any other template, since other loaders of the checkpoint write pairs by it.
     """
@@ -53,33 +55,33 @@ def separators(tokenizer: Any, name: str) -> int:
 
 
 def choose_pad(tokenizer: Any, model: Model) -> str:
-    """Give a decoder a padding token that ends no pair and begins none; says which and why.
+    """Give a decoder a padding token that neither begins nor ends a pair; return which one, and why.
 
-    ``AutoModelForSequenceClassification`` reads the score at the last token that is no padding: were it the end
-    token, it would read the one before. The tokenizer's own is kept if it will do; else a control token that
-    the template has no use for (one for padding, a reserved one, the unknown token, any other) is taken; else
+    ``AutoModelForSequenceClassification`` reads the score at the last token that is no padding. If the end token
+    were padding, it would read the one before. The tokenizer's own padding is kept if it fits; else a control token
+    that the template does not use is taken (one for padding, a reserved one, the unknown token, or any other); else
     one is added, and the embeddings grow by a row if none is free.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken and tokenizer.pad_token_id < rows:
-        said = f"{tokenizer.pad_token} (the tokenizer's own)"
+        choice = f"{tokenizer.pad_token} (the tokenizer's own)"
     elif free := _free_control_tokens(tokenizer, taken, rows):
         tokenizer.pad_token = free[0]
-        said = f"{free[0]} (no other use in a pair)"
+        choice = f"{free[0]} (no other use in a pair)"
     else:
         tokenizer.add_special_tokens({"pad_token": ADDED_PAD})
         if tokenizer.pad_token_id >= rows:
             model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
-        said = f"{ADDED_PAD} (added)"
+        choice = f"{ADDED_PAD} (added)"
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return said
+    return choice
 
 
 def _free_control_tokens(tokenizer: Any, taken: set[int | None], rows: int) -> list[str]:
-    """Control tokens that may stand for padding, the best first."""
+    """Control tokens that may serve as padding, the best first."""
     candidates = [
         (_fitness(token.content, tokenizer.unk_token), token_id, token.content)
         for token_id, token in tokenizer.added_tokens_decoder.items()

@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from trainer.checkpoints.layers import find_layers
 from trainer.checkpoints.load import CheckpointError, require_checkpoint
-from trainer.packed.forward import is_decoder
-from trainer.packed.last_layer import reads_pooled_tokens
+from trainer.packed.body import is_decoder, reads_pooled_tokens
 
 LAST_LAYER = 0.25  # of a layer's work and memory, where only the tokens that are read are computed in the last one
 # Bytes for each number that goes into or comes out of a layer's matrices, with what norms and the gate keep beside it.

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-NO_MASK = "its attention takes no mask that keeps the pairs of a row apart"
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
+from trainer.packed.body import is_decoder
+
 UNPACKABLE = {"bloom", "deberta", "deberta-v2"}
+NO_MASK = "its attention takes no mask that keeps the pairs of a row apart"
 
 
 class Window(NamedTuple):
@@ -17,21 +20,50 @@ class Window(NamedTuple):
     setting: str
 
 
-def why_unpackable(config: Any) -> str | None:
-    """Why models of this family cannot be packed, where that is known without running one."""
-    with_alibi = getattr(config, "alibi", False)  # of Falcon, which has it or rotary positions
-    return NO_MASK if with_alibi or config.model_type in UNPACKABLE else None
+def why_unpackable(model: Any, encoding: PairEncodingConfig, highest_token: int, end_token: int) -> str | None:
+    """Why the configurations of a model and its pair encoding do not fit packing, or each other; None if they do.
+
+    ``highest_token`` is the highest id that the tokenizer gave, ``end_token`` the one that ends a pair.
+    """
+    family = model.config.model_type
+    with_alibi = getattr(model.config, "alibi", False)  # of Falcon, which has it or rotary positions
+    if with_alibi or family in UNPACKABLE:
+        return f"a {family} model cannot be packed: {NO_MASK}"
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if highest_token >= vocabulary:
+        return f"the tokenizer gives token {highest_token}; the model knows {vocabulary} tokens"
+    offset = position_offset(model)
+    if offset != encoding.position_offset:
+        return (
+            f"positions of this {family} model begin at {offset}, and {ENCODING_FILE} says position_offset "
+            f"{encoding.position_offset}: make the checkpoint with python -m trainer.init"
+        )
+    limit = usable_positions(model)
+    if limit is not None and encoding.max_pair_tokens > limit:
+        return f"max_pair_tokens {encoding.max_pair_tokens} is above the model's {limit} positions"
+    window = narrowest_window(model.config)
+    if window is not None and encoding.max_pair_tokens > window.tokens:
+        return (
+            f"max_pair_tokens {encoding.max_pair_tokens} is above the {window.tokens} tokens that the sliding "
+            f"window of this {family} model sees ({window.setting}): packed, longer pairs would score differently"
+        )
+    if is_decoder(model) and model.config.pad_token_id == end_token:
+        return (
+            f"pad_token_id and the end of a pair are both token {end_token}, so other loaders would score the "
+            "token before it: make the checkpoint with python -m trainer.init"
+        )
+    return None
 
 
 def position_offset(model: Any) -> int:
-    """The first position id of a text: RoBERTa and its kin (XLM-R, MPNet) begin after their padding's."""
+    """The first position id of a text. RoBERTa and its kin (XLM-R, MPNet) begin after that of their padding."""
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = None if isinstance(embeddings, nn.Embedding) else getattr(embeddings, "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
 
 
 def usable_positions(model: Any) -> int | None:
-    """The most tokens that the model has positions for, or None where it does not say."""
+    """The number of tokens that the model has positions for, or None where its configuration does not tell."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return None if limit is None else int(limit) - position_offset(model)
 
@@ -39,7 +71,7 @@ def usable_positions(model: Any) -> int | None:
 def narrowest_window(config: Any) -> Window | None:
     """The narrowest attention of a model's layers, if any of them does not see a whole text.
 
-    The packed mask joins all tokens of a pair, so it is right only for pairs that no window cuts.
+    The packed mask joins all tokens of a pair. It is right only for pairs that no window cuts.
     """
     kinds = getattr(config, "layer_types", None) or []
     if "chunked_attention" in kinds:

@@ -1,7 +1,4 @@
-"""Records to tensors: the groups of a training step become one packed batch.
-
-Shapes: N pairs, R rows, L token slots a row, S pairs at most a row.
-"""
+"""Records to tensors: the groups of a training step become one packed batch."""
 
 from __future__ import annotations
 
@@ -16,21 +13,20 @@ from torch import Tensor
 from model_repository.tokenizer.pair_encoding import INPUTS, PackedBatch, PairEncoder
 from trainer.data.pairs import encode_groups
 from trainer.data.records import JudgedDocument
+from trainer.packed.forward import IGNORED
 
-IGNORED = -100  # the label that PyTorch's cross entropy skips
-SKIPPED = None  # stands for a group that the run was trained on before it was interrupted
+SKIPPED = None  # in place of a group that the run was trained on before it was interrupted
 
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """One query's pairs as a step sees them: ``targets`` are labels or teacher scores, one a document;
-    ``labels``, where the objective wants both, are NaN for pairs that nobody judged."""
+    """One query's pairs as a step sees them."""
 
     query_id: str
     query: str
     documents: tuple[JudgedDocument, ...]
-    targets: tuple[float, ...]
-    labels: tuple[float, ...] = ()
+    targets: tuple[float, ...]  # labels, teacher scores or click weights, one for each document
+    labels: tuple[float, ...] = ()  # where the objective wants both; NaN for pairs that nobody judged
 
 
 class RankingBatch(TypedDict):
@@ -54,8 +50,10 @@ class LanguageBatch(TypedDict):
 
 
 def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: int, place: int) -> TrainingGroup:
-    """The group with at most ``count`` of its documents, drawn by the seed, the epoch and the group's place alone:
-    a run that goes on draws the same."""
+    """The group with at most ``count`` of its documents.
+
+    Only the seed, the epoch and the group's place decide which: a run that resumes draws the same.
+    """
     if count is None or len(group.documents) <= count:
         return group
     draw = np.random.default_rng((seed, epoch, place))
@@ -69,7 +67,7 @@ def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: in
 
 @dataclass(frozen=True)
 class RankingCollator:
-    """Groups of a step to one packed batch."""
+    """Makes one packed batch of the groups of a step."""
 
     encoder: PairEncoder
 
@@ -87,7 +85,7 @@ class RankingCollator:
 
 @dataclass(frozen=True)
 class LanguageCollator:
-    """Clicked pairs to the inputs of continued pre-training: loss on the document's side only."""
+    """Makes the inputs of continued pre-training of clicked pairs: only the document's side bears a loss."""
 
     encoder: PairEncoder
 
@@ -109,11 +107,14 @@ class LanguageCollator:
         }
 
 
+Collate = Callable[[Sequence[TrainingGroup]], RankingBatch | LanguageBatch]
+
+
 @dataclass(frozen=True)
 class PassOver:
-    """A collator that does no work for steps that the run was trained on before it was interrupted."""
+    """Collates nothing for the steps that the run was trained on before it was interrupted."""
 
-    collate: Callable[[Sequence[TrainingGroup]], RankingBatch | LanguageBatch]
+    collate: Collate
 
     def __call__(self, batch: Sequence[TrainingGroup | None]) -> RankingBatch | LanguageBatch | dict[str, Any]:
         groups = [group for group in batch if group is not SKIPPED]

@@ -1,4 +1,4 @@
-"""Judged queries that training does not see: a ranking metric on the way, the best checkpoint, an early end."""
+"""Judged queries that training does not see: evaluations on the way, the best checkpoint, an early end."""
 
 from __future__ import annotations
 
@@ -26,33 +26,40 @@ class HeldOutArguments:
         metadata={"help": f"Judged queries: {MEASURE} on them at every --save_steps, and the best checkpoint wins."},
     )
     early_stop: int | None = field(
-        default=None, metadata={"help": "Stop after so many looks at --held_out without a better one."}
+        default=None, metadata={"help": "Stop after this many evaluations on --held_out without a better one."}
     )
 
     def __post_init__(self) -> None:
         if self.early_stop is not None and (self.early_stop < 1 or not self.held_out):
-            raise DataError("--early_stop is a number of looks, at least 1, and needs --held_out")
+            raise DataError("--early_stop is a number of evaluations, at least 1, and needs --held_out")
+
+
+def evaluation_settings(training: TrainingArguments) -> dict[str, Any]:
+    """The Trainer's settings that evaluate every saved checkpoint and end with the best one."""
+    if training.save_strategy not in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH):
+        raise DataError("--held_out evaluates checkpoints: --save_strategy must be steps or epoch")
+    return {
+        "eval_strategy": IntervalStrategy(training.save_strategy),
+        "eval_steps": training.save_steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{MEASURE}",
+        "greater_is_better": True,
+    }
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Judged queries, and what looking at them asks of the Trainer."""
+    """Judged queries, and after how many evaluations without a better one training stops."""
 
     groups: Sequence[QueryGroup]
     early_stop: int | None
 
-    def configure(self, training: TrainingArguments) -> list[TrainerCallback]:
-        """Make a Trainer look at every saved checkpoint and end with the best; the callbacks that it needs for it."""
-        if training.save_strategy not in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH):
-            raise DataError("--held_out looks at checkpoints: --save_strategy must be steps or epoch")
-        training.eval_strategy = IntervalStrategy(training.save_strategy)
-        training.eval_steps = training.save_steps
-        training.load_best_model_at_end, training.greater_is_better = True, True
-        training.metric_for_best_model = f"eval_{MEASURE}"
+    def callbacks(self) -> list[TrainerCallback]:
+        """The Trainer's callbacks that stop it early."""
         return [] if self.early_stop is None else [EarlyStoppingCallback(early_stopping_patience=self.early_stop)]
 
     def evaluate(self, scorer: PackedScorer, encoder: PairEncoder) -> dict[str, Any]:
-        """The mean of the measure over the judged queries, under the name that the Trainer looks for."""
+        """The mean of the measure over the judged queries, under the name by which the Trainer reads it."""
         qrels = judgments(self.groups)
         was_training = scorer.model.training
         scorer.model.eval()
@@ -67,7 +74,7 @@ class HeldOut:
 
 
 def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
-    """Raises DataError where none of the queries is judged."""
+    """None without ``--held_out``. Raises DataError where none of the queries is judged."""
     if not arguments.held_out:
         return None
     groups = read_groups(*arguments.held_out)

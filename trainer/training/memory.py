@@ -1,4 +1,4 @@
-"""Memory that does not suffice, as a message that says which flags ask for less."""
+"""Too little memory, as an error that names the flags which need less."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from contextlib import contextmanager
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from client.errors import DisRankerError
 
-class OutOfMemoryError(Exception):
+
+class OutOfMemoryError(DisRankerError):
     """An allocation failed; the message names the flags."""
+
+    exit_code = 1
 
 
 @contextmanager
 def naming_flags(*flags: str) -> Iterator[None]:
-    """Turn an allocation that fails in the block into OutOfMemoryError, with what asks for less memory."""
+    """Raise OutOfMemoryError, with what needs less memory, where an allocation in the block fails."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What the processes of one training run agree on. Every function here is called by all of them, or by none."""
+"""Agreement between the processes of one training run. All of them call a function of this file, or none does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def several() -> bool:
 
 
 def decided_by_first(decide: Callable[[], Value]) -> Value:
-    """What ``decide`` returns in the first process, in all of them; its ValueError is raised in all of them, too.
+    """Return in all processes what ``decide`` returns in the first; raise its error in all, too.
 
-    Files and the last digits of a metric may look different from elsewhere, and processes that go
-    different ways wait for each other for ever.
+    Files and the last digits of a metric may differ between processes, and processes that take different ways wait
+    for each other for ever.
     """
     if not several():
         return decide()
@@ -27,7 +27,7 @@ def decided_by_first(decide: Callable[[], Value]) -> Value:
     if dist.get_rank() == 0:
         try:
             answer[0] = decide()
-        except ValueError as error:
+        except Exception as error:
             answer[1] = error
     dist.broadcast_object_list(answer)
     decision, refusal = answer
@@ -46,7 +46,7 @@ def highest(value: int, device: torch.device) -> int:
 
 
 def mean(value: torch.Tensor) -> float:
-    """The mean of a scalar over the processes. Whoever has it knows that all of them came this far."""
+    """The mean of a scalar over the processes. Also acts as a barrier."""
     if several():
         value = value.detach().clone()
         dist.all_reduce(value)

@@ -1,8 +1,8 @@
 """Runs that may be interrupted at any moment: whole checkpoints, and settings that must not change.
 
-While a stage runs, its directory lies beside the one that it will become. It holds ``settings.json``
-and checkpoints of transformers' Trainer, each with ``whole.json``, which is written last: a
-checkpoint without one was cut off and is removed.
+While a stage runs, its directory lies beside the place of its result. It holds ``settings.json`` and checkpoints of
+transformers' Trainer, each with ``whole.json``, which is written last. A checkpoint without that file is broken, and
+is removed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from client.errors import DisRankerError
+from client.files import appears_whole
 from trainer.training.processes import highest, mean
 
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
-# What may differ when a run goes on: it changes no weight and no score (where a teacher is served, its identity does).
+# Settings that may differ when a run resumes: they change no weight and no score.
 FREE = {
     "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "in_flight", "log_level", "logging_dir",
     "logging_steps", "report_to", "resume_from_checkpoint", "rows_per_batch", "run_name", "save_steps",
@@ -33,86 +35,90 @@ FREE = {
 }  # fmt: skip
 
 
-class ResumeError(ValueError):
-    """A directory of an interrupted run that this command cannot go on with."""
+class ResumeError(DisRankerError):
+    """A directory of an interrupted run that this command cannot resume."""
 
 
-class InterruptedRunError(Exception):
-    """A signal stopped the run; its newest checkpoint is whole, and the same command goes on from there."""
+class InterruptedRunError(DisRankerError):
+    """A signal stopped the run. Its newest checkpoint is whole, and the same command resumes from there."""
+
+    label = ""
 
     def __init__(self, received: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(received).name} at step {step}; the same command goes on there")
+        super().__init__(f"stopped by {signal.Signals(received).name} at step {step}; the same command resumes there")
         self.exit_code = 128 + received
 
 
-class NonFiniteLossError(Exception):
-    """A loss that is no number; raised before it changed a weight."""
+class NonFiniteLossError(DisRankerError):
+    """A loss that is not a number, raised before it changed a weight."""
+
+    exit_code = 1
 
 
 def checkpoint_of(directory: Path, settings: dict[str, Any]) -> Path | None:
-    """The checkpoint from which the run in ``directory`` goes on, if there is one.
+    """The checkpoint from which the run in ``directory`` resumes, if there is one.
 
     Raises ResumeError, which lists the differences, where that run had other settings.
     """
-    checkpoint = newest_whole(directory)
+    checkpoint = drop_broken_checkpoints(directory)
     if checkpoint is not None:
         _refuse_changes(directory, settings)
     return checkpoint
 
 
 def open_shards(directory: Path, settings: dict[str, Any]) -> None:
-    """Make a directory for shards, or go on with the one there. Raises ResumeError for one of other settings."""
+    """Make a directory for shards, or take the one there. Raises ResumeError for one of other settings."""
     if (directory / SETTINGS_FILE).is_file():
         _refuse_changes(directory, settings)
     else:
-        start(directory, settings)
+        new_directory(directory, settings)
 
 
 def _refuse_changes(directory: Path, settings: dict[str, Any]) -> None:
     before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-    chosen_among = settings.get("arguments", {}).get("held_out")  # checkpoints, by when they are made
-    if changes := differences(before, as_saved(settings), FREE - {"save_steps"} if chosen_among else FREE):
+    chosen_among = settings.get("arguments", {}).get("held_out")  # the best checkpoint depends on when they are made
+    if changes := differences(before, _as_saved(settings), FREE - {"save_steps"} if chosen_among else FREE):
         raise ResumeError(
             f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
-            "give it those again, or remove it to start anew"
+            "use those again, or remove the directory to start from the beginning"
         )
 
 
-def start(directory: Path, settings: dict[str, Any]) -> None:
-    """Make the directory of a run that begins."""
+def new_directory(directory: Path, settings: dict[str, Any]) -> None:
+    """Make the directory of a run that begins, in place of one that cannot resume."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    (directory / SETTINGS_FILE).write_text(json.dumps(as_saved(settings), indent=2) + "\n", encoding="utf-8")
+    (directory / SETTINGS_FILE).write_text(json.dumps(_as_saved(settings), indent=2) + "\n", encoding="utf-8")
 
 
 def stamps(names: Iterable[str]) -> dict[str, str]:
-    """Size and time of the files among ``names``, and in directories among them: a run does not go on with others."""
+    """Size and time of the files among ``names``, and in directories among them: a run does not resume with others."""
     paths = [path for name in names for path in (sorted(Path(name).glob("*")) if Path(name).is_dir() else [Path(name)])]
     files = ((path, path.stat()) for path in paths if path.is_file())
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 
 
-def as_saved(settings: dict[str, Any]) -> dict[str, Any]:
+def _as_saved(settings: dict[str, Any]) -> dict[str, Any]:
     saved: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return saved
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: set[str] = FREE, name: str = "") -> list[str]:
-    """``name: before -> now`` of every setting that is not among the ``free`` ones and not the same."""
-    found = []
+    """``name: before -> now`` for every setting that differs and is not among the ``free`` ones."""
+    changes = []
     for key in sorted(before.keys() | now.keys()):
         left, right = before.get(key), now.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            found += differences(left, right, free, key)
+            changes += differences(left, right, free, key)
         elif key not in free and left != right:
-            found.append(f"{key}: {left} -> {right}")
-    return found
+            changes.append(f"{key}: {left} -> {right}")
+    return changes
 
 
-def newest_whole(directory: Path) -> Path | None:
-    """The checkpoint of the latest step that is whole and not the run's last; the others after it are removed.
+def drop_broken_checkpoints(directory: Path) -> Path | None:
+    """Remove the newest checkpoints until one is whole, and return that one, or None if none is left.
 
-    From the last step the Trainer would take one more.
+    The checkpoint of the run's last step is removed too: the Trainer would train one step more from there.
     """
     steps = {int(path.name.rpartition("-")[2]): path for path in directory.glob("checkpoint-*")}
     for step in sorted(steps, reverse=True):
@@ -125,7 +131,7 @@ def newest_whole(directory: Path) -> Path | None:
 
 
 class Resumable(TrainerCallback):
-    """Marks checkpoints as whole, restores what the Trainer forgets, and turns a signal into a checkpoint."""
+    """Marks checkpoints as whole, restores the state that the Trainer forgets, and answers a signal by a checkpoint."""
 
     def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
         self._trainer, self._checkpoint = trainer, checkpoint
@@ -133,12 +139,12 @@ class Resumable(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While the block trains, a signal ends it with a checkpoint; it then ends with InterruptedRunError."""
+        """A signal that arrives in the block ends it with a checkpoint, and then with InterruptedRunError."""
         before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
 
         def receive(number: int, frame: FrameType | None) -> None:
             self._received = number
-            signal.signal(number, before[number])  # a second one is no longer put off
+            signal.signal(number, before[number])  # a second one takes effect at once
 
         for number in STOPPING:
             signal.signal(number, receive)
@@ -162,25 +168,25 @@ class Resumable(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         dataset: Any = self._trainer.train_dataset
-        if hasattr(dataset, "go_on_at"):
-            dataset.go_on_at(state.epoch or 0.0)
+        if hasattr(dataset, "resume_at"):
+            dataset.resume_at(state.epoch or 0.0)
         else:  # Accelerate forgets it where batches are skipped
             dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:  # all that is left is to save the result
+        if state.global_step >= state.max_steps:  # only the result is left to be saved
             control.should_save = control.should_save and args.load_best_model_at_end
-        elif stopped_by := highest(self._received, args.device):  # it reaches processes in different steps
+        elif stopped_by := highest(self._received, args.device):  # a signal reaches the processes in different steps
             self._stopped_by = stopped_by
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        loss = mean(self._trainer._tr_loss)  # and so every process has written its part of the checkpoint
+        loss = mean(self._trainer._tr_loss)  # a barrier: every process has written its part of the checkpoint
         if args.load_best_model_at_end and state.best_global_step:
-            # Of shards, the Trainer may look for the directory before it is there, and then in some processes only.
+            # With shards, the Trainer may look for the directory before it exists, and find it in some processes only.
             state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
         if state.is_world_process_zero:
             directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            left = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
-            (directory / f".{WHOLE_FILE}").write_text(json.dumps(left), encoding="utf-8")
-            (directory / f".{WHOLE_FILE}").rename(directory / WHOLE_FILE)
+            since = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
+            with appears_whole(directory / WHOLE_FILE) as partial:
+                partial.write_text(json.dumps(since), encoding="utf-8")

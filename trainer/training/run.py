@@ -1,32 +1,26 @@
-"""What the training stages share: their arguments, how they begin, train and end, and their commands."""
+"""A training stage from its first line to its result: arguments, the beginning, the training, the saved model."""
 
 from __future__ import annotations
 
-import os
+import copy
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
-from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncoder
-from trainer.checkpoints.load import CheckpointError, require_checkpoint
+from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.lora import merge_adapters
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
-from trainer.packed.check import control_readings
+from trainer.training.held_out import evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
-from trainer.training.resume import (
-    Resumable,
-    ResumeError,
-    checkpoint_of,
-    stamps,
-    start,
-)
+from trainer.training.resume import Resumable, ResumeError, checkpoint_of, new_directory, stamps
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 LOGS = "logs"
@@ -48,7 +42,7 @@ class StageArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between points of the loss curve."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are no numbers."})
     report_to: str = field(default="tensorboard", metadata={"help": "Where the loss curve goes."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to keep a checkpoint to go on from."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to keep a checkpoint to resume from."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep while the run lasts."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "For GPUs."})
@@ -61,29 +55,28 @@ class StageArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
 
-def load_encoder(checkpoint: str) -> tuple[PairEncoder, Any]:
-    """The pair encoder of a checkpoint of ours and its tokenizer. Raises CheckpointError where there is none."""
-    require_checkpoint(checkpoint)
-    if not (Path(checkpoint) / ENCODING_FILE).is_file():
-        raise CheckpointError(f"{checkpoint}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
-    return PairEncoder.load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-
-
 @dataclass(frozen=True)
 class Run:
-    """A stage on its way: where its result goes, where it lies until then, and the checkpoint to go on from."""
+    """A stage that begins, or one that was interrupted and resumes."""
 
-    output_dir: Path
-    directory: Path
-    settings: dict[str, Any]
-    checkpoint: Path | None
+    output_dir: Path  # where the result goes
+    directory: Path  # where checkpoints and the loss curve lie until then
+    training: StageArguments  # the Trainer's arguments, for a run in that directory
+    settings: dict[str, Any]  # what must be the same when the run resumes, and is saved beside the result
+    checkpoint: Path | None  # to resume from
 
 
-def begin(training: StageArguments, *arguments: Any) -> Run:
-    """Start a stage, or go on with the one that was interrupted here. Raises ResumeError for changed settings."""
+def begin(training: StageArguments, *arguments: Any, evaluated: bool = False) -> Run:
+    """Start a stage, or resume the one that was interrupted here. Raises ResumeError for changed settings.
+
+    ``training`` and ``arguments`` are what the user chose, and stay as they are; ``evaluated`` runs evaluate each of
+    their checkpoints on held-out queries.
+    """
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
     check_whole_when_loaded()
+    directory = output_dir.with_name(f".{output_dir.name}.run")
+    prepared = _prepared(training, directory, evaluated)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
     settings = {
         "arguments": chosen,
@@ -92,55 +85,68 @@ def begin(training: StageArguments, *arguments: Any) -> Run:
         "sharding": sharding_of(training),
         "files": stamps(_texts(chosen.values())),
     }
-    directory = output_dir.with_name(f".{output_dir.name}.run")
     checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings))
     if checkpoint is not None and not checkpoint.is_dir():
         raise ResumeError(
             f"{checkpoint}: process {training.process_index} does not see it: all machines need --output_dir"
         )
-    set_seed(training.seed)  # a score head that is new is drawn before the Trainer does so
-    training.output_dir = str(directory)
-    loading: Any = training.accelerator_config
-    loading.dispatch_batches = False  # it would cut all tensors by the rows of the first: packed ones have others
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(directory / LOGS)
     if checkpoint is not None and training.should_save:
-        print(f"{output_dir}: goes on from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
-    return Run(output_dir, directory, settings, checkpoint)
+        print(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
+    return Run(output_dir, directory, prepared, settings, checkpoint)
+
+
+def _prepared(training: StageArguments, directory: Path, evaluated: bool) -> StageArguments:
+    """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
+    prepared = copy.copy(training)
+    prepared.output_dir = str(directory)
+    loading: Any = training.accelerator_config
+    # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
+    prepared.accelerator_config = replace(loading, dispatch_batches=False)
+    if evaluated:
+        vars(prepared).update(evaluation_settings(training))
+    return prepared
 
 
 def _texts(values: Iterable[Any]) -> Iterator[str]:
     for value in values:
-        yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
+        yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
 
 
 def train_and_save(
-    trainer: Trainer, encoder: PairEncoder, tokenizer: Any, run: Run, record: dict[str, Any], merge: bool = True
+    trainer: Trainer, checkpoint: Checkpoint, run: Run, record: dict[str, Any], merge: bool = True
 ) -> None:
-    """Run the trainer and save its model as the run's result, with ``record`` and the loss curve beside it.
+    """Train, and save the model as the run's result, with ``record`` and the loss curve beside it.
 
     ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
     """
     check_sharding(trainer)
     whole = WholeModel(trainer)
     if run.checkpoint is None and trainer.is_world_process_zero():
-        start(run.directory, run.settings)
+        new_directory(run.directory, run.settings)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(run.directory / LOGS)
     resumable = Resumable(trainer, run.checkpoint)
     trainer.add_callback(resumable)
     with naming_flags(*LESS_MEMORY), resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     model = whole.gather()
     if trainer.is_world_process_zero():
-        curve = [entry for entry in trainer.state.log_history if "loss" in entry]
-        looks = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
-        record = {**record, **run.settings, "metrics": result.metrics, "loss_curve": curve, "held_out": looks}
         if merge:
             merge_adapters(model)
-        else:
-            record["control"] = control_readings(model, encoder)
-        save_checkpoint(model, encoder, tokenizer, run.output_dir, record)
+        record = {**record, **run.settings, "metrics": result.metrics, **_curves(trainer)}
+        save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record)
         if (run.directory / LOGS).exists():
             (run.directory / LOGS).rename(run.output_dir / LOGS)
         shutil.rmtree(run.directory)
+
+
+def _curves(trainer: Trainer) -> dict[str, Any]:
+    history = trainer.state.log_history
+    return {
+        "loss_curve": [entry for entry in history if "loss" in entry],
+        "held_out": [entry for entry in history if any(name.startswith("eval_") for name in entry)],
+    }
 
 
 def settings_of(arguments: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Models whose weights lie in parts on several processes (FSDP2, DeepSpeed ZeRO).
 
-A part looks like a model and is none: what is scored or saved here is the whole. Everything but
-``sharding_of`` is called by all processes or by none, since each holds a part of what is asked for.
+A part looks like a model and is none: what is scored or saved here is the whole. All processes call a function of
+this file, or none does, since each holds a part of the answer; only ``sharding_of`` may be called by one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import strtobool
 
+from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import INPUTS
 from trainer.checkpoints.load import Model, PackedScorer
 
 
-class ShardingError(ValueError):
-    """A way to share out a model's weights that the stages do not run with."""
+class ShardingError(DisRankerError):
+    """A way to shard a model's weights that the stages do not support."""
 
 
 def sharding_of(training: TrainingArguments) -> str:
-    """``none``, ``fsdp`` or ``deepspeed``: what Accelerate's configuration or the flags ask for."""
+    """``none``, ``fsdp`` or ``deepspeed``, by Accelerate's configuration or the flags."""
     if training.deepspeed or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
         return "deepspeed"
     if training.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
@@ -35,7 +36,7 @@ def sharding_of(training: TrainingArguments) -> str:
 
 
 def check_whole_when_loaded() -> None:
-    """Before a model is loaded: raises ShardingError for ZeRO stage 3, which cuts weights up while they are read."""
+    """Called before a model is loaded. Raises ShardingError for ZeRO stage 3, which cuts weights up while they load."""
     if is_deepspeed_zero3_enabled():
         raise ShardingError(
             "DeepSpeed's zero_stage 3 leaves no whole model to check and to adapt: set zero_stage: 2, or use FSDP"
@@ -43,9 +44,9 @@ def check_whole_when_loaded() -> None:
 
 
 def check_sharding(trainer: Trainer) -> None:
-    """Before training: raises ShardingError for FSDP 1, and keeps sums in float32 where FSDP 2 computes in bfloat16.
+    """Called before training. Raises ShardingError for FSDP 1; keeps sums in float32 where FSDP 2 computes in bfloat16.
 
-    Accelerate would also add up gradients in bfloat16, and cast what the model returns to it: scores would tie.
+    Accelerate would add up gradients in bfloat16 too, and cast the model's output to it: scores would tie.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
@@ -63,9 +64,10 @@ def check_sharding(trainer: Trainer) -> None:
 
 
 def _layers_to_gather(model: Model) -> list[str]:
-    """The classes whose weights are gathered together: the model's own choice, as far as it has such layers.
+    """The classes whose weights are gathered together: those that the model names, as far as it has such layers.
 
-    Not those around the input embedding (BERT's): Accelerate cuts that up on its own, and a second time fails.
+    Classes around the input embedding (as in BERT) are left out: Accelerate shards that by itself, and a second time
+    fails.
     """
     embedding = model.get_input_embeddings()
     chosen = {module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
@@ -74,13 +76,12 @@ def _layers_to_gather(model: Model) -> list[str]:
 
 def scorer_of(trainer: Trainer) -> PackedScorer:
     """A scorer of the model as it is in the middle of training."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return _CalledScorer(trainer.model_wrapped)
-    return PackedScorer(trainer.model)
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    return _CalledScorer(trainer.model_wrapped if sharded else trainer.model)
 
 
 class _CalledScorer(PackedScorer):
-    """Goes through the model's call, whose hooks gather the weights; its forward is packed (``use_packed_forward``)."""
+    """Scores by the model's call: its forward is packed (``use_packed_forward``), and its hooks gather the weights."""
 
     def forward(self, *rows: Tensor) -> Tensor:
         scores_RS: Tensor = self.model(**dict(zip(INPUTS, rows, strict=True)))
@@ -88,7 +89,7 @@ class _CalledScorer(PackedScorer):
 
 
 class WholeModel:
-    """The trained model in one piece, in float32, whatever the Trainer made of it.
+    """The trained model in one piece, in float32, whether or not the Trainer sharded it.
 
     Made before training, since FSDP changes the model and its class in place.
     """
@@ -110,7 +111,7 @@ class WholeModel:
 
 
 def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
-    """In float32; complete in the first process."""
+    """The weights in float32; complete in the first process."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_deepspeed_enabled:  # its model computes with rounded weights, the optimiser has them in full
         from deepspeed.utils import safe_get_full_fp32_param

@@ -1,8 +1,8 @@
 """The groups that a stage trains on: all in memory, or read again in each epoch and shuffled within a buffer.
 
-Every process reads all of a stream and Accelerate's IterableDatasetShard takes the process's part of each step,
-so the steps are those of one process. A query is drawn from those in the buffer, and the next of the file takes
-its place.
+Every process reads all of a stream, and Accelerate's IterableDatasetShard takes the part of the process from each
+step: the steps are those of one process. A query is drawn from those in the buffer, and the next one of the file
+takes its place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 from trainer.data.records import DataError, LabelScale, QueryGroup, iter_groups
 from trainer.training.batches import SKIPPED, TrainingGroup, draw_documents
 
-Take = Callable[[QueryGroup], TrainingGroup | None]  # what a stage trains on of a query; None leaves it out
+Take = Callable[[QueryGroup], TrainingGroup | None]  # the part of a query that a stage trains on; None leaves it out
 
 
 @dataclass
@@ -33,10 +33,10 @@ class DataArguments:
     )
     shuffle_buffer: int | None = field(
         default=None,
-        metadata={"help": "Read the data anew in each epoch, with so many queries in memory; all of them by default."},
+        metadata={"help": "Read the data again in each epoch, with this many queries in memory; all by default."},
     )
     documents_per_query: int | None = field(
-        default=None, metadata={"help": "Documents of a query in one step, drawn anew each time; all by default."}
+        default=None, metadata={"help": "Documents of a query in one step, drawn again in each epoch; all by default."}
     )
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class DataArguments:
 
 
 class GroupList(Dataset[TrainingGroup]):
-    """Groups in memory, with documents drawn anew in each epoch."""
+    """Groups in memory; documents are drawn again in each epoch."""
 
     def __init__(self, groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> None:
         self._groups, self._count, self._seed, self._epoch = groups, documents_per_query, seed, 0
@@ -68,8 +68,8 @@ class GroupList(Dataset[TrainingGroup]):
 class GroupStream(IterableDataset[TrainingGroup]):
     """Groups of files that are read again in each epoch.
 
-    ``groups_per_step`` are those that all processes take together in one forward pass: with several workers
-    each reads whole steps.
+    ``groups`` is their number. ``groups_per_step`` is how many all processes take together in one forward pass: of
+    several workers, each reads whole steps.
     """
 
     def __init__(self, arguments: DataArguments, take: Take, groups: int, seed: int, groups_per_step: int) -> None:
@@ -83,16 +83,16 @@ class GroupStream(IterableDataset[TrainingGroup]):
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def go_on_at(self, epoch: float) -> None:
-        """Begin where a run was interrupted: what it was trained on comes as SKIPPED, which costs no encoding."""
+    def resume_at(self, epoch: float) -> None:
+        """Begin where a run was interrupted: groups that it was trained on come as SKIPPED and are not encoded."""
         steps = -(-self._groups // self._groups_per_step)
         self._epoch, self._skipped = int(epoch), round(epoch % 1 * steps) * self._groups_per_step
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        workers, ours = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        workers, this_one = (1, 0) if worker is None else (worker.num_workers, worker.id)
         for place, group in enumerate(self._shuffled()):
-            if place // self._groups_per_step % workers == ours:
+            if place // self._groups_per_step % workers == this_one:
                 yield SKIPPED if place < self._skipped else group
 
     def _shuffled(self) -> Iterator[TrainingGroup]:
@@ -117,13 +117,13 @@ def training_groups(
     arguments: DataArguments,
     take: Take,
     training: TrainingArguments,
-    nothing: str,
+    reason_left_out: str,
     check: Callable[[], None] | None = None,
 ) -> GroupList | GroupStream:
-    """The data of a stage, read once and checked; how many queries were left out is said on standard error.
+    """The data of a stage, read once and checked; prints on standard error how many queries were left out, and why.
 
-    ``nothing`` says why a query is left out; ``check`` looks at what ``take`` saw. Raises DataError where no
-    query is left, besides the readers' and the check's own.
+    ``take`` gives the part of each query to train on, or None for ``reason_left_out``. ``check`` is called after the
+    last one. Raises DataError where no query is left, besides the errors of the readers and of the check.
     """
     everything = tqdm(
         iter_groups(*arguments.data, label_scale=arguments.scale()), desc="reading", unit="query", delay=5,
@@ -140,9 +140,9 @@ def training_groups(
     if check is not None:
         check()
     if not taken:
-        raise DataError(f"{arguments.data[0]}: {nothing}: nothing is left to train on")
+        raise DataError(f"{arguments.data[0]}: {reason_left_out}: nothing is left to train on")
     if taken < queries and training.should_save:
-        print(f"{queries - taken:,} of {queries:,} queries are left out: {nothing}", file=sys.stderr)
+        print(f"{queries - taken:,} of {queries:,} queries are left out: {reason_left_out}", file=sys.stderr)
     if kept:
         return GroupList(kept, arguments.documents_per_query, training.seed)
     at_once = training.train_batch_size * training.world_size

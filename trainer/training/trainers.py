@@ -1,7 +1,7 @@
-"""The Trainers of the stages: packed batches to losses, whatever number of processes trains.
+"""The Trainers of the stages: packed batches to losses, on any number of processes.
 
-A loss is a mean over the pairs (or tokens) of the whole step, so that two processes with half of the
-queries each train as one does. Shapes: N pairs of a step.
+A loss is a mean over the pairs (or tokens) of the whole step. Two processes with half of the queries each therefore
+train as one does.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import Model
 from trainer.checkpoints.lora import has_adapters
 from trainer.data.records import DataError
-from trainer.training.batches import LanguageCollator, PassOver, RankingCollator
+from trainer.training.batches import Collate, LanguageCollator, PassOver, RankingCollator
 from trainer.training.held_out import HeldOut
 from trainer.training.in_parts import rows_within, use_packed_forward
 from trainer.training.losses import mixed_with_labels, weighted_mean
 from trainer.training.processes import decided_by_first, several
 from trainer.training.resume import NonFiniteLossError
+from trainer.training.run import StageArguments
 from trainer.training.sharded import scorer_of
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
 
 
 class ScoredPairs(NamedTuple):
-    """What an objective sees of a step; ``labels`` is empty where no objective wants it."""
+    """The pairs of a step, as objectives take them; ``labels`` is empty where no objective wants it."""
 
     student: Tensor  # [N]
     targets: Tensor  # [N]
@@ -42,10 +43,10 @@ class ScoredPairs(NamedTuple):
     labels: Tensor  # [N] or [0]
 
     def of_all_processes(self) -> ScoredPairs:
-        """The pairs of every process, in order, each with the queries' numbers of its own.
+        """The pairs of every process, in order; the queries of each process have numbers of their own.
 
-        Each process then has the same loss; the gradient that comes back through the gathering is the
-        sum of all processes', which DDP divides by their number again.
+        Each process then has the same loss. The gradient that comes back through the gathering is the sum over all
+        processes, which DDP divides by their number again.
         """
         if not several():
             return self
@@ -54,7 +55,7 @@ class ScoredPairs(NamedTuple):
 
 
 def share_of_all_processes(weight: Tensor) -> Tensor:
-    """By what to multiply a mean over ``weight`` (a scalar) so that DDP's mean is one over all processes."""
+    """The factor of a mean over ``weight`` (a scalar) that makes DDP's mean one over all processes."""
     if not several():
         return torch.ones_like(weight)
     everything = weight.clone()
@@ -77,10 +78,19 @@ def _gathered(values: Tensor) -> Tensor:
 
 
 class StageTrainer(Trainer):
-    """Whose checkpoints to go on from hold, beside the optimiser's states, the weights that are trained.
+    """Trains a Hugging Face model by its packed forward.
 
-    With adapters that spares the LLM's own, which the next start has from ``--model``.
+    Its resume checkpoints hold only trainable weights and the optimiser's states: with adapters they leave out the
+    LLM's own weights, which the next start reads from ``--model``.
     """
+
+    def __init__(
+        self, model: Model, encoder: PairEncoder, collate: Collate, args: StageArguments, **settings: Any
+    ) -> None:
+        use_packed_forward(model, rows_within(args.token_budget, encoder.config.row_length))
+        collator: Any = PassOver(collate)
+        super().__init__(model=model, args=args, data_collator=collator, **settings)
+        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         model: Model = self.model
@@ -98,8 +108,7 @@ class StageTrainer(Trainer):
 class RankingTrainer(StageTrainer):
     """Trains a scorer on ``objective``.
 
-    ``label_weight`` is the share of the loss that is RankNet on the groups' labels; ``token_budget`` is the
-    number of token slots of a forward pass, all of a step's by default.
+    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
     """
 
     def __init__(
@@ -107,18 +116,14 @@ class RankingTrainer(StageTrainer):
         model: Model,
         encoder: PairEncoder,
         objective: Objective,
-        args: TrainingArguments,
+        args: StageArguments,
         label_weight: float = 0.0,
-        token_budget: int | None = None,
         held_out: HeldOut | None = None,
         **settings: Any,
     ) -> None:
-        collator: Any = PassOver(RankingCollator(encoder))
         if held_out is not None:
-            settings.update(callbacks=held_out.configure(args), eval_dataset=held_out.groups)
-        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
-        super().__init__(model=model, data_collator=collator, args=args, **settings)
-        self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
+            settings.update(eval_dataset=held_out.groups, callbacks=held_out.callbacks())
+        super().__init__(model, encoder, RankingCollator(encoder), args, **settings)
         self.objective: Objective = objective
         self.label_weight = label_weight
         self._encoder, self._held_out = encoder, held_out
@@ -138,21 +143,18 @@ class RankingTrainer(StageTrainer):
         """The measure on the held-out queries, logged like a loss."""
         if self._held_out is None:
             raise ValueError("this trainer has no held-out queries")
-        found = self._held_out.evaluate(scorer_of(self), self._encoder)
-        metrics = decided_by_first(lambda: found)
+        own_metrics = self._held_out.evaluate(scorer_of(self), self._encoder)
+        metrics = decided_by_first(lambda: own_metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
 class LanguageTrainer(StageTrainer):
-    """Trains a causal LM on the document's side of packed pairs; ``token_budget`` as in RankingTrainer."""
+    """Trains a causal LM on the document's side of packed pairs."""
 
-    def __init__(self, model: Model, encoder: PairEncoder, token_budget: int | None = None, **settings: Any) -> None:
-        collator: Any = PassOver(LanguageCollator(encoder))
-        use_packed_forward(model, rows_within(token_budget, encoder.config.row_length))
-        super().__init__(model=model, data_collator=collator, **settings)
-        self.model_accepts_loss_kwargs = False
+    def __init__(self, model: Model, encoder: PairEncoder, args: StageArguments, **settings: Any) -> None:
+        super().__init__(model, encoder, LanguageCollator(encoder), args, **settings)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -163,7 +165,7 @@ class LanguageTrainer(StageTrainer):
 
 
 def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:
-    """The loss; raises NonFiniteLossError, which names the queries of the step, if it is no number."""
+    """The loss. Raises NonFiniteLossError, which names the queries of the step, if it is not a number."""
     if not torch.isfinite(loss):
         raise NonFiniteLossError(
             f"the loss is {loss.item()} after {steps} steps, and no weight was changed by it; "

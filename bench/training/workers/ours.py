@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bench.training.job import Group, Job, Outcome
 from bench.training.workers.clock import counted_groups, main, settings, timed
-from trainer.checkpoints.load import load_causal_lm, load_for_training
+from trainer.checkpoints.load import load_causal_lm, load_encoder, load_for_training
 from trainer.data.records import JudgedDocument
 from trainer.training.batches import TrainingGroup
 from trainer.training.losses import pairwise_logistic
-from trainer.training.run import StageArguments, load_encoder
+from trainer.training.run import StageArguments
 from trainer.training.trainers import LanguageTrainer, Objective, RankingTrainer
 
 

@@ -3,9 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -13,19 +11,15 @@ from transformers import (
     LlamaConfig,
 )
 
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import SMALL, tiny_bert, tiny_llama
 from trainer.checkpoints.load import (
     CheckpointError,
-    PackedScorer,
     check_packing,
     load_causal_lm,
     load_for_training,
     load_scorer,
 )
-from trainer.packed.forward import MASKED, attention_mask
-
-DOCUMENTS = [Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +30,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("llama") / "scorer")
-
-
-def test_mask_is_block_diagonal_and_finite() -> None:
-    segments = torch.tensor([[1, 1, 2, 0]])
-    seen = attention_mask(segments, causal=False, dtype=torch.float16)[0, 0] == 0
-    assert seen.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    causal = attention_mask(segments, causal=True, dtype=torch.float16)[0, 0]
-    assert (causal == 0).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    assert causal.isfinite().all()
-    assert causal.min() == MASKED
-
-
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_packed_scores_equal_scores_one_by_one(kind: str, bert: Path, llama: Path) -> None:
-    directory = bert if kind == "bert" else llama
-    encoder = PairEncoder.load(directory)
-    scorer = PackedScorer(load_scorer(directory))
-    pairs = encoder.encode("river bridge", DOCUMENTS)
-    together = scorer.score(encoder.pack(pairs))
-    alone = np.concatenate([scorer.score(encoder.pack(pairs[at : at + 1])) for at in range(len(pairs))])
-    assert np.abs(together - alone).max() < 1e-5
-    assert together.std() > 1e-3
 
 
 def test_a_pair_cannot_be_longer_than_the_models_positions(bert: Path) -> None:

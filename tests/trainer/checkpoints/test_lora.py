@@ -12,23 +12,24 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 import build_engines
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.support.checkpoints import tiny_bert, tiny_llama
+from tests.support.scores import packed_scores, plain_scores
 from tests.support.stages import FEW, fails, run
 from trainer import evaluate, init, merge, pretrain, rank_sft, score
-from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.checkpoints.load import load_scorer
 
-LORA = [*FEW, "--lora_rank", 4, "--lora_dropout", 0.1, "--learning_rate", "3e-3"]
+RANK = 4
+LORA = [*FEW, "--lora_rank", RANK, "--lora_dropout", 0.1, "--learning_rate", "3e-3"]
+
+
 KEPT = ["--lora_merge", "false"]
-DOCUMENTS = [Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 12)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +43,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         run(stage, *source, "--output_dir", root / name)
         run(stage, *source, "--output_dir", root / f"{name}-adapter", *KEPT)
     return root
-
-
-def plain_scores(model: Any, directory: Path, encoder: PairEncoder) -> Any:
-    """What transformers' own forward makes of the pairs in one batch with padding on the right."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="right")
-    pairs = [{"input_ids": pair.token_ids.tolist()} for pair in encoder.encode("river bridge", DOCUMENTS)]
-    batch = tokenizer.pad(pairs, return_tensors="pt")
-    assert (batch["attention_mask"] == 0).any()
-    with torch.inference_mode():
-        return model.eval()(**batch).logits[:, 0].numpy()
-
-
-def packed_scores(directory: Path) -> Any:
-    encoder = PairEncoder.load(directory)
-    return PackedScorer(load_scorer(directory)).score(encoder.pack(encoder.encode("river bridge", DOCUMENTS)))
 
 
 def test_a_merged_teacher_scores_the_same_in_transformers(runs: Path) -> None:
@@ -127,7 +113,12 @@ def test_what_cannot_be_merged_is_named(runs: Path, tmp_path: Path, capsys: pyte
     del weights["base_model.model.score.weight"]
     save_file(weights, broken / "adapter_model.safetensors")
     message = fails(merge, capsys, "--adapter", broken, *out)
-    assert "does not fit the model: base_model.model.score.weight" in message
+    assert "does not fit the model: 'base_model.model.score.weight'" in message
+    del weights["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
+    weights["base_model.model.score.weight"] = torch.zeros(1, 32)
+    save_file(weights, broken / "adapter_model.safetensors")
+    message = fails(merge, capsys, "--adapter", broken, *out)
+    assert "does not fit the model: base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in message
     assert {path.name for path in tmp_path.iterdir()} == {"other", "broken"}
 
 
@@ -147,3 +138,19 @@ def test_an_encoders_adapters_stay_in_its_layers(data: Path, tmp_path: Path) -> 
     moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert {name.partition(".")[0] for name in moved} == {"bert", "classifier"}
     assert all(".layer." in name for name in moved if name.startswith("bert"))
+
+
+def test_adapters_move_matrices_by_their_rank_and_leave_the_rest_of_the_body(runs: Path) -> None:
+    before, after = load_file(runs / "llama/model.safetensors"), load_file(runs / "scorer/model.safetensors")
+    for name, weight in before.items():
+        if "_proj" in name:
+            assert torch.linalg.matrix_rank(after[name] - weight, tol=1e-6) == RANK, name
+        elif name in after:  # a language model's head is none of a scorer's
+            assert torch.equal(after[name], weight), name
+
+
+def test_adapters_in_continued_pre_training_move_matrices_only(runs: Path) -> None:
+    before, after = load_file(runs / "llama/model.safetensors"), load_file(runs / "cpt/model.safetensors")
+    assert {name for name, weight in before.items() if not torch.equal(weight, after[name])} == {
+        name for name in before if "_proj" in name
+    }

@@ -20,10 +20,9 @@ from tests.support.checkpoints import (
     byte_level,
     tiny_bert,
     tiny_roberta,
-    write_groups,
 )
+from tests.support.scores import packed_scores, plain_scores
 from tests.support.stages import FEW, fails, run
-from tests.trainer.checkpoints.test_lora import packed_scores, plain_scores
 from trainer import distill, init, rank_sft
 from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups
@@ -37,11 +36,6 @@ SMALL = {
     "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
 
 
 def llm(directory: Path, tokenizer: Any, family: str = "qwen3", free_rows: int = 0, **settings: Any) -> Path:

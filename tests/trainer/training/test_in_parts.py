@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests import ROOT
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.memory import Peak
-from trainer.checkpoints.load import CheckpointError, check_packing, load_for_training
+from trainer.checkpoints.load import load_for_training
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.records import DataError, read_groups
-from trainer.training.batches import IGNORED, LanguageCollator, RankingCollator, TrainingGroup
-from trainer.training.in_parts import packed_token_losses, rows_within, use_packed_forward
+from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup
+from trainer.training.in_parts import rows_within, use_packed_forward
 from trainer.training.losses import margin_mse, pairwise_logistic, weighted_mean
 
 SMALL: dict[str, Any] = {
@@ -135,25 +129,6 @@ def test_a_budget_below_one_row_is_refused() -> None:
         rows_within(255, 256)
 
 
-def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
-    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval()
-    group = groups(tmp_path, queries=1, documents=5)[0]
-    batch = LanguageCollator(encoder)([group])
-    with torch.no_grad():
-        losses_RL = packed_token_losses(model, **batch["packed"], labels=batch["labels"])
-    assert bool(((losses_RL > 0) == (batch["labels"] != IGNORED)).all())
-    total = torch.zeros(())
-    tokens = 0.0
-    for document, weight in zip(group.documents, group.targets, strict=True):
-        (pair,) = encoder.encode(group.query, [Document(title=document.title, summary=document.summary)])
-        ids = torch.from_numpy(pair.token_ids).long()
-        logits = model(ids[None]).logits[0].detach()[pair.document_start - 1 : -1]
-        total = total + weight * F.cross_entropy(logits, ids[pair.document_start :], reduction="sum")
-        tokens += weight * (len(ids) - pair.document_start)
-    assert weighted_mean(losses_RL, batch["weights"]) == pytest.approx(float(total / tokens), rel=1e-5)
-
-
 def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
     encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
@@ -165,30 +140,3 @@ def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path
         torch.autograd.backward(weighted_mean(model(**batch["packed"], labels=batch["labels"]), batch["weights"]))
         found.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
     assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
-
-
-def test_next_tokens_of_families_that_cap_or_scale_their_logits(tmp_path: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
-    make = partial(AutoModelForCausalLM.from_config, attn_implementation="eager")
-    small = {name: value for name, value in SMALL.items() if name != "head_dim"}
-    check_packing(make(Gemma2Config(**SMALL, final_logit_softcapping=1.0, sliding_window=64)), encoder, "gemma2")
-    check_packing(make(GraniteConfig(**small, logits_scaling=8.0)), encoder, "granite")
-    with pytest.raises(CheckpointError, match="cohere model differ from scores alone"):
-        check_packing(make(CohereConfig(**small, logit_scale=0.5)), encoder, "cohere")
-
-
-def test_what_does_not_fit_into_memory_names_the_flags(tmp_path: Path) -> None:
-    """An allocation that fails for real: each of the twelve rows has a mask of a gigabyte."""
-    model = tiny_bert(tmp_path / "model", row_length=2**14)
-    data = write_groups(tmp_path / "judged.jsonl", queries=8, documents=12)
-    flags = ["--model", model, "--data", data, "--output_dir", tmp_path / "out", "--max_steps", 1, "--use_cpu", "true"]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
-
-    command = [sys.executable, "-m", "trainer.rank_sft", *map(str, flags)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=120)
-    assert result.returncode == 1, result.stderr[-2000:]
-    error = next((line for line in result.stderr.splitlines() if line.startswith("error: out of memory")), "")
-    assert all(flag in error for flag in ("--token_budget", "--activation_checkpointing", "--documents_per_query"))
-    assert not (tmp_path / "out").exists()

@@ -31,8 +31,8 @@ from tests.support.checkpoints import tiny_llama, write_groups
 from tests.support.servers import ports
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.packed.check import CONTROL
-from trainer.training.resume import differences, newest_whole
+from trainer.checkpoints.lora import CONTROL
+from trainer.training.resume import differences, drop_broken_checkpoints
 from trainer.training.sharded import sharding_of
 
 CONFIGS = ROOT / "examples/accelerate"
@@ -110,47 +110,59 @@ def assert_same_training(one: Path, two: Path, steps: int) -> None:
         torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-5)
 
 
-def test_fsdp_trains_a_scorer_as_one_process_does(material: Material, tmp_path: Path) -> None:
-    """With adapters, looks at held-out queries, of which the best comes back from shards, and steps in parts, of which
-    the processes need different numbers."""
-    more = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4, "--held_out", material.data]
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert rank_sft.main(material.flags(1, one, *more)) == 0
-    finish(sharded("trainer.rank_sft", *material.flags(2, two, *more)))
+@pytest.fixture(scope="module")
+def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scorer with adapters and a language model, trained by one process in folder 1 and by two in folder 2.
+
+    Of the scorer, the best of two checkpoints comes back from shards, and steps go in parts, of which the processes
+    need different numbers. In the language model's first run one of the two processes gets a signal.
+    """
+    root = tmp_path_factory.mktemp("runs")
+    adapted = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4]
+    more = {
+        "pretrain": ["--max_steps", STEPS, "--save_steps", 1000],
+        "rank_sft": [*adapted, "--held_out", material.data],
+    }
+    for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
+        assert module.main(material.flags(1, root / "1" / stage, *more[stage])) == 0
+    commands = [[stage, *material.flags(2, root / "2" / stage, *flags)] for stage, flags in more.items()]
+    (root / "commands.json").write_text(json.dumps(commands))
+    command = sharded("tests.support.in_turn", str(root / "commands.json"))
+    errors = stopped(command, root / "2/.pretrain.run/logs", rank=1)
+    assert errors.count("stopped by SIGTERM at step") == 2
+    checkpoint = drop_broken_checkpoints(root / "2/.pretrain.run")
+    assert checkpoint is not None
+    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+    finish(command)
+    return root
+
+
+def test_fsdp_trains_a_scorer_as_one_process_does(sharded_runs: Path) -> None:
+    one, two = sharded_runs / "1/rank_sft", sharded_runs / "2/rank_sft"
     assert_same_training(one, two, steps=4)
-    looks = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
-    assert [look["step"] for look in looks[1]] == [2, 4]
-    expected, seen = ([look["eval_nDCG@10"] for look in path] for path in looks)
-    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+    evaluations = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
+    assert [evaluation["step"] for evaluation in evaluations[1]] == [2, 4]
+    expected, seen = ([evaluation["eval_nDCG@10"] for evaluation in path] for path in evaluations)
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)  # a rank that changes moves it by far more
     assert type(AutoModelForSequenceClassification.from_pretrained(two)).__name__ == "LlamaForSequenceClassification"
     encoder = PairEncoder.load(two)
     batch = encoder.pack(encoder.encode(*CONTROL))
     scores = [PackedScorer(load_scorer(path)).score(batch) for path in (one, two)]
-    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)  # of weights that differ by their last digits
 
 
-def test_fsdp_pretrains_and_goes_on_from_its_shards(material: Material, tmp_path: Path) -> None:
-    """One of two processes gets a signal: both stop, after the same step, and the same command goes on."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    more = ["--max_steps", STEPS, "--save_steps", 1000]
-    assert pretrain.main(material.flags(1, one, *more)) == 0
-    command = sharded("trainer.pretrain", *material.flags(2, two, *more))
-    errors = stopped(command, tmp_path / ".two.run" / "logs", rank=1)
-    assert errors.count("stopped by SIGTERM at step") == 2
-    checkpoint = newest_whole(tmp_path / ".two.run")
-    assert checkpoint is not None
-    assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
-    finish(command)
-    assert_same_training(one, two, steps=STEPS)
+def test_fsdp_resumes_from_its_shards(sharded_runs: Path) -> None:
+    """One of two processes got a signal: both stopped, after the same step, and the same command resumed."""
+    assert_same_training(sharded_runs / "1/pretrain", sharded_runs / "2/pretrain", steps=STEPS)
 
 
 def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
-    """torchrun hands SIGTERM on; it may arrive in different steps of the processes."""
+    """torchrun passes SIGTERM on; it may arrive in different steps of the processes."""
     flags = material.flags(2, tmp_path / "out", "--max_steps", 200, "--save_steps", 1000, "--use_cpu", "true")
     launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
     errors = stopped([*launch, "-m", "trainer.rank_sft", *flags], tmp_path / ".out.run" / "logs", rank=None)
     assert errors.count("stopped by SIGTERM at step") == 2
-    checkpoint = newest_whole(tmp_path / ".out.run")
+    checkpoint = drop_broken_checkpoints(tmp_path / ".out.run")
     assert checkpoint is not None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
     assert not (tmp_path / "out").exists()

@@ -14,13 +14,14 @@ from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
 from tests.support.checkpoints import write_groups
-from tests.support.records import GROUP, written
+from tests.support.records import written
 from trainer.data.records import DataError, QueryGroup, iter_groups, read_groups
-from trainer.rank_sft import Judged
 from trainer.training.batches import SKIPPED, PassOver, TrainingGroup
-from trainer.training.streams import DataArguments, GroupStream
+from trainer.training.streams import DataArguments, GroupList, GroupStream
 
 QUERIES = 53
+
+
 PER_STEP = 4
 
 
@@ -91,7 +92,7 @@ def test_workers_read_ahead_and_change_nothing(path: Path, workers: int) -> None
 def test_a_run_goes_on_where_it_was_and_encodes_nothing_twice(path: Path) -> None:
     whole = [ids(batch) for batch in DataLoader(stream(path, epoch=2), batch_size=PER_STEP, collate_fn=list)]
     groups = stream(path)
-    groups.go_on_at(2 + 5 / len(whole))
+    groups.resume_at(2 + 5 / len(whole))
     encoded: list[list[str]] = []
 
     def collate(batch: Any) -> Any:
@@ -126,16 +127,6 @@ def as_parquet(path: Path) -> Path:
     table = pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
     pq.write_table(table, path.with_suffix(".parquet"), row_group_size=100)
     return path.with_suffix(".parquet")
-
-
-def test_the_same_text_with_two_labels_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    same = [{"doc_id": name, "title": "t", "summary": "s", "label": label} for name, label in (("a", 0), ("b", 3))]
-    judged = Judged()
-    (group,) = read_groups(written(tmp_path / "a.jsonl", {**GROUP, "documents": same}))
-    assert judged(group) is not None
-    judged.report()
-    expected = "1 texts have two labels, the first are documents 'a' (0) and 'b' (3) of query 'q1'"
-    assert expected in capsys.readouterr().err
 
 
 def test_bad_ways_to_read_are_refused() -> None:
@@ -180,3 +171,20 @@ def test_collections_of_ir_datasets_are_read(collection: str) -> None:
 def test_collections_that_cannot_be_read_are_named() -> None:
     with pytest.raises(DataError, match="ir_datasets:no/such: cannot be read: ir_datasets knows no such dataset"):
         read_groups("ir_datasets:no/such")
+
+
+def test_documents_are_drawn_anew_in_each_epoch_with_their_targets(data: Path) -> None:
+    group = read_groups(data)[0]
+    numbers = tuple(float(place) for place in range(len(group.documents)))
+    groups = GroupList([TrainingGroup("q", group.query, group.documents, numbers, numbers)] * 3, 3, seed=0)
+    seen = set()
+    for epoch in range(10):
+        groups.set_epoch(epoch)
+        drawn = groups[0]
+        assert drawn == groups[0]  # whenever it is asked for
+        assert drawn.targets == drawn.labels
+        assert [group.documents[int(target)] for target in drawn.targets] == list(drawn.documents)
+        assert len(set(drawn.targets)) == 3
+        seen.add(drawn.targets)
+    assert len(seen) > 3
+    assert len({groups[index].targets for index in range(3)}) > 1

@@ -12,9 +12,9 @@ from engines.graph.precision import typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from trainer.data.records import read_groups
-from trainer.packed import last_layer
+from trainer.packed import body
+from trainer.packed.body import FAMILIES, reads_pooled_tokens
 from trainer.packed.forward import packed_scores
-from trainer.packed.last_layer import FAMILIES, reads_pooled_tokens
 from trainer.training.batches import RankingBatch, RankingCollator, TrainingGroup
 
 SMALL = {
@@ -56,7 +56,7 @@ def test_scores_and_gradients_are_those_of_the_whole_layer(
     model = built(family)
     assert reads_pooled_tokens(model)
     scores, gradients = step(model, batch)
-    monkeypatch.setattr(last_layer, "FAMILIES", set())
+    monkeypatch.setattr(body, "FAMILIES", set())
     assert not reads_pooled_tokens(model)
     whole, expected = step(model, batch)
     assert torch.allclose(scores, whole, atol=1e-6)
@@ -73,7 +73,7 @@ def test_engines_are_built_with_it(
     assert reads_pooled_tokens(model)
     with torch.no_grad():
         scores = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
-        monkeypatch.setattr(last_layer, "FAMILIES", set())
+        monkeypatch.setattr(body, "FAMILIES", set())
         whole = packed_scores(model, **batch["packed"]).flatten()[batch["slots"]]
     assert torch.allclose(scores, whole, atol=apart)
     assert whole.std() > 2 * apart

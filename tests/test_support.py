@@ -1,4 +1,4 @@
-"""What other tests are given is the same each time: no test passes or fails by the draw."""
+"""The checkpoints that tests are given are the same each time: no test passes or fails by the draw."""
 
 from __future__ import annotations
 

@@ -1,0 +1,21 @@
+"""Data and checkpoints that most tests of the trainer start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.checkpoints import tiny_bert, write_groups
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Judged queries."""
+    return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
+
+
+@pytest.fixture(scope="session")
+def deep_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scorer with more layers than the others."""
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "bert", layers=4)

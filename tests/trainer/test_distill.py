@@ -1,0 +1,96 @@
+"""The targets of distillation, and its losses, on tiny models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.stages import FEW, LEARNING, fails, learnt, run
+from trainer import distill
+from trainer.checkpoints.load import load_scorer
+from trainer.data.rankings import write_scores
+from trainer.data.records import JudgedDocument, QueryGroup, read_groups
+
+Scorer = Callable[[int, int], float]  # of query and document, by number
+
+
+def teacher(path: Path, groups: list[QueryGroup], score: Scorer, without: str = "") -> Path:
+    rows = [
+        (group.query_id, document.doc_id, score(number, place))
+        for number, group in enumerate(groups)
+        for place, document in enumerate(group.documents)
+        if document.doc_id != without
+    ]
+    write_scores(path, rows, teacher=path.stem)
+    return path
+
+
+def words(document: JudgedDocument) -> float:
+    return float(len(f"{document.title} {document.summary}".split()))
+
+
+def test_standardised_scores_have_mean_0_and_deviation_1(data: Path, tmp_path: Path) -> None:
+    groups = read_groups(data)
+    path = teacher(tmp_path / "t.parquet", groups, lambda _, place: 0.1 * place)
+    teach = distill.TeacherTargets([distill.read_teacher(str(path))])
+    taught = [chosen for group in groups if (chosen := teach(group))]
+    targets = np.concatenate([group.targets for group in taught])
+    assert targets.mean() == pytest.approx(0, abs=1e-6)
+    assert targets.std() == pytest.approx(1)
+    labels = [label for group in taught for label in group.labels]
+    known = [document.label for group in groups for document in group.documents]
+    assert all(
+        math.isnan(ours) if theirs is None else ours == theirs for ours, theirs in zip(labels, known, strict=True)
+    )
+
+
+def test_teachers_of_different_scales_count_alike(data: Path, tmp_path: Path) -> None:
+    groups = read_groups(data)
+    up = teacher(tmp_path / "up.parquet", groups, lambda _, place: 100.0 * place)
+    down = teacher(tmp_path / "down.parquet", groups, lambda _, place: -0.01 * place)
+    teach = distill.TeacherTargets([distill.read_teacher(str(path)) for path in (up, down)])
+    taught = [chosen for group in groups if (chosen := teach(group))]
+    assert np.allclose([target for group in taught for target in group.targets], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--objective", "ranknet"],
+        ["--objective", "kl", "--temperature", "2"],
+        ["--pointwise_weight", "0"],
+        ["--margin_weight", "0", "--label_weight", "0.5"],
+        ["--documents_per_query", "3", "--student_layers", "2"],
+    ],
+)
+def test_every_way_to_distil_learns(deep_bert: Path, data: Path, tmp_path: Path, flags: list[str]) -> None:
+    """The student is taught that longer documents are better, and finds that out."""
+    groups = read_groups(data)
+    longer = teacher(tmp_path / "t.parquet", groups, lambda query, place: words(groups[query].documents[place]))
+    source = ["--model", deep_bert, "--data", data, "--scores", longer]
+    run(distill, *source, "--output_dir", tmp_path / "student", *LEARNING, *flags)
+    assert learnt(tmp_path / "student")
+    layers = 2 if "--student_layers" in flags else 4
+    assert load_scorer(tmp_path / "student").config.num_hidden_layers == layers
+
+
+def test_bad_choices_are_refused(
+    deep_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = read_groups(data)
+    some = teacher(tmp_path / "some.parquet", groups, lambda _, place: float(place), without="d1")
+    taught = ["--model", deep_bert, "--data", data, "--scores", some, "--output_dir", tmp_path / "out", *FEW]
+    missing = f"{len(groups)} pairs have no teacher score, the first is document 'd1' of query 'q0'"
+    assert missing in fails(distill, capsys, *taught)
+    assert "--temperature must be above 0" in fails(distill, capsys, *taught, "--temperature", 0)
+    assert "--label_weight must be at least 0" in fails(distill, capsys, *taught, "--label_weight", 1.5)
+    weights = ["--pointwise_weight", 0, "--margin_weight", 0]
+    assert "nor both 0" in fails(distill, capsys, *taught, *weights)
+    assert "at least 2, not 1" in fails(distill, capsys, *taught, "--documents_per_query", 1)
+    whole = teacher(tmp_path / "whole.parquet", groups, lambda _, place: float(place))
+    assert "cannot keep 9 layers" in fails(distill, capsys, *taught, "--scores", whole, "--student_layers", 9)
+    assert {path.name for path in tmp_path.iterdir()} == {"some.parquet", "whole.parquet"}

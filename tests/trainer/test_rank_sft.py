@@ -1,0 +1,37 @@
+"""The targets of rank fine-tuning, and its losses, on tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.records import GROUP, written
+from tests.support.stages import LEARNING, fails, learnt, run
+from trainer import rank_sft
+from trainer.data.records import read_groups
+from trainer.rank_sft import JudgedTargets
+
+
+@pytest.mark.parametrize("objective", ["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"])
+def test_every_rank_objective_learns(deep_bert: Path, data: Path, tmp_path: Path, objective: str) -> None:
+    gaps = ["--gap_weights", "true"] if objective == "pairwise_hinge" else []
+    flags = ["--model", deep_bert, "--data", data, "--output_dir", tmp_path / "scorer", "--objective", objective]
+    run(rank_sft, *flags, *LEARNING, *gaps)
+    assert learnt(tmp_path / "scorer")
+
+
+def test_gap_weights_of_a_listwise_objective_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "x", "--data", data, "--output_dir", "out", "--objective", "lambda_rank"]
+    error = fails(rank_sft, capsys, *flags, "--gap_weights", "true")
+    assert "--gap_weights is for the pairwise objectives, not for lambda_rank" in error
+
+
+def test_the_same_text_with_two_labels_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [{"doc_id": name, "title": "t", "summary": "s", "label": label} for name, label in (("a", 0), ("b", 3))]
+    judged = JudgedTargets()
+    (group,) = read_groups(written(tmp_path / "a.jsonl", {**GROUP, "documents": same}))
+    assert judged(group) is not None
+    judged.report()
+    expected = "1 texts have two labels, the first are documents 'a' (0) and 'b' (3) of query 'q1'"
+    assert expected in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Evaluations on held-out queries: the best checkpoint, an early end, and their memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_repository.tokenizer.pair_encoding import PairEncoder
+from tests.support.checkpoints import tiny_bert, write_groups
+from tests.support.stages import FEW, fails, run
+from trainer import rank_sft
+from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer.data.records import read_groups
+from trainer.training.held_out import HeldOut
+from trainer.training.losses import margin_mse
+from trainer.training.run import StageArguments
+from trainer.training.trainers import RankingTrainer
+
+
+def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Path, tmp_path: Path) -> None:
+    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
+    steps = ["--max_steps", 20, "--save_steps", 2, "--learning_rate", "0.02", "--per_device_train_batch_size", 4]
+    run(rank_sft, *flags, *steps, *FEW[4:])
+    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
+    values = [evaluation["eval_nDCG@10"] for evaluation in evaluations]
+    assert len(values) == 10
+    assert len(set(values)) > 2
+    held_out = HeldOut(read_groups(data), None)
+    best = held_out.evaluate(PackedScorer(load_scorer(tmp_path / "scorer")), PairEncoder.load(deep_bert))
+    assert best["eval_nDCG@10"] == max(values)
+
+
+def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path, data: Path, tmp_path: Path) -> None:
+    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
+    steps = ["--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]
+    run(rank_sft, *flags, *steps, *FEW[4:])
+    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
+    assert len(evaluations) == 4  # the first is the best so far, three others were no better
+
+
+def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
+    """A held-out query of 200 documents goes through the model two rows at a time, as in a training step."""
+    directory, rows = tiny_bert(tmp_path / "bert"), []
+    groups = read_groups(write_groups(tmp_path / "data.jsonl", queries=1, documents=200))
+    model: Any = load_scorer(directory)
+    arguments = StageArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", token_budget=2 * 64)
+    encoder, held_out = PairEncoder.load(directory), HeldOut(groups, None)
+    trainer = RankingTrainer(model, encoder, margin_mse, arguments, held_out=held_out)
+    model.base_model.embeddings.register_forward_pre_hook(
+        lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    trainer.evaluate()
+    assert max(rows) == 2
+    assert sum(rows) > 50
+
+
+def test_only_runs_that_keep_checkpoints_can_evaluate_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--model",
+        "x",
+        "--data",
+        "x",
+        "--held_out",
+        "x",
+        "--output_dir",
+        tmp_path / "out",
+        "--save_strategy",
+        "no",
+    ]
+    assert "--held_out evaluates checkpoints: --save_strategy must be" in fails(
+        rank_sft, capsys, *flags, "--save_strategy", "no"
+    )
