@@ -1,4 +1,4 @@
-"""Many queries from a file, ranked into a file: in order, some at a time, and a second start goes on."""
+"""Rank the queries of a file into a file: in order, some at a time. A second start resumes the first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from client import outputs
+from client.command import say
 from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
 from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
 from client.partial import PartialFile, Settings
@@ -21,32 +22,32 @@ from client.progress import Progress
 from client.ranking import RankingClient
 from client.records import RankedDocument, RankingRequest
 
-# Of one query; whatever else goes wrong would go wrong with all that follow.
+# These concern one query. Any other error would meet all queries that follow.
 OF_A_QUERY = (InvalidRequestError, InvalidAnswerError)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What to rank and where to; no ``output`` is standard output. ``skip`` leaves queries out that fail."""
+    """Settings of a batch."""
 
-    queries: str
-    output: Path | None
-    format: str
-    tag: str
-    top_k: int | None
-    in_flight: int
-    skip: bool
+    queries: str  # a file, or - for standard input
+    output: Path | None  # None is standard output
+    format: str  # jsonl or trec
+    tag: str  # last column of trec
+    top_k: int | None  # None keeps all documents
+    in_flight: int  # queries at a time
+    skip: bool  # leave out queries that fail
 
 
 @dataclass
 class Tally:
-    """What became of a batch; ``before`` are queries of an earlier start, ``requests`` those to the server."""
+    """The result of a batch in numbers."""
 
     queries: int = 0
     documents: int = 0
-    requests: int = 0
+    requests: int = 0  # to the server
     left_out: int = 0
-    before: int = 0
+    before: int = 0  # queries that an earlier start ranked
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -57,7 +58,7 @@ class Tally:
 
 
 def rank_batch(client: RankingClient, batch: Batch) -> Tally:
-    """Raises RankingError for what ends it: then the queries before are kept, and the same command goes on."""
+    """Rank all queries. Raises RankingError; the queries before it are kept, and the same command resumes there."""
     settings: Settings = {
         "model": client.connection.model,
         "version": client.connection.version,
@@ -77,11 +78,11 @@ def rank_batch(client: RankingClient, batch: Batch) -> Tally:
             except RankingError as error:
                 kept = tally.before + tally.queries
                 raise type(error)(
-                    f"{error} ({output.part} keeps the {kept} before: the same command goes on)", error.server
+                    f"{error} ({output.part} keeps the {kept} before: the same command resumes)", error.server
                 ) from error
             except KeyboardInterrupt:
                 kept = tally.before + tally.queries
-                print(f"interrupted: {output.part} keeps {kept} queries, the same command goes on", file=sys.stderr)
+                print(f"interrupted: {output.part} keeps {kept} queries, the same command resumes", file=sys.stderr)
                 raise
             output.appear()
             return tally
@@ -102,7 +103,7 @@ def _rank_all(
                 where = "" if record is None else f"{record.where}: query {record.query_id!r}: "
                 if not batch.skip or not isinstance(outcome, OF_A_QUERY):
                     raise type(outcome)(f"{where}{outcome}", outcome.server)
-                progress.say(f"left out: {where}{outcome}")
+                say(f"left out: {where}{outcome}")
                 tally.left_out += 1
             elif record is not None:
                 _write(outputs.encoded(_lines(batch, record, outcome)), output)
@@ -117,7 +118,7 @@ def _rank_all(
 def _outcomes(
     client: RankingClient, batch: Batch, records: Iterable[QueryRecord | FaultyLineError]
 ) -> Iterator[tuple[QueryRecord | None, list[RankedDocument] | RankingError]]:
-    """A ranking or an error for each record, in order; a line at fault is an error without a record."""
+    """Yield a ranking or an error for each record, in order. A faulty line is an error without a record."""
     sent: deque[QueryRecord | FaultyLineError] = deque()
 
     def requests() -> Iterator[RankingRequest]:
@@ -137,7 +138,7 @@ def _outcomes(
             yield record, answer
         yield from _faults(sent)
     except BaseException:
-        client.close()  # or the end waits for what is under way, which nobody wants any more
+        client.close()  # otherwise the end waits for answers that nobody wants any more
         raise
     finally:
         answers.close()
@@ -145,7 +146,7 @@ def _outcomes(
 
 @contextmanager
 def _closed_by_ctrl_c(client: RankingClient) -> Iterator[None]:
-    """Requests under way end at once; else Ctrl-C would wait for their answers."""
+    """End requests under way at once on Ctrl-C, which otherwise waits for their answers."""
 
     def interrupt(*_: object) -> None:
         # Beside this thread, which may be in the midst of a call and hold what closing it needs.
@@ -160,7 +161,7 @@ def _closed_by_ctrl_c(client: RankingClient) -> Iterator[None]:
 
 
 def _faults(sent: deque[QueryRecord | FaultyLineError]) -> Iterator[tuple[None, FaultyLineError]]:
-    """The lines at fault that come before the next query."""
+    """Yield the faulty lines that come before the next query."""
     while sent and isinstance(sent[0], FaultyLineError):
         error = sent.popleft()
         assert isinstance(error, FaultyLineError)
@@ -181,7 +182,7 @@ def _write(content: bytes, output: PartialFile | None) -> None:
 
 
 def _count(path: str) -> int | None:
-    """Queries in a file; of a pipe nobody knows."""
+    """Count the queries of a file; None for a pipe."""
     if path == STDIN or not Path(path).is_file():
         return None
     with opened(path) as file:

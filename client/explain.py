@@ -1,4 +1,4 @@
-"""Where the time of requests went, by Triton's statistics before and after them."""
+"""Where requests spent their time, by Triton's statistics before and after them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.connection import Connection
 from client.errors import translated
-from client.terminal import padded
+from client.outputs import padded
 from client.wire import LIMIT, steps
 
 PATIENCE_S, LOOK_AGAIN_S = 1.0, 0.02
@@ -21,7 +21,7 @@ NAME_COLUMNS = 26
 
 @dataclass(frozen=True)
 class Spent:
-    """Requests, and the nanoseconds that they spent, summed; ``total`` is from their arrival to their answer."""
+    """Requests, and the nanoseconds that they spent in all; ``total`` is from their arrival to their answer."""
 
     requests: int = 0
     total: int = 0
@@ -38,7 +38,7 @@ class Spent:
 
 
 class Explainer:
-    """Statistics of a connection's servers since this was made. Every call may raise a RankingError."""
+    """Statistics of a connection's servers since this object was made. Every call may raise a RankingError."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -91,12 +91,12 @@ class Explainer:
             yield f"requests that the servers' statistics do not have: {-others}"
 
     def _answers_later(self, step: str) -> bool:
-        """A student of the Python backend hands its pairs on and is done, by Triton's clock, before they are scored."""
+        """A student of the Python backend hands its pairs to a thread; Triton's clock stops before they are scored."""
         config = self._asked(*self._servers[0], "get_model_config", step)["config"]
         return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
 
     def _since(self, requests: int) -> dict[str, Spent]:
-        """Triton counts a request after it has answered it, so the last may have to be waited for."""
+        """Triton counts a request after its answer, therefore this may have to wait for the last one."""
         ends = time.monotonic() + PATIENCE_S
         while True:
             now = self._spent()

@@ -17,27 +17,29 @@ EXIT_CODES = """exit codes:
 
 
 def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
-    """Flags that ``connection_of`` reads; without ``target`` not those that say which server and model."""
+    """Add the flags that ``connection_of`` reads; without ``target``, not those of the server and the model."""
     group = parser.add_argument_group("the server")
     if target:
         group.add_argument(
             "--url",
             action="append",
             metavar="HOST:PORT",
-            help="of the server's gRPC (default localhost:8001); several, by commas or by giving this again, share the "
-            "work",
+            help="a server's gRPC port (default localhost:8001); several, by commas or repeated flags, share the work",
         )
         group.add_argument("--model", default="ranker", help="default %(default)s")
-        group.add_argument("--version", default="", help="of the model; default: the server's choice")
+        group.add_argument("--version", default="", help="the model's version; default: the server's choice")
     group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds a query (default %(default)s)")
     group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
     group.add_argument(
-        "--root_certificates", type=Path, metavar="PEM", help="that the server's is checked by; default: the system's"
+        "--root_certificates",
+        type=Path,
+        metavar="PEM",
+        help="authorities that the server's certificate is checked by; default: the system's",
     )
     group.add_argument(
-        "--certificate_chain", type=Path, metavar="PEM", help="of the client, for a server that asks for one"
+        "--certificate_chain", type=Path, metavar="PEM", help="the client's certificate, for a server that asks for one"
     )
-    group.add_argument("--private_key", type=Path, metavar="PEM", help="of that certificate")
+    group.add_argument("--private_key", type=Path, metavar="PEM", help="the key of the client's certificate")
     group.add_argument(
         "--authorization",
         help=f"value of the authorization header; better in the environment as {AUTHORIZATION}, since the list of "
@@ -46,7 +48,7 @@ def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) ->
 
 
 def connection_of(arguments: argparse.Namespace) -> Connection:
-    """Raises InvalidRequestError for settings that cannot be meant."""
+    """Settings from the flags. Raises InvalidRequestError for those that make no sense."""
     named: dict[str, Any] = {
         "servers": tuple(one.strip() for url in getattr(arguments, "url", None) or () for one in url.split(",")),
         "model": getattr(arguments, "model", ""),

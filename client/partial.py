@@ -1,7 +1,7 @@
-"""A file of rankings that appears whole, and that a second start goes on with.
+"""A file of rankings that appears whole, and that a second start resumes.
 
-Beside ``ranked.jsonl`` stand, until it is whole, ``ranked.jsonl.part`` and ``ranked.jsonl.part.json``, the settings
-that must be the same when it goes on.
+Until ``ranked.jsonl`` is whole, there are ``ranked.jsonl.part`` and ``ranked.jsonl.part.json`` beside it. The second
+holds the settings that must be the same to resume.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Block(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """What is to be done still, and of what is done the queries that are there and those that were left out."""
+    """The records that remain, and how many queries an earlier start ranked (``done``) or left out."""
 
     records: Iterator[QueryRecord | FaultyLineError]
     done: int
@@ -58,8 +58,8 @@ class PartialFile:
             raise InvalidRequestError(f"{self.part}: cannot be written: {error.strerror}") from error
 
     def resume(self, records: Iterator[QueryRecord | FaultyLineError], *, gaps: bool) -> Resumed:
-        """Passes over the records that are there and drops what is half written. With ``gaps`` records may be missing
-        in between: they were left out."""
+        """Skip the records that are there and drop a half-written one. With ``gaps`` records in between may be missing,
+        which were left out."""
         end = done = left_out = 0
         for block in self._blocks():
             record, passed = self._matching(block, records, gaps)
@@ -73,13 +73,13 @@ class PartialFile:
         return Resumed(records, done, left_out)
 
     def write(self, content: bytes) -> None:
-        """Of one query; after it nothing that a killed process has written is lost."""
+        """Write the lines of one query. A process that is killed afterwards does not lose them."""
         try:
             self._file.write(content)
             self._file.flush()
         except OSError as error:
             raise InvalidRequestError(
-                f"{self.part}: {error.strerror}: make room, the same command goes on from there"
+                f"{self.part}: {error.strerror}: make room; the same command resumes there"
             ) from error
 
     def appear(self) -> None:

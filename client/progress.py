@@ -1,18 +1,19 @@
-"""How far a batch is, on standard error: a bar of tqdm where it is installed, else a line now and then."""
+"""The progress of a batch on standard error: a bar where tqdm is installed, otherwise a line every ten seconds."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import time
-from types import TracebackType
 from typing import Any
+
+from client.command import say
 
 EVERY_S = 10.0
 
 
 class Progress:
-    """Of ``total`` queries (None: unknown) of which ``done`` were there before. A context manager."""
+    """Counts queries up to ``total`` (None if unknown); ``done`` of them were ranked by an earlier start."""
 
     def __init__(self, total: int | None, done: int) -> None:
         self._total, self._before, self._done = total, done, done
@@ -26,9 +27,7 @@ class Progress:
             self._bar = tqdm(total=self._total, initial=self._done, unit=" queries", file=sys.stderr)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -40,11 +39,4 @@ class Progress:
             self._told = now
             rate = (self._done - self._before) / (now - self._started)
             of = "" if self._total is None else f" of {self._total}"
-            self.say(f"{self._done}{of} queries, {rate:.1f} queries/s")
-
-    def say(self, line: str) -> None:
-        """A line that does not break the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+            say(f"{self._done}{of} queries, {rate:.1f} queries/s")

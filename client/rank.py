@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--query", metavar="TEXT", help="rank the documents for this one")
     what.add_argument("--queries", metavar="FILE", help="rank each line's documents for its query; - is stdin")
-    parser.add_argument("--top_k", type=int, help="the best only")
+    parser.add_argument("--top_k", type=int, help="keep only the best")
     parser.add_argument(
         "--format",
         choices=("table", "jsonl", "trec"),
@@ -107,20 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--query_id", default="1", help="of --query, for trec (default %(default)s)")
     parser.add_argument("--tag", default="disranker", help="last column of trec (default %(default)s)")
     parser.add_argument(
-        "--explain", action="store_true", help="where the time went, on standard error, by Triton's statistics"
+        "--explain", action="store_true", help="print on standard error where the time went, by Triton's statistics"
     )
     batch = parser.add_argument_group("with --queries")
     batch.add_argument(
         "--output",
         type=Path,
-        help="file to write; FILE.part until it is whole, and the same command goes on with that. Default: stdout",
+        help="file to write; FILE.part until it is whole; the same command resumes it. Default: stdout",
     )
     batch.add_argument("--in_flight", type=int, default=8, help="queries at a time (default %(default)s)")
     batch.add_argument(
         "--on_error",
         choices=("stop", "skip"),
         default="stop",
-        help="skip leaves a query out that is at fault or cannot be scored, and says so; a server that is gone or too "
+        help="skip reports and leaves out a query that is faulty or cannot be scored; a server that is gone or too "
         "slow always stops (default %(default)s)",
     )
     add_server_flags(parser)

@@ -1,4 +1,4 @@
-"""What goes in and what comes out. N documents of a request."""
+"""The records of requests and of rankings."""
 
 from __future__ import annotations
 
@@ -40,27 +40,26 @@ class RankingRequest:
 
 @dataclass(frozen=True)
 class RankedDocument:
-    """``rank`` counts from 1, ``index`` is the place in the caller's list from 0, ``score`` is a logit and
-    ``probability`` its sigmoid; ``truncated`` says that the query or the document was longer than the model reads."""
+    """A document in its place in a ranking."""
 
-    rank: int
-    index: int
+    rank: int  # from 1
+    index: int  # in the caller's list, from 0
     doc_id: str
-    score: float
-    probability: float
-    truncated: bool
+    score: float  # a logit
+    probability: float  # the sigmoid of the score
+    truncated: bool  # the query or the document was longer than the model reads
     title: str
 
 
 class Scores(NamedTuple):
-    """Of a request's documents, in the caller's order."""
+    """The scores of a request's documents, in the caller's order."""
 
     logits: npt.NDArray[np.float32]  # [N]
     truncated: npt.NDArray[np.bool_]  # [N]
 
 
 def as_document(item: DocumentLike) -> Document:
-    """Raises InvalidRequestError for a field that is not a string."""
+    """Make a Document of what a caller gave. Raises InvalidRequestError for a field that is not a string."""
     if isinstance(item, Document):
         return item
     if isinstance(item, str):

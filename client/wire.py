@@ -1,4 +1,4 @@
-"""A ranking request as tensors, and the scores of an answer. N documents of a request."""
+"""A ranking request as tensors, and the scores of an answer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def inputs(query: str, documents: Sequence[Document]) -> list[grpc.InferInput]:
 
 
 def scores(result: Any, documents: int, server: str) -> Scores:
-    """Of tritonclient's answer. Raises InvalidAnswerError for what cannot rank."""
+    """Read the scores of tritonclient's answer. Raises InvalidAnswerError for scores that cannot rank."""
     logits, truncated = (result.as_numpy(name) for name in OUTPUTS)
     for name, tensor in zip(OUTPUTS, (logits, truncated), strict=True):
         shape = None if tensor is None else tensor.shape

@@ -1,4 +1,4 @@
-"""The flags that are ours among Locust's, and what they mean together."""
+"""The flags that we add to Locust's, and the settings that they make."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.connection import LONGEST_S
-from loadtest._schedule import KINDS
+from loadtest._schedule import ARRIVALS
 from loadtest._search import Objective, Plan
 from loadtest._traffic import Counts
 
@@ -19,23 +19,22 @@ LONGEST_WARM_UP_S = 86_400.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one run. ``rate`` (requests/s) or ``plan`` (a search) for an open loop, neither for users in a closed one.
-    ``seconds`` are of one rate and may be infinite; ``warm_up`` seconds go before and are not counted."""
+    """Settings of a run. Without ``rate`` and ``plan`` it is a closed loop, otherwise an open one."""
 
     queries: Path
-    counts: Counts
+    counts: Counts  # documents of a request
     seed: int
     model: str
     timeout_s: float
-    arrivals: str
-    in_flight: int
-    warm_up: float
-    seconds: float
-    rate: float | None
-    plan: Plan | None
+    arrivals: str  # poisson or constant
+    in_flight: int  # requests at a time, at most
+    warm_up: float  # seconds before each rate, not counted
+    seconds: float  # at one rate; may be infinite
+    rate: float | None  # requests/s
+    plan: Plan | None  # a search for the highest rate
     objective: Objective | None
     report: Path | None
-    metrics_url: str | None
+    metrics_url: str | None  # None is Triton's default, "" none
 
     @property
     def is_open(self) -> bool:
@@ -48,13 +47,13 @@ def add_flags(parser: Any) -> None:
         help='JSON lines {"query", "documents": [{"doc_id", "title", "summary"}]} (default %(default)s)')  # fmt: skip
     add("--documents", default="0", help="per request: 100, or 10:0.7,100:0.25,1000:0.05 (numbers and weights), or "
         "uniform:1-200; filled up from other queries. 0 (default) is the query's own")  # fmt: skip
-    add("--seed", type=int, default=0, help="of queries, numbers of documents and arrivals (default %(default)s)")
+    add("--seed", type=int, default=0, help="seed of queries, numbers of documents and arrivals (default %(default)s)")
     add("--model", default="ranker", help="default %(default)s")
     add("--timeout", type=float, default=30.0, help="seconds for an answer (default %(default)s)")
     add("--report", help="a directory for report.html and report.json, or PATH.html (and PATH.json beside it)")
     add("--metrics-url", help="Triton's metrics for the report (default http://HOST:8002/metrics; '' for none)")
     add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
-    add("--arrivals", choices=KINDS, default="poisson", help="of an open loop (default %(default)s)")
+    add("--arrivals", choices=ARRIVALS, default="poisson", help="of an open loop (default %(default)s)")
     add("--in-flight", type=int, default=512,
         help="open loop: what is due while so many are under way fails unsent (default %(default)s)")  # fmt: skip
     add("--warm-up", type=float, default=2.0, help="seconds before each rate, not counted (default %(default)s)")
@@ -69,7 +68,7 @@ def add_flags(parser: Any) -> None:
 
 
 def read_settings(options: Any) -> Settings:
-    """Raises ValueError that says which flags do not go together."""
+    """Settings from the flags. Raises ValueError that names flags which exclude each other or make no sense."""
     searches = options.slo_p99_ms is not None and options.rate is None
     if options.rate is not None or searches:
         _check_open_loop(options)

@@ -1,4 +1,4 @@
-"""Whether the load generator was itself the bottleneck: then its figures are of it, not of the server."""
+"""Whether the load generator was itself the bottleneck. Then its figures describe it, not the server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAG_MS = 5.0  # timers are good to a millisecond; less than some of them is no b
 
 
 class Watch:
-    """CPU time of this process from now on. For the thread that runs gevent's loop."""
+    """The CPU time of this process from now on. Made and stopped by the thread that runs gevent's loop."""
 
     def __init__(self) -> None:
         self._before = (time.perf_counter(), time.thread_time(), time.process_time())
@@ -30,7 +30,7 @@ class Watch:
 
 
 def with_limits(point: Point, bound: int | None) -> Point:
-    """The point, saying where the generator was the bottleneck. ``bound``: of requests in flight, open loop only."""
+    """The point with the limits of the generator in words. ``bound`` is that of requests in flight (open loop)."""
     generator, limits = point.generator, []
     cores = len(os.sched_getaffinity(0))
     if generator.thread_cpu >= BUSY or generator.process_cpu >= BUSY * cores:

@@ -1,4 +1,4 @@
-"""Sends requests at scheduled times, whether or not earlier ones were answered (open loop), on gevent's greenlets."""
+"""The open loop: send requests at scheduled times, whether or not earlier ones were answered. Uses gevent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ STOPPED_PATIENCE_S = 3.0
 
 
 class Outcome(NamedTuple):
-    """``cut_at``: seconds from the beginning when the run was stopped before its schedule was over."""
+    """The requests of a run."""
 
     samples: list[Sample]
-    cut_at: float | None
+    cut_at: float | None  # seconds from the beginning, where the run was stopped before its schedule was over
 
 
 class OpenLoop:
-    """Latency counts from when a request was due: time that it waits here, for whatever reason, is not forgotten.
+    """Latency counts from when a request was due, and therefore includes any time that it waits here.
 
-    A request that is due while ``bound`` requests are in flight is not sent and counts as failed, so a server that
-    stops answering cannot make the load generator hold requests without end.
+    A request that is due while ``bound`` requests are in flight is not sent and counts as failed. A server that stops
+    answering therefore cannot make the load generator hold ever more requests.
     """
 
     def __init__(self, bound: int) -> None:
@@ -41,7 +41,7 @@ class OpenLoop:
         self.in_flight = 0
 
     def stop(self) -> None:
-        """No more requests; those in flight get some seconds."""
+        """Send no more requests; those in flight get some seconds."""
         self._stop.set()
 
     @property
@@ -49,8 +49,11 @@ class OpenLoop:
         return bool(self._stop.is_set())
 
     def run(self, schedule: Schedule, begin: float, send: Send, heard: Heard) -> Outcome:
-        """Until the last answer. ``schedule``: when each request is due, in seconds from ``begin``, which is a time of
-        time.perf_counter; those due before it (negative) are warm-up and in no sample."""
+        """Send all requests of ``schedule`` and wait for the last answer.
+
+        Each is due some seconds after ``begin``, a time of time.perf_counter. Requests due before it (negative) are
+        warm-up and in no sample.
+        """
         samples: list[Sample] = []
 
         def note(sample: Sample, failure: RankingError | None) -> None:
@@ -79,7 +82,7 @@ class OpenLoop:
         return Outcome(samples, cut_at)
 
     def _wait(self, under_way: dict[gevent.Greenlet, Sample]) -> None:
-        """Every call has a time limit of its own, so this ends; sooner once the run is stopped."""
+        """Wait for the answers. Every call has a time limit, therefore this ends; sooner once the run is stopped."""
         patience = STOPPED_PATIENCE_S
         while under_way and patience > 0:
             waited = time.perf_counter()

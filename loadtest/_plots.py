@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG texts that stand in the page. Needs matplotlib."""
+"""The pictures of a report, as SVG texts for its page. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BLUE, ORANGE, GREEN, RED = "#1f5fa8", "#d9730d", "#2e8540", "#b3261e"
 
 
 def draw(report: Report) -> list[tuple[str, str]]:
-    """(title, SVG) of each picture: by rate, or in the course of time where there is one rate only."""
+    """Title and SVG of each picture: by rate, or over time where there is only one rate."""
     if len(report.points) == 1:
         (point,) = report.points
         since = "sent" if point.users is not None else "due"
         return [
             (f"Latency by when requests were {since}", _svg(lambda axes: _latency_in_time(axes, point, report))),
-            ("Requests in the course of time", _svg(lambda axes: _requests_in_time(axes, point))),
+            ("Requests over time", _svg(lambda axes: _requests_in_time(axes, point))),
         ]
     points = sorted({_load(point): point for point in report.points}.values(), key=_load)  # of each rate the last time
     drawn: list[tuple[str, Callable[[Axes], None]]] = [
@@ -69,7 +69,7 @@ def _abscissa(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _apart(ticks: Sequence[float]) -> list[float]:
-    """Those that leave room for their labels on a logarithmic axis."""
+    """The ticks that leave room for their labels on a logarithmic axis."""
     kept: list[float] = []
     for tick in ticks:
         if not kept or tick > kept[-1] * (ticks[-1] / ticks[0]) ** 0.08:

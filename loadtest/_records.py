@@ -1,4 +1,4 @@
-"""What a run leaves: a point for each rate (or number of users), all of them in a report."""
+"""The report of a run, with a point for each rate or number of users."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest._samples import Percentiles, Sample
+from loadtest._samples import Percentiles, Sample, Slice, slices
 from loadtest._search import Objective, Verdict
-from loadtest._timeline import Slice, slices
 
 SINGLE = "single"  # the stage of a run that measures once
 BOUNDS_MS = tuple(digit * 10.0**power for power in range(5) for digit in (1, 2, 5))
@@ -18,17 +17,16 @@ BOUNDS_MS = tuple(digit * 10.0**power for power in range(5) for digit in (1, 2, 
 
 @dataclass(frozen=True)
 class Generator:
-    """The load generator itself. Shares of one core: of its only thread that runs Python, and of the whole process.
-    ``limits`` says in words where it was the bottleneck; empty where it was not."""
+    """The load generator itself."""
 
-    thread_cpu: float
-    process_cpu: float
-    limits: tuple[str, ...] = ()
+    thread_cpu: float  # share of one core that its only thread of Python used
+    process_cpu: float  # the same of the whole process
+    limits: tuple[str, ...] = ()  # where it was the bottleneck, in words
 
 
 @dataclass(frozen=True)
 class ModelTimes:
-    """Means over the requests of one model that Triton answered in the time, in milliseconds each."""
+    """Means over the requests of one model that Triton answered during a point."""
 
     model: str
     requests: int
@@ -41,9 +39,10 @@ class ModelTimes:
 class Point:
     """One rate (open loop) or number of users (closed loop), measured for ``seconds``.
 
-    ``offered`` and ``achieved`` are requests a second: due in the time, and answered over the time until the last
-    answer. ``latency_ms`` counts from when a request was due, ``service_ms`` from when it was sent, ``lag_ms`` is
-    what lies between; failed requests are in none of them. ``slower_than_ms``: (latency, how many took longer).
+    ``offered`` and ``achieved`` are requests a second: those due in the time, and those answered over the time until
+    the last answer. ``latency_ms`` counts from when a request was due, ``service_ms`` from when it was sent, and
+    ``lag_ms`` is the time between; failed requests are in none of them. ``slower_than_ms`` has pairs of a latency and
+    the number of requests that took longer.
     """
 
     stage: str
@@ -73,8 +72,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a run. ``found`` is the highest rate that held the objective (search only), ``result`` a line of words,
-    ``notes`` what a reader must know besides, ``bottleneck`` where the load generator was it (empty: nowhere)."""
+    """The whole of a run.
+
+    ``found`` is the highest rate that held the objective (search only). ``result`` is one line. ``notes`` are what a
+    reader must know besides. ``bottleneck`` says where the load generator was the bottleneck, "" if nowhere.
+    """
 
     mode: str
     started: str
@@ -93,7 +95,7 @@ def summarise(
     samples: Sequence[Sample], seconds: float, generator: Generator, *, stage: str,
     rate: float | None = None, users: int | None = None,
 ) -> Point:  # fmt: skip
-    """``seconds``: how long requests were due. Closed loops are summarised the same: due is when they were sent."""
+    """Summarise requests that were due during ``seconds``. In a closed loop a request is due when it is sent."""
     answered = [sample for sample in samples if not sample.failure]
     dropped = sum(sample.dropped for sample in samples)
     until = max([seconds, *(sample.end for sample in answered)])

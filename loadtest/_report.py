@@ -1,4 +1,4 @@
-"""Writes a report: one HTML file that needs nothing else, and JSON for programs."""
+"""Write a report: one HTML file that needs nothing else, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jinja2
 
+from client.files import appears_whole
 from loadtest._records import Report, as_json
 from loadtest._results import load
 
@@ -22,13 +23,13 @@ class Paths(NamedTuple):
 
 
 def report_paths(target: Path) -> Paths:
-    """PATH.html and PATH.json for PATH.html, report.html and report.json in any other directory."""
+    """PATH.html and PATH.json for PATH.html; report.html and report.json in any other path, a directory."""
     html = target if target.suffix == ".html" else target / "report.html"
     return Paths(html, html.with_suffix(".json"))
 
 
 def check_target(target: Path) -> None:
-    """Before a run, what would spoil its report at the end. Raises ValueError."""
+    """Check before a run that its report can be written. Raises ValueError."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--report draws with matplotlib, which is not installed: pip install -e '.[loadtest]'")
     html = report_paths(target).html
@@ -41,9 +42,11 @@ def check_target(target: Path) -> None:
 
 
 def write(report: Report, paths: Paths) -> None:
-    """Each file is whole or not there. Raises OSError."""
-    _replace(paths.html, page(report))
-    _replace(paths.json, json.dumps(as_json(report), indent=1, allow_nan=False) + "\n")
+    """Write both files, each whole or not at all. Raises DisRankerError."""
+    texts = {paths.html: page(report), paths.json: json.dumps(as_json(report), indent=1, allow_nan=False) + "\n"}
+    for path, text in texts.items():
+        with appears_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def page(report: Report) -> str:
@@ -53,13 +56,3 @@ def page(report: Report) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     points = sorted(report.points, key=lambda point: point.rate or point.users or 0)
     return template.render(report=report, points=points, pictures=draw(report), load=load)
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

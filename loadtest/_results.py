@@ -1,4 +1,4 @@
-"""Results in words: a line for each rate, what a run showed, and what a reader must know besides."""
+"""Results in words: a line for each rate, the result of a run, and notes for its reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load(point: Point) -> str:
 
 
 def plan_in_words(settings: Settings) -> str:
-    """What is about to happen."""
+    """The line that announces an open loop."""
     load = f"{settings.rate:g} requests/s" if settings.plan is None else f"from {settings.plan.lowest:g} requests/s on"
     seconds = f"{settings.seconds:g} s" if settings.seconds < math.inf else "until Ctrl-C"
     each = "" if settings.plan is None else " at each rate"
@@ -28,7 +28,7 @@ def plan_in_words(settings: Settings) -> str:
 
 
 def in_a_line(point: Point) -> str:
-    """What the terminal shows of a rate."""
+    """The lines that the terminal shows for a rate."""
     parts = [f"{point.stage} {load(point)}: offered {point.offered:.1f}/s, achieved {point.achieved:.1f}/s"]
     parts.append(f"{point.documents_per_second:.0f} documents/s")
     if point.latency_ms and point.service_ms:
@@ -48,7 +48,7 @@ def in_words(objective: Objective) -> str:
 
 
 def search_result(found: Found | None, points: Sequence[Point], settings: Settings) -> tuple[str, int]:
-    """A line, and the exit code."""
+    """The result of a search, and the exit code."""
     assert settings.objective is not None
     assert settings.plan is not None
     goal = in_words(settings.objective)
@@ -64,7 +64,7 @@ def search_result(found: Found | None, points: Sequence[Point], settings: Settin
 
 
 def rate_result(points: Sequence[Point], settings: Settings) -> tuple[str, int]:
-    """One rate, with an objective or without."""
+    """The result of one rate, and the exit code."""
     if not points or not points[0].requests:
         return "no request was due before the run was stopped", FAILED
     (point,) = points
@@ -87,7 +87,7 @@ def _latency(what: str, point: Point) -> str:
 
 
 def bottleneck(points: Sequence[Point]) -> str:
-    """Where the load generator was it, in a sentence; empty where it was nowhere."""
+    """Say where the load generator was the bottleneck; "" if nowhere."""
     limited = dict.fromkeys(load(point) for point in points if point.generator.limits)
     return f"At {', '.join(limited)} {OWN_BOTTLENECK}: the server may do better than this shows" if limited else ""
 
@@ -106,7 +106,7 @@ def notes(points: Sequence[Point], about_server: str, stopped: bool) -> tuple[st
 
 
 def described(settings: Settings) -> Mapping[str, Any]:
-    """The settings of the run as a reader of the report needs them, by flag."""
+    """The settings of the run for the readers of the report."""
     shown: dict[str, Any] = {"queries": str(settings.queries), "documents": settings.counts.text, "seed": settings.seed}
     shown |= {"model": settings.model, "timeout (s)": settings.timeout_s}
     if settings.is_open:

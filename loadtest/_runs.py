@@ -1,4 +1,4 @@
-"""The course of a run: one rate, a search for the highest, or users in a closed loop; each leaves a report."""
+"""Runs: one rate, a search for the highest rate, or users in a closed loop. Each makes a report."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CONFIRMATION_TIMES = 3  # as long as a step
 
 
 class StoppedError(Exception):
-    """The run was stopped by its user in the middle."""
+    """The user stopped the run."""
 
 
 class Server:
-    """Triton's counters, as long as there are any: the first failure is noted and ends the asking."""
+    """Triton's counters. The first failure is noted, and nothing is asked after it."""
 
     def __init__(self, url: str | None) -> None:
         self._url, self.note = url, ""
@@ -70,7 +70,7 @@ class OpenLoopRun:
         self.rate = 0.0  # that is measured now
 
     def run(self, send: Send, heard: Heard) -> None:
-        """All of it; ``heard`` gets each request that counts."""
+        """Run to the end. ``heard`` gets each request that counts."""
         settings, self._send, self._heard = self._settings, send, heard
         self._say(plan_in_words(settings))
         try:
@@ -141,7 +141,7 @@ class OpenLoopRun:
         self._say(in_a_line(point))
 
     def _schedule(self, rate: float, seconds: float) -> Iterator[tuple[float, Request]]:
-        """Every rate gets arrivals and requests of its own."""
+        """Arrivals and requests of a rate; every rate has its own."""
         settings, seed = self._settings, self._settings.seed + len(self._points)
         times = arrivals(settings.arrivals, rate, settings.warm_up + seconds, seed)
         for due, request in zip(times, Traffic(self._groups, settings.counts, seed), strict=False):
@@ -149,25 +149,25 @@ class OpenLoopRun:
 
 
 class ClosedLoopRun:
-    """Users who wait for their answers; ``heard`` gets each request as it is answered."""
+    """Users who wait for their answers. ``heard`` is called with each request as it is answered."""
 
     def __init__(self, settings: Settings, host: str, server: Server) -> None:
         self._settings, self._host, self._server = settings, host, server
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """When a test starts; the page can start several, and the last one is reported."""
+        """Begin when a test starts. The page can start several; the last one is reported."""
         self._samples: list[Sample] = []
         self._users = 0
         self._started = datetime.now(UTC)
         self._begin, self._watch, self._before = time.perf_counter(), Watch(), self._server.look()
 
     def joined(self) -> None:
-        """A user began."""
+        """Count a user that began."""
         self._users += 1
 
     def heard(self, request: Request, sent: float, failure: str) -> None:
-        """``sent`` is a time of time.perf_counter, and the answer came now."""
+        """Note a request whose answer came now. ``sent`` is a time of time.perf_counter."""
         now, sent = time.perf_counter() - self._begin, sent - self._begin
         answer = 0 if failure else request.response_bytes
         documents = len(request.documents)

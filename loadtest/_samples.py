@@ -1,17 +1,21 @@
-"""One request as it was sent and answered, and percentiles of many."""
+"""One request as it was sent and answered, percentiles of many, and slices of time."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from loadtest._search import nearest_rank
 
+SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+MOST_SLICES = 120  # in a picture
+LEAST_SLICE_S = 0.25
+
 
 class Sample(NamedTuple):
-    """One request. Times are seconds from the beginning of what is measured: when it was due, was sent, was done.
-    ``failure`` is "" for an answer; what was ``dropped`` was never sent."""
+    """One request. Times are seconds from the beginning of the measurement."""
 
     due: float
     sent: float
@@ -19,8 +23,8 @@ class Sample(NamedTuple):
     documents: int
     request_bytes: int
     response_bytes: int
-    failure: str = ""
-    dropped: bool = False
+    failure: str = ""  # "" for an answer
+    dropped: bool = False  # never sent
 
     @property
     def latency_ms(self) -> float:
@@ -29,7 +33,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Percentiles:
-    """In milliseconds; percentiles are nearest ranks, so each is a time that was measured."""
+    """Percentiles in milliseconds. They are nearest ranks, therefore each is a time that was measured."""
 
     mean: float
     p50: float
@@ -41,7 +45,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, milliseconds: Sequence[float]) -> Percentiles | None:
-        """None if there is nothing."""
+        """The percentiles of some times; None if there are none."""
         if not milliseconds:
             return None
         ascending = sorted(milliseconds)
@@ -49,4 +53,35 @@ class Percentiles:
         return cls(mean=sum(ascending) / len(ascending), max=ascending[-1], **ranks)
 
 
-SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+@dataclass(frozen=True)
+class Slice:
+    """Requests a second in a slice of the time. A stall shows here; in the percentiles of a run it hardly does."""
+
+    begin: float  # seconds from the beginning of the run
+    due: float
+    answered_then: float  # answered in this slice, whenever they were due
+    failed: float  # of those due in this slice
+    latency_ms: Percentiles | None  # of those due in this slice
+
+
+def slices(samples: Sequence[Sample], seconds: float) -> tuple[Slice, ...]:
+    """Slices of equal length, as many as a picture can show."""
+    until = max([seconds, *(sample.end for sample in samples if not sample.failure)])
+    if not until > 0:
+        return ()
+    length = max(LEAST_SLICE_S, until / MOST_SLICES)
+    due: dict[int, list[Sample]] = defaultdict(list)
+    ended: dict[int, int] = defaultdict(int)
+    for sample in samples:
+        due[int(sample.due / length)].append(sample)
+        ended[int(sample.end / length)] += not sample.failure
+    return tuple(
+        Slice(
+            begin=number * length,
+            due=len(due[number]) / length,
+            answered_then=ended[number] / length,
+            failed=sum(1 for sample in due[number] if sample.failure) / length,
+            latency_ms=Percentiles.of([sample.latency_ms for sample in due[number] if not sample.failure]),
+        )
+        for number in range(int(until / length) + 1)
+    )

@@ -1,4 +1,7 @@
-"""When requests are sent, decided before the first one is: whatever the server does, it changes nothing here."""
+"""When requests of an open loop are due.
+
+It needs the standard library only: the benches' workers import it where nothing of ours is installed.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import itertools
 import random
 from collections.abc import Iterator
 
-KINDS = ("poisson", "constant")
+ARRIVALS = ("poisson", "constant")
 
 
 def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Seconds from the beginning, ascending, below ``seconds`` (which may be infinite).
+    """The times at which requests are due, in seconds from the beginning, below ``seconds`` (which may be infinite).
 
-    ``poisson``: independent callers, with exponential gaps of mean ``1 / rate``; the seed decides which.
-    ``constant``: a request every ``1 / rate`` seconds, the first one at 0.
+    They are decided before the first request, whatever the server does. ``poisson`` stands for independent callers,
+    with gaps that are exponential, have the mean ``1 / rate`` and depend on the seed. ``constant`` is a request every
+    ``1 / rate`` seconds, the first one at 0.
     """
-    if kind not in KINDS or not rate > 0:
+    if kind not in ARRIVALS or not rate > 0:
         raise ValueError(f"{kind} arrivals at {rate} a second")
     times = _poisson(rate, seed) if kind == "poisson" else (number / rate for number in itertools.count())
     return itertools.takewhile(lambda due: due < seconds, times)

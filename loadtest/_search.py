@@ -1,4 +1,4 @@
-"""Whether an objective holds, and the highest rate at which it does. Pure: measuring is the caller's."""
+"""Whether an objective holds, and the search for the highest rate at which it does. The caller measures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reason`` says in words by what the objective failed, or by how much it holds."""
+    """Whether an objective holds; ``reason`` says why not, or by how much."""
 
     holds: bool
     reason: str
 
 
 def judge(objective: Objective, answered_ms: Sequence[float], failed: int) -> Verdict:
-    """``answered_ms[N]``: latencies of the requests that were answered. A failed one took for ever."""
+    """Judge by the latencies of the answered requests. A failed request counts as one that took for ever."""
     requests = len(answered_ms) + failed
     if not requests:
         return Verdict(False, "no request was due in this time")
@@ -49,9 +49,12 @@ def nearest_rank(ascending: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rates from ``lowest`` (requests/s), times ``factor`` each, up to ``highest``; then bisection until the highest
+    """The plan of a search.
+
+    Rates rise from ``lowest`` (requests/s) by ``factor`` up to ``highest``. Bisection follows, until the highest rate
     that held and the lowest that did not are within ``tolerance`` of each other. A rate has failed after ``tries``
-    measurements: one hiccup of the machine would else cut the search short, and a lucky one is not confirmed."""
+    measurements, so that one hiccup of the machine does not end the search.
+    """
 
     lowest: float
     highest: float
@@ -71,11 +74,10 @@ class Plan:
 
 
 class Found(NamedTuple):
-    """``rate``: the highest that held, confirmed; None if not even the lowest did. ``bounded``: no rate failed, the
-    plan's highest was reached."""
+    """The result of a search."""
 
-    rate: float | None
-    bounded: bool
+    rate: float | None  # the highest that held, confirmed; None if not even the lowest held
+    bounded: bool  # no rate failed up to the plan's highest
 
 
 Holds = Callable[[float, str], bool]  # rate and stage -> whether the objective holds, by measuring
@@ -103,7 +105,7 @@ def find_highest(measure: Holds, plan: Plan) -> Found:
 
 
 def _climb(holds: Holds, plan: Plan) -> tuple[float | None, float | None]:
-    """The last rate that held and the first that did not."""
+    """Climb to the first rate that does not hold. Returns the last that held, and that one."""
     held, rate = None, plan.lowest
     while holds(rate, STEP):
         held = rate
@@ -114,7 +116,7 @@ def _climb(holds: Holds, plan: Plan) -> tuple[float | None, float | None]:
 
 
 def _confirm(holds: Holds, rate: float, plan: Plan) -> float | None:
-    """A single step may have been lucky: what does not hold again gives way to lower rates, further each time."""
+    """Measure again, since a single step may have been lucky; go to lower rates, further each time, until one holds."""
     back = plan.tolerance
     while not holds(rate, CONFIRMATION):
         if rate <= plan.lowest:

@@ -1,7 +1,7 @@
-"""What is sent: the queries of a file, each with as many documents as a distribution says.
+"""The requests of a load, queries of a file with drawn numbers of documents, and the times at which they are due.
 
-The name begins with an underscore, as those of all files here but one: `locust -f loadtest/` takes every other for a
-locustfile. Nothing here needs gevent, so other programs can send the very same requests.
+All files here but one have names that begin with an underscore, since `locust -f loadtest/` takes every other file for
+a locustfile. Nothing here needs gevent; other programs can send the same requests.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from client import Document, InvalidRequestError
@@ -24,26 +23,26 @@ MANY = 10_000
 
 @dataclass(frozen=True)
 class Request:
-    """One query and what is ranked for it."""
+    """One query and the documents to rank for it."""
 
     query: str
     documents: tuple[Document, ...]
 
     @property
     def request_bytes(self) -> int:
-        """Of the tensors: every text as UTF-8, and its length. Headers are not counted."""
+        """The size of the tensors: every text as UTF-8, and its length. Headers are not counted."""
         texts = [self.query, *(text for document in self.documents for text in (document.title, document.summary))]
         return sum(LENGTH_BYTES + len(text.encode("utf-8", "replace")) for text in texts)
 
     @property
     def response_bytes(self) -> int:
-        """Of the tensors of a whole answer."""
+        """The size of the tensors of a whole answer."""
         return ANSWER_BYTES * len(self.documents)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many documents a request has: ``numbers`` drawn by weight. 0 stands for the query's own documents."""
+    """The numbers of documents of requests, drawn by weight. 0 stands for the query's own documents."""
 
     text: str  # as it was given
     numbers: tuple[int, ...]
@@ -51,8 +50,10 @@ class Counts:
 
     @classmethod
     def parse(cls, text: str) -> Counts:
-        """``100``, ``10:0.7,100:0.25,1000:0.05`` (numbers and weights) or ``uniform:1-200``; ``0`` is the query's own.
-        Raises ValueError that says what is wrong."""
+        """Read ``100``, ``10:0.7,100:0.25,1000:0.05`` (numbers and weights), ``uniform:1-200`` or ``0``.
+
+        Raises ValueError that says what is wrong.
+        """
         if match := re.fullmatch(r"uniform:(\d+)-(\d+)", text):
             low, high = int(match[1]), int(match[2])
             if not 1 <= low <= high <= MANY:
@@ -74,15 +75,17 @@ class Counts:
 
     @classmethod
     def _of(cls, text: str, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
-        return cls(text, tuple(numbers), tuple(accumulate(weights)))
+        return cls(text, tuple(numbers), tuple(itertools.accumulate(weights)))
 
     def draw(self, randomness: random.Random) -> int:
         return randomness.choices(self.numbers, cum_weights=self.cumulative_weights)[0]
 
 
 class Traffic:
-    """Requests without end: a drawn query with its own documents first, then others from a drawn place on. The same
-    seed gives the same requests."""
+    """Endless requests: a drawn query with its own documents first, then others from a drawn place on.
+
+    The same seed gives the same requests.
+    """
 
     def __init__(self, groups: Sequence[Request], counts: Counts, seed: int) -> None:
         self._groups, self._counts, self._random = groups, counts, random.Random(seed)

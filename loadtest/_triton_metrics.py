@@ -1,4 +1,4 @@
-"""How long requests waited and were computed inside the server, by Triton's Prometheus endpoint."""
+"""The queue and compute times inside the server, by Triton's Prometheus endpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MetricsError(Exception):
 
 
 def read_counters(url: str) -> Counters:
-    """Raises MetricsError."""
+    """Read the counters of all models. Raises MetricsError."""
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             text = answer.read().decode("utf-8", "replace")
@@ -39,7 +39,7 @@ def read_counters(url: str) -> Counters:
 
 
 def parse(text: str) -> Counters:
-    """Raises MetricsError where the text is not of Prometheus' format."""
+    """Parse Prometheus' text format. Raises MetricsError for any other text."""
     counters: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     try:
         for family in text_string_to_metric_families(text):
@@ -53,7 +53,7 @@ def parse(text: str) -> Counters:
 
 
 def between(before: Counters, after: Counters) -> tuple[ModelTimes, ...]:
-    """Means over what was answered between two looks, for the models that answered anything."""
+    """Means over the requests between two readings, for the models that answered any."""
     found = []
     for model in sorted(after):
         grown = {name: after[model].get(name, 0.0) - before.get(model, {}).get(name, 0.0) for name in WANTED}
@@ -72,6 +72,6 @@ def between(before: Counters, after: Counters) -> tuple[ModelTimes, ...]:
 
 
 def default_url(host: str) -> str:
-    """Where Triton's metrics are by default, of the first of ``host:port,host:port`` for gRPC."""
+    """The default address of Triton's metrics, for the first of ``host:port,host:port`` of gRPC."""
     name = host.split(",")[0].rpartition(":")[0]
     return f"http://{name}:8002/metrics"

@@ -1,4 +1,4 @@
-"""Who sends the requests. gevent must be initialised in gRPC before any of them is made (locustfile.py)."""
+"""Locust's users, who send the requests. locustfile.py initialises gevent in gRPC before the first of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = "localhost:8001"
 
 @dataclass
 class Course:
-    """What users and listeners share: where the load goes, what it is drawn from, and what is measured here."""
+    """What users and listeners share: the server, the requests, and the measurements."""
 
     host: str
     settings: Settings
@@ -35,7 +35,7 @@ class Course:
     interrupted: bool = False
 
     def connect(self) -> RankingClient:
-        """Nothing is tried again: a load test counts what is refused."""
+        """Connect with one attempt for each call, since a load test counts refusals."""
         servers = [server.strip() for server in self.host.split(",")]
         return RankingClient(servers, self.settings.model, self.settings.timeout_s, attempts=1)
 
@@ -50,7 +50,7 @@ class _CourseUser(User):
 
 
 class RankingUser(_CourseUser):
-    """Sends the next request when the last one is answered. The size of an answer is in bytes of its tensors."""
+    """Sends the next request when the last one is answered."""
 
     wait_time = constant(0)
     numbers = itertools.count()
@@ -59,7 +59,7 @@ class RankingUser(_CourseUser):
         settings = self.course.settings
         self.client = self.course.connect()
         self.traffic = Traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
-        with suppress(RankingError):  # the first request says it too
+        with suppress(RankingError):  # the first request reports it too
             self.client.document_limit()
         if self.course.closed_loop:
             self.course.closed_loop.joined()
@@ -83,7 +83,7 @@ class RankingUser(_CourseUser):
 
 
 class OpenLoopUser(_CourseUser):
-    """Stands for all callers of an open loop; taken in place of the other where a rate or an objective is given."""
+    """Stands for all callers of an open loop. Replaces RankingUser where a rate or an objective is given."""
 
     abstract = True
 
@@ -97,7 +97,7 @@ class OpenLoopUser(_CourseUser):
     def drive(self) -> None:
         assert self.course.open_loop
         try:
-            with suppress(RankingError):  # the first request says it too
+            with suppress(RankingError):  # the first request reports it too
                 self.client.document_limit()
             self.course.open_loop.run(self.send, self.heard)
         finally:

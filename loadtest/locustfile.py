@@ -19,6 +19,7 @@ from grpc.experimental.gevent import init_gevent
 from locust import events
 
 from client import RankingError
+from client.errors import DisRankerError
 from loadtest._flags import add_flags, read_settings
 from loadtest._open_loop import STOPPED_PATIENCE_S
 from loadtest._records import Report
@@ -72,7 +73,7 @@ def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
 
 
 def _server(course: Course) -> Server:
-    """Raises MetricsError if the endpoint that was asked for does not answer."""
+    """The server's counters. Raises MetricsError if the endpoint that a flag names does not answer."""
     settings = course.settings
     if settings.metrics_url:
         read_counters(settings.metrics_url)
@@ -81,7 +82,7 @@ def _server(course: Course) -> Server:
 
 
 def _interrupt(environment: Any) -> None:
-    """Ctrl-C. As an exception it would end whatever greenlet runs, and its request or the whole run with it."""
+    """Handle Ctrl-C. As an exception it would end the greenlet that runs, and its request or the whole run with it."""
     course: Course = environment.course
     if course.interrupted:
         _leave(130)
@@ -129,8 +130,8 @@ def report(environment: Any, **_: Any) -> None:
 def _write(found: Report, paths: Paths) -> bool:
     try:
         write(found, paths)
-    except OSError as error:
-        _say(f"error: {error.filename}: {error.strerror}")
+    except DisRankerError as error:
+        _say(f"error: {error}")
         return False
     _say(f"report: {paths.html} and {paths.json.name} beside it")
     return True
@@ -144,7 +145,7 @@ def _say_documents(total: Any) -> None:
 
 @events.quit.add_listener
 def skip_teardown(exit_code: int, **_: Any) -> None:
-    """Under gevent, gRPC's threads may hold the locks that the interpreter's own end then waits for, for ever."""
+    """Skip the interpreter's own end: under gevent it may wait for ever for locks that gRPC's threads hold."""
     atexit.register(_leave, exit_code)
 
 

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and what stands before and around them."""
+"""The ASGI application: its routes and middleware."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Health(BaseModel):
 
 
 class Model(BaseModel):
-    """As Cohere lists them."""
+    """A model, as Cohere lists it."""
 
     name: str
     endpoints: list[str] = ["rerank"]
@@ -45,13 +45,13 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """The first is the default."""
+    """All models; the first is the default."""
 
     models: list[Model]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Raises RankingError for settings that cannot be meant."""
+    """Make the application. Raises RankingError for settings that make no sense."""
     connections, metrics = settings.connections(), Metrics()
 
     @asynccontextmanager

@@ -18,19 +18,18 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 @dataclass(frozen=True)
 class Chunking:
-    """Pieces of ``words`` words (0: documents stay whole), of which ``overlap`` are also the end of the piece before;
-    at most ``pieces`` of a document, what comes after is not read."""
+    """How documents are cut into pieces."""
 
-    words: int = 0
-    overlap: int = 0
-    pieces: int = 10
+    words: int = 0  # of a piece; 0 leaves documents whole
+    overlap: int = 0  # words of a piece that also end the piece before
+    pieces: int = 10  # of a document, at most; the rest is not read
 
     def __post_init__(self) -> None:
         if self.words and not 0 <= self.overlap < self.words:
             raise ValueError(f"chunk_overlap must be below chunk_words ({self.words}), not {self.overlap}")
 
     def at_most(self, pieces: int | None) -> Chunking:
-        """With a limit that a request sets, if it is lower."""
+        """The same with a request's own limit, if it is lower."""
         return self if pieces is None else replace(self, pieces=min(pieces, self.pieces))
 
 
@@ -43,7 +42,7 @@ class Pieces:
     unread: list[bool]  # [N] more pieces than may be
 
     def merged(self, scores: Scores) -> Scores:
-        """The pieces' scores[P] as the documents'[N]: the maximum, and cut if any piece was, or was left out."""
+        """The documents' scores[N] from the pieces' [P]: the highest; cut if any piece was cut or left out."""
         if not self.starts:
             return scores
         logits = np.maximum.reduceat(scores.logits, self.starts)

@@ -1,4 +1,4 @@
-"""POST /v1/rerank and /v2/rerank: Cohere's format, which is Jina's too but for what both add to the answer."""
+"""POST /v1/rerank and /v2/rerank in the format of Cohere, and of Jina, which adds other fields to the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Given = str | dict[str, str]
 
 
 class RerankRequest(BaseModel):
-    """Fields that are not named here are ignored."""
+    """A request. Fields that are not named here are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -39,23 +39,22 @@ class RerankRequest(BaseModel):
 
 
 class Result(BaseModel):
-    """``relevance_score`` is a probability; ``truncated`` says that it was, with the query, longer than
-    the model reads."""
+    """A document of the answer."""
 
     index: int
-    relevance_score: float
-    truncated: bool
+    relevance_score: float  # a probability
+    truncated: bool  # with the query, the document was longer than the model reads
     document: dict[str, str] | None = None
 
 
 class Units(BaseModel):
-    """As Cohere counts; nobody is billed."""
+    """Search units as Cohere counts them; nobody is billed."""
 
     search_units: int
 
 
 class ApiVersion(BaseModel):
-    """Of the route that was asked."""
+    """The version of the route."""
 
     version: str
 
@@ -76,7 +75,7 @@ class Usage(BaseModel):
 
 
 class RerankResponse(BaseModel):
-    """The best first."""
+    """The answer; the best document is the first."""
 
     id: str
     model: str
@@ -114,7 +113,7 @@ async def rerank(body: RerankRequest, ranker: TheRanker, request: Request, respo
 
 
 def _document(item: Given, index: int, rank_fields: list[str] | None) -> Document:
-    """Strings and ``text`` are what Cohere knows; title and summary are ours, and have places of their own."""
+    """Cohere knows strings and ``text``; titles and summaries are ours, and have fields of their own."""
     if isinstance(item, str):
         return Document(summary=item)
     fields = rank_fields or (["text"] if "text" in item else ["title", "summary"])

@@ -1,4 +1,4 @@
-"""What a request passes before it is parsed: it is counted, needs a key and a place, and has a limited size."""
+"""Checks before a request is parsed. It is counted, needs a key and a free place, and has a limited size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER = "other"
 
 
 class Counting:
-    """Requests by route and status code, their times, and those in flight."""
+    """Counts requests by route and status code, their times, and those in flight."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
@@ -47,7 +47,7 @@ class Counting:
 
 
 class Guard:
-    """Before the rerank routes. A client that goes away has its work cancelled."""
+    """Stands before the rerank routes. The work for a client that goes away is cancelled."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -101,7 +101,7 @@ class Guard:
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """None if the client went away in the middle of it."""
+        """Read the body; None if the client went away in the middle of it."""
         limit = self._settings.max_body_bytes
         too_large = Problem(413, f"the body is larger than {limit} bytes: send fewer documents at a time")
         length = headers.get("content-length", "0")
@@ -122,7 +122,7 @@ class Guard:
 
 
 def _replay(body: bytes) -> Receive:
-    """The body that was read already; what comes after it is for whoever watches the connection."""
+    """Hand on the body that was read already. Later messages are for the task that watches the connection."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Message:

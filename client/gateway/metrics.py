@@ -1,4 +1,4 @@
-"""What /metrics shows: counts and times, never text."""
+"""The metrics of /metrics: counts and times, never text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Metrics:
-    """One gateway's; each has a registry of its own, so that several can live in one process."""
+    """The metrics of one gateway. Each has a registry, so that several gateways can live in one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -30,13 +30,13 @@ class Metrics:
         self._truncated = self._per_model("truncated_documents", "Longer, with their query, than the model reads")
 
     def count(self, model: str, scores: Scores, pieces: int) -> None:
-        """A request that was scored."""
+        """Count a request that was scored."""
         self._documents.labels(model).inc(len(scores.logits))
         self._pieces.labels(model).inc(pieces)
         self._truncated.labels(model).inc(int(scores.truncated.sum()))
 
     def text(self) -> bytes:
-        """Prometheus' format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _per_model(self, name: str, description: str) -> Counter:

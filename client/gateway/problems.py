@@ -1,4 +1,4 @@
-"""What went wrong, as a status code and a body in the format of the API that was asked."""
+"""Errors as a status code and a body in the format of the API."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Problem(Exception):  # noqa: N818 - most are the caller's
 
 
 def of_ranking(error: RankingError) -> Problem:
-    """A later request may do better after 503; 502 is for whoever runs the gateway."""
+    """A RankingError as a Problem. After 503 a later request may succeed; 502 concerns whoever runs the gateway."""
     if isinstance(error, InvalidRequestError):
         return Problem(422, str(error))
     if isinstance(error, RequestTimeoutError):
@@ -68,7 +68,7 @@ def of_ranking(error: RankingError) -> Problem:
 
 
 def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """From pydantic's errors: the first place that is wrong. Never the value, which may be text."""
+    """Pydantic's errors as a Problem that names the first faulty field. Never the value, which may be text."""
     if errors[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {errors[0]['ctx']['error']}")
     place = _place(errors[0])
@@ -79,7 +79,7 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
 
 
 def _place(error: Mapping[str, Any]) -> str:
-    """The field, with the index in a list; not the branch of a union that was tried."""
+    """The name of the field, with the index in a list, without the branch of a union."""
     _, *where = error["loc"]
     index = f"[{where[1]}]" if len(where) > 1 and isinstance(where[1], int) else ""
     return f"{where[0]}{index}" if where else ""

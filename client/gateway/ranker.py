@@ -20,7 +20,7 @@ NAMED_IN_HEADER = 100  # proxies refuse long headers
 
 
 class Ranker:
-    """A client per model, the default's first; to be closed. Raises Problems."""
+    """A client for each model, the default's first. Close it. Raises Problems."""
 
     def __init__(self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics) -> None:
         self._clients = {name: AsyncRankingClient.of(connection) for name, connection in connections.items()}
@@ -38,7 +38,7 @@ class Ranker:
         return dict(zip(self._clients, await asyncio.gather(*map(_ready, self._clients.values())), strict=True))
 
     def named(self, model: str | None) -> str:
-        """The name of the model that is asked for, the default if none is."""
+        """Check the name of a model; the default's if there is none."""
         if not model:
             return self.models[0]
         if model not in self._clients:
@@ -48,7 +48,7 @@ class Ranker:
     async def score(
         self, model: str, query: str, documents: Sequence[Document], max_chunks: int | None = None
     ) -> Scores:
-        """Logits, and what was longer than the model reads, in the caller's order."""
+        """The scores of the documents, in the caller's order."""
         limit = self._settings.max_documents
         if len(documents) > limit:
             raise Problem(413, f"{len(documents)} documents are more than {limit}: send several requests")
@@ -68,7 +68,7 @@ def best_first(scores: Scores, top_n: int | None = None) -> list[int]:
 
 
 def tell_truncated(response: Response, scores: Scores) -> None:
-    """How many documents were cut, and which (from 0; the first hundred), where every client can see it."""
+    """Set headers that tell how many documents were cut, and which (from 0; the first hundred)."""
     cut = np.flatnonzero(scores.truncated)
     if cut.size:
         response.headers["X-Truncated-Count"] = str(cut.size)

@@ -1,4 +1,4 @@
-"""The gateway as a process: its socket, its log, its end."""
+"""The gateway as a process: its socket, its log, and how it ends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _without_parameters(record: logging.LogRecord) -> bool:
-    """Of an access line's address only the path: parameters, which no route has, may be text."""
+    """Keep only the path of an access line's address. Parameters, which no route has, may be text."""
     if isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, address, *rest = record.args
         record.args = (client, method, str(address).partition("?")[0], *rest)
@@ -61,5 +61,5 @@ def _without_parameters(record: logging.LogRecord) -> bool:
 
 
 def _end(*_: object) -> None:
-    """uvicorn sends itself the signal again once all is closed; that is a good end."""
+    """End well: uvicorn sends itself the signal again once all is closed."""
     sys.exit(0)

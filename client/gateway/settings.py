@@ -1,4 +1,4 @@
-"""What the gateway is told by flags and by environment variables; a flag wins."""
+"""The gateway's settings, from flags and environment variables; a flag wins."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _whole(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
-        """A target's servers are parted by commas too: a bare host:port is one more of the target before it."""
+        """Join the servers of a target, which commas separate too: a bare host:port belongs to the target before."""
         whole: list[str] = []
         for part in parts:
             if whole and ":" in part and not {"=", "@"} & set(part):
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         return Chunking(self.chunk_words, self.chunk_overlap, self.max_chunks)
 
     def connections(self) -> dict[str, Connection]:
-        """A connection per name of a model, the default's first. Raises RankingError."""
+        """A connection for each name of a model, the default's first. Raises RankingError."""
         default = Connection(
             servers=self.servers,
             timeout_s=self.timeout,
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
 
 
 def read(argv: Sequence[str] | None) -> Settings:
-    """Raises InvalidRequestError in one line, without the value: it may be a key."""
+    """Read the settings. Raises InvalidRequestError of one line, without the value, which may be a key."""
     try:
         return CliApp.run(Settings, None if argv is None else list(argv))
     except ValidationError as error:

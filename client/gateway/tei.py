@@ -1,4 +1,4 @@
-"""POST /rerank: the format of Hugging Face's text-embeddings-inference."""
+"""POST /rerank in the format of Hugging Face's text-embeddings-inference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from client.records import sigmoid
 
 
 class TeiRequest(BaseModel):
-    """Fields that are not named here are ignored."""
+    """A request. Fields that are not named here are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -31,13 +31,12 @@ class TeiRequest(BaseModel):
 
 
 class Rank(BaseModel):
-    """``truncated`` is there, and true, only where the text was, with the query, longer than the
-    model reads."""
+    """A text of the answer."""
 
     index: int
     score: float
     text: str | None = None
-    truncated: bool | None = None
+    truncated: bool | None = None  # true where the text, with the query, was longer than the model reads; else left out
 
 
 router = APIRouter(tags=["text-embeddings-inference"])

@@ -140,7 +140,7 @@ def test_a_query_at_fault_stops_or_is_left_out(
     part = f"{ranked}.part"
     named = f"{queries}:7: {message.replace('SERVER', server.url)}"
     assert err[0].startswith(f"error: {named}")
-    assert err[0].endswith(f"({part} keeps the 6 before: the same command goes on)")
+    assert err[0].endswith(f"({part} keeps the 6 before: the same command resumes)")
     assert files(ranked) == ["ranked.jsonl.part", "ranked.jsonl.part.json"]
 
     code, _, err = run(*flags, "--on_error", "skip")
@@ -243,7 +243,7 @@ def test_ctrl_c_keeps_what_is_there_and_does_not_wait(queries: Path, ranked: Pat
             err = last_words(process)
         going_on.set()
     assert process.returncode == 130
-    assert err.decode() == f"interrupted: {ranked}.part keeps 0 queries, the same command goes on\n"
+    assert err.decode() == f"interrupted: {ranked}.part keeps 0 queries, the same command resumes\n"
     assert files(ranked) == ["ranked.jsonl.part", "ranked.jsonl.part.json"]
 
 

@@ -22,9 +22,8 @@ import trustme
 from client import Document, RankingClient, rank
 from client.explain import Explainer
 from client.flags import AUTHORIZATION
-from client.outputs import table
+from client.outputs import columns, fitted, padded, table
 from client.records import RankedDocument
-from client.terminal import columns, fitted, padded
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
 from tests.support.servers import Server, ports
