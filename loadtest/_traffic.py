@@ -1,4 +1,4 @@
-"""The requests of a load, queries of a file with drawn numbers of documents, and the times at which they are due.
+"""The requests of a load, queries of a file with drawn numbers of documents, drawn by a seed.
 
 All files here but one have names that begin with an underscore, since `locust -f loadtest/` takes every other file for
 a locustfile. Nothing here needs gevent; other programs can send the same requests.
@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from client import Document, InvalidRequestError
@@ -75,7 +76,7 @@ class Counts:
 
     @classmethod
     def _of(cls, text: str, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
-        return cls(text, tuple(numbers), tuple(itertools.accumulate(weights)))
+        return cls(text, tuple(numbers), tuple(accumulate(weights)))
 
     def draw(self, randomness: random.Random) -> int:
         return randomness.choices(self.numbers, cum_weights=self.cumulative_weights)[0]

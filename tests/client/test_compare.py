@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from client import RankingClient, compare
-from client.compare import kendall_tau, overlap
+from client.agreement import kendall_tau, overlap
 from client.outputs import columns
 from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
