@@ -1,4 +1,4 @@
-"""The requests of a load, queries of a file with drawn numbers of documents, drawn by a seed.
+"""The requests of a load: queries of a file, with numbers of documents that are drawn by a seed.
 
 All files here but one have names that begin with an underscore, since `locust -f loadtest/` takes every other file for
 a locustfile. Nothing here needs gevent; other programs can send the same requests.

@@ -12,7 +12,7 @@ import ir_measures
 import numpy as np
 import numpy.typing as npt
 
-from client import agreement
+from client.agreement import kendall_tau as tau_b
 from trainer.data.records import DataError, QueryGroup, Scores
 
 FloatArray = npt.NDArray[np.float64]
@@ -74,7 +74,7 @@ def kendall_tau(left: npt.ArrayLike, right: npt.ArrayLike) -> float:
 
     Where a list has no order, being one score or all ties, it is 1 for equal lists and lists of one, else 0.
     """
-    value = agreement.kendall_tau(np.asarray(left), np.asarray(right))
+    value = tau_b(np.asarray(left), np.asarray(right))
     return float(len(np.asarray(left)) < 2 or np.array_equal(left, right)) if np.isnan(value) else value
 
 
