@@ -19,6 +19,11 @@ TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
 # an LLM's forward pass.
 QUEUE_DELAY_US = 20_000
 SCORED_BY = "scored_by"  # the tokenizer's parameter: which model its rows are for
+# Code of earlier releases that this one lacks. It would be imported in place of the packages that came instead.
+FORMER_CODE = (
+    "packed_engine.py", "onnx_engine.py", "processor_engine.py", "scheduler.py", "torch_engine.py", "packed_request.py",
+    "pair_encoding.py",
+)  # fmt: skip
 OF_ONE_VERSION = ("version_policy", "cc_model_filenames", "default_model_filename")
 
 
@@ -73,15 +78,14 @@ def copy_models(skeleton: Path, target: Path, models: ModelSet, wanted: Containe
 def other_release(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> dict[Path, bytes | None]:
     """New contents of the set's code that is of another release than the project's, None for a file to remove.
 
-    A version that was installed earlier gets the server's model too, and what that reads in its manifest: it must run
-    with the code that now lies beside it.
+    Files that no release had are the user's and stay. A version that was installed earlier gets the server's model
+    too, and what that reads in its manifest: it must run with the code that now lies beside it.
     """
     changed: dict[Path, bytes | None] = {}
     for origin, name in models.names.items():
         model = where[name]
-        code = {path for path in model.rglob("*.py") if not _is_built(origin, path.relative_to(model))}
         ours = {model / source.relative_to(skeleton / origin): source for source in tracked(skeleton, origin)}
-        changed |= dict.fromkeys(code - ours.keys())
+        changed |= {model / name: None for name in FORMER_CODE if (model / name).is_file()}
         changed |= {path: source.read_bytes() for path, source in ours.items() if source.suffix == ".py"}
     scorer = where[models.scorer]
     for version in versions_of(scorer):

@@ -78,10 +78,9 @@ def test_code_of_another_release_is_replaced_and_removed(repository: Path, check
     first = add(repository, checkpoint, models=models)
     scorer, tokenizer = repository / models.scorer, repository / models.tokenizer
     (tokenizer / "pair_encoding.py").write_text("# of an older release\n")
-    (tokenizer / "1/old_model.py").touch()
     (scorer / "runtime/openvino_engine.py").unlink()
     (scorer / "packed_engine.py").write_text("# of an older release\n")
-    (scorer / "notes.txt").write_text("not code\n")
+    (scorer / "hooks.py").write_text("# the user's own\n")
     (first / "model.py").write_text("import packed_engine\n")
     manifest = json.loads((first / "manifest.json").read_text())
     (first / "manifest.json").write_text(json.dumps({name: manifest[name] for name in manifest if name != "served_by"}))
@@ -90,10 +89,12 @@ def test_code_of_another_release_is_replaced_and_removed(repository: Path, check
         code = {str(path.relative_to(PROJECT / origin)): path.read_bytes() for path in tracked(PROJECT, origin)}
         there = {path: content for path, content in contents(repository / name).items() if path.endswith(".py")}
         built = {f"{version}/model.py": code["model.py"] for version in (1, 2, 3)} if origin == "student" else {}
+        if origin == "student":
+            built["hooks.py"] = b"# the user's own\n"
         assert there.items() <= {**{path: code[path] for path in code if path.endswith(".py")}, **built}.items()
         assert {path for path in code if path.endswith(".py")} <= there.keys()
     assert json.loads((first / "manifest.json").read_text()) == manifest
-    assert (scorer / "notes.txt").exists()
+    assert (scorer / "hooks.py").exists()
 
 
 def test_the_ensemble_joins_the_teachers_models(repository: Path, checkpoint: Path) -> None:
