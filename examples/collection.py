@@ -75,12 +75,16 @@ class Collection:
         self._names: dict[str, list[list[str]]] = json.loads(CONCEPTS.read_text(encoding="utf-8"))
         self._written = 0
 
-    def splits(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """``(name, records)`` of each file; no two queries of the collection ask for the same topic."""
+    def splits(self, size: float = 1.0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """``(name, records)`` of each file, with ``size`` times the usual queries.
+
+        No two queries of the collection ask for the same topic.
+        """
         topics = [Topic(*numbers) for numbers in product(*(range(len(self._names[slot])) for slot in SLOTS))]
         self._draw.shuffle(topics)
-        for name, size in SIZES.items():
-            part, topics = topics[:size], topics[size:]
+        for name, usual in SIZES.items():
+            count = round(usual * size)
+            part, topics = topics[:count], topics[count:]
             yield name, [self._group(f"{name}-{number}", topic, name == "log") for number, topic in enumerate(part)]
 
     def _group(self, query_id: str, topic: Topic, logged: bool) -> dict[str, Any]:
@@ -151,13 +155,14 @@ class CollectionArguments:
 
     output_dir: str = field(metadata={"help": "Folder for train.jsonl, log.jsonl, dev.jsonl and test.jsonl."})
     seed: int = field(default=0, metadata={"help": "Equal seeds give equal files."})
+    size: float = field(default=1.0, metadata={"help": "Queries, as a share of the usual number: 0.1 is for a try."})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     (arguments,) = HfArgumentParser(DataClassType(CollectionArguments)).parse_args_into_dataclasses(args=argv)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, records in Collection(arguments.seed).splits():
+    for name, records in Collection(arguments.seed).splits(arguments.size):
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{folder / f'{name}.jsonl'}: {len(records)} queries")

@@ -52,6 +52,7 @@ class DemoArguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path of an LLM, instead of a tiny one."})
     student: str | None = field(default=None, metadata={"help": "Hub id or path of an encoder, instead of a tiny one."})
     seed: int = field(default=0, metadata={"help": "Seed of the collection, the weights and the order of training."})
+    size: float = field(default=1.0, metadata={"help": "Queries of the collection, as a share of the usual number."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=6.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
     student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(arguments.output_dir)
     make_anew(root)
     torch.set_num_threads(THREADS)
-    stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed)
+    stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed, "--size", arguments.size)
     first_checkpoints(arguments, root)
     with beside(rank_sft, *student_on_labels(arguments, root), log=root / "student-on-labels.log"):
         train_teacher(arguments, root)

@@ -18,7 +18,7 @@ import pytest
 from bench.children import Child, healthy
 from tests import ROOT
 
-SHORT = "--cpt_epochs 0.1 --sft_epochs 0.3 --student_steps 5"
+SHORT = "--size 0.1 --cpt_epochs 1 --sft_epochs 1 --student_steps 5"
 NOT_RUN = {"make test", "make check"}  # they run this file
 GATEWAY = "python -m client.gateway"
 RUN_ON = ("make", "tritonserver", "git ", "cd ", GATEWAY)  # by tests of their own, or not here

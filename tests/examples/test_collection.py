@@ -26,8 +26,8 @@ PATTERNS = {
 }
 
 
-def written(folder: Path, seed: int) -> Splits:
-    assert collection.main(["--output_dir", str(folder), "--seed", str(seed)]) == 0
+def written(folder: Path, seed: int, size: float = 1.0) -> Splits:
+    assert collection.main(["--output_dir", str(folder), "--seed", str(seed), "--size", str(size)]) == 0
     return {name: read_groups(folder / f"{name}.jsonl") for name in ("train", "log", "dev", "test")}
 
 
@@ -66,7 +66,8 @@ def log_grades(splits: Splits) -> list[list[int]]:
 
 def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     for folder, seed in (("first", 3), ("again", 3), ("other", 4)):
-        written(tmp_path / folder, seed)
+        splits = written(tmp_path / folder, seed, size=0.1)
+        assert {name: len(groups) for name, groups in splits.items()} == {"train": 20, "log": 150, "dev": 5, "test": 20}
     files = {
         folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
         for folder in ("first", "again", "other")
