@@ -92,8 +92,8 @@ def test_explain_of_a_batch(server: Server, queries: Path, run: Any) -> None:
     code, _, err = run("--queries", queries, "--url", server.url, "--explain")
     assert code == 0
     assert err[1].startswith(f"{QUERIES} requests to ranker at {server.url}, 8 at a time")
-    names = [line[:26].strip() for line in err[3:9]]
-    assert names == ["client, all requests", "ranker", "tokenizer", "student", "scores", "student's engine"]
+    names = [line[:26].strip() for line in err[3:8]]
+    assert names == ["client, all requests", "ranker", "tokenizer", "student", "student's engine"]
     assert not any("other clients" in line for line in err)
 
 

@@ -56,6 +56,8 @@ def numbered(line: bytes, number: int) -> bytes:
     try:
         record = json.loads(line)
         for place, document in enumerate(record["documents"]):
+            if isinstance(document, str):
+                document = record["documents"][place] = {"summary": document}
             document["doc_id"] = f"d{place}"
         return json.dumps({**record, "query_id": f"q{number}"}).encode()
     except (ValueError, TypeError, KeyError, RecursionError):

@@ -150,10 +150,10 @@ def test_explain_says_where_the_time_went(
     assert head == f"1 request to ranker at {server.url}, 1 at a time; means of a request in ms:"
     assert titles.split() == ["total", "queue", "input", "infer", "output"]
     times = {}
-    for row in rows[:7]:
+    for row in rows[:6]:
         name, *values = re.split(r"\s{2,}", row.strip())
         times[name] = [float(value) for value in values]
-    steps = ["tokenizer", "student", "scores"]
+    steps = ["tokenizer", "student"]
     assert [*times] == ["client", "network, serialisation", "ranker", *steps, "student's engine"]
     assert all(value >= 0 for values in times.values() for value in values)
     assert all(len(times[step]) == 5 for step in steps)
@@ -163,8 +163,8 @@ def test_explain_says_where_the_time_went(
     ):
         rest = times[parts[-1]][0]
         assert rest == pytest.approx(max(0, times[whole][0] - sum(times[name][0] for name in parts[:-1])), abs=0.05)
-    assert rows[7].startswith("student answers from threads of its own")
-    assert len(rows) == 8  # nobody else's requests
+    assert rows[6].startswith("student answers from threads of its own")
+    assert len(rows) == 7  # nobody else's requests
 
 
 def test_explain_says_whose_requests_are_in_the_figures(server: Server, client: RankingClient) -> None:

@@ -98,11 +98,11 @@ def test_an_open_loop_that_sent_nothing_says_so_and_fails(queries: Path, flags: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "--queries {path}: No such file or directory"),
-        ("", "{path}: no documents in this file"),
-        ('{"query": "q", "documents": []}', "{path}: no documents in this file"),
-        ('{"query": "q"}', "{path}:1: not a query with its documents"),
-        ("{oops", "{path}:1: not a query with its documents"),
+        (None, "{path}: cannot be read: No such file or directory"),
+        ("", "{path}: no queries in this file"),
+        ('{"query": "q", "documents": []}', "{path}:1: query '1': 'documents' must be a list"),
+        ('{"query": "q"}', "{path}:1: query '1': 'documents' must be a list"),
+        ("{oops", "{path}:1: not JSON"),
     ],
 )
 def test_bad_queries_are_one_line(tmp_path: Path, content: str | None, message: str) -> None:
