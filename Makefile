@@ -9,28 +9,17 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
-.PHONY: demo test test-served test-built test-trained check lint bench-training bench-serving
+.PHONY: demo test check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
-# Three processes of tests beside each other, with a thread each: they wait for servers much of the time.
-SERVED := tests/model_repository tests/bench tests/test_readme.py tests/test_embedded_triton.py tests/trainer/scoring
-BUILT := tests/client tests/gateway tests/loadtest tests/deploy tests/engines
-TRAINED := tests/trainer tests/examples tests/test_docs.py tests/test_imports.py tests/test_support.py tests/test_threads.py --ignore tests/trainer/scoring
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --durations 8 --override-ini cache_dir=.pytest_cache
-
-test: $(VENV)/.installed
-	$(MAKE) --jobs 3 --keep-going --output-sync=target test-served test-built test-trained
-
-test-served: $(VENV)/.installed
-	$(PYTEST)/served $(SERVED)
-
-test-built: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	$(PYTEST)/built $(BUILT)
-
-test-trained: $(VENV)/.installed
-	$(PYTEST)/trained $(TRAINED)
+# Three processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
+# the longest ones first. What several files share, such as a server, each process has for itself.
+LONG := tests/test_readme.py tests/bench tests/trainer/training tests/engines tests/model_repository
+test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 \
+		$(LONG) tests
 
 check: lint test
 

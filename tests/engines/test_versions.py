@@ -33,15 +33,11 @@ from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
-from tests.support.requests import answer, documents
-from tests.support.servers import READY_S, Reference, running
+from tests.support.requests import QUERY, answer, documents, every_length
+from tests.support.servers import INT8_PRODUCTS, INT8_TAU, READY_S, Reference, running
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 from trainer.measures.metrics import kendall_tau
-
-QUERY = "garden bridge"
-PRODUCTS = 6 + 2  # of two layers; of the last, keys and values alone are of all tokens
-TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
 
 
 @pytest.fixture
@@ -61,7 +57,7 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
     manifest = json.loads((directory / "manifest.json").read_text())
     assert (manifest["precision"], manifest["runs_in"]) == ("int8", "int8")
     assert manifest["cpu"]["int8"] == {
-        "products": PRODUCTS,
+        "products": INT8_PRODUCTS,
         "kept": [],
         "calibration_queries": 8,
         "calibration_rows": 8,
@@ -69,13 +65,13 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
     compiled = OpenVinoEngine(directory / "model.xml", "fp32", 1).compiled.get_runtime_model()
     nodes = [node.get_rt_info() for node in compiled.get_ops()]
     types = [info["runtimePrecision"].get() for info in nodes if "FullyConnected" in info["layerType"].get()]
-    assert sum(kind in ("i8", "u8") for kind in types) == PRODUCTS
+    assert sum(kind in ("i8", "u8") for kind in types) == INT8_PRODUCTS
 
 
 def test_weights_stay_in_the_half_of_the_range_that_no_processor_cuts_off(repository: Path) -> None:
     model = core().read_model(repository / "student/2/model.xml")
     weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
-    assert len(weights) == PRODUCTS and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+    assert len(weights) == INT8_PRODUCTS and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
 
 
 def test_the_server_follows_the_version_that_is_chosen(
@@ -96,16 +92,8 @@ def test_the_server_follows_the_version_that_is_chosen(
             engine = engine_scores(repository, 2, QUERY, candidates)
             np.testing.assert_allclose(got.scores, engine, atol=1e-4, rtol=0)
             tau = kendall_tau(got.scores.tolist(), reference(QUERY, candidates).scores.tolist())
-            assert tau >= TAU
+            assert tau >= INT8_TAU
     assert "Triton serves version 2, the newest" in capsys.readouterr().out
-
-
-def every_length(reference: Reference) -> list[Document]:
-    """One token to more than a row, and texts that int8 was not calibrated on."""
-    candidates = [
-        Document(title="", summary="river " * tokens) for tokens in range(reference.encoder.config.row_length)
-    ]
-    return [*candidates, Document(title="中文 标题", summary="🚀🙂"), Document(title="", summary="")]
 
 
 def _wait_for_other_scores(client: RankingClient, candidates: list[Document]) -> None:
@@ -228,9 +216,9 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    model, int8 = quantise(OpenVino(), graph, calibration, yardstick, most_kept=PRODUCTS)
-    assert 1 <= len(int8.kept) <= PRODUCTS
-    assert int8.products == PRODUCTS - len(int8.kept)
+    model, int8 = quantise(OpenVino(), graph, calibration, yardstick, most_kept=INT8_PRODUCTS)
+    assert 1 <= len(int8.kept) <= INT8_PRODUCTS
+    assert int8.products == INT8_PRODUCTS - len(int8.kept)
     openvino.save_model(model, tmp_path / "model.xml")
     engine = PairScorer(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), Layout(*yardstick.layout), 4)
     report = yardstick.report(runner(engine), "int8")

@@ -12,12 +12,13 @@ import tritonclient.grpc as grpc
 from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document, DocumentIds
 from tests.support.checkpoints import TEXT
-from tests.support.servers import Expected, Server
+from tests.support.servers import Expected, Reference, Server
 
 # Against PyTorch in float32, logits. fp32: by other kernels, and the gate's own limit. bf16 has 8 bits of mantissa:
 # each of the some ten products on a token's way through two layers is rounded by up to 2**-9 of a value around 1.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
 TOLERANCE = TOLERANCES["fp32"]
+QUERY = "garden bridge"
 STRANGE = ["", " ", "中文 标题", "🚀🙂", "e\u0301", "[SEP] [CLS]", "\u202eright to left", "\x00 nul", "\ud83d alone"]
 
 
@@ -36,6 +37,14 @@ def _words(draw: random.Random, words: Sequence[str], most: int) -> str:
 def answer(client: RankingClient, query: str, candidates: Sequence[Document]) -> Expected:
     ranked = sorted(client.rank(query, [asdict(document) for document in candidates]), key=lambda found: found.index)
     return Expected(np.array([found.score for found in ranked]), [found.truncated for found in ranked])
+
+
+def every_length(reference: Reference) -> list[Document]:
+    """One token to more than a row, and texts that int8 was not calibrated on."""
+    candidates = [
+        Document(title="", summary="river " * tokens) for tokens in range(reference.encoder.config.row_length)
+    ]
+    return [*candidates, Document(title="中文 标题", summary="🚀🙂"), Document(title="", summary="")]
 
 
 def assert_equal(got: Expected, expected: Expected) -> None:

@@ -17,10 +17,9 @@ from engines.library import runner
 from model_repository.student.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.engines.test_versions import PRODUCTS, QUERY, TAU, every_length
 from tests.support.checkpoints import write_groups
-from tests.support.requests import answer, documents
-from tests.support.servers import Reference, build, running
+from tests.support.requests import QUERY, answer, documents, every_length
+from tests.support.servers import INT8_PRODUCTS, INT8_TAU, Reference, build, running
 from trainer.measures.metrics import kendall_tau
 
 
@@ -38,7 +37,7 @@ def test_a_version_is_what_its_manifest_says(repository: Path) -> None:
     manifest = json.loads((repository / "student/2/manifest.json").read_text())
     assert (manifest["engine"], manifest["runs_in"], manifest["cpu"]["rest_in"]) == ("onnxruntime", "int8", "fp32")
     assert manifest["cpu"]["int8"] == {
-        "products": PRODUCTS,
+        "products": INT8_PRODUCTS,
         "kept": [],
         "calibration_queries": 8,
         "calibration_rows": 8,
@@ -49,7 +48,7 @@ def test_int8_products_take_whole_numbers_that_no_processor_cuts_off(repository:
     graph = onnx.load(repository / "student/2/model.onnx").graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type == PRODUCT]
-    assert len(products) == PRODUCTS
+    assert len(products) == INT8_PRODUCTS
     for node in products:
         weights, zero = constants[node.input[1]], constants[node.input[4]]
         assert (weights.dtype, zero.dtype) == (np.int8, np.uint8)
@@ -73,7 +72,7 @@ def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_
                 got = answer(client, QUERY, candidates).scores
                 alone = run(encoder.encode(QUERY, candidates))
                 np.testing.assert_allclose(got, alone, atol=1e-4, rtol=0)
-                assert kendall_tau(got.tolist(), reference(QUERY, candidates).scores.tolist()) >= TAU
+                assert kendall_tau(got.tolist(), reference(QUERY, candidates).scores.tolist()) >= INT8_TAU
     assert server.log.read_text().count("ONNX Runtime ") == 2
 
 
