@@ -1,4 +1,4 @@
-"""What differs between threads and asyncio: names of asyncio begin with ``async_``, those of threads have the rest.
+"""The differences between threads and asyncio. Names of asyncio begin with ``async_``, those of threads have the rest.
 
 ``in_order`` calls a function for each of some items, ``at_once`` calls at a time, and yields the results in the order
 of the items, each as soon as it is there. It takes items beyond those answered, ``ahead`` of them at most, while it

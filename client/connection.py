@@ -74,7 +74,7 @@ class Connection:
         return self.tls or self.root_certificates is not None or self.certificate_chain is not None
 
     def channel(self) -> dict[str, Any]:
-        """What tritonclient's InferenceServerClient takes beside the address."""
+        """The arguments of tritonclient's InferenceServerClient beside the address."""
         files = {
             "root_certificates": self.root_certificates,
             "certificate_chain": self.certificate_chain,

@@ -96,7 +96,7 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What engines are measured by: requests, a reference's scores of them, and the labels.
+    """The measure of engines: requests, a reference's scores of them, and the labels.
 
     layout: how the requests lie in rows, for engines that take packed rows.
     """

@@ -24,7 +24,7 @@ HOST = "localhost:8001"
 
 @dataclass
 class Course:
-    """What users and listeners share: the server, the requests, and the measurements."""
+    """The server, the requests and the measurements, which users and listeners share."""
 
     host: str
     settings: Settings

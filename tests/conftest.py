@@ -1,4 +1,4 @@
-"""What more than one test file shares: one server for most of them."""
+"""Fixtures that several test files share. Most of them use one server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ settings.load_profile("no-deadline")
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that tests start and interrupt."""
+    """Restore Ctrl-C: a shell's background jobs ignore it, and so would every process that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -57,7 +57,7 @@ USED = {(module, tuple(arguments)) for page in PAGES for module, arguments in co
 
 @cache
 def help_of(module: str, *command: str) -> str:
-    """What ``python -m module command --help`` prints."""
+    """The output of ``python -m module command --help``."""
     found = importlib.util.find_spec(module)
     assert found, f"there is no module {module}"
     main = importlib.import_module(f"{module}.__main__" if found.submodule_search_locations else module).main

@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of a reading: processors other than the one that trained rou
 
 @dataclass
 class MergeArguments:
-    """What to merge, into what."""
+    """The adapter, and the model to merge it into."""
 
     adapter: str = field(metadata={"help": "Directory that a stage left with --lora_merge false."})
     output_dir: str = field(metadata={"help": "Checkpoint to make."})

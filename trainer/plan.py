@@ -1,4 +1,4 @@
-"""What training will cost: memory of one GPU by part, FLOPs, speed and days, before any GPU is rented.
+"""The cost of training before any GPU is rented: memory of one GPU by part, FLOPs, speed and days.
 
     python -m trainer.plan --model Qwen/Qwen3-8B --student google-bert/bert-base-uncased --gpus 8 \\
         --gpu_memory_gib 80 --peak_tflops 989 --utilisation 0.4 --pairs 59e6 --sharding fsdp

@@ -60,7 +60,7 @@ class ApiVersion(BaseModel):
 
 
 class Meta(BaseModel):
-    """What Cohere's clients read beside the results."""
+    """The part of an answer that Cohere's clients read beside the results."""
 
     api_version: ApiVersion
     billed_units: Units
@@ -68,7 +68,7 @@ class Meta(BaseModel):
 
 
 class Usage(BaseModel):
-    """What Jina's clients read beside the results. Tokens are not known here."""
+    """The part of an answer that Jina's clients read beside the results. Tokens are not known here."""
 
     documents: int
     truncated_documents: int

@@ -77,7 +77,7 @@ class TritonPythonModel:
 
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
-    """What scores this version's pairs, on its share of the cores."""
+    """The scorer of this version's pairs, on its share of the cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a library loads: spinning threads starve other work
     manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
     module, _, kind = manifest.get("served_by", "").rpartition(".")

@@ -71,7 +71,7 @@ def url() -> Iterator[str]:
 
 
 def verdicts(path: Path, url: str) -> dict[str, str]:
-    """What each user prints about a file: nothing, or the one line of its error."""
+    """The output of each user for a file: nothing, or the one line of its error."""
     found = {"rank.py": ranked(path, url)}
     for name, read in (("trainer", trainer_groups), ("loadtest", loadtest_groups)):
         try:

@@ -32,7 +32,7 @@ Shown = dict[str, dict[str, float]]
 
 
 def panels() -> dict[str, dict[str, Any]]:
-    """What shows something, by its row and title."""
+    """The panels that show something, by row and title."""
     row, found = "", {}
     for panel in BOARD["panels"]:
         if panel["type"] == "row":
@@ -76,7 +76,7 @@ def longest_s(server: Server, prometheus: Prometheus) -> float:
 
 @pytest.fixture(scope="module")
 def shown(prometheus: Prometheus, longest_s: float) -> Shown:
-    """What every panel shows, all at the same time."""
+    """The values of every panel at the same time."""
     now = time.time()
     return {
         name: {

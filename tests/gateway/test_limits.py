@@ -1,4 +1,4 @@
-"""What the gateway refuses, and what it counts."""
+"""The requests that the gateway refuses, and its counts."""
 
 from __future__ import annotations
 

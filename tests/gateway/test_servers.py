@@ -1,4 +1,4 @@
-"""What the gateway answers when the ranking server does not, or the client is gone; and what it logs of it."""
+"""The gateway's answers and log when the ranking server does not answer, or the client is gone."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
 
 
 def _wait_for_traffic(relay: StallingRelay) -> None:
-    """Of some hundred requests."""
+    """Wait until some hundred requests have passed."""
     before, deadline = relay.passed, time.monotonic() + 60
     while relay.passed < before + 100_000:
         assert time.monotonic() < deadline
@@ -161,7 +161,7 @@ def _wait_for_traffic(relay: StallingRelay) -> None:
 
 
 def _wait_for_requests(server: Server, before: float, count: int) -> None:
-    """Of all four models together."""
+    """Wait until the server has counted ``count`` requests more, of all its models together."""
     deadline = time.monotonic() + 60
     while server.metrics("nv_inference_request_success") < before + count:
         assert time.monotonic() < deadline

@@ -91,7 +91,7 @@ def test_groups_are_read_as_the_trainer_writes_them(tmp_path: Path) -> None:
 
 
 def test_a_file_without_queries_and_a_line_at_fault_are_named(tmp_path: Path) -> None:
-    """What else is refused, and that the trainer and the client refuse the same, is in tests/client/test_inputs.py."""
+    """Other faults are in tests/client/test_inputs.py, which the trainer and the client refuse alike."""
     path = tmp_path / "queries.jsonl"
     for content, message in (("\n", "no queries in this file"), ('{"query": "q", "documents": []}', "at least one")):
         path.write_text(content)

@@ -26,7 +26,7 @@ COMMENT = "# version_policy { specific { versions: 8 } }\n"
 
 
 def rule(path: Path) -> dict[str, str]:
-    """What a file says of the rule, by name."""
+    """The code of the rule in a file, by name."""
     statements = ast.parse(path.read_text(encoding="utf-8")).body
     names = {
         statement.name if isinstance(statement, ast.FunctionDef) else ast.unparse(statement).partition(" = ")[0]: (

@@ -1,4 +1,4 @@
-"""What of the configuration for production the embedded Triton can check: all but TensorRT and the GPU itself.
+"""The configuration for production, as far as the embedded Triton can check it: all but TensorRT and the GPU.
 
 The scheduler, the warm-up and the version policy are Triton's own, so they are tried with a student on the processor.
 """
@@ -82,7 +82,7 @@ def test_triton_takes_the_scheduler_and_refuses_what_is_too_much(production: Mod
 
 
 def ask(server: Server) -> str:
-    """What became of a request for which others must wait."""
+    """The outcome of a request for which others must wait."""
     inputs = []
     for name in INPUTS:
         width = TRACKED.width(name)

@@ -26,7 +26,7 @@ MANIFEST = Manifest(
 
 
 def write_checkpoint(directory: Path) -> Path:
-    """What the installer takes of a checkpoint, and an engine beside it."""
+    """Write the files that the installer reads of a checkpoint, and an engine beside them."""
     directory.mkdir()
     for name in ("tokenizer.json", "pair_encoding.json", "model.xml", "model.bin"):
         (directory / name).write_text(f"the new {name}")

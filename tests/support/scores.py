@@ -15,7 +15,7 @@ DOCUMENTS = [Document(title="river " * size, summary="bridge " * (size // 2)) fo
 
 
 def plain_scores(model: Any, directory: Path, encoder: PairEncoder) -> Any:
-    """What transformers' own forward makes of the pairs in one batch with padding on the right."""
+    """Scores by transformers' own forward, of one batch with padding on the right."""
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="right")
     pairs = [{"input_ids": pair.token_ids.tolist()} for pair in encoder.encode("river bridge", DOCUMENTS)]
     batch = tokenizer.pad(pairs, return_tensors="pt")

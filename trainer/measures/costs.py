@@ -1,4 +1,4 @@
-"""What a model costs in memory and FLOPs, from its shape alone, for trainer.plan.
+"""The memory and FLOPs of a model, from its shape only, for trainer.plan.
 
 Rules of thumb, right within a factor of 1.5 (tests/trainer/measures/test_costs.py): enough to choose machines by.
 """

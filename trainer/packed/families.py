@@ -1,4 +1,4 @@
-"""What a model family asks of packing, read from its configuration as transformers 5 reads it."""
+"""The demands of a model family on packing, read from its configuration as transformers 5 reads it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TeacherError(DisRankerError):
 
 
 class Teacher(NamedTuple):
-    """What a server scores with."""
+    """The model that a server scores with."""
 
     name: str  # for people
     identity: str  # decides the scores

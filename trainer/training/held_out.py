@@ -19,7 +19,7 @@ from trainer.measures.metrics import MEASURE, judgments, per_query
 
 @dataclass
 class HeldOutArguments:
-    """What to judge the model by while it is trained."""
+    """The queries that judge the model while it is trained."""
 
     held_out: list[str] = field(
         default_factory=list,

@@ -1,4 +1,4 @@
-"""What scores packed rows: a model's graph, opened by one library or another."""
+"""Graphs that score packed rows, opened by one library or another."""
 
 from __future__ import annotations
 

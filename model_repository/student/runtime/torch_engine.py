@@ -25,7 +25,7 @@ Program = Callable[..., Tensor]
 
 
 class EngineStartError(RuntimeError):
-    """What keeps the engine from running here; the message says how to mend it."""
+    """The engine cannot run here; the message says how to mend it."""
 
 
 class TorchEngine(Graph):

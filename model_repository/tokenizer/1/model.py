@@ -71,7 +71,7 @@ class TritonPythonModel:
 
 
 class CacheMetrics(threading.Thread):
-    """What Triton's ``/metrics`` says of this instance's cache, once a second: each number is a message to
+    """Reports this instance's cache in Triton's ``/metrics``, once a second: each number is a message to
     Triton's process, which a request would wait for."""
 
     def __init__(self, args: dict[str, str], cache: TokenCache) -> None:

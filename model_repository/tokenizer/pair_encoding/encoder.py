@@ -19,7 +19,7 @@ from .packing import Counts, FlatPairs, IntArray, PackedBatch, firsts, spans
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What the ranker reads of a document; either part may be empty."""
+    """The part of a document that the ranker reads; either text may be empty."""
 
     title: str
     summary: str

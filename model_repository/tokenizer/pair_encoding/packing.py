@@ -83,7 +83,7 @@ class PackedBatch(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        """What a model reads: the arrays of INPUTS."""
+        """The arrays that a model reads, named by INPUTS."""
         return self[: len(INPUTS)]
 
 

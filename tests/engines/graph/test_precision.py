@@ -1,4 +1,4 @@
-"""What stays in float32 when a model's types say half."""
+"""The parts that stay in float32 when a model's types say half."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Tokeniser:
 
 
 def ask(cache: TokenCache, *texts: bytes) -> list[bytes]:
-    """What the cache did not hold; that it answers right is checked on the way."""
+    """The texts that the cache did not hold; its answers are checked on the way."""
     tokenise = Tokeniser(texts)
     assert cache.get(texts, tokenise) == [text * 2 for text in texts]
     return tokenise.asked

@@ -1,4 +1,4 @@
-"""What becomes of other people's tokenizers: padding for LLMs, templates for encoders, and what is refused."""
+"""Other people's tokenizers: padding for LLMs, templates for encoders, and refusals."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_engines_are_built_with_it(
 
 
 def test_it_drops_out_in_the_last_layer_too(batch: RankingBatch) -> None:
-    """Of a model whose only layer it is, dropout nowhere else."""
+    """The model has no other layer, and dropout nowhere else."""
     model = built("bert", dropout=0.5)
     for module in (model.dropout, model.bert.embeddings.dropout, *model.bert.encoder.layer[:-1].modules()):
         if isinstance(module, torch.nn.Dropout):

@@ -34,7 +34,7 @@ LABELS = tensor([0.0, 2.0, 1.0, 1.0, 0.0])
 
 
 class FixedScores(nn.Module):
-    """What a loss of sentence-transformers takes for its model: it scores document ``"3"`` with ``scores[3]``."""
+    """Stands for the model of a sentence-transformers loss. It scores document ``"3"`` with ``scores[3]``."""
 
     def __init__(self, scores: Tensor) -> None:
         super().__init__()
