@@ -19,7 +19,7 @@ settings.load_profile("no-deadline")
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """Restore Ctrl-C: a shell's background jobs ignore it, and so would every process that tests start and interrupt."""
+    """Restore Ctrl-C. Background jobs of a shell ignore it, and the processes that tests interrupt would too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

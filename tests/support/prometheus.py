@@ -44,7 +44,7 @@ class Prometheus:
         return found["data"]
 
     def values(self, expression: str, at: float | None = None) -> dict[str, float]:
-        """The values of an expression ``at`` a time (or now), by its labels' values in the order of their names, without
+        """Values of an expression ``at`` a time (or now), by its labels' values in the order of their names, without
         what is no number (0/0)."""
         samples = self.ask("query", query=expression, time=str(at or time.time()))["result"]
         named = {

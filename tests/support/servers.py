@@ -124,7 +124,7 @@ class Expected:
 
 
 class Reference:
-    """The answers that a server must give, from the checkpoint. They are kept, since tests send the same large requests."""
+    """The answers that a server must give, from the checkpoint; kept, since tests send the same large requests."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.encoder = PairEncoder.load(checkpoint)
