@@ -9,6 +9,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
 
+# Compiled modules are kept, whatever the environment says: most tests start processes that import PyTorch.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check lint bench-training bench-serving
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \

@@ -23,7 +23,7 @@ CPU = "--model-config-name=cpu"
 def refusal(*flags: str, command: tuple[str, ...] = (str(COMMAND),), **variables: str) -> str:
     """The one line of an exit code 2."""
     result = subprocess.run(
-        [*command, *flags], env={**os.environ, **variables}, capture_output=True, text=True, timeout=30
+        [*command, *flags], env={**os.environ, **variables}, capture_output=True, text=True, timeout=180
     )
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
@@ -142,7 +142,7 @@ def test_the_tokenizer_gets_some_cores_unless_told_otherwise(monkeypatch: pytest
 
 
 def test_help_is_tritons_own() -> None:
-    result = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=30)
+    result = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=180)
     assert "--model-repository" in result.stdout + result.stderr
 
 

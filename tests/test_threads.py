@@ -32,7 +32,7 @@ def output(*command: str, **variables: str) -> str:
     """Both outputs of a Python process that starts without a policy, but for ``variables``."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout + result.stderr

@@ -117,7 +117,7 @@ def test_bad_input_is_one_line(server: Server, run: Any) -> None:
 
 def test_a_module_that_starts(two: tuple[str, str], file: Path) -> None:
     flags = ["--query", QUERY, "--left", two[0], "--right", two[1], str(file)]
-    result = subprocess.run([sys.executable, "-m", "client.compare", *flags], capture_output=True, timeout=60)
+    result = subprocess.run([sys.executable, "-m", "client.compare", *flags], capture_output=True, timeout=300)
     assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, b"", 6)
 
 

@@ -37,7 +37,7 @@ def command(*flags: str | Path, given: bytes = b"", authorization: str = "") -> 
         [sys.executable, SCRIPT, *flags],
         input=given,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, AUTHORIZATION: authorization},
     )
 
@@ -76,7 +76,7 @@ def test_a_terminal_gets_a_table(server: Server, file: Path) -> None:
     main_end, terminal = pty.openpty()
     flags = ["--query", QUERY, "--url", server.url, "--top_k", "3", str(file)]
     environment = {**os.environ, "COLUMNS": "60"}
-    subprocess.run([sys.executable, SCRIPT, *flags], stdout=terminal, env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, SCRIPT, *flags], stdout=terminal, env=environment, check=True, timeout=300)
     os.close(terminal)
     lines = os.read(main_end, 10_000).decode().splitlines()
     os.close(main_end)

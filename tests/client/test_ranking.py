@@ -175,7 +175,7 @@ def test_an_answer_comes_as_soon_as_it_is_there(face: Any) -> None:
 
     def one_by_one() -> Iterator[RankingRequest]:
         for _ in range(5):
-            assert answered.acquire(timeout=30), "the answer before has not come"
+            assert answered.acquire(timeout=180), "the answer before has not come"
             yield REQUESTS[0]
 
     count = 0

@@ -41,7 +41,7 @@ class Load:
 
     def end(self, process: subprocess.Popen[str]) -> str:
         try:
-            return process.communicate(timeout=60)[1]
+            return process.communicate(timeout=300)[1]
         finally:
             process.kill()
 
@@ -154,7 +154,7 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
 
 def _wait_for_traffic(relay: StallingRelay) -> None:
     """Wait until some hundred requests have passed."""
-    before, deadline = relay.passed, time.monotonic() + 60
+    before, deadline = relay.passed, time.monotonic() + 300
     while relay.passed < before + 100_000:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -162,7 +162,7 @@ def _wait_for_traffic(relay: StallingRelay) -> None:
 
 def _wait_for_requests(server: Server, before: float, count: int) -> None:
     """Wait until the server has counted ``count`` requests more, of all its models together."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while server.metrics("nv_inference_request_success") < before + count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -180,7 +180,7 @@ def test_what_does_not_answer_is_said_before_anything_is_sent(
 ) -> None:
     nothing = f"http://127.0.0.1:{ports()['http']}/metrics"
     command = [*LOCUST, "--host", server.url, "--queries", str(queries), "--metrics-url", nothing, *flags]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=40)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert message in line

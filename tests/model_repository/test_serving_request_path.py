@@ -37,7 +37,7 @@ from tests.support.requests import (
 )
 from tests.support.servers import Reference, Server, running
 
-PATIENCE_S = 30.0
+PATIENCE_S = 180.0
 
 
 @pytest.mark.parametrize("query", ["garden bridge", "river " * 100])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx
 
-START_S, STOP_S, PATIENCE_S = 60, 20, 20
+START_S, STOP_S, PATIENCE_S = 180, 60, 120
 ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
 TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
 PIECE = 65536

@@ -20,7 +20,7 @@ from tests.support.servers import ports
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNPACKED = Path(sys.executable).parents[1] / ".prometheus/usr/bin"  # where the Makefile puts Debian's package
-PATIENCE_S = 30
+PATIENCE_S = 180
 
 
 def command(name: str) -> str:

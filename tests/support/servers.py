@@ -98,7 +98,7 @@ def descendants(pid: int) -> set[int]:
     return family - {pid}
 
 
-def alive(pids: set[int], patience_s: float = 5.0) -> set[int]:
+def alive(pids: set[int], patience_s: float = 30.0) -> set[int]:
     """Those that still run when the patience is over; a zombie that init has not yet reaped has ended."""
     deadline = time.monotonic() + patience_s
     while left := {pid for pid in pids if _runs(pid)}:

@@ -56,7 +56,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "commands.json").write_text(json.dumps(together))
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
     launch = [sys.executable, *launcher, "-m", "tests.support.in_turn", str(root / "commands.json")]
-    result = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    result = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     return root
 

@@ -66,7 +66,7 @@ def started(command: list[str]) -> subprocess.Popen[str]:
 
 def finish(command: list[str]) -> None:
     process = started(command)
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors[-3000:]
 
 
@@ -78,7 +78,7 @@ def stopped(command: list[str], logs: Path, rank: int | None) -> str:
         time.sleep(0.01)
     workers = {worker.environ()["RANK"]: worker for worker in psutil.Process(process.pid).children()}
     (process if rank is None else workers[str(rank)]).send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert not any(worker.is_running() for worker in workers.values())
     return errors

@@ -24,7 +24,7 @@ from model_repository.student.runtime.scheduler import (
 )
 from tests.support.pairs import pairs_of
 
-PATIENCE_S = 30.0
+PATIENCE_S = 180.0
 ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=15)  # (after pairs, pairs)
 
 
