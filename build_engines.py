@@ -17,11 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import transformers
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
-
-from client.command import command
 from engines.arguments import BuildArguments
 from engines.builders import builder_for
 from engines.job import Job
@@ -29,15 +24,13 @@ from engines.repository.configs import served_version
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
+from trainer.command import command, parse
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Exit code 0, 1 for an engine that the gate refuses, 2 for bad input."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    parser = HfArgumentParser(DataClassType(BuildArguments))
-    (arguments,) = parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+    (arguments,) = parse(argv, BuildArguments)
     build_version(arguments)
 
 
