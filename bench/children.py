@@ -71,9 +71,16 @@ def healthy(port: int, path: str = "/v2/health/ready") -> bool:
 
 
 def free_ports(*names: str) -> dict[str, int]:
-    """A free port for each name."""
-    probes = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
-    ports = {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
-    for probe in probes.values():
-        probe.close()
+    """A port for each name, which no other process is given as long as this one lives: it stays bound here.
+
+    A server may still listen on it, since servers set SO_REUSEADDR and this process does not listen. Of a port that
+    was free only when it was looked for, another server could be given the same number while the first one loads.
+    """
+    ports = {}
+    for name in names:
+        probe = socket.socket()
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        ports[name] = int(probe.getsockname()[1])
+        probe.detach()  # stays open until the process ends
     return ports
