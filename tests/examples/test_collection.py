@@ -13,7 +13,7 @@ import pytest
 
 from examples import collection
 from trainer.data.records import JudgedDocument, QueryGroup, Scores, read_groups
-from trainer.measures.baselines import bm25_scores, random_scores
+from trainer.measures.baselines import Bm25, random_scores
 from trainer.measures.metrics import judgments, per_query
 
 Splits = dict[str, list[QueryGroup]]
@@ -147,7 +147,7 @@ def test_clicks_follow_relevance_and_err(splits: Splits, log_grades: list[list[i
 def test_words_alone_do_not_rank(tmp_path: Path, seed: int) -> None:
     test = written(tmp_path, seed)["test"]
     assert ndcg(test, random_scores(test, seed)) <= 0.40
-    assert 0.45 <= ndcg(test, bm25_scores(test)) <= 0.65
+    assert 0.45 <= ndcg(test, Bm25(test).scores(test)) <= 0.65
 
 
 def test_no_template_betrays_a_grade(splits: Splits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def read_run(path: str | Path) -> Scores:
 
     Raises DataError for a rank that comes twice, since the order would not be known.
     """
-    run = _trec(Path(path), columns=6, key=2, value=3, sign=-1.0)
+    run = _trec(Path(path), 6, _minus_rank, "a whole number")
     for query_id, documents in run.items():
         ranked = sorted(documents, key=documents.__getitem__, reverse=True)
         for first, second in pairwise(ranked):
@@ -41,8 +41,8 @@ def read_run(path: str | Path) -> Scores:
 
 
 def read_qrels(path: str | Path) -> Scores:
-    """TREC judgments (``qid 0 docid grade``) as grades."""
-    return _trec(Path(path), columns=4, key=2, value=3, sign=1.0)
+    """TREC judgments (``qid 0 docid grade``) as grades, which may have fractions."""
+    return _trec(Path(path), 4, _grade, "a finite number")
 
 
 def read_scores(path: str | Path) -> Scores:
@@ -144,19 +144,30 @@ def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:
         yield query_id, doc_id, score
 
 
-def _trec(path: Path, columns: int, key: int, value: int, sign: float) -> Scores:
+def _trec(path: Path, columns: int, number: Callable[[str], float], needed: str) -> Scores:
+    """The fourth column by query and document, as ``number`` reads it; it raises ValueError for another than needed."""
     scores: Scores = {}
     for where, text in parsed_lines(path, text_of):
         parts = text.split()
         if len(parts) != columns:
             raise DataError(f"{where}: {len(parts)} columns where {columns} are needed")
-        query_id, doc_id = parts[0], parts[key]
+        query_id, _, doc_id, value = parts[:4]
         if doc_id in scores.setdefault(query_id, {}):
             raise DataError(f"{where}: document {doc_id!r} of query {query_id!r} again")
         try:
-            scores[query_id][doc_id] = sign * int(parts[value])
+            scores[query_id][doc_id] = number(value)
         except (ValueError, OverflowError):
-            raise DataError(f"{where}: {parts[value]!r:.80} is not a whole number") from None
+            raise DataError(f"{where}: {value!r:.80} is not {needed}") from None
     if not scores:
         raise DataError(f"{path}: no lines in this file")
     return scores
+
+
+def _minus_rank(text: str) -> float:
+    return -float(int(text))
+
+
+def _grade(text: str) -> float:
+    if not math.isfinite(grade := float(text)):
+        raise ValueError
+    return grade

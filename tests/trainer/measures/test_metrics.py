@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
-from hypothesis import given
+import pytrec_eval
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
@@ -12,6 +14,9 @@ from trainer.measures.metrics import (
     PairCounts,
     bootstrap_interval,
     kendall_tau,
+    mean_pnr,
+    mean_pnr_interval,
+    ndcg,
     pair_counts,
     per_query,
     pnr,
@@ -31,9 +36,39 @@ def test_spam_counts_as_irrelevant_and_a_query_without_scores_as_zero() -> None:
     assert values == {"q": 1.0, "unscored": 0.0}
 
 
-def test_an_unknown_measure_is_named() -> None:
-    with pytest.raises(DataError, match="'gain@10' is not a measure"):
-        per_query({"q": {"a": 1.0}}, {}, "gain@10")
+GRADES = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(-2, 4), min_size=1)
+# Some are equal, and some are equal in float32 only, in which trec_eval keeps them.
+SCORES = st.dictionaries(
+    st.sampled_from("abcdefghij"), st.sampled_from([0.0, 0.1, 0.1 + 1e-9, 1.0, -3.0]) | st.floats(-1e6, 1e6), min_size=1
+)
+
+
+@settings(max_examples=1000)
+@given(GRADES, SCORES, st.sampled_from([None, 1, 3, 5, 10, 100]))
+def test_ndcg_is_that_of_trec_eval(grades: dict[str, int], scores: dict[str, float], cutoff: int | None) -> None:
+    """Its own code, as pytrec_eval has it, which labels below 0 bring down: ties, documents without scores or labels."""
+    name = "ndcg" if cutoff is None else f"ndcg_cut_{cutoff}"
+    whole = {doc_id: max(0, grade) for doc_id, grade in grades.items()}
+    evaluator = pytrec_eval.RelevanceEvaluator({"q": whole}, {name.replace("cut_", "cut.")})
+    expected = evaluator.evaluate({"q": scores})["q"][name]
+    assert per_query({"q": dict(grades)}, {"q": scores}, f"nDCG@{cutoff}" if cutoff else "nDCG")["q"] == pytest.approx(
+        expected, abs=1e-9
+    )
+
+
+@given(GRADES, SCORES, st.sampled_from([0.125, 0.5, 3.0]))
+def test_ndcg_is_the_same_whatever_the_unit_of_the_labels(
+    grades: dict[str, int], scores: dict[str, float], unit: float
+) -> None:
+    """So that of labels with fractions is trec_eval's, too."""
+    fractions = {doc_id: grade * unit for doc_id, grade in grades.items()}
+    assert ndcg(fractions, scores, 5) == pytest.approx(ndcg(grades, scores, 5), abs=1e-12)
+
+
+@pytest.mark.parametrize("measure", ["RR@10", "AP", "P@5", "Judged@10", "nDCG(judged_only=True)@5"])
+def test_measures_of_whole_grades_refuse_fractions(measure: str) -> None:
+    with pytest.raises(DataError, match=rf"^{re.escape(measure)} needs whole labels.* 'a' of query 'q' is 0\.5"):
+        per_query({"q": {"a": 0.5}}, {}, measure)
 
 
 def test_pnr_by_hand() -> None:
@@ -42,6 +77,9 @@ def test_pnr_by_hand() -> None:
     assert pnr([counts, PairCounts(1, 1, 0)]) == 2.0
     assert pnr([PairCounts(2, 0, 0)]) == math.inf
     assert math.isnan(pnr([PairCounts(0, 0, 3)]))
+    assert pnr_interval([PairCounts(2, 0, 0)]) == (math.inf, math.inf)
+    assert mean_pnr([PairCounts(3, 1, 1), PairCounts(1, 1, 0), PairCounts(4, 0, 0), PairCounts(0, 0, 9)]) == 8 / 3
+    assert all(map(math.isnan, (mean_pnr([PairCounts(0, 0, 1)]), *mean_pnr_interval([]))))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=2, max_size=12))
