@@ -46,7 +46,7 @@ SCORES = st.dictionaries(
 @settings(max_examples=1000)
 @given(GRADES, SCORES, st.sampled_from([None, 1, 3, 5, 10, 100]))
 def test_ndcg_is_that_of_trec_eval(grades: dict[str, int], scores: dict[str, float], cutoff: int | None) -> None:
-    """Its own code, as pytrec_eval has it, which labels below 0 bring down: ties, documents without scores or labels."""
+    """Its own code in pytrec_eval, which labels below 0 bring down: ties, documents without scores or labels."""
     name = "ndcg" if cutoff is None else f"ndcg_cut_{cutoff}"
     whole = {doc_id: max(0, grade) for doc_id, grade in grades.items()}
     evaluator = pytrec_eval.RelevanceEvaluator({"q": whole}, {name.replace("cut_", "cut.")})
