@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.support.servers import ports
+from tests.support.stages import exit_codes, several
 from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups
 
@@ -53,11 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven")]
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
-    (root / "commands.json").write_text(json.dumps(together))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
-    launch = [sys.executable, *launcher, "-m", "tests.support.in_turn", str(root / "commands.json")]
-    result = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert exit_codes(several(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
 
 
