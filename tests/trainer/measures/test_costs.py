@@ -14,11 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llama, write_groups
+from tests.support.checkpoints import tiny_llama, training_groups
 from tests.support.memory import Peak
-from trainer.data.records import read_groups
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
-from trainer.training.batches import LanguageBatch, LanguageCollator, TrainingGroup
+from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
 
 # PEFT asks for an attribute by the name that transformers is giving up.
@@ -42,12 +41,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
     """Packed rows of real pairs, [R, L] with L = 64."""
     root = tmp_path_factory.mktemp("batch")
     encoder = PairEncoder.load(tiny_llama(root / "llama"))
-    return LanguageCollator(encoder)(
-        [
-            TrainingGroup(group.query_id, group.query, group.documents, (1.0,) * len(group.documents))
-            for group in read_groups(write_groups(root / "judged.jsonl"))
-        ]
-    )
+    return LanguageCollator(encoder)(training_groups(root))
 
 
 def built(

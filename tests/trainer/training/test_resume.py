@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
 from tests.support.stages import fails, finish
 from trainer import distill, rank_sft, score
-from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
 
@@ -33,11 +31,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """For each stage what it trains on."""
     root = tmp_path_factory.mktemp("material")
     data = write_groups(root / "data.jsonl", queries=9)
-    scores = root / "scores.parquet"
-    pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
-    write_scores(scores, [(*pair, float(number % 7)) for number, pair in enumerate(pairs)], teacher="t")
-    llama, bert = tiny_llama(root / "llama"), tiny_bert(root / "bert")
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)  # the scorer's body with a fresh head
+    scores = write_teacher(root / "scores.parquet", data)
+    llama, bert = tiny_llama(root / "llama", causal=True), tiny_bert(root / "bert")
     return {
         "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],

@@ -23,7 +23,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
@@ -55,9 +55,7 @@ class Material:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     root = tmp_path_factory.mktemp("material")
-    llama = tiny_llama(root / "llama")
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
-    return Material(llama, write_groups(root / "data.jsonl", queries=16))
+    return Material(tiny_llama(root / "llama", causal=True), write_groups(root / "data.jsonl", queries=16))
 
 
 def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
