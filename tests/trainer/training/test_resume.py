@@ -19,6 +19,7 @@ from tests.support.stages import fails, finish
 from trainer import distill, rank_sft, score
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
+from trainer.training.run import FREE
 
 STEPS = 12
 Material = dict[str, list[object]]
@@ -146,9 +147,9 @@ def test_checkpoints_of_adapters_do_not_hold_what_is_frozen(material: Material, 
 
 
 def test_what_changes_no_weight_may_change() -> None:
-    before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}}
-    now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}}
-    assert differences(before, now) == ["data: ['a'] -> ['a', 'b']", "seed: 0 -> 1"]
+    before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}, "processes": 2}
+    now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}, "processes": 4}
+    assert differences(before, now, FREE) == ["data: ['a'] -> ['a', 'b']", "processes: 2 -> 4", "seed: 0 -> 1"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(

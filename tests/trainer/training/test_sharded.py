@@ -32,8 +32,8 @@ from tests.support.servers import ports
 from tests.support.stages import Commands, exit_codes, several
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.checkpoints.lora import CONTROL
-from trainer.training.resume import differences, drop_broken_checkpoints
+from trainer.packed.check import QUERY, SHORT
+from trainer.training.resume import drop_broken_checkpoints
 from trainer.training.sharded import sharding_of
 
 CONFIGS = ROOT / "examples/accelerate"
@@ -118,7 +118,7 @@ def test_fsdp_trains_a_scorer_as_one_process_does(sharded_runs: Path) -> None:
     np.testing.assert_allclose(seen, expected, rtol=1e-6)  # a rank that changes moves it by far more
     assert type(AutoModelForSequenceClassification.from_pretrained(two)).__name__ == "LlamaForSequenceClassification"
     encoder = PairEncoder.load(two)
-    batch = encoder.pack(encoder.encode(*CONTROL))
+    batch = encoder.pack(encoder.encode(QUERY, SHORT))
     scores = [PackedScorer(load_scorer(path)).score(batch) for path in (one, two)]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)  # of weights that differ by their last digits
 
@@ -145,11 +145,6 @@ def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material
     assert checkpoint is not None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
     assert not (tmp_path / "out").exists()
-
-
-def test_other_processes_than_the_interrupted_run_had_are_refused() -> None:
-    before = {"processes": 2, "sharding": "none"}
-    assert differences(before, {"processes": 4, "sharding": "fsdp"}) == ["processes: 2 -> 4", "sharding: none -> fsdp"]
 
 
 def test_fsdp_without_gpus_is_refused(
