@@ -23,14 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.layers import find_layers
-from trainer.checkpoints.load import (
-    ADAPTER_FILE,
-    CheckpointError,
-    Model,
-    first_line,
-    load_causal_lm,
-    load_for_training,
-)
+from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, Model, first_line, load_causal_lm, load_for_training
 from trainer.data.records import DataError
 from trainer.packed.body import is_decoder
 from trainer.packed.check import QUERY, SHORT

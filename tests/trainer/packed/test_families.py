@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_roberta, tiny_xlm_roberta
@@ -32,10 +27,7 @@ DOCUMENTS = [
     Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 40)
 ]  # the last ones are cut
 
-MODERNBERT: tuple[str, dict[str, Any]] = (
-    "modernbert",
-    {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)},
-)
+MODERNBERT: tuple[str, dict[str, Any]] = ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)})
 ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
     ("electra", {"embedding_size": 32}),

@@ -169,11 +169,7 @@ def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, t
     flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 12, "--rows_per_batch", 1]
     assert finish("score", *flags, "--output", tmp_path / "whole.parquet") == 0
     shards = tmp_path / ".killed.parquet.shards"
-    for place, whole in (
-        ("/000000.parquet", 0),
-        ("/000006.parquet", 6),
-        ("/killed.parquet", 10),
-    ):
+    for place, whole in (("/000000.parquet", 0), ("/000006.parquet", 6), ("/killed.parquet", 10)):
         assert finish("score", *flags, "--output", tmp_path / "killed.parquet", at=place) == -signal.SIGKILL
         assert len(list(shards.glob("0*.parquet"))) == whole
     assert finish("score", *flags, "--output", tmp_path / "killed.parquet") == 0
