@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,10 @@ def train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool)
         tokenizer.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=ENCODER_TOKENS, show_progress=False)
         names = {f"{name[1:-1].lower()}_token": name for name in ENCODER_TOKENS}
-    tokenizer.train_from_iterator(_texts(groups), trainer)
+    texts = (
+        [group.query, *chain.from_iterable((one.title, one.summary) for one in group.documents)] for group in groups
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     if not causal:  # other loaders of the checkpoint add the control tokens by this
         vocabulary = tokenizer.get_vocab()
         control = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
@@ -165,37 +169,25 @@ def train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
-def _texts(groups: Sequence[QueryGroup]) -> Iterator[str]:
-    for group in groups:
-        yield group.query
-        for document in group.documents:
-            yield document.title
-            yield document.summary
-
-
 def _encoding(arguments: InitArguments, tokenizer: Any, model: Model, name: str) -> PairEncodingConfig:
-    limits = {
-        field: getattr(arguments, field)
-        for field in ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
-    }
+    limits = ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
+    settings: dict[str, Any] = {limit: getattr(arguments, limit) for limit in limits}
     if _is_causal(model.config):
-        return PairEncodingConfig(
-            style="decoder",
-            start_token=tokenizer.bos_token if tokenizer.bos_token != tokenizer.eos_token else None,
-            end_token=tokenizer.eos_token,
-            query_prefix=arguments.query_prefix,
-            document_prefix=arguments.document_prefix,
-            position_offset=position_offset(model),
-            **limits,
-        )
-    return PairEncodingConfig(
-        style="encoder",
-        start_token=tokenizer.cls_token,
-        end_token=tokenizer.sep_token,
-        position_offset=position_offset(model),
-        separators=separators(tokenizer, name),
-        **limits,
-    )
+        settings |= {
+            "style": "decoder",
+            "start_token": tokenizer.bos_token if tokenizer.bos_token != tokenizer.eos_token else None,
+            "end_token": tokenizer.eos_token,
+            "query_prefix": arguments.query_prefix,
+            "document_prefix": arguments.document_prefix,
+        }
+    else:
+        settings |= {
+            "style": "encoder",
+            "start_token": tokenizer.cls_token,
+            "end_token": tokenizer.sep_token,
+            "separators": separators(tokenizer, name),
+        }
+    return PairEncodingConfig(**settings, position_offset=position_offset(model))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ The figures are right within a factor of 1.5. They assume:
 
 - Weights, gradients and both moments of AdamW are float32: ``Trainer(bf16=True)`` leaves them so, and autocast
   makes bf16 copies of the matrices for a step.
-- LoRA adapters lie on every matrix of the layers. The rest of the LLM is frozen, except for the score head. The
-  student is trained in full.
+- LoRA adapters lie on every matrix of the layers, and count as weights. The rest of the LLM is frozen, except for
+  the score head. The student is trained in full.
 - ``trainer.score`` has a whole model on each GPU, each with its share of the pool.
 - "exchange" is a second copy of the gradients, DDP's buckets. With FSDP it is the weights gathered from other GPUs:
   two layers at a time, and everything outside of the layers. This part of FSDP was not measured.
@@ -25,9 +25,9 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -49,7 +49,7 @@ class PlanArguments:
     gpu_memory_gib: float = field(metadata={"help": "Memory of one GPU, GiB."})
     peak_tflops: float = field(metadata={"help": "Peak of one GPU at --precision with dense matrices, TFLOP/s."})
     utilisation: float = field(metadata={"help": "Share of the peak that is reached, above 0 and at most 1."})
-    pairs: float = field(metadata={"help": "Query-document pairs that each stage reads."})
+    pairs: float = field(metadata={"help": "Query-document pairs that each stage reads; those of each epoch count."})
     student: str | None = field(default=None, metadata={"help": "The model that distill trains, given like --model."})
     stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Some of {', '.join(STAGES)}."})
     fp32_tflops: float | None = field(
@@ -58,7 +58,6 @@ class PlanArguments:
     pair_tokens: float = field(default=150.0, metadata={"help": "Mean tokens of a pair."})
     row_length: int = field(default=1024, metadata={"help": "Token slots of a packed row."})
     rows_per_device: int = field(default=8, metadata={"help": "Packed rows on a GPU in one forward pass."})
-    epochs: float = field(default=1.0, metadata={"help": "Passes over the pairs (score makes one)."})
     days: float = field(default=7.0, metadata={"help": "Days that each stage may take."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of the LLM's LoRA adapters; 0 trains full weights."})
     precision: Literal["bf16", "fp32"] = field(
@@ -73,30 +72,25 @@ class PlanArguments:
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage's figures. Memory is of one GPU, speed is of all GPUs together."""
-
-    stage: str
-    model: str
-    precision: str
-    parameters: int
-    trained_parameters: int
-    memory_gib: dict[str, float]
-    total_gib: float
-    fits: bool
-    flops_per_token: float
-    tokens_per_second: float
-    pairs_per_second: float
-    days: float
-    pairs_per_second_needed: float
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) in (int, float) and name != "lora_rank" and not 0 < value < math.inf:
+                raise DataError(f"--{name} {value}: must be above 0")
+        if self.utilisation > 1:
+            raise DataError(f"--utilisation {self.utilisation}: a share of the peak is at most 1")
+        if self.lora_rank < 0:
+            raise DataError(f"--lora_rank {self.lora_rank}: must be at least 0")
+        if self.pair_tokens > self.row_length:
+            raise DataError(f"--pair_tokens {self.pair_tokens:g}: longer than a row of {self.row_length}")
+        if unknown := set(self.stages) - set(STAGES):
+            raise DataError(f"--stages {min(unknown)}: the stages are {', '.join(STAGES)}")
+        if set(self.stages) <= {"distill"} and self.student is None:
+            raise DataError("--stages distill: give its model with --student")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, PlanArguments)
-    _check(arguments)
     stages = [stage for stage in arguments.stages if stage != "distill" or arguments.student is not None]
     plans = [plan(stage, arguments) for stage in stages]
     if len(stages) < len(arguments.stages):
@@ -107,11 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     console_of(140).print(_table(plans, arguments))
     if arguments.output:
         with appears_whole(Path(arguments.output)) as partial:
-            partial.write_text(json.dumps([asdict(figures) for figures in plans], indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(plans, indent=2) + "\n", encoding="utf-8")
 
 
-def plan(stage: str, arguments: PlanArguments) -> StagePlan:
-    """The figures of one of ``STAGES``. Raises CheckpointError for a model that the stage cannot have."""
+def plan(stage: str, arguments: PlanArguments) -> dict[str, Any]:
+    """The figures of one of ``STAGES``, as ``--output`` has them: memory of one GPU, speed of all GPUs together.
+
+    Raises CheckpointError for a model that the stage cannot have.
+    """
     scores, distils = stage == "score", stage == "distill"
     shape = read_shape(str(arguments.student if distils else arguments.model), causal=stage == "pretrain")
     work = Work(
@@ -129,70 +126,45 @@ def plan(stage: str, arguments: PlanArguments) -> StagePlan:
     slow_peak = None if work.training or work.bf16 else arguments.fp32_tflops
     tokens_per_second = arguments.gpus * (slow_peak or arguments.peak_tflops) * 1e12 * arguments.utilisation / flops
     pairs_per_second = tokens_per_second / arguments.pair_tokens
-    pairs = arguments.pairs * (arguments.epochs if work.training else 1)
-    return StagePlan(
-        stage=stage,
-        model=shape.family,
-        precision="bf16" if work.bf16 else "fp32",
-        parameters=shape.parameters,
-        trained_parameters=trained_parameters(shape, work),
-        memory_gib=memory,
-        total_gib=sum(memory.values()),
-        fits=sum(memory.values()) <= arguments.gpu_memory_gib,
-        flops_per_token=flops,
-        tokens_per_second=tokens_per_second,
-        pairs_per_second=pairs_per_second,
-        days=pairs / pairs_per_second / 86400,
-        pairs_per_second_needed=pairs / arguments.days / 86400,
-    )
+    return {
+        "stage": stage,
+        "model": shape.family,
+        "precision": "bf16" if work.bf16 else "fp32",
+        "parameters": shape.parameters,
+        "trained_parameters": trained_parameters(shape, work),
+        "memory_gib": memory,
+        "total_gib": sum(memory.values()),
+        "fits": sum(memory.values()) <= arguments.gpu_memory_gib,
+        "flops_per_token": flops,
+        "tokens_per_second": tokens_per_second,
+        "pairs_per_second": pairs_per_second,
+        "days": arguments.pairs / pairs_per_second / 86400,
+        "pairs_per_second_needed": arguments.pairs / arguments.days / 86400,
+    }
 
 
-def _check(arguments: PlanArguments) -> None:
-    """Raises DataError with the name of the flag."""
-    given = vars(arguments)
-    for name in ("gpus", "gpu_memory_gib", "peak_tflops", "utilisation", "pairs", "fp32_tflops", "pair_tokens",
-                 "row_length", "rows_per_device", "epochs", "days"):  # fmt: skip
-        if given[name] is not None and not 0 < given[name] < math.inf:
-            raise DataError(f"--{name} {given[name]}: must be above 0")
-    if arguments.utilisation > 1:
-        raise DataError(f"--utilisation {arguments.utilisation}: a share of the peak is at most 1")
-    if arguments.lora_rank < 0:
-        raise DataError(f"--lora_rank {arguments.lora_rank}: must be at least 0")
-    if arguments.pair_tokens > arguments.row_length:
-        raise DataError(f"--pair_tokens {arguments.pair_tokens:g}: longer than a row of {arguments.row_length}")
-    if unknown := set(arguments.stages) - set(STAGES):
-        raise DataError(f"--stages {min(unknown)}: the stages are {', '.join(STAGES)}")
-    if set(arguments.stages) <= {"distill"} and arguments.student is None:
-        raise DataError("--stages distill: give its model with --student")
-
-
-def _table(plans: Sequence[StagePlan], arguments: PlanArguments) -> Table:
-    """A column for each stage."""
-    table = Table("", title=f"{arguments.gpus} GPUs; memory in GiB of one GPU")
+def _table(plans: Sequence[dict[str, Any]], arguments: PlanArguments) -> Table:
+    """A column for each stage, with the file's names; cells are empty where there is none of something."""
+    work = f"{arguments.pairs:,.0f} pairs in {arguments.days:g} days"
+    table = Table("", title=f"{arguments.gpus} GPUs of {arguments.gpu_memory_gib:g} GiB, memory of one; {work}")
+    columns = []
     for figures in plans:
-        table.add_column(figures.stage, justify="right")
-    table.add_row("model", *(figures.model for figures in plans))
-    table.add_row("parameters", *(f"{figures.parameters:,}" for figures in plans))
-    table.add_row("precision", *(figures.precision for figures in plans), end_section=True)
-    for part in dict.fromkeys(part for figures in plans for part in figures.memory_gib):
-        table.add_row(part, *(_number(figures.memory_gib.get(part)) for figures in plans))
-    table.add_row("total", *(_number(figures.total_gib) for figures in plans))
-    fits = ("yes" if figures.fits else "NO" for figures in plans)
-    table.add_row(f"fits into {arguments.gpu_memory_gib:g}", *fits, end_section=True)
-    table.add_row("GFLOPs for a token", *(_number(figures.flops_per_token / 1e9) for figures in plans))
-    for name, field_name in (
-        ("tokens/s", "tokens_per_second"),
-        ("pairs/s", "pairs_per_second"),
-        (f"pairs/s that {arguments.days:g} days need", "pairs_per_second_needed"),
-        (f"days for {arguments.pairs:,.0f} pairs", "days"),
-    ):
-        table.add_row(name, *(_number(getattr(figures, field_name)) for figures in plans))
+        table.add_column(figures["stage"], justify="right")
+        parts = [value if name == "memory_gib" else {name: value} for name, value in figures.items() if name != "stage"]
+        columns.append({name: _shown(value) for part in parts for name, value in part.items()})
+    for name in columns[0]:
+        ends = name in ("trained_parameters", "fits")
+        table.add_row(
+            name.removesuffix("_gib").replace("_", " "), *(column[name] for column in columns), end_section=ends
+        )
     return table
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
+def _shown(value: str | bool | float) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, str) or not value:
+        return str(value or "")
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 

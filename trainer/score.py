@@ -35,6 +35,7 @@ from trainer.training.memory import naming_flags
 from trainer.training.resume import open_shards, stamps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FREE = {"in_flight", "rows_per_batch", "timeout_s", "triton", "triton_model"}  # may differ when a job resumes
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 
@@ -120,7 +121,7 @@ def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScore
     directory = output.with_name(f".{output.name}.shards")
     files = stamps([*arguments.data, *([arguments.model] if arguments.model else [])])
     with processes.main_process_first():
-        open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity})
+        open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity}, FREE)
     shards = []
     with progress(scorer.name, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
         # The next shard is read while this one is scored.

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
+from trainer.data.rankings import write_scores
+from trainer.data.records import read_groups
+from trainer.training.batches import TrainingGroup
 
 TEXT = """
 river bridge engine market garden window planet silver copper forest winter summer doctor teacher lesson recipe
@@ -39,46 +42,17 @@ SPREAD = 0.2  # drawn at the usual 0.02, weights this few would score all pairs 
 
 def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: Any) -> Path:
     """A BERT scorer with a WordPiece tokenizer; ``encoding`` overrides PairEncodingConfig."""
-    tokenizer = _wordpiece()
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        "bert",
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=SPREAD,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1,
-    )
-    settings = PairEncodingConfig(style="encoder", start_token="[CLS]", end_token="[SEP]", **{**LIMITS, **encoding})
-    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+    settings = {"style": "encoder", "start_token": "[CLS]", "end_token": "[SEP]", **encoding}
+    shape = {"num_hidden_layers": layers, "num_attention_heads": 2, "max_position_embeddings": 256}
+    return _saved(directory, "bert", _wordpiece(), seed, settings, shape)
 
 
 def tiny_roberta(directory: Path, *, seed: int = 0, family: str = "roberta", **encoding: Any) -> Path:
     """A RoBERTa scorer as the hub has them: two separators, positions from 2 on, no token types."""
     tokenizer = (byte_level if family == "roberta" else unigram)(ROBERTA_TOKENS, **NAMES, **ENCODER_NAMES)
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=130,
-        type_vocab_size=1,
-        initializer_range=SPREAD,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
-    )
-    limits = {**LIMITS, "position_offset": 2, "separators": 2, **encoding}
-    settings = PairEncodingConfig(style="encoder", start_token="<s>", end_token="</s>", **limits)
-    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+    template = {"style": "encoder", "start_token": "<s>", "end_token": "</s>", "separators": 2, "position_offset": 2}
+    shape = {"num_attention_heads": 2, "max_position_embeddings": 130, "type_vocab_size": 1}
+    return _saved(directory, family, tokenizer, seed, {**template, **encoding}, shape)
 
 
 def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
@@ -86,32 +60,33 @@ def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
     return tiny_roberta(directory, family="xlm-roberta", **encoding)
 
 
-def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
-    """A two-layer Llama scorer with a byte-level BPE tokenizer; ``encoding`` overrides PairEncodingConfig."""
+def tiny_llama(directory: Path, *, seed: int = 0, causal: bool = False, **encoding: Any) -> Path:
+    """A Llama scorer, or a causal LM, with a byte-level BPE; ``encoding`` overrides PairEncodingConfig."""
+    template = {"style": "decoder", "start_token": "<s>", "end_token": "</s>"}
+    prefixes = {"query_prefix": "Query: ", "document_prefix": " Document: "}
     tokenizer = byte_level(["<pad>", "<unk>", "<s>", "</s>"], **NAMES)
+    shape = {"num_key_value_heads": 2, "max_position_embeddings": 256}
+    return _saved(directory, "llama", tokenizer, seed, {**template, **prefixes, **encoding}, shape, causal)
+
+
+def _saved(
+    directory: Path,
+    family: str,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    encoding: dict[str, Any],
+    shape: dict[str, int],
+    causal: bool = False,
+) -> Path:
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=SPREAD,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
-    )
-    settings = PairEncodingConfig(
-        style="decoder",
-        start_token="<s>",
-        end_token="</s>",
-        **{**LIMITS, "query_prefix": "Query: ", "document_prefix": " Document: ", **encoding},
-    )
-    return _save(AutoModelForSequenceClassification.from_config(config), tokenizer, settings, directory)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    size = {"vocab_size": len(tokenizer), "initializer_range": SPREAD}
+    kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    model = kind.from_config(AutoConfig.for_model(family, **{**SMALL, **size, **ids, **shape}))
+    model.eval().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    PairEncodingConfig(**{**LIMITS, **encoding}).save(directory / ENCODING_FILE)
+    return directory
 
 
 def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0, name: str = "q") -> Path:
@@ -132,6 +107,21 @@ def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0
         lines.append(json.dumps({"query_id": f"{name}{query}", "query": _phrase(draw, 1, 4), "documents": candidates}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def write_teacher(path: Path, data: Path) -> Path:
+    """Scores of a teacher for every pair of the data."""
+    pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
+    write_scores(path, [(*pair, float(number % 7)) for number, pair in enumerate(pairs)], teacher="t")
+    return path
+
+
+def training_groups(directory: Path, **size: Any) -> list[TrainingGroup]:
+    """Groups of ``write_groups`` whose documents have the targets 0, 1, 2..."""
+    return [
+        TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
+        for group in read_groups(write_groups(directory / "judged.jsonl", **size))
+    ]
 
 
 def _phrase(draw: random.Random, least: int, most: int) -> str:
@@ -166,7 +156,8 @@ def byte_level(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    words = TEXT.split()  # and the letters that any other English word is made of
+    tokenizer.train_from_iterator([*words, *(f" {word}" for word in words), LETTERS, *LETTERS], trainer)
     return _named(tokenizer, names)
 
 
@@ -189,18 +180,3 @@ def _named(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFa
         tokenizer.post_processor = processors.RobertaProcessing(end, start, add_prefix_space=False)
     inputs = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
-
-
-def _texts() -> Sequence[str]:
-    """The words, and the letters that any other English word is made of."""
-    words = TEXT.split()
-    return [*words, *(f" {word}" for word in words), LETTERS, *LETTERS]
-
-
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: PairEncodingConfig, directory: Path
-) -> Path:
-    model.eval().save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    settings.save(directory / ENCODING_FILE)
-    return directory

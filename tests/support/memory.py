@@ -15,17 +15,19 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch's mod
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.bytes = 0
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bytes = self.made_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 reference = StorageWeakRef(leaf.untyped_storage())  # type: ignore[no-untyped-call]
-                self.alive[reference.cdata] = (reference, leaf.untyped_storage().nbytes())
-        gone = [key for key, (storage, _) in self.alive.items() if storage.expired()]  # type: ignore[no-untyped-call]
-        for key in gone:
-            del self.alive[key]
-        self.bytes = max(self.bytes, sum(nbytes for _, nbytes in self.alive.values()))
+                self.made_bytes -= self.made.get(reference.cdata, (None, 0))[1]
+                self.made[reference.cdata] = (reference, leaf.untyped_storage().nbytes())
+                self.made_bytes += leaf.untyped_storage().nbytes()
+        if self.made_bytes > self.bytes:  # else too few are alive to matter
+            self.made = {key: made for key, made in self.made.items() if not made[0].expired()}  # type: ignore[no-untyped-call]
+            self.made_bytes = sum(nbytes for _, nbytes in self.made.values())
+            self.bytes = max(self.bytes, self.made_bytes)
         return output

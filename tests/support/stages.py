@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import DistributedType, PartialState
+
+from bench.children import free_ports
+
+Commands = Sequence[Sequence[object]]  # each the name of one and its flags
 
 FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 
@@ -57,6 +63,42 @@ def finish(stage: str, *flags: object, at: str = "", send: int = signal.SIGKILL)
     process = started(stage, *flags, at=at, send=send)
     process.join(120)
     return process.exitcode
+
+
+def several(commands: Commands, log: Path, environment: Mapping[str, str] | None = None) -> list[ForkServerProcess]:
+    """Two processes with the environment that torchrun gives them, and more of it.
+
+    Both run the commands one after the other. Their errors go to the log.
+    """
+    port = free_ports("main")["main"]
+    own = {**(environment or {}), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    flags = [[str(flag) for flag in command] for command in commands]
+    processes = [
+        SERVER.Process(target=_one_of_several, args=(flags, log, {**own, "RANK": rank, "LOCAL_RANK": rank}))
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def exit_codes(processes: Sequence[ForkServerProcess]) -> list[int | None]:
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
+
+
+def _one_of_several(commands: list[list[str]], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
+    if "ACCELERATE_USE_FSDP" in environment:  # Accelerate lets FSDP follow from a kind of GPU: these CPUs are one
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        PartialState._prepare_backend = lambda *given: ("gloo", DistributedType.MULTI_GPU)
+    torch.set_num_threads(1)
+    for stage, *flags in commands:
+        if code := importlib.import_module(f"trainer.{stage}").main(flags):
+            os._exit(code)
+    os._exit(0)
 
 
 def _child(stage: str, flags: list[str], at: str, send: int) -> None:

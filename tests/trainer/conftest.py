@@ -6,13 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import tiny_bert, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Judged queries."""
     return write_groups(tmp_path_factory.mktemp("data") / "judged.jsonl")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("bert") / "scorer")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("llama") / "scorer")
 
 
 @pytest.fixture(scope="session")

@@ -191,10 +191,7 @@ def test_scores_that_do_not_fit_are_named(
     for rows, message in (
         ([known, (query.query_id, "unheard-of", 1.0)], "row 2: document 'unheard-of' of query"),
         ([known, ("unheard-of", ids[0], 1.0)], "of query 'unheard-of' is not in the data (1 such rows)"),
-        (
-            [known, (query.query_id, ids[1], 1.0), known],
-            f"row 3, query {query.query_id!r}, document {ids[0]!r}: ",
-        ),
+        ([known, (query.query_id, ids[1], 1.0), known], f"row 3, query {query.query_id!r}, document {ids[0]!r}: "),
         ([(query.query_id, ids[0], float("inf"))], "the score is inf"),
         ([(query.query_id, doc_id, 1.0) for doc_id in ids], "teacher scores are equal"),
     ):

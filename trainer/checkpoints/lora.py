@@ -21,31 +21,16 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.layers import find_layers
-from trainer.checkpoints.load import (
-    ADAPTER_FILE,
-    CheckpointError,
-    Model,
-    first_line,
-    load_causal_lm,
-    load_for_training,
-)
+from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, Model, first_line, load_causal_lm, load_for_training
 from trainer.data.records import DataError
 from trainer.packed.body import is_decoder
+from trainer.packed.check import QUERY, SHORT
 from trainer.packed.forward import packed_readings
 
 PEFT_PREFIX = "base_model.model."  # before every weight's name in PEFT's files
 PEFT_NAME = "default"  # of the one adapter; PEFT's files leave it out
-# The pairs by which the model beside an adapter is recognised again.
-CONTROL = (
-    "a query to check",
-    (
-        Document(title="a short title", summary="and a summary that is somewhat longer than the title, of a document"),
-        Document(title="", summary="second"),
-        Document(title="a third", summary=""),
-    ),
-)
 
 
 @dataclass
@@ -158,7 +143,7 @@ def control_readings(model: Model, encoder: PairEncoder) -> list[float]:
     next-token logit of a causal LM."""
     was_training = model.training
     with torch.inference_mode():
-        readings_NX = packed_readings(model.eval(), encoder.pack(encoder.encode(*CONTROL)))
+        readings_NX = packed_readings(model.eval(), encoder.pack(encoder.encode(QUERY, SHORT)))
     model.train(was_training)
     readings: list[float] = readings_NX.reshape(len(readings_NX), -1).amax(1).tolist()
     return readings

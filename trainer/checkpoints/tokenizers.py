@@ -82,17 +82,15 @@ def choose_pad(tokenizer: Any, model: Model) -> str:
 
 def _free_control_tokens(tokenizer: Any, taken: set[int | None], rows: int) -> list[str]:
     """Control tokens that may serve as padding, the best first."""
-    candidates = [
-        (_fitness(token.content, tokenizer.unk_token), token_id, token.content)
-        for token_id, token in tokenizer.added_tokens_decoder.items()
+    free = [
+        (token_id, token.content)
+        for token_id, token in sorted(tokenizer.added_tokens_decoder.items())
         if token.special and token_id not in taken and token_id < rows
     ]
-    return [content for _, _, content in sorted(candidates)]
-
-
-def _fitness(token: str, unknown: str | None) -> int:
-    if "pad" in token.lower():
-        return 0
-    if "reserved" in token or "unused" in token:
-        return 1
-    return 2 if token == unknown else 3
+    fits = (
+        lambda token: "pad" in token.lower(),
+        lambda token: "reserved" in token or "unused" in token,
+        lambda token: token == tokenizer.unk_token,
+        lambda token: True,
+    )
+    return [token for fit in fits for _, token in free if fit(token)]

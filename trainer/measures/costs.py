@@ -33,8 +33,7 @@ class Shape:
     hidden: int  # numbers of a token between layers
     queries: int  # numbers of a token's queries, all heads together
     parameters: int  # of the whole model
-    layer_parameters: int
-    matrices: int  # numbers in the matrices of the layers
+    matrices: int  # numbers in the matrices of the layers, which hold nearly all of their parameters
     adapter: int  # what goes in and out of these matrices for a token: a LoRA adapter's numbers, for each rank
     head: int  # numbers in the vocabulary's matrix or the score head
     vocabulary: int  # 0 for a scorer
@@ -90,7 +89,6 @@ def _shape(model: Any, causal: bool) -> Shape:
         hidden=config.hidden_size,
         queries=config.num_attention_heads * width,
         parameters=model.num_parameters(),
-        layer_parameters=sum(weight.numel() for weight in layers.modules.parameters()),
         matrices=sum(linear.weight.numel() for linear in linears),
         adapter=sum(linear.in_features + linear.out_features for linear in linears),
         head=outputs.weight.numel() if causal else model.num_parameters() - model.base_model.num_parameters(),
@@ -109,26 +107,26 @@ def trained_parameters(shape: Shape, work: Work) -> int:
 def memory_bytes(shape: Shape, work: Work) -> dict[str, float]:
     """Bytes on one GPU by part. The docstring of trainer.plan lists the assumptions."""
     shards = work.gpus if work.fsdp else 1
-    trained = trained_parameters(shape, work)
-    width = 4 if work.training or not work.bf16 else 2
-    parts: dict[str, float] = {"weights": width * shape.parameters / shards}
-    if work.lora_rank:
-        parts["LoRA adapters"] = 4 * work.lora_rank * shape.adapter / shards
-    if work.training:
-        parts["gradients"] = 4 * trained / shards
-        parts["optimiser states"] = 8 * trained / shards  # two moments
-        if work.bf16 and shards == 1:  # autocast caches copies of what is trained, and of one frozen layer at least
-            frozen_layers = shape.layers if work.lora_rank and work.checkpointing else 1
-            parts["bf16 copies"] = 2 * (shape.matrices / frozen_layers + work.lora_rank * shape.adapter + shape.head)
-        if shards > 1:
-            outside = shape.parameters - shape.layer_parameters
-            parts["exchange"] = (2 if work.bf16 else 4) * (outside + shape.layer_parameters * min(1, 2 / shape.layers))
-        elif work.gpus > 1:
-            parts["exchange"] = 4 * trained
-    parts["activations"] = work.rows * work.row_length * _activation_bytes(shape, work)
-    if work.training and shape.vocabulary:  # the loss holds three float32 tensors of logits at once
-        parts["vocabulary logits"] = 12 * shape.vocabulary * work.rows * work.row_length
-    return parts
+    trained, adapters = trained_parameters(shape, work), work.lora_rank * shape.adapter
+    width, slots = 2 if work.bf16 else 4, work.rows * work.row_length
+    copies = exchange = 0.0
+    if work.training and work.bf16 and shards == 1:  # autocast caches what is trained, and of one frozen layer at least
+        frozen_layers = shape.layers if work.lora_rank and work.checkpointing else 1
+        copies = 2 * (shape.matrices / frozen_layers + adapters + shape.head)
+    if shards > 1:
+        exchange = width * (shape.parameters - shape.matrices * max(0, 1 - 2 / shape.layers))
+    elif work.gpus > 1:
+        exchange = 4 * trained
+    return {
+        "weights": (4 if work.training else width) * (shape.parameters + adapters) / shards,
+        "gradients": 4 * trained / shards,
+        "optimiser states": 8 * trained / shards,  # two moments
+        "bf16 copies": copies,
+        "exchange": exchange,
+        "activations": slots * _activation_bytes(shape, work),
+        # The loss holds three float32 tensors of logits at once.
+        "vocabulary logits": slots * 12 * shape.vocabulary * work.training,
+    }
 
 
 def _activation_bytes(shape: Shape, work: Work) -> float:

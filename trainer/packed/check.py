@@ -14,6 +14,7 @@ from trainer.packed.forward import packed_readings
 from trainer.packed.heads import UnknownHeadError
 
 TOLERANCE = 1e-4  # of a logit; measured differences are below 1e-6, and those of a wrong mask above 1e-3
+QUERY = "a query to check"
 SHORT = (
     Document(title="a short title", summary="and a summary that is somewhat longer than the title, of a document"),
     Document(title="", summary="second"),
@@ -33,7 +34,7 @@ def require_packing(model: Any, encoder: PairEncoder) -> None:
     masks do not follow what the packer says fail here, by name.
     """
     long = Document(title="", summary=("long " * encoder.config.max_pair_tokens)[: encoder.config.max_document_bytes])
-    pairs = encoder.encode("a query to check", [long, *SHORT])
+    pairs = encoder.encode(QUERY, [long, *SHORT])
     batch = encoder.pack(pairs)
     if reason := why_unpackable(model, encoder.config, int(pairs.token_ids.max()), int(pairs.token_ids[-1])):
         raise UnpackableError(reason)

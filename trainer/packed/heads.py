@@ -26,43 +26,6 @@ def _decoder(model: Any, pooled_NH: Tensor) -> Tensor:
     return model.score(pooled_NH)  # type: ignore[no-any-return]
 
 
-def _after_pooler(model: Any, pooled_NH: Tensor) -> Tensor:
-    """The pooler takes the first token of [N, tokens, H]."""
-    return model.classifier(model.dropout(model.base_model.pooler(pooled_NH[:, None])))  # type: ignore[no-any-return]
-
-
-def _of_first_token(model: Any, pooled_NH: Tensor) -> Tensor:
-    """The classifier itself takes the first token of [N, tokens, H]."""
-    return model.classifier(pooled_NH[:, None])  # type: ignore[no-any-return]
-
-
-def _albert(model: Any, pooled_NH: Tensor) -> Tensor:
-    body = model.base_model
-    return model.classifier(model.dropout(body.pooler_activation(body.pooler(pooled_NH))))  # type: ignore[no-any-return]
-
-
-def _distilbert(model: Any, pooled_NH: Tensor) -> Tensor:
-    return model.classifier(model.dropout(F.relu(model.pre_classifier(pooled_NH))))  # type: ignore[no-any-return]
-
-
-def _eurobert(model: Any, pooled_NH: Tensor) -> Tensor:
-    _require_pooling(model, "bos")
-    return model.classifier(model.activation(model.dense(pooled_NH)))  # type: ignore[no-any-return]
-
-
-def _modernbert(model: Any, pooled_NH: Tensor) -> Tensor:
-    _require_pooling(model, "cls")
-    return model.classifier(model.drop(model.head(pooled_NH)))  # type: ignore[no-any-return]
-
-
-def _require_pooling(model: Any, first_token: str) -> None:
-    if model.config.classifier_pooling != first_token:
-        raise UnknownHeadError(
-            f'this {model.config.model_type} model pools over all tokens: set "classifier_pooling": "{first_token}" '
-            "in its config.json"
-        )
-
-
 AFTER_POOLER = (
     "bert", "ernie", "gte", "luke", "megatron-bert", "nomic_bert", "rembert", "roc_bert", "squeezebert", "tapas",
 )  # fmt: skip
@@ -70,27 +33,38 @@ OF_FIRST_TOKEN = (
     "big_bird", "camembert", "data2vec-text", "electra", "esmc", "ibert", "jina_embeddings_v3", "mpnet", "mra",
     "nystromformer", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso",
 )  # fmt: skip
-# By the model_type of an encoder's configuration. All decoders have the same head.
+# By the model_type of an encoder's configuration. All decoders have the same head. Some poolers and classifiers take
+# the first token of [N, tokens, H] by themselves.
 ENCODER_HEADS: dict[str, Head] = {
-    **dict.fromkeys(AFTER_POOLER, _after_pooler),
-    **dict.fromkeys(OF_FIRST_TOKEN, _of_first_token),
-    "albert": _albert,
-    "distilbert": _distilbert,
-    "eurobert": _eurobert,
-    "modernbert": _modernbert,
+    **dict.fromkeys(
+        AFTER_POOLER, lambda model, x: model.classifier(model.dropout(model.base_model.pooler(x[:, None])))
+    ),
+    **dict.fromkeys(OF_FIRST_TOKEN, lambda model, x: model.classifier(x[:, None])),
+    "albert": lambda model, x: model.classifier(
+        model.dropout(model.base_model.pooler_activation(model.base_model.pooler(x)))
+    ),
+    "distilbert": lambda model, x: model.classifier(model.dropout(F.relu(model.pre_classifier(x)))),
+    "eurobert": lambda model, x: model.classifier(model.activation(model.dense(x))),
+    "modernbert": lambda model, x: model.classifier(model.drop(model.head(x))),
 }
+POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
 
 
 def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     """Float32 logits [N] from the states [N, H] of the tokens that stand for N pairs.
 
     The head computes in the precision of its weights, outside of autocast: logits of bfloat16 tie. Raises
-    UnknownHeadError for an encoder that is not in ENCODER_HEADS.
+    UnknownHeadError for an encoder that is not in ENCODER_HEADS, or that pools over all tokens.
     """
     head: Head
     if hasattr(model, "score"):
         head, layer = _decoder, model.score
     elif (family := model.config.model_type) in ENCODER_HEADS:
+        if family in POOLING and model.config.classifier_pooling != POOLING[family]:
+            raise UnknownHeadError(
+                f'this {family} model pools over all tokens: set "classifier_pooling": "{POOLING[family]}" '
+                "in its config.json"
+            )
         head, layer = ENCODER_HEADS[family], model.classifier
     else:
         raise UnknownHeadError(f"the score head of a {family} model is not supported")

@@ -12,19 +12,16 @@ from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import INPUTS, PackedBatch, PairEncoder
 from trainer.data.pairs import encode_groups
-from trainer.data.records import JudgedDocument
+from trainer.data.records import QueryGroup
 from trainer.packed.forward import IGNORED
 
 SKIPPED = None  # in place of a group that the run was trained on before it was interrupted
 
 
-@dataclass(frozen=True)
-class TrainingGroup:
+@dataclass(frozen=True, slots=True)
+class TrainingGroup(QueryGroup):
     """One query's pairs as a step sees them."""
 
-    query_id: str
-    query: str
-    documents: tuple[JudgedDocument, ...]
     targets: tuple[float, ...]  # labels, teacher scores or click weights, one for each document
     labels: tuple[float, ...] = ()  # where the objective wants both; NaN for pairs that nobody judged
 

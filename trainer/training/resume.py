@@ -27,13 +27,6 @@ SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
-# Settings that may differ when a run resumes: they change no weight and no score.
-FREE = {
-    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "in_flight", "log_level", "logging_dir",
-    "logging_steps", "report_to", "resume_from_checkpoint", "rows_per_batch", "run_name", "save_steps",
-    "save_total_limit", "timeout_s", "triton", "triton_model",
-}  # fmt: skip
-
 
 class ResumeError(DisRankerError):
     """A directory of an interrupted run that this command cannot resume."""
@@ -55,29 +48,28 @@ class NonFiniteLossError(DisRankerError):
     exit_code = 1
 
 
-def checkpoint_of(directory: Path, settings: dict[str, Any]) -> Path | None:
+def checkpoint_of(directory: Path, settings: dict[str, Any], free: set[str]) -> Path | None:
     """The checkpoint from which the run in ``directory`` resumes, if there is one.
 
-    Raises ResumeError, which lists the differences, where that run had other settings.
+    Raises ResumeError, which lists the differences, where that run had other settings; ``free`` ones may differ.
     """
     checkpoint = drop_broken_checkpoints(directory)
     if checkpoint is not None:
-        _refuse_changes(directory, settings)
+        _refuse_changes(directory, settings, free)
     return checkpoint
 
 
-def open_shards(directory: Path, settings: dict[str, Any]) -> None:
+def open_shards(directory: Path, settings: dict[str, Any], free: set[str]) -> None:
     """Make a directory for shards, or take the one there. Raises ResumeError for one of other settings."""
     if (directory / SETTINGS_FILE).is_file():
-        _refuse_changes(directory, settings)
+        _refuse_changes(directory, settings, free)
     else:
         new_directory(directory, settings)
 
 
-def _refuse_changes(directory: Path, settings: dict[str, Any]) -> None:
+def _refuse_changes(directory: Path, settings: dict[str, Any], free: set[str]) -> None:
     before = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
-    chosen_among = settings.get("arguments", {}).get("held_out")  # the best checkpoint depends on when they are made
-    if changes := differences(before, _as_saved(settings), FREE - {"save_steps"} if chosen_among else FREE):
+    if changes := differences(before, json.loads(_as_saved(settings)), free):
         raise ResumeError(
             f"{directory}: an interrupted run with other settings ({'; '.join(changes)}): "
             "use those again, or remove the directory to start from the beginning"
@@ -88,7 +80,7 @@ def new_directory(directory: Path, settings: dict[str, Any]) -> None:
     """Make the directory of a run that begins, in place of one that cannot resume."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    (directory / SETTINGS_FILE).write_text(json.dumps(_as_saved(settings), indent=2) + "\n", encoding="utf-8")
+    (directory / SETTINGS_FILE).write_text(_as_saved(settings), encoding="utf-8")
 
 
 def stamps(names: Iterable[str]) -> dict[str, str]:
@@ -98,12 +90,11 @@ def stamps(names: Iterable[str]) -> dict[str, str]:
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 
 
-def _as_saved(settings: dict[str, Any]) -> dict[str, Any]:
-    saved: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    return saved
+def _as_saved(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2, default=str) + "\n"
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], free: set[str] = FREE, name: str = "") -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any], free: set[str], name: str = "") -> list[str]:
     """``name: before -> now`` for every setting that differs and is not among the ``free`` ones."""
     changes = []
     for key in sorted(before.keys() | now.keys()):

@@ -24,6 +24,11 @@ from trainer.training.resume import Resumable, ResumeError, checkpoint_of, new_d
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 LOGS = "logs"
+# Settings that may differ when a run resumes: they change no weight.
+FREE = {
+    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir", "logging_steps",
+    "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+}  # fmt: skip
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
     "--activation_checkpointing true",
@@ -85,7 +90,8 @@ def begin(training: StageArguments, *arguments: Any, evaluated: bool = False) ->
         "sharding": sharding_of(training),
         "files": stamps(_texts(chosen.values())),
     }
-    checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings))
+    free = FREE - {"save_steps"} if evaluated else FREE  # the best checkpoint depends on when they are made
+    checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings, free))
     if checkpoint is not None and not checkpoint.is_dir():
         raise ResumeError(
             f"{checkpoint}: process {training.process_index} does not see it: all machines need --output_dir"

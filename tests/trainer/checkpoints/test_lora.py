@@ -12,10 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import build_engines
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -27,8 +24,6 @@ from trainer.checkpoints.load import load_scorer
 
 RANK = 4
 LORA = [*FEW, "--lora_rank", RANK, "--lora_dropout", 0.1, "--learning_rate", "3e-3"]
-
-
 KEPT = ["--lora_merge", "false"]
 
 
@@ -36,8 +31,7 @@ KEPT = ["--lora_merge", "false"]
 def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """One training of a scorer and one of a language model, each merged and kept."""
     root = tmp_path_factory.mktemp("runs")
-    tiny_llama(root / "llama")
-    AutoModelForCausalLM.from_pretrained(root / "llama").save_pretrained(root / "llama")
+    tiny_llama(root / "llama", causal=True)
     source = ["--model", root / "llama", "--data", data, *LORA]
     for stage, name in ((rank_sft, "scorer"), (pretrain, "cpt")):
         run(stage, *source, "--output_dir", root / name)
@@ -65,9 +59,8 @@ def test_a_kept_adapter_is_pefts(runs: Path) -> None:
     theirs = plain_scores(model, directory, PairEncoder.load(directory))
     assert np.abs(theirs - packed_scores(runs / "scorer")).max() < 1e-5
 
-    language: Any = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(runs / "llama"), runs / "cpt-adapter"
-    )
+    llama = AutoModelForCausalLM.from_pretrained(runs / "llama")
+    language: Any = PeftModel.from_pretrained(llama, runs / "cpt-adapter")
     merged = AutoModelForCausalLM.from_pretrained(runs / "cpt")
     tokens = torch.arange(10, 30)[None]
     with torch.inference_mode():

@@ -20,12 +20,11 @@ from tests.support.checkpoints import (
     byte_level,
     tiny_bert,
     tiny_roberta,
+    write_teacher,
 )
 from tests.support.scores import packed_scores, plain_scores
 from tests.support.stages import FEW, fails, run
 from trainer import distill, init, rank_sft
-from trainer.data.rankings import write_scores
-from trainer.data.records import read_groups
 
 LIMITS = ["--max_query_tokens", 12, "--max_pair_tokens", 48, "--row_length", 64, "--slots_per_row", 4]
 SMALL = {
@@ -102,9 +101,7 @@ def test_a_pretrained_roberta_keeps_its_template_and_its_offset(data: Path, tmp_
     run(init, "--pretrained", roberta, "--output_dir", tmp_path / "base", *LIMITS)
     encoding = json.loads((tmp_path / "base/pair_encoding.json").read_text())
     assert (encoding["start_token"], encoding["separators"], encoding["position_offset"]) == ("<s>", 2, 2)
-    pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
-    scores = tmp_path / "scores.parquet"
-    write_scores(scores, [(*pair, float(place % 5)) for place, pair in enumerate(pairs)], teacher="t")
+    scores = write_teacher(tmp_path / "scores.parquet", data)
     source = ["--model", tmp_path / "base", "--data", data, "--scores", scores]
     run(distill, *source, "--output_dir", tmp_path / "student", *FEW)
     student = tmp_path / "student"

@@ -14,11 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llama, write_groups
+from tests.support.checkpoints import tiny_llama, training_groups
 from tests.support.memory import Peak
-from trainer.data.records import read_groups
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
-from trainer.training.batches import LanguageBatch, LanguageCollator, TrainingGroup
+from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
 
 # PEFT asks for an attribute by the name that transformers is giving up.
@@ -42,24 +41,23 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
     """Packed rows of real pairs, [R, L] with L = 64."""
     root = tmp_path_factory.mktemp("batch")
     encoder = PairEncoder.load(tiny_llama(root / "llama"))
-    return LanguageCollator(encoder)(
-        [
-            TrainingGroup(group.query_id, group.query, group.documents, (1.0,) * len(group.documents))
-            for group in read_groups(write_groups(root / "judged.jsonl"))
-        ]
-    )
+    return LanguageCollator(encoder)(training_groups(root))
 
 
-def built(directory: Path, family: str, causal: bool = False, rank: int = 0, **more: Any) -> tuple[Any, Shape]:
+def built(
+    directory: Path, family: str, causal: bool = False, rank: int = 0, checkpointing: bool = False
+) -> tuple[Any, Shape]:
     """A real model in training mode, its forward packed, and the shape that is read of its configuration."""
     path = directory / "config.json"
-    path.write_text(json.dumps({"model_type": family, **COMMON, **FAMILIES[family], **more}))
+    path.write_text(json.dumps({"model_type": family, **COMMON, **FAMILIES[family]}))
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(AutoConfig.from_pretrained(path, num_labels=1), dtype=torch.float32)
     model = use_packed_forward(model).train()
     if rank:  # with the product's LoRA; the packed forward stays the inner model's
         task = "CAUSAL_LM" if causal else "SEQ_CLS"
         model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type=task)).base_model.model
+    if checkpointing:
+        model.activation_checkpointing_enable()
     return model, read_shape(str(path), causal)
 
 
@@ -80,30 +78,6 @@ def forward(model: Any, batch: LanguageBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "causal", "rank"),
-    [("llama", False, 0), ("bert", False, 0), ("qwen3", True, 0), ("llama", False, 4), ("llama", True, 4)],
-)
-def test_weights_gradients_and_moments_are_what_a_step_of_adamw_leaves(
-    tmp_path: Path, batch: LanguageBatch, family: str, causal: bool, rank: int
-) -> None:
-    model, shape = built(tmp_path, family, causal, rank)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained)
-    torch.autograd.backward(forward(model, batch).square().mean())
-    optimiser.step()
-    settings = work(batch, lora_rank=rank)
-    parts = memory_bytes(shape, settings)
-    assert trained_parameters(shape, settings) == sum(weight.numel() for weight in trained)
-    adapters = size(weight for name, weight in model.named_parameters() if "lora_" in name)
-    assert parts.get("LoRA adapters", 0) == adapters
-    if not rank:  # PEFT trains a copy of the head
-        assert parts["weights"] == size(model.parameters())
-    assert parts["gradients"] == size(weight.grad for weight in trained)
-    states = size(value for state in optimiser.state.values() for value in state.values())  # with a count for each
-    assert parts["optimiser states"] == pytest.approx(states, rel=0.01)
-
-
-@pytest.mark.parametrize(
     ("family", "causal", "rank", "checkpointing", "bf16"),
     [
         ("llama", False, 0, False, False), ("qwen3", True, 0, False, True), ("qwen3", True, 0, True, True),
@@ -111,19 +85,28 @@ def test_weights_gradients_and_moments_are_what_a_step_of_adamw_leaves(
         ("llama", True, 4, False, True), ("llama", True, 4, True, True),
     ],
 )  # fmt: skip
-def test_a_step_peaks_near_the_plan(
+def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
     tmp_path: Path, batch: LanguageBatch, family: str, causal: bool, rank: int, checkpointing: bool, bf16: bool
 ) -> None:
-    model, shape = built(tmp_path, family, causal, rank)
-    if checkpointing:
-        model.activation_checkpointing_enable()
+    """It leaves weights, gradients and the moments of AdamW, which the plan has exactly."""
+    model, shape = built(tmp_path, family, causal, rank, checkpointing)
     with Peak() as peak:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = forward(model, batch)
         torch.autograd.backward(output.square().mean())
-    parts = memory_bytes(shape, work(batch, bf16=bf16, checkpointing=checkpointing, lora_rank=rank))
+    settings = work(batch, bf16=bf16, checkpointing=checkpointing, lora_rank=rank)
+    parts = memory_bytes(shape, settings)
     made = ("gradients", "activations", "bf16 copies", "vocabulary logits")
-    assert 1 / FACTOR < sum(parts.get(part, 0) for part in made) / peak.bytes < FACTOR
+    assert 1 / FACTOR < sum(parts[part] for part in made) / peak.bytes < FACTOR
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained)
+    optimiser.step()
+    assert trained_parameters(shape, settings) == sum(weight.numel() for weight in trained)
+    copied = 4 * shape.head if rank and not causal else 0  # PEFT trains a copy of the head
+    assert parts["weights"] == size(model.parameters()) - copied
+    assert parts["gradients"] == size(weight.grad for weight in trained)
+    states = size(value for state in optimiser.state.values() for value in state.values())  # with a count for each
+    assert parts["optimiser states"] == pytest.approx(states, rel=0.01)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -145,9 +128,7 @@ def test_scoring_peaks_near_the_plan(tmp_path: Path, batch: LanguageBatch, famil
 def test_flops_are_about_those_that_pytorch_counts(
     tmp_path: Path, batch: LanguageBatch, family: str, causal: bool, rank: int, checkpointing: bool, training: bool
 ) -> None:
-    model, shape = built(tmp_path, family, causal, rank)
-    if checkpointing:
-        model.activation_checkpointing_enable()
+    model, shape = built(tmp_path, family, causal, rank, checkpointing)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
         output = forward(model, batch)
         if training:
@@ -164,5 +145,4 @@ def test_several_gpus_hold_buckets_or_shards(tmp_path: Path) -> None:
     sharded = memory_bytes(shape, Work(True, 1, 64, gpus=4, fsdp=True))
     for part in ("weights", "gradients", "optimiser states"):
         assert sharded[part] == alone[part] / 4
-    half_of_the_layers = shape.layer_parameters / 2  # two of four
-    assert sharded["exchange"] == 4 * (shape.parameters - half_of_the_layers)
+    assert sharded["exchange"] == 4 * (shape.parameters - shape.matrices / 2)  # two of four layers

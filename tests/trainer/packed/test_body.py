@@ -10,12 +10,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from engines.graph.precision import typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, write_groups
-from trainer.data.records import read_groups
+from tests.support.checkpoints import tiny_bert, training_groups
 from trainer.packed import body
 from trainer.packed.body import FAMILIES, reads_pooled_tokens
 from trainer.packed.forward import packed_scores
-from trainer.training.batches import RankingBatch, RankingCollator, TrainingGroup
+from trainer.training.batches import RankingBatch, RankingCollator
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -27,12 +26,7 @@ SMALL = {
 def batch(tmp_path_factory: pytest.TempPathFactory) -> RankingBatch:
     root = tmp_path_factory.mktemp("batch")
     encoder = PairEncoder.load(tiny_bert(root / "bert"))
-    return RankingCollator(encoder)(
-        [
-            TrainingGroup(group.query_id, group.query, group.documents, (0.0,) * len(group.documents))
-            for group in read_groups(write_groups(root / "data.jsonl"))
-        ]
-    )
+    return RankingCollator(encoder)(training_groups(root))
 
 
 def built(family: str, dropout: float = 0.0, **more: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from tokenizers import Tokenizer
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
+from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_roberta, tiny_xlm_roberta
 from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_scorer
+from trainer.packed.body import is_decoder
 from trainer.packed.families import narrowest_window, position_offset
 
 LONGEST = LIMITS["max_pair_tokens"]
@@ -31,6 +27,7 @@ DOCUMENTS = [
     Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 40)
 ]  # the last ones are cut
 
+MODERNBERT: tuple[str, dict[str, Any]] = ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)})
 ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
     ("electra", {"embedding_size": 32}),
@@ -42,7 +39,7 @@ ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("xlm-roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("camembert", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("mpnet", {"pad_token_id": 1}),
-    ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)}),
+    MODERNBERT,
 ]
 DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
@@ -61,19 +58,7 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     ("falcon", {}),
 ]
-WINDOWED = [("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)})] + [
-    (family, settings) for family, settings in DECODERS if "sliding_window" in settings
-]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> PairEncoder:
-    return PairEncoder.load(tiny_bert(tmp_path_factory.mktemp("bert") / "scorer"))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> PairEncoder:
-    return PairEncoder.load(tiny_llama(tmp_path_factory.mktemp("llama") / "scorer"))
+WINDOWED = [MODERNBERT, *((family, settings) for family, settings in DECODERS if "sliding_window" in settings)]
 
 
 def tiny(family: str, settings: dict[str, Any], kind: Any = AutoModelForSequenceClassification) -> Any:
@@ -81,17 +66,23 @@ def tiny(family: str, settings: dict[str, Any], kind: Any = AutoModelForSequence
     return kind.from_config(AutoConfig.for_model(family, **{**SMALL, **settings})).eval()
 
 
-def starting_at(encoder: PairEncoder, offset: int) -> PairEncoder:
-    """The same encoder for a model whose positions begin elsewhere."""
-    tokenizer = Tokenizer.from_str(encoder._tokenizer.to_str())
-    return PairEncoder(tokenizer, replace(encoder.config, position_offset=offset))
+@pytest.fixture(scope="module")
+def encoder_of(bert: Path, llama: Path) -> Callable[[Any], PairEncoder]:
+    """The pair encoder of a scorer; ``offset`` is where its positions begin."""
+    encoders = [PairEncoder.load(directory) for directory in (bert, llama)]
+
+    def chosen(model: Any, offset: int = 0) -> PairEncoder:
+        encoder = encoders[is_decoder(model)]
+        return PairEncoder(encoder._tokenizer, replace(encoder.config, position_offset=offset))
+
+    return chosen
 
 
 @pytest.mark.parametrize(("family", "settings"), [*ENCODERS, *DECODERS])
-def test_families_that_pack(family: str, settings: dict[str, Any], bert: PairEncoder, llama: PairEncoder) -> None:
+def test_families_that_pack(family: str, settings: dict[str, Any], encoder_of: Callable[..., PairEncoder]) -> None:
     """Pairs of every length up to the longest, several in a row, next to the class's own forward."""
     model = tiny(family, settings)
-    encoder = starting_at(llama if (family, settings) in DECODERS else bert, position_offset(model))
+    encoder = encoder_of(model, position_offset(model))
     check_packing(model, encoder, family)
     pairs = encoder.encode("river", DOCUMENTS)
     lengths = [len(pair.token_ids) for pair in pairs]
@@ -106,30 +97,29 @@ def test_families_that_pack(family: str, settings: dict[str, Any], bert: PairEnc
             assert model(**inputs).logits.item() == pytest.approx(score, abs=1e-5, rel=1e-5)
 
 
-@pytest.mark.parametrize(("family", "settings"), DECODERS)
-def test_language_models_of_every_decoder_pack(family: str, settings: dict[str, Any], llama: PairEncoder) -> None:
-    check_packing(tiny(family, settings, AutoModelForCausalLM), llama, family)
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    # Gemma 2 caps its logits, Granite scales them.
+    [*DECODERS, ("gemma2", {**GROUPED, "final_logit_softcapping": 1.0}), ("granite", {"logits_scaling": 8.0})],
+)
+def test_language_models_of_every_decoder_pack(family: str, settings: dict[str, Any], llama: Path) -> None:
+    check_packing(tiny(family, settings, AutoModelForCausalLM), PairEncoder.load(llama), family)
+
+
+def test_a_language_model_whose_logits_are_scaled_in_an_unknown_way_is_refused(llama: Path) -> None:
+    with pytest.raises(CheckpointError, match="cohere model differ from scores alone"):
+        model = tiny("cohere", {"logit_scale": 0.5}, AutoModelForCausalLM)
+        check_packing(model, PairEncoder.load(llama), "cohere")
+
+
+def window_of(family: str) -> str:
+    return "local_attention" if family == "modernbert" else "sliding_window"
 
 
 @pytest.mark.parametrize(("family", "settings"), WINDOWED)
-def test_a_pair_that_a_sliding_window_would_cut_is_refused(
-    family: str, settings: dict[str, Any], bert: PairEncoder, llama: PairEncoder
-) -> None:
-    name = "local_attention" if family == "modernbert" else "sliding_window"
-    model = tiny(family, {**settings, name: settings[name] - 2 if family == "modernbert" else settings[name] - 1})
-    message = f"max_pair_tokens {LONGEST} is above the {LONGEST - 1} tokens .* of this {family} model sees .{name}"
-    with pytest.raises(CheckpointError, match=message):
-        check_packing(model, bert if family == "modernbert" else llama, "base")
-
-
-@pytest.mark.parametrize(("family", "settings"), WINDOWED)
-def test_the_windows_numbers_are_those_of_transformers(
-    family: str, settings: dict[str, Any], bert: PairEncoder, llama: PairEncoder
-) -> None:
+def test_the_windows_numbers_are_those_of_transformers(family: str, settings: dict[str, Any]) -> None:
     """A pair of as many tokens as the window scores alone as if there were none; one token more, and it does not."""
-    encoder = bert if family == "modernbert" else llama
-    name = "local_attention" if family == "modernbert" else "sliding_window"
-    model, wide = tiny(family, settings), tiny(family, {**settings, name: 1000})
+    model, wide = tiny(family, settings), tiny(family, {**settings, window_of(family): 1000})
     window = narrowest_window(model.config)
     assert window is not None and window.tokens == LONGEST
     first = torch.full((1, 1), 7)
@@ -138,7 +128,6 @@ def test_the_windows_numbers_are_those_of_transformers(
         for each, same in ((tokens, True), (torch.cat([first, tokens], dim=1), False)):
             body, without = (net.base_model(each).last_hidden_state for net in (model, wide))
             assert torch.allclose(body, without, atol=1e-5) == same
-    assert encoder.config.max_pair_tokens == LONGEST
 
 
 def test_a_window_that_no_layer_uses_is_none() -> None:
@@ -153,47 +142,50 @@ def test_a_window_that_no_layer_uses_is_none() -> None:
         assert narrowest_window(AutoConfig.for_model(family, **{**SMALL, **settings})) is None, family
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [("deberta-v2", {}), ("deberta", {}), ("bloom", {"n_head": 4, "n_layer": 2}), ("falcon", {"alibi": True})],
-)
-def test_families_whose_attention_takes_no_mask_are_refused_by_name(
-    family: str, settings: dict[str, Any], bert: PairEncoder, llama: PairEncoder
+NO_MASK = "a {family} model cannot be packed: its attention takes no mask"
+POOLS = 'this {family} model pools over all tokens: set "classifier_pooling": "'
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("deberta-v2", {}, NO_MASK),
+    ("deberta", {}, NO_MASK),
+    ("bloom", {"n_head": 4, "n_layer": 2}, NO_MASK),
+    ("falcon", {"alibi": True}, NO_MASK),
+    ("t5", {}, "a t5 model cannot be packed: ValueError: You must specify"),
+    ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "mean"}, POOLS + "bos"),
+    ("modernbert", {**CONTROL_TOKENS, "classifier_pooling": "mean", "local_attention": 100}, POOLS + "cls"),
+    ("bert", {"vocab_size": 20}, "the model knows 20 tokens"),
+    ("bert", {"max_position_embeddings": 40}, f"max_pair_tokens {LONGEST} is above the model's 40 positions"),
+    ("roberta", {"pad_token_id": 1}, "roberta model begin at 2, and pair_encoding.json says position_offset 0: make"),
+    ("llama", {"pad_token_id": 3}, "pad_token_id and the end of a pair are both token 3"),
+    *(
+        (
+            family,
+            {**settings, window_of(family): settings[window_of(family)] - (2 if family == "modernbert" else 1)},
+            f"max_pair_tokens {LONGEST} is above the {LONGEST - 1} tokens that the sliding window of this {family} "
+            f"model sees ({window_of(family)})",
+        )
+        for family, settings in WINDOWED
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "settings", "message"), REFUSED)
+def test_what_packing_would_score_wrongly_is_refused_by_name(
+    family: str, settings: dict[str, Any], message: str, encoder_of: Callable[..., PairEncoder]
 ) -> None:
-    encoder = bert if "deberta" in family else llama
-    with pytest.raises(CheckpointError, match=f"^base: a {family} model cannot be packed: its attention takes no mask"):
-        check_packing(tiny(family, settings), encoder, "base")
+    model = tiny(family, settings)
+    with pytest.raises(CheckpointError) as refusal:
+        check_packing(model, encoder_of(model), "base")
+    assert str(refusal.value).startswith("base: ")
+    assert message.format(family=family) in str(refusal.value)
 
 
-def test_an_unheard_of_family_that_fails_inside_is_refused_by_name(bert: PairEncoder) -> None:
-    with pytest.raises(CheckpointError, match=r"^base: a t5 model cannot be packed: ValueError: You must specify"):
-        check_packing(tiny("t5", {}), bert, "base")
-
-
-@pytest.mark.parametrize(("family", "pooling", "first"), [("eurobert", "mean", "bos"), ("modernbert", "mean", "cls")])
-def test_a_head_that_pools_over_all_tokens_is_refused(family: str, pooling: str, first: str, bert: PairEncoder) -> None:
-    model = tiny(family, {**CONTROL_TOKENS, "num_key_value_heads": 4, "classifier_pooling": pooling})
-    message = f'this {family} model pools over all tokens: set "classifier_pooling": "{first}"'
-    with pytest.raises(CheckpointError, match=message):
-        check_packing(model, bert, "base")
-
-
-def test_positions_that_begin_elsewhere_than_the_artefact_says_are_refused(bert: PairEncoder) -> None:
+def test_positions_that_begin_elsewhere_leave_fewer(encoder_of: Callable[..., PairEncoder]) -> None:
+    """RoBERTa begins at 2."""
     model = tiny("roberta", {"pad_token_id": 1, "max_position_embeddings": LONGEST + 2})
-    with pytest.raises(CheckpointError, match=r"roberta model begin at 2, .* position_offset 0: make"):
-        check_packing(model, bert, "base")
-    check_packing(model, starting_at(bert, 2), "base")
+    check_packing(model, encoder_of(model, 2), "base")
     short = tiny("roberta", {"pad_token_id": 1, "max_position_embeddings": LONGEST + 1})
-    with pytest.raises(
-        CheckpointError, match=f"max_pair_tokens {LONGEST} is above the model's {LONGEST - 1} positions"
-    ):
-        check_packing(short, starting_at(bert, 2), "base")
-
-
-def test_a_decoder_whose_padding_is_its_end_is_refused(llama: PairEncoder) -> None:
-    end = llama._control_id(llama.config.end_token)
-    with pytest.raises(CheckpointError, match=f"pad_token_id and the end of a pair are both token {end}"):
-        check_packing(tiny("llama", {"pad_token_id": end}), llama, "base")
+    with pytest.raises(CheckpointError, match=f"{LONGEST} is above the model's {LONGEST - 1} positions"):
+        check_packing(short, encoder_of(short, 2), "base")
 
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_roberta, tiny_xlm_roberta])

@@ -7,30 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, training_groups
 from tests.support.memory import Peak
-from trainer.checkpoints.load import load_for_training
+from trainer.checkpoints.load import load_causal_lm, load_for_training
 from trainer.checkpoints.lora import LoraArguments, add_adapters
-from trainer.data.records import DataError, read_groups
-from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup
+from trainer.data.records import DataError
+from trainer.training.batches import LanguageCollator, RankingCollator
 from trainer.training.in_parts import rows_within, use_packed_forward
 from trainer.training.losses import margin_mse, pairwise_logistic, weighted_mean
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
-    "initializer_range": 0.2,
-}  # fmt: skip
-
-
-def groups(directory: Path, **size: Any) -> list[TrainingGroup]:
-    return [
-        TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
-        for group in read_groups(write_groups(directory / "judged.jsonl", **size))
-    ]
 
 
 def gradients(model: Any, batch: Any, objective: Any, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -51,7 +37,7 @@ def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any, objecti
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=2, documents=20))
+    batch = RankingCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=2, documents=20))
     assert batch["packed"]["input_ids"].shape[0] % 5 > 0
     whole = gradients(use_packed_forward(model), batch, objective)
     for rows in (1, 5, 100):
@@ -71,7 +57,7 @@ def test_the_second_pass_drops_out_what_the_first_did(tmp_path: Path, checkpoint
             module.p = 0.3
     if checkpointing:
         model.activation_checkpointing_enable()
-    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=1, documents=12))
+    batch = RankingCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=1, documents=12))
     use_packed_forward(model, 1)
     weight = model.get_parameter("bert.encoder.layer.0.output.dense.weight")
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=weight.dtype)
@@ -96,7 +82,7 @@ def test_activation_checkpointing_leaves_the_gradient_as_it_is(tmp_path: Path, r
     model = load_for_training(directory)
     torch.manual_seed(0)
     add_adapters(model, LoraArguments(lora_rank=rank), str(directory))
-    batch = RankingCollator(PairEncoder.load(directory))(groups(tmp_path, queries=2))
+    batch = RankingCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=2))
     use_packed_forward(model)
     plain = gradients(model, batch, pairwise_logistic)
     model.activation_checkpointing_enable()
@@ -112,7 +98,7 @@ def test_a_hundred_documents_take_the_memory_of_a_part(tmp_path: Path) -> None:
     collate = RankingCollator(PairEncoder.load(directory))
     peaks = {}
     for documents, rows in ((20, None), (200, None), (20, 2), (200, 2)):
-        batch = collate(groups(tmp_path, queries=1, documents=documents))
+        batch = collate(training_groups(tmp_path, queries=1, documents=documents))
         use_packed_forward(model, rows)
         with Peak() as peak:
             gradients(model, batch, margin_mse)
@@ -130,9 +116,9 @@ def test_a_budget_below_one_row_is_refused() -> None:
 
 
 def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
-    model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
-    batch = LanguageCollator(encoder)(groups(tmp_path, queries=3))
+    directory = tiny_llama(tmp_path / "llama", causal=True)
+    model = load_causal_lm(directory)
+    batch = LanguageCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=3))
     found = []
     for rows in (None, 2):
         use_packed_forward(model, rows)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
-from tests import ROOT
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.support.servers import ports
-from trainer.data.rankings import write_scores
-from trainer.data.records import read_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
+from tests.support.stages import exit_codes, several
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
@@ -35,13 +30,11 @@ def commands(material: dict[str, list[str]], processes: int, output: Path) -> li
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process in folder 1, of two in folder 2; no dropout: each process would draw its own."""
     root = tmp_path_factory.mktemp("processes")
-    data, scores = write_groups(root / "data.jsonl", queries=16), root / "scores.parquet"
-    pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
-    write_scores(scores, [(*pair, float(number % 7)) for number, pair in enumerate(pairs)], teacher="t")
-    llama, bert = tiny_llama(root / "llama"), tiny_bert(root / "bert")
+    data = write_groups(root / "data.jsonl", queries=16)
+    scores = write_teacher(root / "scores.parquet", data)
+    llama, bert = tiny_llama(root / "llama", causal=True), tiny_bert(root / "bert")
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     AutoModelForSequenceClassification.from_pretrained(bert, **still).save_pretrained(bert)
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
     material = {
         "pretrain": ["--model", str(llama), "--data", str(data), "--shuffle_buffer", "6"],
         "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank", "--token_budget", "128"],
@@ -53,11 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven")]
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
-    (root / "commands.json").write_text(json.dumps(together))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
-    launch = [sys.executable, *launcher, "-m", "tests.support.in_turn", str(root / "commands.json")]
-    result = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert exit_codes(several(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
 
 

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
 from tests.support.stages import fails, finish
 from trainer import distill, rank_sft, score
-from trainer.data.rankings import write_scores
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
+from trainer.training.run import FREE
 
 STEPS = 12
 Material = dict[str, list[object]]
@@ -33,11 +32,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """For each stage what it trains on."""
     root = tmp_path_factory.mktemp("material")
     data = write_groups(root / "data.jsonl", queries=9)
-    scores = root / "scores.parquet"
-    pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
-    write_scores(scores, [(*pair, float(number % 7)) for number, pair in enumerate(pairs)], teacher="t")
-    llama, bert = tiny_llama(root / "llama"), tiny_bert(root / "bert")
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)  # the scorer's body with a fresh head
+    scores = write_teacher(root / "scores.parquet", data)
+    llama, bert = tiny_llama(root / "llama", causal=True), tiny_bert(root / "bert")
     return {
         "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
@@ -151,9 +147,9 @@ def test_checkpoints_of_adapters_do_not_hold_what_is_frozen(material: Material, 
 
 
 def test_what_changes_no_weight_may_change() -> None:
-    before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}}
-    now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}}
-    assert differences(before, now) == ["data: ['a'] -> ['a', 'b']", "seed: 0 -> 1"]
+    before = {"training": {"logging_steps": 1, "seed": 0}, "arguments": {"data": ["a"]}, "processes": 2}
+    now = {"training": {"logging_steps": 9, "seed": 1}, "arguments": {"data": ["a", "b"]}, "processes": 4}
+    assert differences(before, now, FREE) == ["data: ['a'] -> ['a', 'b']", "processes: 2 -> 4", "seed: 0 -> 1"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(
@@ -173,11 +169,7 @@ def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, t
     flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 12, "--rows_per_batch", 1]
     assert finish("score", *flags, "--output", tmp_path / "whole.parquet") == 0
     shards = tmp_path / ".killed.parquet.shards"
-    for place, whole in (
-        ("/000000.parquet", 0),
-        ("/000006.parquet", 6),
-        ("/killed.parquet", 10),
-    ):
+    for place, whole in (("/000000.parquet", 0), ("/000006.parquet", 6), ("/killed.parquet", 10)):
         assert finish("score", *flags, "--output", tmp_path / "killed.parquet", at=place) == -signal.SIGKILL
         assert len(list(shards.glob("0*.parquet"))) == whole
     assert finish("score", *flags, "--output", tmp_path / "killed.parquet") == 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +23,17 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
 from tests.support.checkpoints import tiny_llama, write_groups
 from tests.support.servers import ports
+from tests.support.stages import Commands, exit_codes, several
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.checkpoints.lora import CONTROL
-from trainer.training.resume import differences, drop_broken_checkpoints
+from trainer.packed.check import QUERY, SHORT
+from trainer.training.resume import drop_broken_checkpoints
 from trainer.training.sharded import sharding_of
 
 CONFIGS = ROOT / "examples/accelerate"
@@ -54,49 +55,20 @@ class Material:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     root = tmp_path_factory.mktemp("material")
-    llama = tiny_llama(root / "llama")
-    AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama)
-    return Material(llama, write_groups(root / "data.jsonl", queries=16))
+    return Material(tiny_llama(root / "llama", causal=True), write_groups(root / "data.jsonl", queries=16))
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
+    """Stages in two processes, with what ``accelerate launch`` reads of the example for one machine of GPUs."""
+    here = launch_arguments("fsdp_8gpu.yaml", "--num_processes", "2", "--mixed_precision", "no")
+    return several(commands, log, prepare_multi_gpu_env(here))
 
 
-def finish(command: list[str]) -> None:
-    process = started(command)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
-
-
-def stopped(command: list[str], logs: Path, rank: int | None) -> str:
-    """The errors of a run that got SIGTERM once it was training: one process of it, or its launcher."""
-    process = started(command)
+def wait_for(logs: Path, process: subprocess.Popen[str] | ForkServerProcess) -> None:
+    """Until the run writes its curve: it is training."""
     while not logs.exists():
-        assert process.poll() is None
+        assert (process.poll() if isinstance(process, subprocess.Popen) else process.exitcode) is None
         time.sleep(0.01)
-    workers = {worker.environ()["RANK"]: worker for worker in psutil.Process(process.pid).children()}
-    (process if rank is None else workers[str(rank)]).send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert not any(worker.is_running() for worker in workers.values())
-    return errors
-
-
-def sharded(*flags: str) -> list[str]:
-    """A stage in two processes, by the example for one machine of GPUs."""
-    launch = ["--config_file", str(CONFIGS / "fsdp_8gpu.yaml"), "--num_processes", "2", "--mixed_precision", "no"]
-    port = str(ports()["http"])
-    return [
-        "-m",
-        "accelerate.commands.launch",
-        *launch,
-        "--main_process_port",
-        port,
-        "tests/support/fsdp_on_cpu.py",
-        *flags,
-    ]
 
 
 def assert_same_training(one: Path, two: Path, steps: int) -> None:
@@ -126,14 +98,14 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
         assert module.main(material.flags(1, root / "1" / stage, *more[stage])) == 0
     commands = [[stage, *material.flags(2, root / "2" / stage, *flags)] for stage, flags in more.items()]
-    (root / "commands.json").write_text(json.dumps(commands))
-    command = sharded("tests.support.in_turn", str(root / "commands.json"))
-    errors = stopped(command, root / "2/.pretrain.run/logs", rank=1)
-    assert errors.count("stopped by SIGTERM at step") == 2
+    processes = sharded(commands, root / "log")
+    wait_for(root / "2/.pretrain.run/logs", processes[0])
+    processes[1].terminate()
+    assert exit_codes(processes) == [128 + signal.SIGTERM] * 2
     checkpoint = drop_broken_checkpoints(root / "2/.pretrain.run")
     assert checkpoint is not None
     assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
-    finish(command)
+    assert exit_codes(sharded(commands, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
 
 
@@ -146,7 +118,7 @@ def test_fsdp_trains_a_scorer_as_one_process_does(sharded_runs: Path) -> None:
     np.testing.assert_allclose(seen, expected, rtol=1e-6)  # a rank that changes moves it by far more
     assert type(AutoModelForSequenceClassification.from_pretrained(two)).__name__ == "LlamaForSequenceClassification"
     encoder = PairEncoder.load(two)
-    batch = encoder.pack(encoder.encode(*CONTROL))
+    batch = encoder.pack(encoder.encode(QUERY, SHORT))
     scores = [PackedScorer(load_scorer(path)).score(batch) for path in (one, two)]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)  # of weights that differ by their last digits
 
@@ -159,18 +131,20 @@ def test_fsdp_resumes_from_its_shards(sharded_runs: Path) -> None:
 def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
     """torchrun passes SIGTERM on; it may arrive in different steps of the processes."""
     flags = material.flags(2, tmp_path / "out", "--max_steps", 200, "--save_steps", 1000, "--use_cpu", "true")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
-    errors = stopped([*launch, "-m", "trainer.rank_sft", *flags], tmp_path / ".out.run" / "logs", rank=None)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
+    command = [*launch, "-m", "trainer.rank_sft", *flags]
+    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / ".out.run/logs", launcher)
+    workers = psutil.Process(launcher.pid).children()
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0
+    assert not any(worker.is_running() for worker in workers)
     assert errors.count("stopped by SIGTERM at step") == 2
     checkpoint = drop_broken_checkpoints(tmp_path / ".out.run")
     assert checkpoint is not None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
     assert not (tmp_path / "out").exists()
-
-
-def test_other_processes_than_the_interrupted_run_had_are_refused() -> None:
-    before = {"processes": 2, "sharding": "none"}
-    assert differences(before, {"processes": 4, "sharding": "fsdp"}) == ["processes: 2 -> 4", "sharding: none -> fsdp"]
 
 
 def test_fsdp_without_gpus_is_refused(
@@ -184,9 +158,9 @@ def test_fsdp_without_gpus_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def launch_arguments(name: str) -> Namespace:
+def launch_arguments(name: str, *more: str) -> Namespace:
     """The example as ``accelerate launch`` reads it."""
-    command = ["--config_file", str(CONFIGS / name), "--machine_rank", "1", "--module", "trainer.rank_sft"]
+    command = ["--config_file", str(CONFIGS / name), "--machine_rank", "1", *more, "--module", "trainer.rank_sft"]
     arguments: Namespace = _validate_launch_command(launch_command_parser().parse_args(command))[0]
     return arguments
 
