@@ -22,12 +22,18 @@ from trainer.checkpoints.load import load_checkpoint
 from trainer.command import command, parse
 from trainer.data.rankings import ScoreTable
 from trainer.data.records import DataError, QueryGroup
+from trainer.training import losses
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import HeldOutArguments, read_held_out
-from trainer.training.losses import hybrid_mse, kl_divergence, pairwise_logistic
 from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
-from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
+from trainer.training.trainers import (
+    MEAN_OVER_HELP,
+    MeanOver,
+    RankingTrainer,
+    Term,
+    check_documents_per_query,
+)
 
 
 @dataclass
@@ -38,13 +44,20 @@ class DistillArguments:
     scores: list[str] = field(
         metadata={"help": "Teacher scores of the pool, by trainer.score; of several teachers, a file each."}
     )
-    objective: Literal["hybrid", "ranknet", "kl"] = field(
+    objective: Literal["hybrid", "ranknet", "kl", "adr_mse", "list_mle"] = field(
         default="hybrid",
-        metadata={"help": "Point-wise and margin MSE; RankNet on the teacher's order; KL over a query's documents."},
+        metadata={
+            "help": "Point-wise and margin MSE; KL over a query's documents; or of the teacher's order alone, RankNet, "
+            "ADR-MSE, ListMLE."
+        },
     )
     pointwise_weight: float = field(default=1.0, metadata={"help": "Weight of the point-wise MSE (hybrid)."})
     margin_weight: float = field(default=1.0, metadata={"help": "Weight of the margin MSE (hybrid)."})
     temperature: float = field(default=1.0, metadata={"help": "Both sides' scores are divided by it (kl)."})
+    discount: bool = field(
+        default=False, metadata={"help": "Weigh each pair by the rank of its better document (ranknet)."}
+    )
+    mean_over: MeanOver = field(default="queries", metadata={"help": MEAN_OVER_HELP})
     label_weight: float = field(
         default=0.0, metadata={"help": "Share of the loss, 0 to 1, that is RankNet on the labels of judged pairs."}
     )
@@ -60,6 +73,8 @@ class DistillArguments:
             raise DataError(f"--temperature must be above 0, not {self.temperature:g}")
         if not 0 <= self.label_weight < 1:
             raise DataError(f"--label_weight must be at least 0 and below 1, not {self.label_weight:g}")
+        if self.discount and self.objective != "ranknet":
+            raise DataError(f"--discount is for the objective ranknet, not for {self.objective}")
         if min(self.pointwise_weight, self.margin_weight) < 0 or self.pointwise_weight + self.margin_weight == 0:
             raise DataError("--pointwise_weight and --margin_weight must not be negative, nor both 0")
 
@@ -77,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.student_layers is not None:
         keep_layers(student.model, arguments.student_layers)
     trainer = RankingTrainer(
-        student.model, student.encoder, objective(arguments), run.training, arguments.label_weight,
-        held_out=read_held_out(judge), train_dataset=groups,
+        student.model, student.encoder, objective(arguments), run.training,
+        by_count=arguments.mean_over == "pairs", held_out=read_held_out(judge), train_dataset=groups,
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
@@ -87,12 +102,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_and_save(trainer, student, run, {"stage": "distill", "teacher_scores": statistics})
 
 
-def objective(arguments: DistillArguments) -> Objective:
-    if arguments.objective == "ranknet":
-        return pairwise_logistic
-    if arguments.objective == "kl":
-        return partial(kl_divergence, temperature=arguments.temperature)
-    return partial(hybrid_mse, pointwise_weight=arguments.pointwise_weight, margin_weight=arguments.margin_weight)
+def objective(arguments: DistillArguments) -> list[Term]:
+    terms = {
+        "hybrid": [
+            Term(arguments.pointwise_weight, losses.pointwise_mse), Term(arguments.margin_weight, losses.margin_mse),
+        ],
+        "ranknet": [Term(1.0, partial(losses.pairwise_logistic, discount=arguments.discount))],
+        "kl": [Term(1.0, partial(losses.kl_divergence, temperature=arguments.temperature))],
+        "adr_mse": [Term(1.0, losses.adr_mse)],
+        "list_mle": [Term(1.0, losses.list_mle)],
+    }[arguments.objective]  # fmt: skip
+    if not arguments.label_weight:
+        return terms
+    taught = [term._replace(weight=(1 - arguments.label_weight) * term.weight) for term in terms]
+    return [*taught, Term(arguments.label_weight, losses.pairwise_logistic, on_labels=True)]
 
 
 @dataclass(frozen=True)

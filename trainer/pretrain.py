@@ -7,10 +7,12 @@ Source: arXiv 2411.04539, section 3.1.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters
@@ -30,6 +32,10 @@ class PretrainArguments:
     min_label: float | None = field(
         default=None, metadata={"help": "For sets without clicks: documents at or above this label, each of weight 1."}
     )
+    click_weight: Literal["none", "log", "linear"] = field(
+        default="log",
+        metadata={"help": "What a document's clicks c make of its weight: 1, log2(1 + c), or c."},
+    )
 
 
 @command
@@ -37,16 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, lora, training = parse(argv, PretrainArguments, DataArguments, LoraArguments, StageArguments)
     run = begin(training, arguments, data, lora)
     unclicked = "no document has clicks; for judged data without clicks give --min_label"
-    groups = training_groups(data, partial(clicked, min_label=arguments.min_label), run.training, unclicked)
+    groups = training_groups(data, partial(clicked, arguments=arguments), run.training, unclicked)
     llm = load_checkpoint(arguments.model, causal=True, seed=training.seed)
     add_adapters(llm.model, lora, arguments.model)
     trainer = LanguageTrainer(llm.model, llm.encoder, run.training, train_dataset=groups)
     train_and_save(trainer, llm, run, {"stage": "pretrain"}, lora.lora_merge)
 
 
-def clicked(group: QueryGroup, min_label: float | None = None) -> TrainingGroup | None:
-    """The clicked documents of a query, their clicks as weights; or those at or above ``min_label``."""
-    weighted = [(document, _weight(document, min_label)) for document in group.documents]
+def clicked(group: QueryGroup, arguments: PretrainArguments) -> TrainingGroup | None:
+    """The clicked documents of a query (or those at or above ``min_label``) that have a text, and their weights."""
+    weighted = [
+        (each, _weight(each, arguments)) for each in group.documents if each.title.strip() or each.summary.strip()
+    ]
     chosen = [(document, weight) for document, weight in weighted if weight > 0]
     if not chosen:
         return None
@@ -54,10 +62,12 @@ def clicked(group: QueryGroup, min_label: float | None = None) -> TrainingGroup 
     return TrainingGroup(group.query_id, group.query, documents, weights)
 
 
-def _weight(document: JudgedDocument, min_label: float | None) -> float:
-    if min_label is None:
-        return float(document.clicks)
-    return float(document.label is not None and document.label >= min_label)
+def _weight(document: JudgedDocument, arguments: PretrainArguments) -> float:
+    if arguments.min_label is not None:
+        return float(document.label is not None and document.label >= arguments.min_label)
+    if arguments.click_weight == "log":
+        return math.log2(1 + document.clicks)
+    return float(document.clicks if arguments.click_weight == "linear" else document.clicks > 0)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,20 @@ from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.command import command, parse
 from trainer.data.records import DataError, JudgedDocument, QueryGroup
+from trainer.training import losses
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import HeldOutArguments, read_held_out
-from trainer.training.losses import lambda_rank, listwise_softmax, pairwise_hinge, pairwise_logistic
 from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
-from trainer.training.trainers import Objective, RankingTrainer, check_documents_per_query
+from trainer.training.trainers import (
+    MEAN_OVER_HELP,
+    MeanOver,
+    RankingTrainer,
+    Term,
+    check_documents_per_query,
+)
 
-PAIRWISE = {"pairwise_logistic": pairwise_logistic, "pairwise_hinge": pairwise_hinge}
-LISTWISE = {"lambda_rank": lambda_rank, "listwise_softmax": listwise_softmax}
+PAIRWISE = ("pairwise_logistic", "pairwise_hinge")
 
 
 @dataclass
@@ -35,12 +40,21 @@ class RankArguments:
     """The checkpoint to train, and the loss."""
 
     model: str = field(metadata={"help": "Checkpoint of a causal LM or an encoder (see trainer.init)."})
-    objective: Literal["pairwise_logistic", "pairwise_hinge", "lambda_rank", "listwise_softmax"] = field(
+    objective: Literal[
+        "pairwise_logistic",
+        "pairwise_hinge",
+        "lambda_rank",
+        "listwise_softmax",
+        "list_mle",
+        "localized_contrastive",
+        "binary_cross_entropy",
+    ] = field(
         default="pairwise_logistic", metadata={"help": "Loss over a query's documents, see trainer/training/losses.py."}
     )
     gap_weights: bool = field(
         default=False, metadata={"help": "Weigh each pair by the gap of its labels (the pairwise objectives)."}
     )
+    mean_over: MeanOver = field(default="queries", metadata={"help": MEAN_OVER_HELP})
 
     def __post_init__(self) -> None:
         if self.gap_weights and self.objective not in PAIRWISE:
@@ -60,15 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_adapters(ranker.model, lora, arguments.model)
     trainer = RankingTrainer(
         ranker.model, ranker.encoder, objective(arguments), run.training,
-        held_out=read_held_out(judge), train_dataset=groups,
+        by_count=arguments.mean_over == "pairs", held_out=read_held_out(judge), train_dataset=groups,
     )  # fmt: skip
     train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, lora.lora_merge)
 
 
-def objective(arguments: RankArguments) -> Objective:
-    if arguments.objective in PAIRWISE:
-        return partial(PAIRWISE[arguments.objective], gap_weights=arguments.gap_weights)
-    return LISTWISE[arguments.objective]
+def objective(arguments: RankArguments) -> list[Term]:
+    loss = getattr(losses, arguments.objective)
+    return [Term(1.0, partial(loss, gap_weights=True) if arguments.gap_weights else loss)]
 
 
 class JudgedTargets:

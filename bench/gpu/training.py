@@ -6,6 +6,7 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +32,7 @@ from trainer.distill import DistillArguments
 from trainer.distill import objective as distilling
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes
 from trainer.packed.forward import IGNORED
-from trainer.pretrain import clicked
+from trainer.pretrain import PretrainArguments, clicked
 from trainer.rank_sft import JudgedTargets, RankArguments
 from trainer.rank_sft import objective as ranking
 from trainer.scoring.checkpoint import lower_precision, parts
@@ -118,7 +119,7 @@ def built(item: Training, machine: Machine) -> Any:
 def taught(item: Training, groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
     """The groups as the stage trains on them, with drawn teacher scores for distillation."""
     if item.stage != "distill":
-        take = clicked if item.causal else JudgedTargets()
+        take = partial(clicked, arguments=PretrainArguments(model="")) if item.causal else JudgedTargets()
         return [group for group in map(take, groups) if group is not None]
     scores = torch.randn(len(groups), DOCUMENTS, generator=torch.Generator().manual_seed(0)).tolist()
     return [

@@ -98,7 +98,7 @@ def test_the_first_document_is_compared_with_each_of_the_others() -> None:
     scores, targets = torch.tensor([1.0, 0.0, 3.0, 2.0, 2.5]), torch.tensor([0.0, 0.5, 0.0, 1.0, 0.5])
     # Query 0: (1 - -0.5)^2, (-2 - 0)^2; query 1: (-0.5 - 0.5)^2.
     loss = ours.first_margin_mse(scores, targets, torch.tensor([0, 0, 0, 1, 1]))
-    assert loss.item() == pytest.approx((2.25 + 4.0 + 1.0) / 3)
+    assert loss.losses.item() == pytest.approx((2.25 + 4.0 + 1.0) / 3)
 
 
 def test_the_decoders_workers_train_what_the_peers_read(llama: str, groups: list[Group]) -> None:

@@ -60,7 +60,9 @@ def test_teachers_of_different_scales_count_alike(data: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--objective", "ranknet"],
+        ["--objective", "ranknet", "--discount", "true", "--mean_over", "pairs"],
+        ["--objective", "adr_mse"],
+        ["--objective", "list_mle"],
         ["--objective", "kl", "--temperature", "2"],
         ["--pointwise_weight", "0"],
         ["--margin_weight", "0", "--label_weight", "0.5"],

@@ -49,17 +49,23 @@ class LanguageBatch(TypedDict):
 def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: int, place: int) -> TrainingGroup:
     """The group with at most ``count`` of its documents.
 
-    Only the seed, the epoch and the group's place decide which: a run that resumes draws the same.
+    One of those with the highest target is always drawn, and one with a lower target: without two that differ, a query
+    teaches no order. Only the seed, the epoch and the group's place decide which: a run that resumes draws the same.
     """
     if count is None or len(group.documents) <= count:
         return group
     draw = np.random.default_rng((seed, epoch, place))
-    chosen = sorted(draw.choice(len(group.documents), count, replace=False).tolist())
-    documents, targets, labels = (
+    order = draw.permutation(len(group.documents))
+    targets = np.array(group.targets)[order]
+    best = int(targets.argmax())
+    lower = int((targets < targets[best]).argmax())  # the first of the order, or 0 where all are alike
+    first = [order[best], order[lower]] if targets[lower] < targets[best] else [order[best]]
+    chosen = sorted(list(dict.fromkeys([*first, *order]))[:count])
+    documents, scores, labels = (
         tuple(values[place] for place in chosen) if values else ()
         for values in (group.documents, group.targets, group.labels)
     )
-    return replace(group, documents=documents, targets=targets, labels=labels)
+    return replace(group, documents=documents, targets=scores, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,11 @@ class RankingCollator:
 
 @dataclass(frozen=True)
 class LanguageCollator:
-    """Makes the inputs of continued pre-training of clicked pairs: only the document's side bears a loss."""
+    """Makes the inputs of continued pre-training of clicked pairs: only the document's side bears a loss.
+
+    Its end token bears one only where the document ends there, since a model that learns from a cut one stops early,
+    and where there is a document before it.
+    """
 
     encoder: PairEncoder
 
@@ -93,8 +103,11 @@ class LanguageCollator:
         labels_RL = np.full(packed.input_ids.shape, IGNORED, dtype=np.int64)
         weights_RL = np.zeros(packed.input_ids.shape, dtype=np.float32)
         for pair, weight, start in zip(pairs, weights, packed.starts.tolist(), strict=True):
-            document = slice(start + pair.document_start, start + len(pair.token_ids))
-            labels_RL.reshape(-1)[document] = pair.token_ids[pair.document_start :]
+            length = len(pair.token_ids)
+            is_cut = pair.truncated and length == self.encoder.config.max_pair_tokens
+            end = length - 1 if is_cut or length - pair.document_start == 1 else length
+            document = slice(start + pair.document_start, start + end)
+            labels_RL.reshape(-1)[document] = pair.token_ids[pair.document_start : end]
             weights_RL.reshape(-1)[document] = weight
         return {
             "packed": _model_inputs(packed),

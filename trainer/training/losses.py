@@ -169,11 +169,6 @@ def mean_over_queries(each: QueryLosses, by_count: bool = False) -> tuple[Tensor
     return (each.losses * weights).sum(), weights.sum()
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Mean of ``losses[R, L]`` weighted by ``weights[R, L]``: a token's weight is its pair's clicks, or 0."""
-    return (losses * weights).sum() / weights.sum()
-
-
 def _queries(groups: Tensor) -> tuple[Tensor, int]:
     """The number of each document's query, ``[N]`` from 0, and how many there are."""
     known, numbers = torch.unique(groups, return_inverse=True)

@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.lora import merge_adapters
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
+from trainer.data.records import DataError
 from trainer.training.held_out import evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
@@ -125,6 +126,8 @@ def train_and_save(
 
     ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
     """
+    if not len(trainer.get_train_dataloader()):
+        raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)
     whole = WholeModel(trainer)
     if run.checkpoint is None and trainer.is_world_process_zero():
@@ -136,6 +139,8 @@ def train_and_save(
     trainer.add_callback(resumable)
     with naming_flags(*LESS_MEMORY), resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
+    if result.global_step == 0:
+        raise DataError("nothing was trained: --num_train_epochs leaves no step")
     model = whole.gather()
     if trainer.is_world_process_zero():
         if merge:

@@ -1,21 +1,20 @@
 """The Trainers of the stages: packed batches to losses, on any number of processes.
 
-A loss is a mean over the pairs (or tokens) of the whole step. Two processes with half of the queries each therefore
-train as one does.
+A loss is a mean over the queries (or tokens) of the whole step. Two processes with half of the queries each therefore
+train as one does; they exchange sums, not pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -25,56 +24,37 @@ from trainer.data.records import DataError
 from trainer.training.batches import Collate, LanguageCollator, PassOver, RankingCollator
 from trainer.training.held_out import HeldOut
 from trainer.training.in_parts import rows_within, use_packed_forward
-from trainer.training.losses import mixed_with_labels, weighted_mean
-from trainer.training.processes import decided_by_first, several
+from trainer.training.losses import QueryLosses, mean_over_queries
+from trainer.training.processes import decided_by_first, highest, several
 from trainer.training.resume import NonFiniteLossError
 from trainer.training.run import StageArguments
 from trainer.training.sharded import scorer_of
 
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores[N], targets[N], groups[N] -> scalar
+MeanOver = Literal["queries", "pairs"]
+MEAN_OVER_HELP = (
+    "Whether all queries of a step weigh the same, or each as many as it has documents or pairs that are compared."
+)
 
 
-class ScoredPairs(NamedTuple):
-    """The pairs of a step, as objectives take them; ``labels`` is empty where no objective wants it."""
+class Term(NamedTuple):
+    """A part of a ranking loss."""
 
-    student: Tensor  # [N]
-    targets: Tensor  # [N]
-    groups: Tensor  # [N]
-    labels: Tensor  # [N] or [0]
-
-    def of_all_processes(self) -> ScoredPairs:
-        """The pairs of every process, in order; the queries of each process have numbers of their own.
-
-        Each process then has the same loss. The gradient that comes back through the gathering is the sum over all
-        processes, which DDP divides by their number again.
-        """
-        if not several():
-            return self
-        apart = self._replace(groups=self.groups + dist.get_rank() * 2**32)
-        return ScoredPairs(*(_gathered(values) for values in apart))
+    weight: float
+    loss: Callable[[Tensor, Tensor, Tensor], QueryLosses]  # student[N], targets[N], groups[N]
+    on_labels: bool = False  # its targets are the judged pairs' labels, beside a teacher's scores
 
 
-def share_of_all_processes(weight: Tensor) -> Tensor:
-    """The factor of a mean over ``weight`` (a scalar) that makes DDP's mean one over all processes."""
-    if not several():
-        return torch.ones_like(weight)
+def mean_of_all_processes(total: Tensor, weight: Tensor) -> Tensor:
+    """What this process adds to the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes.
+
+    It is multiplied by their number, since DDP divides the sum of their gradients by it.
+    """
     everything = weight.clone()
-    dist.all_reduce(everything)
-    return weight * dist.get_world_size() / everything
-
-
-def _gathered(values: Tensor) -> Tensor:
-    """[N] of each process, one after the other; processes may have different N."""
-    sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
-    longest = max(int(size) for size in sizes)
-    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
-    if values.requires_grad:
-        parts = list(differentiable.all_gather(padded))  # type: ignore[no-untyped-call]
-    else:
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+    processes = 1
+    if several():
+        dist.all_reduce(everything)
+        processes = dist.get_world_size()
+    return total * processes / everything.clamp(min=torch.finfo(everything.dtype).tiny)
 
 
 class StageTrainer(Trainer):
@@ -106,38 +86,45 @@ class StageTrainer(Trainer):
 
 
 class RankingTrainer(StageTrainer):
-    """Trains a scorer on ``objective``.
+    """Trains a scorer on the sum of the terms of ``objective``.
 
-    ``label_weight`` is the share of the loss that is RankNet on the groups' labels.
+    ``by_count`` weighs a query by the documents or pairs that a term compares, else all queries weigh the same.
     """
 
     def __init__(
         self,
         model: Model,
         encoder: PairEncoder,
-        objective: Objective,
+        objective: Sequence[Term],
         args: StageArguments,
-        label_weight: float = 0.0,
+        by_count: bool = False,
         held_out: HeldOut | None = None,
         **settings: Any,
     ) -> None:
         if held_out is not None:
             settings.update(eval_dataset=held_out.groups, callbacks=held_out.callbacks())
         super().__init__(model, encoder, RankingCollator(encoder), args, **settings)
-        self.objective: Objective = objective
-        self.label_weight = label_weight
+        self._objective, self._by_count = objective, by_count
         self._encoder, self._held_out = encoder, held_out
+        self._compared = Compared()
+        self.add_callback(self._compared)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         scores_RS = model(**inputs["packed"])
-        local = ScoredPairs(scores_RS.flatten()[inputs["slots"]], inputs["targets"], inputs["groups"], inputs["labels"])
-        pairs = local.of_all_processes()
-        loss = self.objective(pairs.student, pairs.targets, pairs.groups)
-        if self.label_weight:
-            loss = mixed_with_labels(loss, pairs.student, pairs.labels, pairs.groups, self.label_weight)
-        return finite(loss, self.state.global_step, inputs["queries"])
+        scores = scores_RS.flatten()[inputs["slots"]]
+        parts = []
+        for term in self._objective:
+            each = term.loss(scores, inputs["labels" if term.on_labels else "targets"], inputs["groups"])
+            self._compared.add(each.counts)
+            parts.append(term.weight * mean_of_all_processes(*mean_over_queries(each, self._by_count)))
+        return finite(torch.stack(parts).sum(), self.state.global_step, inputs["queries"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._compared.share()}
+        super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The measure on the held-out queries, logged like a loss."""
@@ -160,8 +147,35 @@ class LanguageTrainer(StageTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         losses_RL = model(**inputs["packed"], labels=inputs["labels"])
-        loss = weighted_mean(losses_RL, inputs["weights"])
-        return finite(loss * share_of_all_processes(inputs["weights"].sum()), self.state.global_step, inputs["queries"])
+        loss = mean_of_all_processes((losses_RL * inputs["weights"]).sum(), inputs["weights"].sum())
+        return finite(loss, self.state.global_step, inputs["queries"])
+
+
+class Compared(TrainerCallback):
+    """Counts the queries of this process in which the objective found documents to compare."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []  # [B] of each step since the last point of the loss curve
+        self._ever = False
+
+    def add(self, counts: Tensor) -> None:
+        self._found.append(counts > 0)
+
+    def share(self) -> dict[str, float]:
+        """The share of queries since the last call, under its name in the loss curve; nothing without queries."""
+        found, self._found = self._found, []
+        share = torch.cat(found).float().mean().item() if found else None
+        self._ever = self._ever or bool(share)
+        return {} if share is None else {"queries_compared": share}
+
+    def on_epoch_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """Raises DataError in all processes where none found anything."""
+        self._ever = self._ever or any(bool(found.any()) for found in self._found)
+        if not highest(int(self._ever), args.device):
+            raise DataError(
+                "no query had documents that the objective compares: one document of each was drawn, or the labels or "
+                "scores of its documents are alike"
+            )
 
 
 def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:

@@ -14,21 +14,22 @@ from bench.training.workers.clock import counted_groups, main, settings, timed
 from trainer.checkpoints.load import load_causal_lm, load_encoder, load_for_training
 from trainer.data.records import JudgedDocument
 from trainer.training.batches import TrainingGroup
-from trainer.training.losses import pairwise_logistic
+from trainer.training.losses import QueryLosses, pairwise_logistic
 from trainer.training.run import StageArguments
-from trainer.training.trainers import LanguageTrainer, Objective, RankingTrainer
+from trainer.training.trainers import LanguageTrainer, RankingTrainer, Term
 
 
-def first_margin_mse(student: Tensor, targets: Tensor, groups: Tensor) -> Tensor:
-    """Mean of ``((s_0 - s_j) - (t_0 - t_j))^2`` over the documents after each query's first: the loss of
-    sentence-transformers, which compares the first with each of the others.
+def first_margin_mse(student: Tensor, targets: Tensor, groups: Tensor) -> QueryLosses:
+    """The mean of ``((s_0 - s_j) - (t_0 - t_j))^2`` over the documents after each query's first: the loss of
+    sentence-transformers, which compares the first with each of the others, over all queries at once.
 
     ``student[N]``, ``targets[N]``, ``groups[N]`` 0, 1, .. in order.
     """
     first = torch.ones_like(groups, dtype=torch.bool)
     first[1:] = groups[1:] != groups[:-1]
     errors = student - targets
-    return (errors[first][groups] - errors)[~first].square().mean()
+    losses = (errors[first][groups] - errors)[~first].square()
+    return QueryLosses(losses.mean()[None], torch.ones(1))
 
 
 def distil(job: Job) -> Outcome:
@@ -46,10 +47,11 @@ def pretrain(job: Job) -> Outcome:
     return timed(trainer, job, _pairs(job), 0)
 
 
-def _ranking(job: Job, objective: Objective, comparisons: int) -> Outcome:
+def _ranking(job: Job, objective: Any, comparisons: int) -> Outcome:
     encoder, _ = load_encoder(job.checkpoint)
     model = load_for_training(job.checkpoint)
-    trainer = RankingTrainer(model, encoder, objective, _arguments(job), train_dataset=_records(job.groups))
+    terms, records = [Term(1.0, objective)], _records(job.groups)
+    trainer = RankingTrainer(model, encoder, terms, _arguments(job), by_count=True, train_dataset=records)
     return timed(trainer, job, _pairs(job), comparisons)
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama
 from trainer.data.pairs import encode_groups
-from trainer.data.records import read_groups
+from trainer.data.records import JudgedDocument, QueryGroup, read_groups
 from trainer.packed.forward import IGNORED
-from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup
+from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup, draw_documents
 
 
 def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, data: Path) -> None:
@@ -24,11 +26,40 @@ def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, dat
     labels, inputs = batch["labels"], batch["packed"]["input_ids"]
     bearing = labels != IGNORED
     assert torch.equal(labels[bearing], inputs[bearing])
-    pairs = encode_groups(encoder, [group])
-    expected = [token for pair in pairs for token in pair.token_ids[pair.document_start :]]
-    assert sorted(labels[bearing].tolist()) == sorted(expected)
-    tokens = [len(pair.token_ids) - pair.document_start for pair in pairs]
-    assert batch["weights"].sum().item() == pytest.approx(np.dot(tokens, weights))
+    most = encoder.config.max_pair_tokens
+    learnt = [
+        pair.token_ids[pair.document_start : -1 if pair.truncated and len(pair.token_ids) == most else None].tolist()
+        for pair in encode_groups(encoder, [group])
+    ]
+    assert sorted(labels[bearing].tolist()) == sorted(token for tokens in learnt for token in tokens)
+    assert batch["weights"].sum().item() == pytest.approx(np.dot([len(tokens) for tokens in learnt], weights))
+
+
+def test_the_end_of_a_cut_document_and_of_an_empty_one_is_not_learnt(tmp_path: Path) -> None:
+    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+    texts = {"whole": "river", "cut": "river " * 500, "empty": ""}
+    documents = tuple(JudgedDocument(name, "", text, None, 1) for name, text in texts.items())
+    batch = LanguageCollator(encoder)([TrainingGroup("q", "water", documents, (1.0, 1.0, 1.0))])
+    whole, cut, empty = encode_groups(encoder, [QueryGroup("q", "water", documents)])
+    assert len(cut.token_ids) == encoder.config.max_pair_tokens
+    assert len(empty.token_ids) == empty.document_start + 1
+    learnt = [*whole.token_ids[whole.document_start :], *cut.token_ids[cut.document_start : -1]]
+    assert sorted(batch["labels"][batch["labels"] != IGNORED].tolist()) == sorted(learnt)
+    assert batch["weights"].sum() == len(learnt)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(2, 8), st.integers(0, 50))
+def test_a_draw_keeps_the_best_and_a_pair(targets: list[int], count: int, epoch: int) -> None:
+    documents = tuple(JudgedDocument(str(place), "", "", None, 0) for place in range(len(targets)))
+    group = TrainingGroup("q", "water", documents, tuple(map(float, targets)), tuple(map(float, range(len(targets)))))
+    drawn = draw_documents(group, count, 0, epoch, 7)
+    assert drawn == draw_documents(group, count, 0, epoch, 7)
+    places = [int(document.doc_id) for document in drawn.documents]
+    assert len(set(places)) == len(places) == min(count, len(targets))
+    assert list(drawn.targets) == [targets[place] for place in places]
+    assert list(drawn.labels) == places
+    assert max(drawn.targets) == max(targets)
+    assert (len(set(drawn.targets)) > 1) == (len(set(targets)) > 1)
 
 
 def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, data: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.data.records import read_groups
 from trainer.training.held_out import HeldOut
 from trainer.training.losses import margin_mse
 from trainer.training.run import StageArguments
-from trainer.training.trainers import RankingTrainer
+from trainer.training.trainers import RankingTrainer, Term
 
 
 def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
     model: Any = load_scorer(directory)
     arguments = StageArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", token_budget=2 * 64)
     encoder, held_out = PairEncoder.load(directory), HeldOut(groups, None)
-    trainer = RankingTrainer(model, encoder, margin_mse, arguments, held_out=held_out)
+    trainer = RankingTrainer(model, encoder, [Term(1.0, margin_mse)], arguments, held_out=held_out)
     model.base_model.embeddings.register_forward_pre_hook(
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )

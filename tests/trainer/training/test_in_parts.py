@@ -16,7 +16,7 @@ from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.records import DataError
 from trainer.training.batches import LanguageCollator, RankingCollator
 from trainer.training.in_parts import rows_within, use_packed_forward
-from trainer.training.losses import margin_mse, pairwise_logistic, weighted_mean
+from trainer.training.losses import margin_mse, pairwise_logistic
 
 
 def gradients(model: Any, batch: Any, objective: Any, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -24,7 +24,7 @@ def gradients(model: Any, batch: Any, objective: Any, seed: int = 0) -> dict[str
     model.zero_grad()
     torch.manual_seed(seed)
     scores = model.train()(**batch["packed"]).flatten()[batch["slots"]]
-    objective(scores, batch["targets"], batch["groups"]).backward()
+    objective(scores, batch["targets"], batch["groups"]).losses.mean().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -70,7 +70,7 @@ def test_the_second_pass_drops_out_what_the_first_did(tmp_path: Path, checkpoint
         scores = model(**batch["packed"]).flatten()[batch["slots"]].detach()
         with torch.no_grad():
             weight.sub_(step * direction)
-            return float(margin_mse(scores, batch["targets"], batch["groups"]))
+            return float(margin_mse(scores, batch["targets"], batch["groups"]).losses.mean())
 
     step = 1e-3
     assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx(float(expected), rel=1e-2)
@@ -123,6 +123,7 @@ def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path
     for rows in (None, 2):
         use_packed_forward(model, rows)
         model.zero_grad()
-        torch.autograd.backward(weighted_mean(model(**batch["packed"], labels=batch["labels"]), batch["weights"]))
+        losses_RL = model(**batch["packed"], labels=batch["labels"])
+        torch.autograd.backward((losses_RL * batch["weights"]).sum() / batch["weights"].sum())
         found.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
     assert all(torch.allclose(found[1][name], gradient, atol=1e-6) for name, gradient in found[0].items())
