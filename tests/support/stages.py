@@ -65,7 +65,9 @@ def finish(stage: str, *flags: object, at: str = "", send: int = signal.SIGKILL)
     return process.exitcode
 
 
-def several(commands: Commands, log: Path, environment: Mapping[str, str] | None = None) -> list[ForkServerProcess]:
+def in_two_processes(
+    commands: Commands, log: Path, environment: Mapping[str, str] | None = None
+) -> list[ForkServerProcess]:
     """Two processes with the environment that torchrun gives them, and more of it.
 
     Both run the commands one after the other. Their errors go to the log.

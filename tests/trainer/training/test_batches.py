@@ -9,18 +9,16 @@ import pytest
 import torch
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama
+from tests.support.checkpoints import training_groups
 from trainer.data.pairs import encode_groups
-from trainer.data.records import read_groups
 from trainer.packed.forward import IGNORED
-from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup
+from trainer.training.batches import LanguageCollator, RankingCollator
 
 
-def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, data: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
-    group = read_groups(data)[0]
-    weights = tuple(float(index + 1) for index in range(len(group.documents)))
-    batch = LanguageCollator(encoder)([TrainingGroup(group.query_id, group.query, group.documents, weights)])
+def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, llama: Path) -> None:
+    encoder = PairEncoder.load(llama)
+    (group,) = training_groups(tmp_path, queries=1)
+    batch = LanguageCollator(encoder)([group])
     labels, inputs = batch["labels"], batch["packed"]["input_ids"]
     bearing = labels != IGNORED
     assert torch.equal(labels[bearing], inputs[bearing])
@@ -28,15 +26,11 @@ def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, dat
     expected = [token for pair in pairs for token in pair.token_ids[pair.document_start :]]
     assert sorted(labels[bearing].tolist()) == sorted(expected)
     tokens = [len(pair.token_ids) - pair.document_start for pair in pairs]
-    assert batch["weights"].sum().item() == pytest.approx(np.dot(tokens, weights))
+    assert batch["weights"].sum().item() == pytest.approx(np.dot(tokens, group.targets))
 
 
-def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, data: Path) -> None:
-    encoder = PairEncoder.load(tiny_bert(tmp_path / "bert"))
-    groups = [
-        TrainingGroup(group.query_id, group.query, group.documents, tuple(range(len(group.documents))))
-        for group in read_groups(data)[:2]
-    ]
+def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, bert: Path) -> None:
+    encoder, groups = PairEncoder.load(bert), training_groups(tmp_path, queries=2)
     batch = RankingCollator(encoder)(groups)
     assert batch["targets"].tolist() == [*groups[0].targets, *groups[1].targets]
     assert batch["groups"].tolist() == [0] * len(groups[0].targets) + [1] * len(groups[1].targets)

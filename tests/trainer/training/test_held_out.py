@@ -20,12 +20,15 @@ from trainer.training.run import StageArguments
 from trainer.training.trainers import RankingTrainer
 
 
+def evaluations(bert: Path, data: Path, output: Path, *flags: object) -> list[float]:
+    """The measure of a run on its held-out queries, which are those it trains on."""
+    run(rank_sft, "--model", bert, "--data", data, "--held_out", data, "--output_dir", output, *flags, *FEW[4:])
+    return [point["eval_nDCG@10"] for point in json.loads((output / "training.json").read_text())["held_out"]]
+
+
 def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
     steps = ["--max_steps", 20, "--save_steps", 2, "--learning_rate", "0.02", "--per_device_train_batch_size", 4]
-    run(rank_sft, *flags, *steps, *FEW[4:])
-    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
-    values = [evaluation["eval_nDCG@10"] for evaluation in evaluations]
+    values = evaluations(deep_bert, data, tmp_path / "scorer", *steps)
     assert len(values) == 10
     assert len(set(values)) > 2
     held_out = HeldOut(read_groups(data), None)
@@ -34,11 +37,9 @@ def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Pat
 
 
 def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
     steps = ["--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]
-    run(rank_sft, *flags, *steps, *FEW[4:])
-    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
-    assert len(evaluations) == 4  # the first is the best so far, three others were no better
+    values = evaluations(deep_bert, data, tmp_path / "scorer", *steps)
+    assert len(values) == 4  # the first is the best so far, three others were no better
 
 
 def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
@@ -58,18 +59,6 @@ def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
 
 
 def test_only_runs_that_keep_checkpoints_can_evaluate_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "--model",
-        "x",
-        "--data",
-        "x",
-        "--held_out",
-        "x",
-        "--output_dir",
-        tmp_path / "out",
-        "--save_strategy",
-        "no",
-    ]
-    assert "--held_out evaluates checkpoints: --save_strategy must be" in fails(
-        rank_sft, capsys, *flags, "--save_strategy", "no"
-    )
+    flags = ["--model", "x", "--data", "x", "--held_out", "x", "--output_dir", tmp_path / "out"]
+    error = fails(rank_sft, capsys, *flags, "--save_strategy", "no")
+    assert "--held_out evaluates checkpoints: --save_strategy must be" in error
