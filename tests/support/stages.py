@@ -24,7 +24,7 @@ Commands = Sequence[Sequence[object]]  # each the name of one and its flags
 
 FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 
-LEARNING = ["--max_steps", "45", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
+LEARNING = ["--max_steps", "30", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
 
 # A process that has imported everything already: what is killed is a stage, not the start of Python.
 SERVER = multiprocessing.get_context("forkserver")

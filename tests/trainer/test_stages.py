@@ -72,14 +72,6 @@ def test_the_limit_of_a_request_limits_no_stage(stages: Path, tmp_path: Path) ->
     assert PairEncoder.load(tmp_path / "small").config.max_documents == 2
 
 
-def test_scores_cover_every_pair_once(stages: Path, data: Path) -> None:
-    groups = read_groups(data)
-    scores = read_scores(stages / "scores.parquet")
-    assert {query: set(documents) for query, documents in scores.items()} == {
-        group.query_id: {document.doc_id for document in group.documents} for group in groups
-    }
-
-
 def test_a_run_file_gives_minus_log_rank(tmp_path: Path, data: Path) -> None:
     group = read_groups(data)[0]
     lines = [f"{group.query_id} Q0 {document.doc_id} {rank} 0 x\n" for rank, document in enumerate(group.documents)]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
+from accelerate.utils import gather, pad_across_processes, reduce
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer
@@ -54,27 +55,11 @@ class ScoredPairs(NamedTuple):
         return ScoredPairs(*(_gathered(values) for values in apart))
 
 
-def share_of_all_processes(weight: Tensor) -> Tensor:
-    """The factor of a mean over ``weight`` (a scalar) that makes DDP's mean one over all processes."""
-    if not several():
-        return torch.ones_like(weight)
-    everything = weight.clone()
-    dist.all_reduce(everything)
-    return weight * dist.get_world_size() / everything
-
-
 def _gathered(values: Tensor) -> Tensor:
     """[N] of each process, one after the other; processes may have different N."""
-    sizes = [torch.zeros(1, dtype=torch.long, device=values.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(values)], device=values.device))
-    longest = max(int(size) for size in sizes)
-    padded = torch.nn.functional.pad(values, (0, longest - len(values)))
-    if values.requires_grad:
-        parts = list(differentiable.all_gather(padded))  # type: ignore[no-untyped-call]
-    else:
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+    sizes = gather(torch.tensor([len(values)], device=values.device)).tolist()
+    parts = differentiable.all_gather(pad_across_processes(values))  # type: ignore[no-untyped-call]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 class StageTrainer(Trainer):
@@ -160,8 +145,10 @@ class LanguageTrainer(StageTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         losses_RL = model(**inputs["packed"], labels=inputs["labels"])
-        loss = weighted_mean(losses_RL, inputs["weights"])
-        return finite(loss * share_of_all_processes(inputs["weights"].sum()), self.state.global_step, inputs["queries"])
+        weight = inputs["weights"].sum()
+        # DDP takes the mean of the processes' losses: with this factor it is one over all of their tokens.
+        loss = weighted_mean(losses_RL, inputs["weights"]) * (weight / reduce(weight, "mean"))
+        return finite(loss, self.state.global_step, inputs["queries"])
 
 
 def finite(loss: Tensor, steps: int, queries: Sequence[str]) -> Tensor:

@@ -178,9 +178,8 @@ def test_every_key_of_an_example_is_one_that_accelerate_reads(path: Path) -> Non
     assert (arguments.use_fsdp, arguments.use_deepspeed) == (path.stem[0] == "f", path.stem[0] == "d")
 
 
-@pytest.mark.parametrize("name", ["fsdp_8gpu.yaml", "fsdp_2x8gpu.yaml"])
-def test_the_fsdp_examples_shard_everything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in prepare_multi_gpu_env(launch_arguments(name)).items():
+def test_the_fsdp_examples_shard_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in prepare_multi_gpu_env(launch_arguments("fsdp_8gpu.yaml")).items():
         monkeypatch.setenv(variable, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
