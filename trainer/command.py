@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import transformers
 from rich.console import Console
 from transformers import HfArgumentParser
 
 import client.command
+from client.errors import DisRankerError
+
+
+class FlagError(DisRankerError):
+    """A command line that the command does not take."""
+
+
+class Parser(HfArgumentParser):
+    """Takes whole names of flags only, and raises FlagError instead of printing all flags there are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FlagError(message)
 
 
 def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
-    """Dataclasses from command-line flags; ``--help`` lists them all."""
-    parser = HfArgumentParser(types)  # type: ignore[arg-type]  # a tuple of dataclasses is what it documents
-    return parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+    """Dataclasses from command-line flags; ``--help`` lists them all.
+
+    Raises FlagError for an unknown flag, and for whatever the dataclasses refuse when they are made: most checks are
+    those of transformers' TrainingArguments.
+    """
+    parser = Parser(types, allow_abbrev=False)  # type: ignore[arg-type]  # a tuple of dataclasses is what it documents
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except DisRankerError:
+        raise
+    except Exception as error:
+        raise FlagError(" ".join(str(error).split())) from error
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        raise FlagError(f"{unknown[0]!r} is no flag" + (f": is {near[0]} meant?" if near else "; --help lists them"))
+    return tuple(parsed)
 
 
 def console_of(width: int) -> Console:

@@ -83,17 +83,18 @@ class DistillArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, judge, training = parse(argv, DistillArguments, DataArguments, HeldOutArguments, StageArguments)
     check_documents_per_query(data.documents_per_query)
-    run = begin(training, arguments, data, judge, evaluated=bool(judge.held_out))
-    teachers = [read_teacher(path) for path in arguments.scores]
-    targets = TeacherTargets(teachers)
-    check = partial(targets.check, arguments.missing)
-    groups = training_groups(data, targets, run.training, "no document has a score of every teacher", check)
+    held_out = read_held_out(judge)
+    run = begin(training, arguments, data, judge, held_out=held_out)
     student = load_checkpoint(arguments.model, causal=False, seed=training.seed)
     if arguments.student_layers is not None:
         keep_layers(student.model, arguments.student_layers)
+    teachers = [read_teacher(path) for path in arguments.scores]
+    targets = TeacherTargets(teachers)
+    check = partial(targets.check, arguments.missing)
+    groups = training_groups(data, targets, run.training, "no document has a score of every teacher", check, held_out)
     trainer = RankingTrainer(
         student.model, student.encoder, objective(arguments), run.training,
-        by_count=arguments.mean_over == "pairs", held_out=read_held_out(judge), train_dataset=groups,
+        by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
     statistics = [
         {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}

@@ -42,10 +42,10 @@ class PretrainArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, lora, training = parse(argv, PretrainArguments, DataArguments, LoraArguments, StageArguments)
     run = begin(training, arguments, data, lora)
-    unclicked = "no document has clicks; for judged data without clicks give --min_label"
-    groups = training_groups(data, partial(clicked, arguments=arguments), run.training, unclicked)
     llm = load_checkpoint(arguments.model, causal=True, seed=training.seed)
     add_adapters(llm.model, lora, arguments.model)
+    unclicked = "no document has clicks; for judged data without clicks give --min_label"
+    groups = training_groups(data, partial(clicked, arguments=arguments), run.training, unclicked)
     trainer = LanguageTrainer(llm.model, llm.encoder, run.training, train_dataset=groups)
     train_and_save(trainer, llm, run, {"stage": "pretrain"}, lora.lora_merge)
 

@@ -67,14 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv, RankArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
     )
     check_documents_per_query(data.documents_per_query)
-    run = begin(training, arguments, data, judge, lora, evaluated=bool(judge.held_out))
-    targets = JudgedTargets()
-    groups = training_groups(data, targets, run.training, "no two documents have different labels", targets.report)
+    held_out = read_held_out(judge)
+    run = begin(training, arguments, data, judge, lora, held_out=held_out)
     ranker = load_checkpoint(arguments.model, causal=False, seed=training.seed)
     add_adapters(ranker.model, lora, arguments.model)
+    targets = JudgedTargets()
+    alike = "no two documents have different labels"
+    groups = training_groups(data, targets, run.training, alike, targets.report, held_out)
     trainer = RankingTrainer(
         ranker.model, ranker.encoder, objective(arguments), run.training,
-        by_count=arguments.mean_over == "pairs", held_out=read_held_out(judge), train_dataset=groups,
+        by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
     train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, lora.lora_merge)
 

@@ -24,7 +24,7 @@ Commands = Sequence[Sequence[object]]  # each the name of one and its flags
 
 FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 
-LEARNING = ["--max_steps", "45", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
+LEARNING = ["--max_steps", "30", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
 
 # A process that has imported everything already: what is killed is a stage, not the start of Python.
 SERVER = multiprocessing.get_context("forkserver")
@@ -65,7 +65,9 @@ def finish(stage: str, *flags: object, at: str = "", send: int = signal.SIGKILL)
     return process.exitcode
 
 
-def several(commands: Commands, log: Path, environment: Mapping[str, str] | None = None) -> list[ForkServerProcess]:
+def in_two_processes(
+    commands: Commands, log: Path, environment: Mapping[str, str] | None = None
+) -> list[ForkServerProcess]:
     """Two processes with the environment that torchrun gives them, and more of it.
 
     Both run the commands one after the other. Their errors go to the log.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import ir_datasets
-
 TEXTS = ("text", "body", "abstract", "summary")  # fields that datasets keep their documents' texts in
 
 
@@ -16,6 +14,8 @@ def ir_datasets_records(dataset_id: str) -> Iterator[dict[str, Any]]:
     Labels are the qrels' grades. Raises LookupError for an unknown id, a dataset without queries, documents or
     candidates, and a candidate whose text is not there.
     """
+    import ir_datasets  # not before: most data are files, and it takes half a second
+
     try:
         dataset = ir_datasets.load(dataset_id)
     except KeyError:

@@ -19,7 +19,7 @@ from trainer.data.identities import identity, repeated
 from trainer.data.ir_datasets import ir_datasets_records
 
 Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
-LabelScale = tuple[float, float]  # the lowest and the highest
+LabelScale = Sequence[float]  # the lowest and the highest
 
 Parsed = TypeVar("Parsed")
 

@@ -21,11 +21,6 @@ class UnknownHeadError(ValueError):
     """The head of this family is not known, or it reads more than one token."""
 
 
-def _decoder(model: Any, pooled_NH: Tensor) -> Tensor:
-    """One layer without bias."""
-    return model.score(pooled_NH)  # type: ignore[no-any-return]
-
-
 AFTER_POOLER = (
     "bert", "ernie", "gte", "luke", "megatron-bert", "nomic_bert", "rembert", "roc_bert", "squeezebert", "tapas",
 )  # fmt: skip
@@ -58,7 +53,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     """
     head: Head
     if hasattr(model, "score"):
-        head, layer = _decoder, model.score
+        head, layer = (lambda model, x: model.score(x)), model.score  # without bias
     elif (family := model.config.model_type) in ENCODER_HEADS:
         if family in POOLING and model.config.classifier_pooling != POOLING[family]:
             raise UnknownHeadError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,9 @@ class HeldOutArguments:
 
     held_out: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Judged queries: {MEASURE} on them at every --save_steps, and the best checkpoint wins."},
+        metadata={"help": "Judged queries: --measure on them at every --save_steps, and the best checkpoint wins."},
     )
+    measure: str = field(default=MEASURE, metadata={"help": "What --held_out is judged by, a name of ir_measures."})
     early_stop: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations on --held_out without a better one."}
     )
@@ -34,7 +36,7 @@ class HeldOutArguments:
             raise DataError("--early_stop is a number of evaluations, at least 1, and needs --held_out")
 
 
-def evaluation_settings(training: TrainingArguments) -> dict[str, Any]:
+def evaluation_settings(training: TrainingArguments, measure: str) -> dict[str, Any]:
     """The Trainer's settings that evaluate every saved checkpoint and end with the best one."""
     if training.save_strategy not in (IntervalStrategy.STEPS, IntervalStrategy.EPOCH):
         raise DataError("--held_out evaluates checkpoints: --save_strategy must be steps or epoch")
@@ -42,21 +44,39 @@ def evaluation_settings(training: TrainingArguments) -> dict[str, Any]:
         "eval_strategy": IntervalStrategy(training.save_strategy),
         "eval_steps": training.save_steps,
         "load_best_model_at_end": True,
-        "metric_for_best_model": f"eval_{MEASURE}",
+        "metric_for_best_model": f"eval_{measure}",
         "greater_is_better": True,
+        "restore_callback_states_from_checkpoint": True,  # the patience of an early end
     }
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Judged queries, and after how many evaluations without a better one training stops."""
+    """Judged queries, their measure, and after how many evaluations without a better one training stops."""
 
     groups: Sequence[QueryGroup]
+    measure: str
     early_stop: int | None
 
     def callbacks(self) -> list[TrainerCallback]:
         """The Trainer's callbacks that stop it early."""
         return [] if self.early_stop is None else [EarlyStoppingCallback(early_stopping_patience=self.early_stop)]
+
+    def trained_on(self, groups: Iterable[QueryGroup]) -> Iterator[QueryGroup]:
+        """The groups as they come; at their end, a line on standard error if there were queries of ours among them."""
+        ours = {_normal(group.query) for group in self.groups}
+        also = list[QueryGroup]()
+        for group in groups:
+            if _normal(group.query) in ours:
+                ours.remove(_normal(group.query))
+                also.append(group)
+            yield group
+        if also:
+            print(
+                f"--held_out: {len(also):,} of its {len(self.groups):,} queries are trained on too, such as "
+                f"{also[0].query!r}: they judge nothing",
+                file=sys.stderr,
+            )
 
     def evaluate(self, scorer: PackedScorer, encoder: PairEncoder) -> dict[str, Any]:
         """The mean of the measure over the judged queries, under the name by which the Trainer reads it."""
@@ -70,7 +90,11 @@ class HeldOut:
                 doc_ids = (document.doc_id for document in group.documents)
                 scores[group.query_id] = dict(zip(doc_ids, values, strict=True))
         scorer.model.train(was_training)
-        return {f"eval_{MEASURE}": float(np.mean(list(per_query(qrels, scores, MEASURE).values())))}
+        return {f"eval_{self.measure}": float(np.mean(list(per_query(qrels, scores, self.measure).values())))}
+
+
+def _normal(query: str) -> str:
+    return " ".join(query.casefold().split())
 
 
 def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
@@ -78,6 +102,7 @@ def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
     if not arguments.held_out:
         return None
     groups = read_groups(*arguments.held_out)
-    if not judgments(groups):
+    if not (qrels := judgments(groups)):
         raise DataError(f"{arguments.held_out[0]}: no query is judged; --held_out needs labels")
-    return HeldOut(groups, arguments.early_stop)
+    per_query(qrels, {}, arguments.measure)  # a measure that cannot be computed is refused before the training
+    return HeldOut(groups, arguments.measure, arguments.early_stop)

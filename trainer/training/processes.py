@@ -43,12 +43,3 @@ def highest(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
-
-
-def mean(value: torch.Tensor) -> float:
-    """The mean of a scalar over the processes. Also acts as a barrier."""
-    if several():
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value.item()

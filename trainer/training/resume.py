@@ -17,11 +17,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from client.errors import DisRankerError
 from client.files import appears_whole
-from trainer.training.processes import highest, mean
+from trainer.training.processes import highest
 
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
@@ -172,7 +173,8 @@ class Resumable(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        loss = mean(self._trainer._tr_loss)  # a barrier: every process has written its part of the checkpoint
+        # The mean over the processes is a barrier too: every process has written its part of the checkpoint.
+        loss = reduce(self._trainer._tr_loss, "mean").item()
         if args.load_best_model_at_end and state.best_global_step:
             # With shards, the Trainer may look for the directory before it exists, and find it in some processes only.
             state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
 
 from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.lora import merge_adapters
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
-from trainer.training.held_out import evaluation_settings
+from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
 from trainer.training.resume import Resumable, ResumeError, checkpoint_of, new_directory, stamps
@@ -30,6 +31,21 @@ FREE = {
     "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir", "logging_steps",
     "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
 }  # fmt: skip
+# Settings of transformers' Trainer that would do nothing here, or break what this project promises.
+REFUSED = {
+    "label_smoothing_factor": "the objectives have no classes to smooth",
+    "resume_from_checkpoint": "the same command, started again, resumes by itself",
+    "metric_for_best_model": "--measure names it",
+    "greater_is_better": "it is, for every measure",
+    "load_best_model_at_end": "--held_out does",
+    "eval_strategy": "--held_out is evaluated with every checkpoint, see --save_steps",
+    "save_only_model": "no run could resume",
+    "push_to_hub": "the result is saved in --output_dir",
+    "auto_find_batch_size": "it changes the step: --token_budget computes the same one in parts",
+    "ignore_data_skip": "a run that resumes would see other data",
+    "remove_unused_columns": "records are no columns",
+    "use_liger_kernel": "the forward is this project's own",
+}
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
     "--activation_checkpointing true",
@@ -60,6 +76,23 @@ class StageArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
+    def __post_init__(self) -> None:
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, reason in REFUSED.items():
+            if getattr(self, name) != defaults[name]:
+                raise DataError(f"--{name} is not supported: {reason}")
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise DataError(f"--learning_rate must be a finite number of at least 0, not {self.learning_rate}")
+        known = {"none", "all", *get_available_reporting_integrations()}
+        if unknown := sorted(
+            {self.report_to} - known if isinstance(self.report_to, str) else set(self.report_to) - known
+        ):
+            raise DataError(f"--report_to {unknown[0]} is not installed; here are {', '.join(sorted(known))}")
+        if self.fp16 and not torch.accelerator.is_available():
+            raise DataError("--fp16 needs a GPU")
+        Trainer.get_optimizer_cls_and_kwargs(self)  # an --optim of another package that is not installed
+
 
 @dataclass(frozen=True)
 class Run:
@@ -72,17 +105,17 @@ class Run:
     checkpoint: Path | None  # to resume from
 
 
-def begin(training: StageArguments, *arguments: Any, evaluated: bool = False) -> Run:
+def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = None) -> Run:
     """Start a stage, or resume the one that was interrupted here. Raises ResumeError for changed settings.
 
-    ``training`` and ``arguments`` are what the user chose, and stay as they are; ``evaluated`` runs evaluate each of
-    their checkpoints on held-out queries.
+    ``training`` and ``arguments`` are what the user chose, and stay as they are. Each of the run's checkpoints is
+    evaluated on the ``held_out`` queries, if there are any.
     """
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
     check_whole_when_loaded()
     directory = output_dir.with_name(f".{output_dir.name}.run")
-    prepared = _prepared(training, directory, evaluated)
+    prepared = _prepared(training, directory, held_out)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
     settings = {
         "arguments": chosen,
@@ -91,7 +124,7 @@ def begin(training: StageArguments, *arguments: Any, evaluated: bool = False) ->
         "sharding": sharding_of(training),
         "files": stamps(_texts(chosen.values())),
     }
-    free = FREE - {"save_steps"} if evaluated else FREE  # the best checkpoint depends on when they are made
+    free = FREE - {"save_steps"} if held_out else FREE  # the best checkpoint depends on when they are made
     checkpoint = decided_by_first(lambda: checkpoint_of(directory, settings, free))
     if checkpoint is not None and not checkpoint.is_dir():
         raise ResumeError(
@@ -102,15 +135,15 @@ def begin(training: StageArguments, *arguments: Any, evaluated: bool = False) ->
     return Run(output_dir, directory, prepared, settings, checkpoint)
 
 
-def _prepared(training: StageArguments, directory: Path, evaluated: bool) -> StageArguments:
+def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | None) -> StageArguments:
     """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
     prepared = copy.copy(training)
     prepared.output_dir = str(directory)
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
     prepared.accelerator_config = replace(loading, dispatch_batches=False)
-    if evaluated:
-        vars(prepared).update(evaluation_settings(training))
+    if held_out is not None:
+        vars(prepared).update(evaluation_settings(training, held_out.measure))
     return prepared
 
 

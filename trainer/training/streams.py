@@ -17,8 +17,9 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from trainer.data.records import DataError, LabelScale, QueryGroup, iter_groups
+from trainer.data.records import DataError, QueryGroup, iter_groups
 from trainer.training.batches import SKIPPED, TrainingGroup, draw_documents
+from trainer.training.held_out import HeldOut
 
 Take = Callable[[QueryGroup], TrainingGroup | None]  # the part of a query that a stage trains on; None leaves it out
 
@@ -45,8 +46,8 @@ class DataArguments:
         if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
             raise DataError(f"--shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
 
-    def scale(self) -> LabelScale | None:
-        return None if self.label_scale is None else (self.label_scale[0], self.label_scale[1])
+    def groups(self) -> Iterator[QueryGroup]:
+        return iter_groups(*self.data, label_scale=self.label_scale)
 
 
 class GroupList(Dataset[TrainingGroup]):
@@ -108,7 +109,7 @@ class GroupStream(IterableDataset[TrainingGroup]):
         yield from (waiting[place] for place in draw.permutation(len(waiting)).tolist())
 
     def _drawn(self) -> Iterator[TrainingGroup]:
-        taken = filter(None, map(self._take, iter_groups(*self._arguments.data, label_scale=self._arguments.scale())))
+        taken = filter(None, map(self._take, self._arguments.groups()))
         for place, group in enumerate(taken):
             yield draw_documents(group, self._arguments.documents_per_query, self._seed, self._epoch, place)
 
@@ -119,19 +120,19 @@ def training_groups(
     training: TrainingArguments,
     reason_left_out: str,
     check: Callable[[], None] | None = None,
+    held_out: HeldOut | None = None,
 ) -> GroupList | GroupStream:
     """The data of a stage, read once and checked; prints on standard error how many queries were left out, and why.
 
     ``take`` gives the part of each query to train on, or None for ``reason_left_out``. ``check`` is called after the
-    last one. Raises DataError where no query is left, besides the errors of the readers and of the check.
+    last one. A line says how many are ``held_out`` queries, too. Raises DataError where no query is left, besides the
+    errors of the readers and of the check.
     """
-    everything = tqdm(
-        iter_groups(*arguments.data, label_scale=arguments.scale()), desc="reading", unit="query", delay=5,
-        disable=training.disable_tqdm or not training.should_save,
-    )  # fmt: skip
+    silent = training.disable_tqdm or not training.should_save
+    everything = tqdm(arguments.groups(), desc="reading", unit="query", delay=5, disable=silent)
     kept: list[TrainingGroup] = []
     queries = taken = 0
-    for group in everything:
+    for group in everything if held_out is None or not training.should_save else held_out.trained_on(everything):
         queries += 1
         if (chosen := take(group)) is not None:
             taken += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
+from accelerate.utils import reduce
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -25,7 +25,7 @@ from trainer.training.batches import Collate, LanguageCollator, PassOver, Rankin
 from trainer.training.held_out import HeldOut
 from trainer.training.in_parts import rows_within, use_packed_forward
 from trainer.training.losses import QueryLosses, mean_over_queries
-from trainer.training.processes import decided_by_first, highest, several
+from trainer.training.processes import decided_by_first, highest
 from trainer.training.resume import NonFiniteLossError
 from trainer.training.run import StageArguments
 from trainer.training.sharded import scorer_of
@@ -45,16 +45,10 @@ class Term(NamedTuple):
 
 
 def mean_of_all_processes(total: Tensor, weight: Tensor) -> Tensor:
-    """What this process adds to the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes.
-
-    It is multiplied by their number, since DDP divides the sum of their gradients by it.
-    """
-    everything = weight.clone()
-    processes = 1
-    if several():
-        dist.all_reduce(everything)
-        processes = dist.get_world_size()
-    return total * processes / everything.clamp(min=torch.finfo(everything.dtype).tiny)
+    """What this process adds to the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes, times
+    their number: DDP takes the mean of the processes' gradients."""
+    everything: Tensor = reduce(weight, "mean")
+    return total / everything.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class StageTrainer(Trainer):

@@ -17,6 +17,7 @@ from tests.support.checkpoints import (
     ENCODER_NAMES,
     NAMES,
     ROBERTA_TOKENS,
+    SMALL,
     byte_level,
     tiny_bert,
     tiny_roberta,
@@ -27,22 +28,14 @@ from tests.support.stages import FEW, fails, run
 from trainer import distill, init, rank_sft
 
 LIMITS = ["--max_query_tokens", 12, "--max_pair_tokens", 48, "--row_length", 64, "--slots_per_row", 4]
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
 
 
-def llm(directory: Path, tokenizer: Any, family: str = "qwen3", free_rows: int = 0, **settings: Any) -> Path:
+def llm(directory: Path, tokenizer: Any, free_rows: int = 0, **settings: Any) -> Path:
     """A base LLM as the hub has them, with no pair encoding of ours."""
     torch.manual_seed(0)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    size = {"vocab_size": len(tokenizer) + free_rows, "head_dim": 8}
-    config = AutoConfig.for_model(family, **{**SMALL, **size, **ids, **settings})
+    size = {"vocab_size": len(tokenizer) + free_rows, "num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model("qwen3", **{**SMALL, **size, **ids, **settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -105,9 +98,8 @@ def test_a_pretrained_roberta_keeps_its_template_and_its_offset(data: Path, tmp_
     source = ["--model", tmp_path / "base", "--data", data, "--scores", scores]
     run(distill, *source, "--output_dir", tmp_path / "student", *FEW)
     student = tmp_path / "student"
-    theirs = plain_scores(
-        AutoModelForSequenceClassification.from_pretrained(student), student, PairEncoder.load(student)
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(student)
+    theirs = plain_scores(model, student, PairEncoder.load(student))
     assert np.abs(theirs - packed_scores(student)).max() < 1e-5
 
 
@@ -119,8 +111,8 @@ def test_fresh_encoders_of_other_families(
     family: str, settings: dict[str, Any], offset: int, data: Path, tmp_path: Path
 ) -> None:
     """A fresh tokenizer's padding is token 0, so the positions of a fresh RoBERTa begin at 1."""
-    sizes = {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
-    (tmp_path / "c.json").write_text(json.dumps({"model_type": family, **sizes, **settings}))
+    shape = {name: value for name, value in SMALL.items() if name != "num_labels"}  # which is always 1
+    (tmp_path / "c.json").write_text(json.dumps({"model_type": family, **shape, **settings}))
     flags = ["--config", tmp_path / "c.json", "--data", data, "--vocab_size", 300, *LIMITS]
     run(init, *flags, "--output_dir", tmp_path / "base")
     encoder = PairEncoder.load(tmp_path / "base")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import tritonclient.grpc as grpc
 
 from client import Connection, RankingClient
 from model_repository.tokenizer.pair_encoding import Document
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_llama, write_groups
 from tests.support.requests import student_inputs
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.support.stages import finish, started
@@ -46,20 +48,19 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    served_checkpoint: Path, served_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("teacher")
-    student = tiny_bert(root / "bert")
     teacher = tiny_llama(root / "llama", row_length=96, slots_per_row=6, max_pair_tokens=80, max_documents=20)
-    repository = build(student, root / "model_repository", "fp32")
+    repository = shutil.copytree(served_repository, root / "model_repository")
     build(teacher, repository, "fp32", "--teacher")
     pool = write_groups(root / "pool.jsonl", queries=30, documents=10)
     with pool.open("a", encoding="utf-8") as file:  # above the teacher's limit, and of every kind
-        documents = [
-            {"doc_id": f"d{n}", "title": "中文 🚀" * (n % 3), "summary": "river \ud83d" * n} for n in range(45)
-        ]
-        file.write(json.dumps({"query_id": "many", "query": "garden", "documents": documents}) + "\n")
+        texts = [{"doc_id": f"d{n}", "title": "中文 🚀" * (n % 3), "summary": "river \ud83d" * n} for n in range(45)]
+        file.write(json.dumps({"query_id": "many", "query": "garden", "documents": texts}) + "\n")
     with running(repository, root / "log") as server:
-        yield Served(student, teacher, pool, repository, server)
+        yield Served(served_checkpoint, teacher, pool, repository, server)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,16 @@ def assert_same(got: list[dict[str, object]], expected: list[dict[str, object]])
     assert np.ptp(wanted) > 0.1  # or equality would say little
 
 
+def scoring(flags: list[object]) -> tuple[ForkServerProcess, Path]:
+    """A job that has its first shard, and the directory of its shards."""
+    process, output = started("score", *flags), Path(str(flags[flags.index("--output") + 1]))
+    shards = output.with_name(f".{output.name}.shards")
+    while not list(shards.glob("0*.parquet")):
+        assert process.is_alive()
+        time.sleep(0.001)
+    return process, shards
+
+
 def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
     documents = [Document(title="bread", summary="market " * length) for length in range(20)]
     for model, checkpoint in (("ranker", served.student), ("teacher_ranker", served.teacher)):
@@ -112,11 +123,7 @@ def test_a_kill_costs_the_shard_at_hand_and_another_teacher_is_refused(
     served: Served, expected: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = served.flags(tmp_path / "scores.parquet", "--in_flight", 1)
-    process = started("score", *flags)
-    shards = tmp_path / ".scores.parquet.shards"
-    while not list(shards.glob("0*.parquet")):
-        assert process.is_alive()
-        time.sleep(0.001)
+    process, shards = scoring(flags)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -137,10 +144,7 @@ def test_a_job_outlasts_a_restart_of_its_server(
     flags = served.flags(tmp_path / "scores.parquet", "--triton", f"127.0.0.1:{free['grpc']}", "--in_flight", 1)
     with starting(served.repository, tmp_path / "first", *alone, at=free) as server:
         wait_until_ready(server)
-        process = started("score", *flags)
-        while not list((tmp_path / ".scores.parquet.shards").glob("0*.parquet")):
-            assert process.is_alive()
-            time.sleep(0.001)
+        process, _ = scoring(flags)
         os.kill(server.process.pid, signal.SIGTERM)
         server.process.wait(STOP_S)
     assert process.is_alive()

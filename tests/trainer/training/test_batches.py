@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama
+from tests.support.checkpoints import training_groups
 from trainer.data.pairs import encode_groups
-from trainer.data.records import JudgedDocument, QueryGroup, read_groups
+from trainer.data.records import JudgedDocument, QueryGroup
 from trainer.packed.forward import IGNORED
 from trainer.training.batches import LanguageCollator, RankingCollator, TrainingGroup, draw_documents
 
 
-def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, data: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
-    group = read_groups(data)[0]
-    weights = tuple(float(index + 1) for index in range(len(group.documents)))
-    batch = LanguageCollator(encoder)([TrainingGroup(group.query_id, group.query, group.documents, weights)])
+def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, llama: Path) -> None:
+    encoder = PairEncoder.load(llama)
+    (group,) = training_groups(tmp_path, queries=1)
+    batch = LanguageCollator(encoder)([group])
     labels, inputs = batch["labels"], batch["packed"]["input_ids"]
     bearing = labels != IGNORED
     assert torch.equal(labels[bearing], inputs[bearing])
@@ -32,11 +31,11 @@ def test_language_labels_are_the_documents_side_with_the_end(tmp_path: Path, dat
         for pair in encode_groups(encoder, [group])
     ]
     assert sorted(labels[bearing].tolist()) == sorted(token for tokens in learnt for token in tokens)
-    assert batch["weights"].sum().item() == pytest.approx(np.dot([len(tokens) for tokens in learnt], weights))
+    assert batch["weights"].sum().item() == pytest.approx(np.dot([len(tokens) for tokens in learnt], group.targets))
 
 
-def test_the_end_of_a_cut_document_and_of_an_empty_one_is_not_learnt(tmp_path: Path) -> None:
-    encoder = PairEncoder.load(tiny_llama(tmp_path / "llama"))
+def test_the_end_of_a_cut_document_and_of_an_empty_one_is_not_learnt(llama: Path) -> None:
+    encoder = PairEncoder.load(llama)
     texts = {"whole": "river", "cut": "river " * 500, "empty": ""}
     documents = tuple(JudgedDocument(name, "", text, None, 1) for name, text in texts.items())
     batch = LanguageCollator(encoder)([TrainingGroup("q", "water", documents, (1.0, 1.0, 1.0))])
@@ -62,12 +61,8 @@ def test_a_draw_keeps_the_best_and_a_pair(targets: list[int], count: int, epoch:
     assert (len(set(drawn.targets)) > 1) == (len(set(targets)) > 1)
 
 
-def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, data: Path) -> None:
-    encoder = PairEncoder.load(tiny_bert(tmp_path / "bert"))
-    groups = [
-        TrainingGroup(group.query_id, group.query, group.documents, tuple(range(len(group.documents))))
-        for group in read_groups(data)[:2]
-    ]
+def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, bert: Path) -> None:
+    encoder, groups = PairEncoder.load(bert), training_groups(tmp_path, queries=2)
     batch = RankingCollator(encoder)(groups)
     assert batch["targets"].tolist() == [*groups[0].targets, *groups[1].targets]
     assert batch["groups"].tolist() == [0] * len(groups[0].targets) + [1] * len(groups[1].targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,37 @@ import pytest
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
-from tests.support.stages import FEW, fails, run
+from tests.support.stages import FEW, fails, finish, run
 from trainer import rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.records import read_groups
+from trainer.measures.metrics import MEASURE
 from trainer.training.held_out import HeldOut
 from trainer.training.losses import margin_mse
 from trainer.training.run import StageArguments
 from trainer.training.trainers import RankingTrainer, Term
 
 
+def evaluations(bert: Path, data: Path, output: Path, *flags: object) -> list[float]:
+    """The measure of a run on its held-out queries, which are those it trains on."""
+    run(rank_sft, "--model", bert, "--data", data, "--held_out", data, "--output_dir", output, *flags, *FEW[4:])
+    return [point["eval_nDCG@10"] for point in json.loads((output / "training.json").read_text())["held_out"]]
+
+
 def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
     steps = ["--max_steps", 20, "--save_steps", 2, "--learning_rate", "0.02", "--per_device_train_batch_size", 4]
-    run(rank_sft, *flags, *steps, *FEW[4:])
-    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
-    values = [evaluation["eval_nDCG@10"] for evaluation in evaluations]
+    values = evaluations(deep_bert, data, tmp_path / "scorer", *steps)
     assert len(values) == 10
     assert len(set(values)) > 2
-    held_out = HeldOut(read_groups(data), None)
+    held_out = HeldOut(read_groups(data), MEASURE, None)
     best = held_out.evaluate(PackedScorer(load_scorer(tmp_path / "scorer")), PairEncoder.load(deep_bert))
     assert best["eval_nDCG@10"] == max(values)
 
 
 def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer"]
     steps = ["--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]
-    run(rank_sft, *flags, *steps, *FEW[4:])
-    evaluations = json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]
-    assert len(evaluations) == 4  # the first is the best so far, three others were no better
+    values = evaluations(deep_bert, data, tmp_path / "scorer", *steps)
+    assert len(values) == 4  # the first is the best so far, three others were no better
 
 
 def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
     groups = read_groups(write_groups(tmp_path / "data.jsonl", queries=1, documents=200))
     model: Any = load_scorer(directory)
     arguments = StageArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", token_budget=2 * 64)
-    encoder, held_out = PairEncoder.load(directory), HeldOut(groups, None)
+    encoder, held_out = PairEncoder.load(directory), HeldOut(groups, MEASURE, None)
     trainer = RankingTrainer(model, encoder, [Term(1.0, margin_mse)], arguments, held_out=held_out)
     model.base_model.embeddings.register_forward_pre_hook(
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
@@ -57,19 +60,47 @@ def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
     assert sum(rows) > 50
 
 
-def test_only_runs_that_keep_checkpoints_can_evaluate_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "--model",
-        "x",
-        "--data",
-        "x",
-        "--held_out",
-        "x",
-        "--output_dir",
-        tmp_path / "out",
-        "--save_strategy",
-        "no",
-    ]
-    assert "--held_out evaluates checkpoints: --save_strategy must be" in fails(
-        rank_sft, capsys, *flags, "--save_strategy", "no"
-    )
+def test_only_runs_that_keep_checkpoints_can_evaluate_them(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", "x", "--data", "x", "--held_out", data, "--output_dir", tmp_path / "out"]
+    error = fails(rank_sft, capsys, *flags, "--save_strategy", "no")
+    assert "--held_out evaluates checkpoints: --save_strategy must be" in error
+    assert "'P@0' looks at no document" in fails(rank_sft, capsys, *flags, "--measure", "P@0")
+
+
+def test_patience_is_kept_when_a_run_resumes(deep_bert: Path, data: Path, tmp_path: Path) -> None:
+    """Stopped after the third evaluation, it has one left."""
+    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer", *FEW[4:],
+             "--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]  # fmt: skip
+    assert finish("rank_sft", *flags, at="checkpoint-4/whole.json") == -signal.SIGKILL
+    assert finish("rank_sft", *flags) == 0
+    assert len(json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]) == 4
+
+
+def test_labels_below_one_choose_the_best_checkpoint(deep_bert: Path, data: Path, tmp_path: Path) -> None:
+    """By gains as they are: the same runs as with labels of 0 to 4, whose measures are the same."""
+    small = tmp_path / "small.jsonl"
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    for document in (document for record in records for document in record["documents"]):
+        document["label"] = None if document["label"] is None else document["label"] / 8
+    small.write_text("".join(json.dumps(record) + "\n" for record in records))
+    steps = ["--max_steps", 6, "--save_steps", 2, "--learning_rate", "0.02"]
+    values = [evaluations(deep_bert, each, tmp_path / each.stem, *steps) for each in (data, small)]
+    assert values[1] == pytest.approx(values[0], abs=1e-9)
+    assert len(set(values[1])) > 1
+
+
+def test_queries_that_are_trained_on_judge_nothing(
+    deep_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    for record in records[:2]:
+        record.update(query_id=f"new {record['query_id']}", query=f" {record['query'].upper()}")
+    records[2]["query"] = "another"
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:3]))
+    flags = ["--data", data, "--held_out", tmp_path / "held_out.jsonl", "--output_dir", tmp_path / "out"]
+    run(rank_sft, "--model", deep_bert, *flags, *FEW)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "--held_out" in line]
+    example = json.loads(data.read_text().splitlines()[0])["query"]
+    assert line == (f"--held_out: 2 of its 3 queries are trained on too, such as {example!r}: they judge nothing")

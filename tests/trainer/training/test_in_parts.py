@@ -28,20 +28,23 @@ def gradients(model: Any, batch: Any, objective: Any, seed: int = 0) -> dict[str
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
-@pytest.mark.parametrize("objective", [pairwise_logistic, margin_mse])
-def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any, objective: Any) -> None:
-    """Without dropout; a row at a time, a last part that has fewer rows, and a budget that no step fills."""
-    directory = make(tmp_path / "model")
-    model = load_for_training(directory)
+def dropping(model: Any, share: float) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+            module.p = share
+    return model
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any) -> None:
+    """Without dropout; a row at a time, a last part that has fewer rows, and a budget that no step fills."""
+    directory = make(tmp_path / "model")
+    model = dropping(load_for_training(directory), 0.0)
     batch = RankingCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=2, documents=20))
     assert batch["packed"]["input_ids"].shape[0] % 5 > 0
-    whole = gradients(use_packed_forward(model), batch, objective)
+    whole = gradients(use_packed_forward(model), batch, margin_mse)
     for rows in (1, 5, 100):
-        parts = gradients(use_packed_forward(model, rows), batch, objective)
+        parts = gradients(use_packed_forward(model, rows), batch, margin_mse)
         assert parts.keys() == whole.keys()
         for name, gradient in whole.items():
             assert torch.allclose(parts[name], gradient, rtol=1e-4, atol=1e-6), name
@@ -51,10 +54,7 @@ def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any, objecti
 def test_the_second_pass_drops_out_what_the_first_did(tmp_path: Path, checkpointing: bool) -> None:
     """With other masks the two passes would belong to different functions; a finite difference tells."""
     directory = tiny_bert(tmp_path / "model")
-    model = load_for_training(directory).double()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.3
+    model = dropping(load_for_training(directory).double(), 0.3)
     if checkpointing:
         model.activation_checkpointing_enable()
     batch = RankingCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=1, documents=12))

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
-from tests.support.stages import exit_codes, several
+from tests.support.stages import exit_codes, in_two_processes
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
@@ -46,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven")]
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
-    assert exit_codes(several(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
+    assert exit_codes(in_two_processes(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
 
 

@@ -29,7 +29,7 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
 from tests.support.checkpoints import tiny_llama, write_groups
 from tests.support.servers import ports
-from tests.support.stages import Commands, exit_codes, several
+from tests.support.stages import Commands, exit_codes, in_two_processes
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.packed.check import QUERY, SHORT
@@ -61,7 +61,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
     """Stages in two processes, with what ``accelerate launch`` reads of the example for one machine of GPUs."""
     here = launch_arguments("fsdp_8gpu.yaml", "--num_processes", "2", "--mixed_precision", "no")
-    return several(commands, log, prepare_multi_gpu_env(here))
+    return in_two_processes(commands, log, prepare_multi_gpu_env(here))
 
 
 def wait_for(logs: Path, process: subprocess.Popen[str] | ForkServerProcess) -> None:
@@ -178,9 +178,8 @@ def test_every_key_of_an_example_is_one_that_accelerate_reads(path: Path) -> Non
     assert (arguments.use_fsdp, arguments.use_deepspeed) == (path.stem[0] == "f", path.stem[0] == "d")
 
 
-@pytest.mark.parametrize("name", ["fsdp_8gpu.yaml", "fsdp_2x8gpu.yaml"])
-def test_the_fsdp_examples_shard_everything(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable, value in prepare_multi_gpu_env(launch_arguments(name)).items():
+def test_the_fsdp_examples_shard_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in prepare_multi_gpu_env(launch_arguments("fsdp_8gpu.yaml")).items():
         monkeypatch.setenv(variable, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2

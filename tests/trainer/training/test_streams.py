@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ir_datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
@@ -71,12 +73,8 @@ def test_an_epoch_has_an_order_of_its_own_and_always_the_same(path: Path) -> Non
 def test_processes_share_every_step_without_loss(path: Path, processes: int) -> None:
     steps = [ids(batch) for batch in DataLoader(stream(path), batch_size=PER_STEP, collate_fn=list)]
     size = PER_STEP // processes
-    shards = [
-        DataLoader(
-            IterableDatasetShard(stream(path), size, False, processes, process), batch_size=size, collate_fn=list
-        )
-        for process in range(processes)
-    ]
+    parts = (IterableDatasetShard(stream(path), size, False, processes, process) for process in range(processes))
+    shards = [DataLoader(part, batch_size=size, collate_fn=list) for part in parts]
     together = [[query for part in parts for query in ids(part)] for parts in zip(*shards, strict=True)]
     assert together[:-1] == steps[:-1]
     assert together[-1][: len(steps[-1])] == steps[-1]  # filled up from the first step
@@ -111,22 +109,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, suffix: str) -> None
     for queries in (200, 1000):
         path = write_groups(tmp_path / f"{queries}.jsonl", queries=queries, documents=10)
         if suffix == "parquet":
-            path = as_parquet(path)
+            table = pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
+            pq.write_table(table, path := path.with_suffix(".parquet"), row_group_size=100)
         groups = stream(path, buffer=20)
         tracemalloc.start()
         assert sum(1 for _ in groups) == len(groups)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 64 * 800  # a few words a query, to tell those that come twice
-
-
-def as_parquet(path: Path) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
-    pq.write_table(table, path.with_suffix(".parquet"), row_group_size=100)
-    return path.with_suffix(".parquet")
 
 
 def test_bad_ways_to_read_are_refused() -> None:
@@ -148,13 +138,9 @@ def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         ir_datasets.util.LocalDownload(tmp_path / name) for name in ("docs.tsv", "queries.tsv", "qrels", "run")
     )
     formats = ir_datasets.formats
-    parts = (
-        formats.TsvDocs(docs),
-        formats.TsvQueries(queries),
-        formats.TrecQrels(qrels, {}),
-        formats.TrecScoredDocs(run),
-    )
-    ir_datasets.registry.register("disranker-local", ir_datasets.Dataset(*parts))
+    texts, judged = (formats.TsvDocs(docs), formats.TsvQueries(queries)), formats.TrecQrels(qrels, {})
+    dataset = ir_datasets.Dataset(*texts, judged, formats.TrecScoredDocs(run))
+    ir_datasets.registry.register("disranker-local", dataset)
     yield "ir_datasets:disranker-local"
     del ir_datasets.registry._registered["disranker-local"]
 
