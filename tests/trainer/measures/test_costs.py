@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llama, training_groups
+from tests.support.checkpoints import training_groups
 from tests.support.memory import Peak
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
@@ -34,11 +34,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
+def batch(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
     """Packed rows of real pairs, [R, L] with L = 64."""
-    root = tmp_path_factory.mktemp("batch")
-    encoder = PairEncoder.load(tiny_llama(root / "llama"))
-    return LanguageCollator(encoder)(training_groups(root))
+    return LanguageCollator(PairEncoder.load(llama))(training_groups(tmp_path_factory.mktemp("batch")))
 
 
 def built(
