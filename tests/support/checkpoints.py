@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.data.rankings import write_scores
-from trainer.data.records import read_groups
+from trainer.data.records import QueryGroup, read_groups
 from trainer.training.batches import TrainingGroup
 
 TEXT = """
@@ -116,12 +116,13 @@ def write_teacher(path: Path, data: Path) -> Path:
     return path
 
 
+def training_group(group: QueryGroup) -> TrainingGroup:
+    """The query's documents have the targets 0, 1, 2..."""
+    return TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
+
+
 def training_groups(directory: Path, **size: Any) -> list[TrainingGroup]:
-    """Groups of ``write_groups`` whose documents have the targets 0, 1, 2..."""
-    return [
-        TrainingGroup(group.query_id, group.query, group.documents, tuple(map(float, range(len(group.documents)))))
-        for group in read_groups(write_groups(directory / "judged.jsonl", **size))
-    ]
+    return [training_group(group) for group in read_groups(write_groups(directory / "judged.jsonl", **size))]
 
 
 def _phrase(draw: random.Random, least: int, most: int) -> str:

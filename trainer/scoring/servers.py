@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tritonclient.grpc as grpc
@@ -58,9 +59,9 @@ class TritonScorer:
     def __init__(self, urls: Sequence[str], model: str, in_flight: int, timeout_s: float) -> None:
         self._connection = Connection(tuple(urls), model, timeout_s=timeout_s)
         self._at_once = in_flight * len(urls)
-        teachers = [teacher_of(self._connection, url) for url in urls]
-        refuse_different(urls, teachers)
-        self.name, self.identity = teachers[0]
+        self.name, self.identity = teacher_of(self._connection, urls[0])
+        for url in urls[1:]:
+            self._require_same(url, teacher_of(self._connection, url))
         self._client = RankingClient.of(self._connection)
 
     def close(self) -> None:
@@ -84,7 +85,7 @@ class TritonScorer:
         finally:
             pool.shutdown(cancel_futures=True)
         for url in self._connection.servers:
-            self._check_unchanged(url)
+            self._require_same(url, self._patiently(partial(self._teacher_of, url)))
 
     def _score(self, group: QueryGroup) -> list[float]:
         documents = [{"title": document.title, "summary": document.summary} for document in group.documents]
@@ -93,12 +94,14 @@ class TritonScorer:
         except RankingError as error:
             raise type(error)(f"query {group.query_id!r}{_named(error, group)}: {error}", error.server) from error
 
-    def _check_unchanged(self, url: str) -> None:
-        now = self._patiently(lambda _: teacher_of(self._connection, url))
-        if now.identity != self.identity:
+    def _teacher_of(self, url: str, left_s: float) -> Teacher:
+        return teacher_of(self._connection, url, min(left_s, ANSWER_S))
+
+    def _require_same(self, url: str, teacher: Teacher) -> None:
+        if teacher.identity != self.identity:
             raise TeacherError(
-                f"{url} has another teacher by now: {now.name} ({now.identity}) instead of {self.name} "
-                f"({self.identity}): give it the one before, or remove the shards to start from the beginning"
+                f"{url} has another teacher: {teacher.name} ({teacher.identity}) instead of {self.name} "
+                f"({self.identity}): give it that one, or remove the shards to start from the beginning"
             )
 
     def _patiently(self, call: Callable[[float], T]) -> T:
@@ -113,7 +116,7 @@ class TritonScorer:
                 time.sleep(PAUSE_S)
 
 
-def teacher_of(connection: Connection, url: str) -> Teacher:
+def teacher_of(connection: Connection, url: str, answer_s: float = ANSWER_S) -> Teacher:
     """The teacher that the ensemble ``connection.model`` of a server scores with.
 
     Raises RankingError for a server that does not answer or does not serve it, TeacherError for another ensemble.
@@ -121,7 +124,7 @@ def teacher_of(connection: Connection, url: str) -> Teacher:
     with closing(grpc.InferenceServerClient(url, **connection.channel())) as client:
 
         def config_of(model: str) -> dict[str, Any]:
-            config: dict[str, Any] = client.get_model_config(model, as_json=True, client_timeout=ANSWER_S)["config"]
+            config: dict[str, Any] = client.get_model_config(model, as_json=True, client_timeout=answer_s)["config"]
             return config
 
         try:
@@ -132,23 +135,13 @@ def teacher_of(connection: Connection, url: str) -> Teacher:
             if len(scorers) != 1:
                 raise TeacherError(f"{url}: {connection.model!r} is no ensemble of ours: --triton_model names one")
             name = scorers[0]["name"]
-            versions = client.get_model_metadata(name, as_json=True, client_timeout=ANSWER_S)["versions"]
+            versions = client.get_model_metadata(name, as_json=True, client_timeout=answer_s)["versions"]
         except grpc.InferenceServerException as error:
-            raise translated(error, url, connection.model, ANSWER_S) from error
+            raise translated(error, url, connection.model, answer_s) from error
     newest = max(map(int, versions))
     built = scorers[0].get("parameters", {}).get(f"version.{newest}", {}).get("string_value")
     called = f"{name} version {newest}"
     return Teacher(called, built or f"{called} at {url}")
-
-
-def refuse_different(urls: Sequence[str], teachers: Sequence[Teacher]) -> None:
-    """Raises TeacherError, which names two that differ."""
-    for url, teacher in zip(urls, teachers, strict=True):
-        if teacher.identity != teachers[0].identity:
-            raise TeacherError(
-                f"the teachers differ: {urls[0]} has {teachers[0].name} ({teachers[0].identity}), "
-                f"{url} has {teacher.name} ({teacher.identity})"
-            )
 
 
 def _named(error: RankingError, group: QueryGroup) -> str:

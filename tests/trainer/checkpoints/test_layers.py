@@ -8,16 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, Qwen3Config
 
+from tests.support.checkpoints import SMALL
 from trainer.checkpoints.layers import keep_layers
 from trainer.checkpoints.load import CheckpointError
 
 
 @pytest.mark.parametrize("config", [BertConfig, LlamaConfig, Qwen3Config])
 def test_kept_layers_are_the_first_the_last_and_evenly_between(config: Any) -> None:
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50, "pad_token_id": 0}
-    if config is not BertConfig:
-        small |= {"num_key_value_heads": 2, "head_dim": 8}
-    model: Any = AutoModelForSequenceClassification.from_config(config(**small, num_hidden_layers=12, num_labels=1))
+    size = {**SMALL, "num_hidden_layers": 12, "num_key_value_heads": 4, "head_dim": 8}
+    model: Any = AutoModelForSequenceClassification.from_config(config(**size))
     layers = next(list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     keep_layers(model, 6)
     kept = next(list(module) for module in model.modules() if isinstance(module, torch.nn.ModuleList))

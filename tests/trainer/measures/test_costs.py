@@ -8,20 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llama, training_groups
+from tests.support.checkpoints import training_groups
 from tests.support.memory import Peak
+from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
-
-# PEFT asks for an attribute by the name that transformers is giving up.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 FACTOR = 1.5  # that trainer/measures/costs.py promises
 COMMON = {
@@ -37,11 +34,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
+def batch(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageBatch:
     """Packed rows of real pairs, [R, L] with L = 64."""
-    root = tmp_path_factory.mktemp("batch")
-    encoder = PairEncoder.load(tiny_llama(root / "llama"))
-    return LanguageCollator(encoder)(training_groups(root))
+    return LanguageCollator(PairEncoder.load(llama))(training_groups(tmp_path_factory.mktemp("batch")))
 
 
 def built(
@@ -52,10 +47,8 @@ def built(
     path.write_text(json.dumps({"model_type": family, **COMMON, **FAMILIES[family]}))
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(AutoConfig.from_pretrained(path, num_labels=1), dtype=torch.float32)
-    model = use_packed_forward(model).train()
-    if rank:  # with the product's LoRA; the packed forward stays the inner model's
-        task = "CAUSAL_LM" if causal else "SEQ_CLS"
-        model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", task_type=task)).base_model.model
+    add_adapters(model, LoraArguments(lora_rank=rank), family)
+    use_packed_forward(model).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     return model, read_shape(str(path), causal)
@@ -102,8 +95,7 @@ def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
     optimiser = torch.optim.AdamW(trained)
     optimiser.step()
     assert trained_parameters(shape, settings) == sum(weight.numel() for weight in trained)
-    copied = 4 * shape.head if rank and not causal else 0  # PEFT trains a copy of the head
-    assert parts["weights"] == size(model.parameters()) - copied
+    assert parts["weights"] == size(model.parameters())
     assert parts["gradients"] == size(weight.grad for weight in trained)
     states = size(value for state in optimiser.state.values() for value in state.values())  # with a count for each
     assert parts["optimiser states"] == pytest.approx(states, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,29 +11,23 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from engines.graph.precision import typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, training_groups
+from tests.support.checkpoints import SMALL, training_groups
 from trainer.packed import body
 from trainer.packed.body import FAMILIES, reads_pooled_tokens
 from trainer.packed.forward import packed_scores
 from trainer.training.batches import RankingBatch, RankingCollator
 
-SMALL = {
-    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0, "embedding_size": 16,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> RankingBatch:
-    root = tmp_path_factory.mktemp("batch")
-    encoder = PairEncoder.load(tiny_bert(root / "bert"))
-    return RankingCollator(encoder)(training_groups(root))
+def batch(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> RankingBatch:
+    return RankingCollator(PairEncoder.load(bert))(training_groups(tmp_path_factory.mktemp("batch")))
 
 
 def built(family: str, dropout: float = 0.0, **more: Any) -> Any:
     torch.manual_seed(0)
     off = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = AutoConfig.for_model(family, **SMALL, **off, num_labels=1, **more)
+    size = {**SMALL, "num_hidden_layers": 3, "max_position_embeddings": 128, "embedding_size": 16}
+    config = AutoConfig.for_model(family, **size, **off, **more)
     return AutoModelForSequenceClassification.from_config(config).train()
 
 

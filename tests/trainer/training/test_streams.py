@@ -15,24 +15,18 @@ import pytest
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
-from tests.support.checkpoints import write_groups
+from tests.support.checkpoints import training_group, write_groups
 from tests.support.records import written
 from trainer.data.records import DataError, QueryGroup, iter_groups, read_groups
 from trainer.training.batches import SKIPPED, PassOver, TrainingGroup
 from trainer.training.streams import DataArguments, GroupList, GroupStream
 
-QUERIES = 53
-
-
-PER_STEP = 4
+QUERIES, PER_STEP = 53, 4
 
 
 def take(group: QueryGroup) -> TrainingGroup | None:
     """All but every tenth query."""
-    numbers = tuple(float(place) for place in range(len(group.documents)))
-    return (
-        None if group.query_id.endswith("9") else TrainingGroup(group.query_id, group.query, group.documents, numbers)
-    )
+    return None if group.query_id.endswith("9") else training_group(group)
 
 
 def stream(path: Path, buffer: int = 8, epoch: int = 0, documents: int | None = None) -> GroupStream:
