@@ -16,7 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,7 +32,7 @@ from trainer.scoring.checkpoint import GroupScorer, parts, progress, run_scores
 from trainer.scoring.prefetch import prefetched
 from trainer.scoring.servers import TritonScorer
 from trainer.training.memory import naming_flags
-from trainer.training.resume import open_shards, stamps
+from trainer.training.resume import held, open_shards, stamps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FREE = {"in_flight", "rows_per_batch", "timeout_s", "triton", "triton_model"}  # may differ when a job resumes
@@ -122,20 +122,21 @@ def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScore
     files = stamps([*arguments.data, *([arguments.model] if arguments.model else [])])
     with processes.main_process_first():
         open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity}, FREE)
-    shards = []
-    with progress(scorer.name, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
-        # The next shard is read while this one is scored.
-        pool = prefetched(parts(iter_groups(*arguments.data), arguments.pairs_per_shard), ahead=1)
-        for number, part in enumerate(pool):
-            shards.append(path := directory / f"{number:06}.parquet")
-            if path.exists():
-                bar.update(sum(len(group.documents) for group in part))
-            elif number % processes.num_processes == processes.process_index:
-                write_scores(path, scorer.scores(part, bar), teacher=scorer.name)
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        join_scores(shards, output)
-        shutil.rmtree(directory)
+    with held(directory) if processes.is_main_process else nullcontext():
+        shards = []
+        with progress(scorer.name, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
+            # The next shard is read while this one is scored.
+            pool = prefetched(parts(iter_groups(*arguments.data), arguments.pairs_per_shard), ahead=1)
+            for number, part in enumerate(pool):
+                shards.append(path := directory / f"{number:06}.parquet")
+                if path.exists():
+                    bar.update(sum(len(group.documents) for group in part))
+                elif number % processes.num_processes == processes.process_index:
+                    write_scores(path, scorer.scores(part, bar), teacher=scorer.name)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            join_scores(shards, output)
+            shutil.rmtree(directory)
     return size.pairs
 
 

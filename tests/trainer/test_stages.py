@@ -143,7 +143,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     cases: list[tuple[str, Any, list[object]]] = [
         ("no such checkpoint", rank_sft, ["--model", "/nowhere", "--data", data, *out]),
         ("no pair_encoding.json", rank_sft, ["--model", stages / "no-encoding", "--data", data, *out]),
-        ("nowhere.jsonl: cannot be read", pretrain, ["--model", "x", "--data", "nowhere.jsonl", *out]),
+        ("nowhere.jsonl: cannot be read", pretrain, ["--model", stages / "llm", "--data", "nowhere.jsonl", *out]),
         ("not a causal LM", pretrain, ["--model", stages / "teacher", "--data", data, "--min_label", 1, *out]),
         ("exists already", rank_sft, ["--model", stages / "llm", "--data", data, "--output_dir", stages / "cpt"]),
         ("either --model", score, pool),

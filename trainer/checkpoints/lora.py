@@ -73,9 +73,11 @@ def add_adapters(model: Model, arguments: LoraArguments, base: str) -> None:
         base_model_name_or_path=str(Path(base).resolve()) if Path(base).exists() else base,
     )
     inject_adapter_in_model(config, model, PEFT_NAME)
-    for head in ("score", "classifier"):
-        if hasattr(model, head):
-            getattr(model, head).requires_grad_(True)
+    if model.get_output_embeddings() is None:
+        body = {id(weight) for weight in model.base_model.parameters()}
+        for weight in model.parameters():
+            if id(weight) not in body:
+                weight.requires_grad_(True)
 
 
 def merge_adapters(model: Model) -> None:

@@ -7,9 +7,12 @@ is removed.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +29,7 @@ from trainer.training.processes import highest
 
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
+OWNER_FILE = "owner"
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -52,9 +56,13 @@ class NonFiniteLossError(DisRankerError):
 def checkpoint_of(directory: Path, settings: dict[str, Any], free: set[str]) -> Path | None:
     """The checkpoint from which the run in ``directory`` resumes, if there is one.
 
-    Raises ResumeError, which lists the differences, where that run had other settings; ``free`` ones may differ.
+    Raises ResumeError, which lists the differences, where that run had other settings; ``free`` ones may differ. So
+    does a directory in which another process works.
     """
-    checkpoint = drop_broken_checkpoints(directory)
+    if not directory.is_dir():
+        return None
+    with held(directory):
+        checkpoint = drop_broken_checkpoints(directory)
     if checkpoint is not None:
         _refuse_changes(directory, settings, free)
     return checkpoint
@@ -77,10 +85,33 @@ def _refuse_changes(directory: Path, settings: dict[str, Any], free: set[str]) -
         )
 
 
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep other commands out of the directory, which is made if there is none.
+
+    Raises ResumeError that names the process and the host which work in it. A process that dies holds it no more.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = directory / OWNER_FILE
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise ResumeError(f"{directory}: {who} works in it: wait for its end, or choose another output") from None
+        (directory / OWNER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def new_directory(directory: Path, settings: dict[str, Any]) -> None:
-    """Make the directory of a run that begins, in place of one that cannot resume."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    """Empty the directory for a run that begins, in place of one that cannot resume."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.iterdir():
+        if path.name != OWNER_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     (directory / SETTINGS_FILE).write_text(_as_saved(settings), encoding="utf-8")
 
 

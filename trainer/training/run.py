@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trainer.data.records import DataError
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
-from trainer.training.resume import Resumable, ResumeError, checkpoint_of, new_directory, stamps
+from trainer.training.resume import Resumable, ResumeError, checkpoint_of, held, new_directory, stamps
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 LOGS = "logs"
@@ -163,8 +164,24 @@ def train_and_save(
         raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)
     whole = WholeModel(trainer)
-    if run.checkpoint is None and trainer.is_world_process_zero():
-        new_directory(run.directory, run.settings)
+    first = trainer.is_world_process_zero()
+    with held(run.directory) if first else nullcontext():
+        if first and run.checkpoint is None:
+            new_directory(run.directory, run.settings)
+        metrics = _train(trainer, run)
+        model = whole.gather()
+        if first:
+            if merge:
+                merge_adapters(model)
+            record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
+            save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record)
+            if (run.directory / LOGS).exists():
+                (run.directory / LOGS).rename(run.output_dir / LOGS)
+            shutil.rmtree(run.directory)
+
+
+def _train(trainer: Trainer, run: Run) -> dict[str, float]:
+    """Train, from the run's checkpoint if it has one, and return the Trainer's metrics."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(run.directory / LOGS)
@@ -174,15 +191,7 @@ def train_and_save(
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if result.global_step == 0:
         raise DataError("nothing was trained: --num_train_epochs leaves no step")
-    model = whole.gather()
-    if trainer.is_world_process_zero():
-        if merge:
-            merge_adapters(model)
-        record = {**record, **run.settings, "metrics": result.metrics, **_curves(trainer)}
-        save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record)
-        if (run.directory / LOGS).exists():
-            (run.directory / LOGS).rename(run.output_dir / LOGS)
-        shutil.rmtree(run.directory)
+    return result.metrics
 
 
 def _curves(trainer: Trainer) -> dict[str, Any]:

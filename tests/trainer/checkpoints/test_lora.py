@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import build_engines
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -21,6 +21,7 @@ from tests.support.scores import packed_scores, plain_scores
 from tests.support.stages import FEW, fails, run
 from trainer import evaluate, init, merge, pretrain, rank_sft, score
 from trainer.checkpoints.load import load_scorer
+from trainer.checkpoints.lora import LoraArguments, add_adapters
 
 RANK = 4
 LORA = [*FEW, "--lora_rank", RANK, "--lora_dropout", 0.1, "--learning_rate", "3e-3"]
@@ -131,6 +132,26 @@ def test_an_encoders_adapters_stay_in_its_layers(data: Path, tmp_path: Path) -> 
     moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert {name.partition(".")[0] for name in moved} == {"bert", "classifier"}
     assert all(".layer." in name for name in moved if name.startswith("bert"))
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("bert", {"classifier"}), ("distilbert", {"pre_classifier", "classifier"}),
+        ("modernbert", {"head", "classifier"}), ("eurobert", {"dense", "classifier"}), ("roberta", {"classifier"}),
+        ("llama", {"score"}),
+    ],
+)  # fmt: skip
+def test_all_of_a_new_head_is_trained_beside_adapters(family: str, head: set[str]) -> None:
+    sizes = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "pad_token_id": 0, "dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2,
+    }  # fmt: skip
+    model: Any = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, num_labels=1, **sizes))
+    add_adapters(model, LoraArguments(lora_rank=2), "drawn")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name}
+    assert {name.partition(".")[0] for name in trained} == head
+    assert trained == {name for name, _ in model.named_parameters() if name.partition(".")[0] in head}
 
 
 @pytest.mark.parametrize("name", ["scorer", "cpt"])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
-from tests.support.stages import fails, finish
+from tests.support.stages import fails, finish, started
 from trainer import distill, rank_sft, score
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
@@ -169,3 +173,43 @@ def test_shards_of_another_teacher_are_refused(tmp_path: Path, capsys: pytest.Ca
     shutil.rmtree(teacher)
     tiny_bert(teacher, seed=1)
     assert "an interrupted run with other settings" in fails(score, capsys, *flags)
+
+
+@pytest.mark.parametrize("stage", ["distill", "score"])
+def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material, tmp_path: Path) -> None:
+    """The second is refused while the first, which stands still, has its directory, and finishes its work after it."""
+    output, directory = tmp_path / "out", tmp_path / (".out.run" if stage == "distill" else ".out.shards")
+    if stage == "distill":
+        flags, place = [*material["distill"], *SHORT, "--output_dir", output], "checkpoint-6/whole.json"
+    else:
+        data = material["distill"][3]
+        flags, place = ["--model", material["distill"][1], "--data", data, "--output", output], "/000000.parquet"
+    first = started(stage, *flags, at=place, send=signal.SIGSTOP)
+    try:
+        while status_of(first.pid) != "T":
+            assert first.exitcode is None
+            time.sleep(0.05)
+        (refused, message) = finish_and_read(stage, *flags)
+        assert refused == 2
+        assert re.search(
+            rf"error: .*{directory.name}: process {first.pid} on \S+ works in it: wait for its end", message
+        )
+        assert (directory / "settings.json").exists()
+    finally:
+        os.kill(int(first.pid or 0), signal.SIGKILL)
+        first.join()
+    assert finish(stage, *flags) == 0
+    assert output.exists()
+    assert not directory.exists()
+
+
+def status_of(pid: int | None) -> str:
+    """The letter by which the kernel says what a process does, such as T for one that was stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def finish_and_read(stage: str, *flags: object) -> tuple[int, str]:
+    """Exit code and standard error of a command."""
+    command = [sys.executable, "-m", f"trainer.{stage}", *(str(flag) for flag in flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stderr
