@@ -6,7 +6,8 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,26 @@ def times(ratio: Spread | None) -> str:
 def in_order(systems: Sequence[System], number: int) -> Sequence[System]:
     """The systems in the order of round ``number``. Every second round is reversed, so no system is always first."""
     return systems if number % 2 == 0 else systems[::-1]
+
+
+def table_of(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table, in which the columns of ``left`` are words and the others numbers."""
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    return table
+
+
+@contextmanager
+def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of matplotlib, which appears at the end of the block as a PNG."""
+    from matplotlib.figure import Figure  # in the bench extra only
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure
+    figure.suptitle(title)
+    with appears_whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def command_of(module: str, argv: Sequence[str] | None) -> str:

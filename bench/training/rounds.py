@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +26,14 @@ class System:
     shapes: tuple[Shape, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """A system in all rounds, at its fastest shape. ``trials`` has the pairs a second of each shape."""
 
     system: System
     shape: Shape
     trials: dict[str, float]
-    rounds: tuple[Outcome, ...]
+    rounds: list[Outcome]
 
     @property
     def pairs_per_second(self) -> list[float]:
@@ -50,47 +51,40 @@ class Measured:
 def run(system: System, job: Job, threads: int) -> Outcome:
     """Start the worker, wait for it, and read its answer. Raises BenchError with its last line if it fails."""
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
-        asked, answer = Path(name) / "job.json", Path(name) / "outcome.json"
-        job.save(asked)
+        asked, answer = Path(name) / "job", Path(name) / "outcome"
+        asked.write_bytes(pickle.dumps(job))
         done = subprocess.run(
             [str(system.python), "-m", *system.worker, str(asked), str(answer)],
             capture_output=True, text=True, check=False, env={**worker_variables(threads), "TMPDIR": name}, cwd=name,
         )  # fmt: skip
         if done.returncode or not answer.exists():
             raise BenchError(f"{system.name} ({job.precision}, {job.shape}): {last_line(done.stderr)}")
-        return Outcome.load(answer)
+        outcome: Outcome = pickle.loads(answer.read_bytes())
+        return outcome
 
 
 def compare(
     systems: Sequence[System], job: Job, rounds: int, trial_steps: int, threads: int, progress: Progress
 ) -> list[Measured]:
     """Each system at its fastest shape, in ``rounds`` rounds of one measurement each. The first system is ours."""
-    trials = {system.name: _trials(system, replace(job, steps=trial_steps), threads, progress) for system in systems}
-    best = {name: max(tried, key=lambda shape: tried[shape]) for name, tried in trials.items()}
-    outcomes: dict[str, list[Outcome]] = {system.name: [] for system in systems}
-    for number in range(rounds):
-        for system in in_order(systems, number):
-            outcomes[system.name].append(run(system, replace(job, shape=best[system.name]), threads))
-            progress()
-    return [
-        Measured(
-            system,
-            best[system.name],
-            {str(shape): speed for shape, speed in trials[system.name].items()},
-            tuple(outcomes[system.name]),
-        )
-        for system in systems
-    ]
 
-
-def _trials(system: System, job: Job, threads: int, progress: Progress) -> Mapping[Shape, float]:
-    if len(system.shapes) == 1:
-        return {system.shapes[0]: 0.0}  # nothing to choose
-    speeds = {}
-    for shape in system.shapes:
-        speeds[shape] = run(system, replace(job, shape=shape), threads).pairs_per_second
+    def measured(system: System, job: Job) -> Outcome:
+        outcome = run(system, job, threads)
         progress()
-    return speeds
+        return outcome
+
+    found = []
+    for system in systems:
+        speeds = {}
+        if len(system.shapes) > 1:  # else there is nothing to choose
+            trial = replace(job, steps=trial_steps)
+            speeds = {each: measured(system, replace(trial, shape=each)).pairs_per_second for each in system.shapes}
+        best = max(speeds, key=speeds.__getitem__, default=system.shapes[0])
+        found.append(Measured(system, best, {str(shape): speed for shape, speed in speeds.items()}, []))
+    for number in range(rounds):
+        for each in in_order(found, number):
+            each.rounds.append(measured(each.system, replace(job, shape=each.shape)))
+    return found
 
 
 def largest_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -69,13 +69,17 @@ def student_task(
     if precision == "bf16" and not bf16_units():
         load = replace(load, queries=1, steps=1, rounds=min(load.rounds, 2))
         job = load.job(checkpoint, precision, warm_up=0)
-    shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries))
-    systems = [System("ours", OURS, (f"{WORKERS}.ours", "distil"), shapes[-2:])]
+    shapes = divided(load.queries)
+    systems = [_ours("distil", load)]
     if sentence_transformers:
         systems.append(System("sentence-transformers", sentence_transformers, (f"{WORKERS}.cross_encoder",), shapes))
     if transformers:
         systems.append(System("transformers, padded", transformers, (f"{WORKERS}.flat",), shapes))
     return Task("distillation", job, tuple(systems), load.rounds)
+
+
+def _ours(job: str, load: Load) -> System:
+    return System("ours", OURS, (f"{WORKERS}.ours", job), divided(load.queries)[-2:])
 
 
 def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
@@ -94,14 +98,12 @@ def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> 
     steps = job.warm_up + job.steps
     # Packed rows are not quite full, and there must be one step more than is trained.
     job = replace(job, groups=enough(load.groups, 2 + round(load.queries * (steps + 1) * 1.3)))
-    few = enough(load.groups, load.queries)
-    check = replace(job, groups=few, steps=1, speed_counts=False)
-    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
+    check = replace(job, groups=enough(load.groups, load.queries), steps=1, speed_counts=False)
     return Task(
         "continued pre-training",
         job,
         (
-            System("ours", OURS, (f"{WORKERS}.ours", "pretrain"), ours_shapes),
+            _ours("pretrain", load),
             System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes),
         ),
         load.rounds,
@@ -115,21 +117,18 @@ def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
     job = load.job(checkpoint)
     job = replace(job, groups=graded(job.groups))
     comparisons = load.queries * len(load.groups[0].documents) // 2
-    shapes = tuple(Shape(count, comparisons) for count in divisors(comparisons)[-3:])
     two = tuple(_two(group) for group in graded(enough(load.groups, 3 * load.queries)))
     check = replace(job, groups=two, steps=1, speed_counts=False)
-    together = Shape(load.queries, load.queries)
-    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
     return Task(
         "rank fine-tuning",
         job,
         (
-            System("ours", OURS, (f"{WORKERS}.ours", "rank"), ours_shapes),
-            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), shapes),
+            _ours("rank", load),
+            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), divided(comparisons)[-3:]),
         ),
         load.rounds,
         check=check,
-        check_shapes=(together, together),
+        check_shapes=divided(load.queries)[-1:] * 2,
     )
 
 
@@ -141,5 +140,6 @@ def _two(group: Group) -> Group:
     )
 
 
-def divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]
+def divided(step: int) -> tuple[Shape, ...]:
+    """A step in forward passes of equal size, the smallest first."""
+    return tuple(Shape(count, step) for count in range(1, step + 1) if step % count == 0)

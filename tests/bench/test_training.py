@@ -21,9 +21,9 @@ from bench.training import growth, material
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.rounds import Measured, System, compare, largest_difference, run
 from bench.training.table import TOLERANCE, Row, rows, table
-from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
+from bench.training.tasks import OURS, WORKERS, Load, divided, pretraining_task, rank_task, student_task
 from bench.training.workers import cross_encoder, flat, ours
-from bench.training.workers.clock import Clock
+from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
@@ -154,8 +154,8 @@ def outcome(pairs: float, peak: int = 2**30, losses: tuple[float, ...] = (1.0, 2
 
 def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     systems = [System(name, OURS, (), (Shape(1, 1),)) for name in ("ours", "peer")]
-    fast = Measured(systems[0], Shape(2, 4), {}, (outcome(6), outcome(8)))
-    slow = Measured(systems[1], Shape(4, 4), {"1 of 4": 3.21, "4 of 4": 4.0}, (outcome(3, 2**31), outcome(5, 2**31)))
+    fast = Measured(systems[0], Shape(2, 4), {}, [outcome(6), outcome(8)])
+    slow = Measured(systems[1], Shape(4, 4), {"1 of 4": 3.21, "4 of 4": 4.0}, [outcome(3, 2**31), outcome(5, 2**31)])
     curves = {"ours": [1.0, 2.0], "peer": [1.0, 2.0 + 1e-4]}
     first, second = rows("distillation", "fp32", [fast, slow], curves)
     assert first.ratio is None
@@ -193,10 +193,12 @@ def test_a_system_trains_in_a_process_of_its_own_as_it_does_here(job: Job, whole
     assert outcome.losses == pytest.approx(whole.losses[:2], rel=1e-4)  # other threads, another order of sums
 
 
-def test_a_worker_that_fails_is_named_with_its_last_words(job: Job, tmp_path: Path) -> None:
-    system = System("padded", OURS, (f"{WORKERS}.flat",), ())
+def test_a_worker_that_fails_is_named_with_its_last_words(job: Job) -> None:
+    system = System("padded", OURS, ("tests.support.bench_worker",), ())
     with pytest.raises(BenchError, match=r"padded \(fp32, 2 of 3\): ValueError: 2 a forward pass do not divide"):
         run(system, replace(job, shape=Shape(2, 3)), threads=1)
+    with pytest.raises(ValueError, match="2 a forward pass do not divide a step of 3"):
+        settings(replace(job, shape=Shape(2, 3)))
 
 
 def test_lists_have_the_asked_number_of_documents_and_grades(tmp_path: Path) -> None:
@@ -236,12 +238,7 @@ def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: l
     assert {weight for group in pretraining_task(llama, load, pairs, OURS).job.groups for weight in group.targets} == {
         1
     }
-    assert divisors(12) == [1, 2, 3, 4, 6, 12]
-
-
-def test_a_job_survives_its_file(job: Job, tmp_path: Path) -> None:
-    job.save(tmp_path / "job.json")
-    assert Job.load(tmp_path / "job.json") == job
+    assert [shape.per_forward for shape in divided(12)] == [1, 2, 3, 4, 6, 12]
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
@@ -261,7 +258,7 @@ def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_results_are_json(tmp_path: Path) -> None:
-    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, (outcome(1),))], {})[0]
+    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, [outcome(1)])], {})[0]
     from bench.training.table import as_json
 
     text = json.dumps({"rows": as_json([row]), "machine": machine(2)})

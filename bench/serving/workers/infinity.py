@@ -1,4 +1,7 @@
-"""Infinity's server over HTTP, ``/rerank`` with raw scores; every caller keeps its connection open."""
+"""Infinity's server over HTTP, ``/rerank`` with raw scores; every caller keeps its connection open.
+
+The batch size is a flag of the server: each one that is tried is a server of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.children import free_ports, healthy, started
-from bench.serving.cells import Option
 from bench.serving.load import LoadError, Score
-from bench.serving.worker import main
+from bench.serving.worker import Worker, main
 
 TIMEOUT_S = 120
 
 
-class InfinitySystem:
-    """The batch size is a flag of the server: each one that is tried is a server of its own, started when wanted."""
-
+class InfinityWorker(Worker):
     def __init__(self, port: int) -> None:
         self._port = port
         self.versions = {name: version(name) for name in ("infinity_emb", "torch", "transformers", "onnxruntime")}
-
-    def use(self, option: Option) -> None:
-        if option:
-            raise LoadError("a running server takes no other settings")
 
     def connect(self) -> Score:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
@@ -48,12 +44,13 @@ class InfinitySystem:
 
 
 @contextmanager
-def opened(setup: dict[str, Any]) -> Iterator[InfinitySystem]:
-    """``engine`` torch or optimum; ``batch_size``; ``directory`` is free for a copy of the checkpoint and the log."""
-    model = Path(setup["directory"])
+def opened(setup: dict[str, Any]) -> Iterator[InfinityWorker]:
+    """``engine`` torch or optimum; ``batch_size``; a copy of the checkpoint and the log are kept in ``made``."""
+    made = Path(setup["made"])
+    model = made / f"infinity-{setup['engine']}-{setup['batch_size']}"
     shutil.copytree(setup["checkpoint"], model, dirs_exist_ok=True)
     if setup["engine"] == "optimum":  # finds a file at the top of the working directory only
-        shutil.copyfile(setup["onnx"], model / "model.onnx")
+        shutil.copyfile(made / "exported-onnx" / "onnx" / "model.onnx", model / "model.onnx")
     port = free_ports("http")["http"]
     command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", ".", "--engine",
                setup["engine"], "--device", "cpu", "--host", "127.0.0.1", "--port", str(port),
@@ -61,7 +58,7 @@ def opened(setup: dict[str, Any]) -> Iterator[InfinitySystem]:
                "--log-level", "error"]  # fmt: skip
     with started(command, model / "server.log", cwd=model) as server:
         server.wait_until(lambda: healthy(port, "/health"))
-        yield InfinitySystem(port)
+        yield InfinityWorker(port)
 
 
 if __name__ == "__main__":
