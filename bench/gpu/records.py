@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.report import Spread, write
 from trainer.data.records import DataError
 
 GIB = 2**30
+Floats = NDArray[np.float64]
 Outcome = Literal["measured", "out of memory", "absent", "failed"]
 
 
@@ -39,6 +42,18 @@ class Result:
     def read(cls, saved: dict[str, Any]) -> Result:
         spreads = ("tokens_per_second", "tflops", "milliseconds")
         return cls(**{**saved, **{name: Spread(**saved[name]) for name in spreads if saved[name]}})
+
+    @classmethod
+    def timed(
+        cls, machine: Machine, seconds: Floats, tokens: float | Floats | None = None,
+        flops: float | Floats | None = None, **details: float | str,
+    ) -> Result:  # fmt: skip
+        """Of runs that took ``seconds``, one number for each round, with so many token slots and operations."""
+        speed, rate = (
+            None if each is None else Spread.of((each / seconds).tolist())
+            for each in (tokens, None if flops is None else flops / 1e12)
+        )
+        return cls("measured", "", speed, rate, Spread.of((1000 * seconds).tolist()), machine.peak_gib(), details)
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ class Machine:
     def peak_gib(self) -> float | None:
         return torch.cuda.max_memory_allocated(self.device) / GIB if self.on_gpu else None
 
-    def seconds(self, run: Callable[[], object], timing: Timing) -> list[float]:
+    def seconds(self, run: Callable[[], object], timing: Timing) -> Floats:
         """Seconds of one run, for each round."""
         for _ in range(timing.warmup):
             run()
@@ -107,7 +122,7 @@ class Machine:
             for _ in range(timing.repeats):
                 run()
             rounds.append((self.now() - started) / timing.repeats)
-        return rounds
+        return np.array(rounds)
 
 
 @dataclass

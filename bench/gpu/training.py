@@ -6,23 +6,15 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import PrinterCallback, TrainerCallback
 
-from bench.gpu.records import GIB, Machine, Result, Timing
+from bench.gpu.records import GIB, Floats, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
-from bench.report import Spread
 from trainer.checkpoints.load import PackedScorer
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.pairs import encode_groups
@@ -85,7 +77,7 @@ def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, mac
             dataloader_num_workers=item.workers, **more,
         )  # fmt: skip
         model, clock, seen = built(item, machine), StepClock(machine, sizes.steps), Seen()
-        model.register_forward_pre_hook(seen, with_kwargs=True)
+        model.register_forward_pre_hook(lambda _, __, inputs: seen(inputs), with_kwargs=True)
         trainer = _trainer(item, model, arguments, groups)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
@@ -93,20 +85,18 @@ def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, mac
     rows = round(sum(seen.slots) / len(seen.slots) / item.row_length)
     work = Work(True, rows, item.row_length, 1, True, checkpointing=checkpointing, lora_rank=item.lora_rank)
     shape = item.model.shape(item.causal)
-    result = figures(shape, work, clock.seconds(), seen, sizes.steps, machine)
-    planned = sum(memory_bytes(shape, work).values()) / GIB  # trainer.plan's, which knows no frozen_bf16
-    how = {"planned_gib": planned, "activation_checkpointing": "yes" if checkpointing else "no"}
-    return replace(result, details={**result.details, **how})
+    return figures(
+        shape, work, clock.seconds(), seen, sizes.steps, machine,
+        # By trainer.plan, which knows no frozen_bf16.
+        planned_gib=sum(memory_bytes(shape, work).values()) / GIB,
+        activation_checkpointing="yes" if checkpointing else "no",
+    )  # fmt: skip
 
 
 def built(item: Training, machine: Machine) -> Any:
     """The model on the device, with its adapters. Weights are in float32, as the stages have them."""
-    settings = dict(item.model.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), num_labels=1, pad_token_id=0, **settings)
-    kind: Any = AutoModelForCausalLM if item.causal else AutoModelForSequenceClassification
-    set_seed(0)
     with machine.device:
-        model = kind.from_config(config, dtype=torch.bfloat16 if item.frozen_bf16 else torch.float32)
+        model = item.model.drawn(item.causal, torch.bfloat16 if item.frozen_bf16 else torch.float32)
     add_adapters(model, LoraArguments(lora_rank=item.lora_rank), "drawn weights")
     if item.frozen_bf16:
         for weight in model.parameters():
@@ -141,7 +131,7 @@ def score(model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Resu
     teacher = built(Training("score", model, row_length), machine).eval()
     lower_precision(teacher, torch.bfloat16)
     scorer, seen, encoder = PackedScorer(teacher), Seen(), model.encoder(row_length)
-    scorer.register_forward_pre_hook(lambda _, rows: seen(None, None, {"segment_ids": rows[3]}))
+    scorer.register_forward_pre_hook(lambda _, rows: seen({"segment_ids": rows[3]}))
     pairs_per_batch = sizes.scoring_rows * encoder.config.slots_per_row // 2
     batches = parts(model.groups(sizes.steps.runs * -(-pairs_per_batch // DOCUMENTS)), pairs_per_batch)
     machine.forget()
@@ -151,7 +141,7 @@ def score(model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Resu
 
     seconds = machine.seconds(batch, sizes.steps)
     work = Work(False, sizes.scoring_rows, row_length)
-    return figures(model.shape(causal=False), work, seconds, seen, sizes.steps, machine)
+    return figures(model.shape(), work, seconds, seen, sizes.steps, machine)
 
 
 class StepClock(TrainerCallback):
@@ -161,7 +151,7 @@ class StepClock(TrainerCallback):
         self._machine, self._timing = machine, timing
         self._marks: list[float] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._machine.forget()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -169,12 +159,12 @@ class StepClock(TrainerCallback):
         if done >= 0 and done % self._timing.repeats == 0:
             self._marks.append(self._machine.now())
 
-    def seconds(self) -> list[float]:
-        return [(end - start) / self._timing.repeats for start, end in pairwise(self._marks)]
+    def seconds(self) -> Floats:
+        return np.diff(self._marks) / self._timing.repeats
 
 
 class Seen:
-    """A hook before the model's forward that counts slots, tokens, pairs and tokens that bear loss.
+    """A hook before the model's forward that counts slots, tokens, pairs and tokens that bear loss, by its inputs.
 
     Counts stay on the device until the end, since reading them would make the device wait.
     """
@@ -183,7 +173,7 @@ class Seen:
         self.slots: list[int] = []
         self._counts: list[Tensor] = []
 
-    def __call__(self, model: Any, positional: Any, inputs: dict[str, Tensor]) -> None:
+    def __call__(self, inputs: dict[str, Tensor]) -> None:
         segment_ids, labels = inputs["segment_ids"], inputs.get("labels")
         self.slots.append(segment_ids.numel())
         bearing = segment_ids.new_tensor(segment_ids.numel()) if labels is None else (labels != IGNORED).sum()
@@ -195,30 +185,29 @@ class Seen:
         return tokens, pairs, bearing
 
 
-def figures(shape: Shape, work: Work, seconds: Sequence[float], seen: Seen, timing: Timing, machine: Machine) -> Result:
+def figures(
+    shape: Shape, work: Work, seconds: Floats, seen: Seen, timing: Timing, machine: Machine,
+    **details: float | str,
+) -> Result:  # fmt: skip
     """The figures of steps that took ``seconds``, one for each round.
 
     FLOPs are those of ``flops_per_token``: attention over whole rows, as SDPA computes it. The vocabulary's matrix
     counts for tokens that bear loss, since its logits are made for them only. The part that checkpointing computes
     twice is in ``computed_tflops`` only.
     """
-    rounds = range(timing.warmup, timing.runs, timing.repeats)
-    slots = [sum(seen.slots[start : start + timing.repeats]) / timing.repeats for start in rounds]
-    speeds = [count / each for count, each in zip(slots, seconds, strict=True)]
+    slots = np.reshape(seen.slots[timing.warmup : timing.runs], (timing.rounds, timing.repeats)).mean(axis=1)
     tokens, pairs, bearing = seen.shares()
     counted = replace(shape, head=round(shape.head * bearing)) if shape.vocabulary else shape
-    flops = flops_per_token(counted, replace(work, checkpointing=False))
-    return Result(
-        "measured",
-        tokens_per_second=Spread.of(speeds),
-        tflops=Spread.of([each * flops / 1e12 for each in speeds]),
-        milliseconds=Spread.of([1000 * each for each in seconds]),
-        peak_gib=machine.peak_gib(),
-        details={
-            "computed_tflops": Spread.of(speeds).median * flops_per_token(counted, work) / 1e12,
-            "rows": sum(seen.slots) / len(seen.slots) / work.row_length,
-            "row_fill": tokens,
-            "pair_tokens": tokens / pairs,
-            "pairs_per_second": Spread.of(speeds).median * pairs,
-        },
+    speed = float(np.median(slots / seconds))
+    return Result.timed(
+        machine,
+        seconds,
+        slots,
+        slots * flops_per_token(counted, replace(work, checkpointing=False)),
+        computed_tflops=speed * flops_per_token(counted, work) / 1e12,
+        rows=sum(seen.slots) / len(seen.slots) / work.row_length,
+        row_fill=tokens,
+        pair_tokens=tokens / pairs,
+        pairs_per_second=speed * pairs,
+        **details,
     )

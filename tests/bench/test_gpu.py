@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bench.gpu import kernels, serving
+from bench.gpu import kernels, serving, training
 from bench.gpu.__main__ import GOALS, attempted, items_of, main
 from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
 from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
@@ -82,7 +82,7 @@ def test_a_run_measures_every_item_once(tmp_path: Path, capsys: pytest.CaptureFi
 def _check_serving(items: dict[str, Any]) -> None:
     model = QUICK.served["tiny"]
     asked = serving.request(model, QUICK.scoring_rows)
-    per_token = flops_per_token(model.shape(causal=False), Work(False, QUICK.scoring_rows, model.row_lengths[0]))
+    per_token = flops_per_token(model.shape(), Work(False, QUICK.scoring_rows, model.row_lengths[0]))
     for name in ("engine/tiny/eager", "path/tiny/known", "path/tiny/text"):
         item = items[name]
         assert item["details"]["documents"] == len(asked.pairs)
@@ -123,26 +123,27 @@ def _breaks(sizes: object, machine: Machine) -> Result:
 def test_a_step_that_does_not_fit_is_tried_smaller_and_with_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[int, bool]] = []
 
-    def short_of_memory(self: Seen, model: Any, positional: Any, inputs: dict[str, torch.Tensor]) -> None:
+    def short_of_memory(model: Any, positional: Any, inputs: dict[str, torch.Tensor]) -> None:
         tried.append((inputs["segment_ids"].numel(), model.is_gradient_checkpointing))
-        if not model.is_gradient_checkpointing:
+        if len(tried) <= failures:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        count(self, model, positional, inputs)
 
-    count = Seen.__call__
-    monkeypatch.setattr(Seen, "__call__", short_of_memory)
+    def watched(item: Training, machine: Machine) -> Any:
+        model = built(item, machine)
+        model.register_forward_pre_hook(short_of_memory, with_kwargs=True)
+        return model
+
+    failures = 2
+    monkeypatch.setattr(training, "built", watched)
     item = Training("rank-sft", replace(LLAMA, step_tokens=(512, 128)), 64)
     result = train(item, QUICK, CPU)
     assert result.details["activation_checkpointing"] == "yes"
     assert [checkpointing for _, checkpointing in tried[:3]] == [False, False, True]
     assert tried[0][0] > tried[1][0]
-    monkeypatch.setattr(Seen, "__call__", _never)
+    failures = 9
+    tried.clear()
     with pytest.raises(OutOfMemoryError, match="128 token slots and activation checkpointing"):
         train(replace(item, model=LLAMA), QUICK, CPU)
-
-
-def _never(self: Seen, *inputs: Any) -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_only_what_lora_freezes_is_in_bf16() -> None:
@@ -215,7 +216,7 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
     groups = taught(item, LLAMA.groups(3))
     batch = LanguageCollator(encoder)(groups)
     seen = Seen()
-    seen(None, None, {**batch["packed"], "labels": batch["labels"]})
+    seen({**batch["packed"], "labels": batch["labels"]})
     pairs = encode_groups(encoder, groups)
     tokens, slots = int(pairs.lengths.sum()), batch["labels"].numel()
     bearing = int((batch["labels"] != IGNORED).sum()) / slots
@@ -224,7 +225,7 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
 
     rows = slots // 64
     work = Work(True, rows, 64, bf16=True, checkpointing=True)
-    result = figures(shape, work, [2.0], seen, Timing(0, 1, 1), CPU)
+    result = figures(shape, work, np.array([2.0]), seen, Timing(0, 1, 1), CPU)
     assert result.tokens_per_second == Spread(slots / 2, slots / 2, slots / 2)
     assert result.tflops is not None
     no_head = flops_per_token(replace(shape, head=0), replace(work, checkpointing=False))
