@@ -104,8 +104,8 @@ class Machine:
 
     def forget(self) -> None:
         """Free the memory of earlier items, and measure the peak from here."""
-        gc.collect()
         if self.on_gpu:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
