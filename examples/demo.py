@@ -21,18 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
 
 import build_engines
 from bench.children import TRITON, healthy, started
 from bench.folders import own
 from client import rank
-from client.command import command
 from client.errors import DisRankerError
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.save import RECORD_FILE
+from trainer.command import command, parse
 from trainer.data.records import read_groups
 
 EXAMPLES = Path(__file__).parent
@@ -67,7 +65,7 @@ class StageFailedError(DisRankerError):
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(DataClassType(DemoArguments)).parse_args_into_dataclasses(args=argv)
+    (arguments,) = parse(argv, DemoArguments)
     began = time.perf_counter()
     root = Path(arguments.output_dir)
     make_anew(root)

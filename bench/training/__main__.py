@@ -22,8 +22,8 @@ from bench.folders import MARKER, own
 from bench.machine import described, machine
 from bench.report import command_of, show, write
 from bench.training import growth, material, table
-from bench.training.rounds import System, compare
-from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
+from bench.training.rounds import System, Task, compare
+from bench.training.tasks import OURS, WORKERS, Load, pretraining_task, rank_task, student_task
 from trainer.checkpoints.load import load_encoder
 from trainer.command import command, parse
 from trainer.data.records import DataError
@@ -120,10 +120,7 @@ def _compared(tasks: Sequence[Task], threads: int) -> list[table.Row]:
     with tqdm(total=sum(task.measurements() for task in tasks), unit="run", disable=not tasks) as bar:
         for task in tasks:
             bar.set_description(f"{task.name}, {task.job.precision}")
-            measured = compare(task.systems, task.job, task.rounds, task.trial_steps, threads, bar.update)
-            losses = task.losses(measured, threads)
-            bar.update(len(task.check_shapes))
-            rows += table.rows(task.name, task.job.precision, measured, losses)
+            rows += table.rows(task.name, task.job.precision, compare(task, threads, bar.update))
     return rows
 
 

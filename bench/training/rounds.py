@@ -6,13 +6,14 @@ import pickle
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.environments import BenchError, last_line, worker_variables
 from bench.report import in_order
 from bench.training.job import Job, Outcome, Shape
 
+TRIAL_STEPS = 2
 Progress = Callable[[], object]  # called after each measurement
 
 
@@ -24,6 +25,25 @@ class System:
     python: Path
     worker: tuple[str, ...]
     shapes: tuple[Shape, ...]
+    check: Shape | None = None  # of the task's check
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job that several systems do, each in shapes of its own.
+
+    ``check`` compares the losses of systems that read the data in an order of their own. One step holds all of it.
+    """
+
+    name: str
+    job: Job
+    systems: tuple[System, ...]  # ours first
+    rounds: int
+    check: Job | None = None
+
+    def measurements(self) -> int:
+        shapes = sum(len(system.shapes) for system in self.systems if len(system.shapes) > 1)
+        return shapes + (self.rounds + (self.check is not None)) * len(self.systems)
 
 
 @dataclass
@@ -33,7 +53,8 @@ class Measured:
     system: System
     shape: Shape
     trials: dict[str, float]
-    rounds: list[Outcome]
+    rounds: list[Outcome] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # to compare with the other systems'
 
     @property
     def pairs_per_second(self) -> list[float]:
@@ -63,10 +84,8 @@ def run(system: System, job: Job, threads: int) -> Outcome:
         return outcome
 
 
-def compare(
-    systems: Sequence[System], job: Job, rounds: int, trial_steps: int, threads: int, progress: Progress
-) -> list[Measured]:
-    """Each system at its fastest shape, in ``rounds`` rounds of one measurement each. The first system is ours."""
+def compare(task: Task, threads: int, progress: Progress) -> list[Measured]:
+    """Each system at its fastest shape, in rounds of one measurement each."""
 
     def measured(system: System, job: Job) -> Outcome:
         outcome = run(system, job, threads)
@@ -74,16 +93,20 @@ def compare(
         return outcome
 
     found = []
-    for system in systems:
+    for system in task.systems:
         speeds = {}
         if len(system.shapes) > 1:  # else there is nothing to choose
-            trial = replace(job, steps=trial_steps)
+            trial = replace(task.job, steps=TRIAL_STEPS)
             speeds = {each: measured(system, replace(trial, shape=each)).pairs_per_second for each in system.shapes}
         best = max(speeds, key=speeds.__getitem__, default=system.shapes[0])
-        found.append(Measured(system, best, {str(shape): speed for shape, speed in speeds.items()}, []))
-    for number in range(rounds):
+        found.append(Measured(system, best, {str(shape): speed for shape, speed in speeds.items()}))
+    for number in range(task.rounds):
         for each in in_order(found, number):
-            each.rounds.append(measured(each.system, replace(job, shape=each.shape)))
+            each.rounds.append(measured(each.system, replace(task.job, shape=each.shape)))
+    for each in found:
+        each.losses = each.rounds[0].losses
+        if task.check and each.system.check:
+            each.losses = measured(each.system, replace(task.check, shape=each.system.check)).losses
     return found
 
 

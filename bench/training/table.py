@@ -40,18 +40,18 @@ class Row:
         return self.loss_difference is not None and self.loss_difference <= TOLERANCE[self.precision]
 
 
-def rows(task: str, precision: str, measured: Sequence[Measured], losses: dict[str, list[float]]) -> list[Row]:
-    """A row for each system, of which the first is ours. ``losses`` has the curves to compare by the systems' names."""
-    return [_row(task, precision, each, measured[0], losses) for each in measured]
+def rows(task: str, precision: str, measured: Sequence[Measured]) -> list[Row]:
+    """A row for each system, of which the first is ours."""
+    return [_row(task, precision, each, measured[0]) for each in measured]
 
 
-def _row(task: str, precision: str, each: Measured, ours: Measured, losses: dict[str, list[float]]) -> Row:
+def _row(task: str, precision: str, each: Measured, ours: Measured) -> Row:
     compared: dict[str, Any] = {}
     if each is not ours:
         compared = {
             "ratio": ratios(ours.pairs_per_second, each.pairs_per_second),
             "memory_ratio": ours.peak_bytes / each.peak_bytes,
-            "loss_difference": largest_difference(losses[ours.system.name], losses[each.system.name]),
+            "loss_difference": largest_difference(ours.losses, each.losses),
         }
         if all(each.comparisons_per_second) and all(ours.comparisons_per_second):
             compared["comparisons_ratio"] = ratios(ours.comparisons_per_second, each.comparisons_per_second)

@@ -10,38 +10,11 @@ from pathlib import Path
 from bench.machine import bf16_units
 from bench.training.job import Group, Job, Shape
 from bench.training.material import Lengths, clicked_once, enough, graded
-from bench.training.rounds import Measured, System, run
+from bench.training.rounds import System, Task
 
 OURS = Path(sys.executable)
 WORKERS = "bench.training.workers"
 ROW = 256  # tokens of a row, ours and trl's shorter one
-
-
-@dataclass(frozen=True)
-class Task:
-    """A job that several systems do, each in shapes of its own.
-
-    ``check`` compares the losses of systems that read the data in an order of their own. One step holds all of it.
-    """
-
-    name: str
-    job: Job
-    systems: tuple[System, ...]  # ours first
-    rounds: int
-    trial_steps: int = 2
-    check: Job | None = None
-    check_shapes: tuple[Shape, ...] = ()  # one for each system
-
-    def measurements(self) -> int:
-        shapes = sum(len(system.shapes) for system in self.systems if len(system.shapes) > 1)
-        return shapes + self.rounds * len(self.systems) + len(self.check_shapes)
-
-    def losses(self, measured: Sequence[Measured], threads: int) -> dict[str, list[float]]:
-        """The curves to compare, by system."""
-        if self.check is None:
-            return {each.system.name: each.rounds[0].losses for each in measured}
-        shapes = zip(self.systems, self.check_shapes, strict=True)
-        return {system.name: run(system, replace(self.check, shape=shape), threads).losses for system, shape in shapes}
 
 
 @dataclass(frozen=True)
@@ -79,7 +52,8 @@ def student_task(
 
 
 def _ours(job: str, load: Load) -> System:
-    return System("ours", OURS, (f"{WORKERS}.ours", job), divided(load.queries)[-2:])
+    shapes = divided(load.queries)[-2:]
+    return System("ours", OURS, (f"{WORKERS}.ours", job), shapes, check=shapes[-1])
 
 
 def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
@@ -104,11 +78,10 @@ def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> 
         job,
         (
             _ours("pretrain", load),
-            System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes),
+            System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes, check=Shape(1, 4 * rows, f"bfd {ROW}")),
         ),
         load.rounds,
-        check=check,
-        check_shapes=(Shape(load.queries, load.queries), Shape(1, 4 * rows, f"bfd {ROW}")),
+        check,
     )
 
 
@@ -117,6 +90,7 @@ def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
     job = load.job(checkpoint)
     job = replace(job, groups=graded(job.groups))
     comparisons = load.queries * len(load.groups[0].documents) // 2
+    together = Shape(load.queries, load.queries)
     two = tuple(_two(group) for group in graded(enough(load.groups, 3 * load.queries)))
     check = replace(job, groups=two, steps=1, speed_counts=False)
     return Task(
@@ -124,11 +98,10 @@ def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
         job,
         (
             _ours("rank", load),
-            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), divided(comparisons)[-3:]),
+            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), divided(comparisons)[-3:], check=together),
         ),
         load.rounds,
-        check=check,
-        check_shapes=divided(load.queries)[-1:] * 2,
+        check,
     )
 
 

@@ -19,7 +19,7 @@ from bench.machine import bf16_units, machine
 from bench.report import Spread, ratios
 from bench.training import growth, material
 from bench.training.job import Group, Job, Outcome, Shape
-from bench.training.rounds import Measured, System, compare, largest_difference, run
+from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
 from bench.training.table import TOLERANCE, Row, rows, table
 from bench.training.tasks import OURS, WORKERS, Load, divided, pretraining_task, rank_task, student_task
 from bench.training.workers import cross_encoder, flat, ours
@@ -154,10 +154,15 @@ def outcome(pairs: float, peak: int = 2**30, losses: tuple[float, ...] = (1.0, 2
 
 def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     systems = [System(name, OURS, (), (Shape(1, 1),)) for name in ("ours", "peer")]
-    fast = Measured(systems[0], Shape(2, 4), {}, [outcome(6), outcome(8)])
-    slow = Measured(systems[1], Shape(4, 4), {"1 of 4": 3.21, "4 of 4": 4.0}, [outcome(3, 2**31), outcome(5, 2**31)])
-    curves = {"ours": [1.0, 2.0], "peer": [1.0, 2.0 + 1e-4]}
-    first, second = rows("distillation", "fp32", [fast, slow], curves)
+    fast = Measured(systems[0], Shape(2, 4), {}, [outcome(6), outcome(8)], [1.0, 2.0])
+    slow = Measured(
+        systems[1],
+        Shape(4, 4),
+        {"1 of 4": 3.21, "4 of 4": 4.0},
+        [outcome(3, 2**31), outcome(5, 2**31)],
+        [1.0, 2.0 + 1e-4],
+    )
+    first, second = rows("distillation", "fp32", [fast, slow])
     assert first.ratio is None
     assert second.ratio == Spread(1.8, 1.6, 2.0)
     assert second.memory_ratio == 0.5
@@ -179,9 +184,11 @@ def _printed(made: list[Row], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_systems_are_compared_at_their_fastest_shapes_in_rounds(job: Job) -> None:
     worker, shapes, done = ("tests.support.bench_worker",), (Shape(1, 2), Shape(2, 2)), list[int]()
-    systems = [System("ours", OURS, worker, shapes), System("peer", OURS, worker, shapes[:1])]
-    one, other = compare(systems, job, 2, 1, threads=1, progress=lambda: done.append(1))
-    assert len(done) == 2 + 2 * 2
+    systems = [System("ours", OURS, worker, shapes, shapes[0]), System("peer", OURS, worker, shapes[:1], shapes[0])]
+    task = Task("none", job, tuple(systems), rounds=2, check=replace(job, steps=1))
+    one, other = compare(task, threads=1, progress=lambda: done.append(1))
+    assert len(done) == task.measurements() == 2 + 2 * 2 + 2
+    assert len(one.losses) == 1 < len(one.rounds[0].losses)
     assert one.trials == {"1 of 2": 2.0, "2 of 2": 4.0}
     assert (one.shape, other.shape) == (shapes[1], shapes[0])
     assert (one.pairs_per_second, other.pairs_per_second) == ([4.0, 4.0], [2.0, 2.0])
@@ -258,7 +265,7 @@ def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_results_are_json(tmp_path: Path) -> None:
-    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, [outcome(1)])], {})[0]
+    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, [outcome(1)])])[0]
     from bench.training.table import as_json
 
     text = json.dumps({"rows": as_json([row]), "machine": machine(2)})
