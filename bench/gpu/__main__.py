@@ -8,7 +8,6 @@ Every item is written when it is done. The same command again resumes with those
 from __future__ import annotations
 
 import platform
-import shlex
 import sys
 import time
 import traceback
@@ -28,7 +27,7 @@ from bench.gpu import kernels, serving
 from bench.gpu.records import AbsentError, Machine, Result, Results
 from bench.gpu.sizes import FULL, QUICK, Sizes
 from bench.gpu.training import Training, score, train
-from bench.report import Spread
+from bench.report import Spread, command_of
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.training.memory import OutOfMemoryError, naming_flags
@@ -49,7 +48,6 @@ class GpuArguments:
     device: str = field(default="cuda", metadata={"help": "Device of PyTorch; cpu goes with --quick."})
     minutes: float | None = field(default=None, metadata={"help": "Start no item after this many minutes."})
     only: list[str] | None = field(default=None, metadata={"help": "Only items whose names begin so, as in cpt/7b."})
-    date: str | None = field(default=None, metadata={"help": "Noted in the results as it is given."})
 
 
 @command
@@ -64,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not chosen:
         raise DataError(f"--only {' '.join(arguments.only)}: no item begins so; they are {', '.join(items)}")
     missing = [name for name in chosen if results.lacks(name)]
-    flags = shlex.join(sys.argv[1:] if argv is None else argv)
-    results.commands.append(f"python -m bench.gpu {flags}" + (f"  # {arguments.date}" if arguments.date else ""))
+    results.commands.append(command_of("bench.gpu", argv))
     for place, name in enumerate(bar := tqdm(missing, unit="item")):
         if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
             tqdm.write(f"{len(missing) - place} items are missing: the same command resumes with them", sys.stderr)

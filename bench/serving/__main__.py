@@ -18,8 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.folders import MARKER, own
-from bench.machine import described, machine
-from bench.report import command_of, show, write
+from bench.report import command_of, described, machine, show, write
 from bench.serving import plots, tables
 from bench.serving.arguments import ServingArguments
 from bench.serving.contenders import Contender

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from bench.environments import BenchError
 from bench.report import in_order
 from bench.serving.load import Cell, Option
@@ -55,46 +57,35 @@ class Contender:
 
 def start(system: System, work: Path, stack: ExitStack) -> Contender:
     """Start the system at its fastest settings. Raises BenchError if it does not run."""
-    found = []
-    for setup in system.setups:
-        process = Running(system.name, system.python, system.module, setup, work)
-        stack.callback(process.close)
-        named = f"batch size {setup['batch_size']}" if "batch_size" in setup else "as it is"
-        found.append(Contender(system, process, *_tried(process, system.options, named)))
-    best = max(found, key=lambda contender: contender.speed)
-    for slower in found:
-        if slower is not best:
-            slower.process.close()
-    best.trials = {name: speed for each in found for name, speed in each.trials.items()}
-    return best
+    process = Running(system.name, system.python, system.module, system.setup, work)
+    stack.callback(process.close)
+    return Contender(system, process, *_tried(process, system.options or ({},)))
 
 
-def _tried(process: Running, options: Sequence[Option], named: str) -> tuple[dict[str, float], Option]:
-    """The speed at each option, and the fastest: its batch size, then whether callers are served together or in turn.
-
-    ``named`` is the setting of a system without options.
-    """
+def _tried(process: Running, options: Sequence[Option]) -> tuple[dict[str, float], Option]:
+    """The speed at each option, and the fastest, where callers are served together if that is faster than in turn."""
 
     def speed(option: Option, cell: Cell) -> float:
         if option:
             process.ask("use", option)
         return process.load(cell).sample.documents_per_second
 
-    first = speed(options[0] if options else {}, SLOW_TRIAL)
+    names = [f"batch size {option['batch_size']}" if option else "as it is" for option in options]
+    first = speed(options[0], SLOW_TRIAL)
     if TRIAL.documents / first > LONGEST_S:
-        return {named: first}, dict(options[0]) if options else {}
-    if not options:
-        return {named: speed({}, TRIAL)}, {}
-    speeds = {option["batch_size"]: speed(option, TRIAL) for option in options}
-    in_turn = {"batch_size": max(speeds, key=speeds.__getitem__), "together": False}
-    together = {**in_turn, "together": True}
-    try:
-        at_once = speed(together, CALLERS)
-    except BenchError:
-        at_once = 0.0  # some take one caller at a time only
-    best = together if at_once > speed(in_turn, CALLERS) else in_turn
-    process.ask("use", best)
-    return {f"batch size {size}": each for size, each in speeds.items()}, best
+        return {names[0]: first}, options[0]
+    speeds = [speed(option, TRIAL) for option in options]
+    best = options[int(np.argmax(speeds))]
+    if "together" in best:
+        together = {**best, "together": True}
+        try:
+            at_once = speed(together, CALLERS)
+        except BenchError:
+            at_once = 0.0  # some take one caller at a time only
+        best = together if at_once > speed(best, CALLERS) else best
+    if best:
+        process.ask("use", best)
+    return dict(zip(names, speeds, strict=True)), best
 
 
 def measure(contender: Contender, cell: Cell, seed: int) -> None:

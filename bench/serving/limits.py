@@ -75,7 +75,7 @@ class Bounds(NamedTuple):
 def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: int, seconds: float) -> Limits:
     """Measure requests of ``documents``, by turns through the server and in the engine without one."""
     served, found = [], []
-    with closing(Running(engine.name, engine.python, engine.module, engine.setups[0], work)) as alone:
+    with closing(Running(engine.name, engine.python, engine.module, engine.setup, work)) as alone:
         for number in range(rounds):
             cell = Cell(documents, 1, seconds)
             served.append(ours.process.load(cell, number).sample.documents_per_second)
@@ -117,15 +117,8 @@ def growth(
         asked = traffic.requests(size, 0.0)
         tokens.append(mean(_tokens(encoder, *next(asked)) for _ in found))
         times.append(float(np.median(found)) / 1000)
-    return Growth(tuple(sizes), tuple(tokens), tuple(times), _straight(tokens, times))
+    return Growth(tuple(sizes), tuple(tokens), tuple(times), float(np.corrcoef(tokens, times)[0, 1] ** 2))
 
 
 def _tokens(encoder: PairEncoder, query: str, documents: Sequence[str]) -> int:
     return len(encoder.encode(query, [Document(title="", summary=text) for text in documents]).token_ids)
-
-
-def _straight(tokens: Sequence[float], seconds: Sequence[float]) -> float:
-    """The share of the variance that a line explains."""
-    line = np.poly1d(np.polyfit(tokens, seconds, 1))
-    left = np.square(np.asarray(seconds) - line(tokens)).sum()
-    return float(1 - left / np.square(np.asarray(seconds) - np.mean(seconds)).sum())

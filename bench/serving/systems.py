@@ -22,12 +22,12 @@ TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 @dataclass(frozen=True)
 class System:
-    """A system that is compared. Each of its setups and options is tried."""
+    """A system that is compared. Each of its options is tried."""
 
     name: str
     kind: str  # ours, sentence-transformers, infinity, fastembed
     worker: str  # a module of bench.serving.workers
-    setups: tuple[dict[str, Any], ...]  # settings that need a new process
+    setup: dict[str, Any]
     options: tuple[Option, ...] = ()  # settings that a running process takes
     python: Path = Path(sys.executable)
 
@@ -58,23 +58,23 @@ class Place:
 
 
 def ours(place: Place, build: str) -> System:
-    return System(f"{OURS} {build}", OURS, "ours", (place.setup(repository=place.repository(build)),))
+    return System(f"{OURS} {build}", OURS, "ours", place.setup(repository=place.repository(build)))
 
 
 def engine(place: Place, build: str) -> System:
     """The engine of the same repository, without a server."""
     setup = place.setup(repository=place.repository(build), precision=build.rpartition("-")[2])
-    return System(f"engine alone {build}", "engine", "engine", (setup,))
+    return System(f"engine alone {build}", "engine", "engine", setup)
 
 
 def _cross_encoder(backend: str, precision: str) -> System:
     kind, setup = "sentence-transformers", {"backend": backend, "precision": precision}
-    return System(f"{kind} {backend} {precision}", kind, "cross_encoder", (setup,), IN_PROCESS)
+    return System(f"{kind} {backend} {precision}", kind, "cross_encoder", setup, IN_PROCESS)
 
 
 def _infinity(engine: str) -> System:
-    setups = tuple({"engine": engine, "batch_size": size} for size in BATCHES[:2])
-    return System(f"infinity {engine}", "infinity", "infinity", setups)
+    options = tuple({"batch_size": size} for size in BATCHES[:2])
+    return System(f"infinity {engine}", "infinity", "infinity", {"engine": engine}, options)
 
 
 # In this order: what sentence-transformers exports to ONNX is what the later ones read.
@@ -87,7 +87,7 @@ PEERS = {
     "st-openvino-int8": _cross_encoder("openvino", "int8"),
     "infinity-torch": _infinity("torch"),
     "infinity-optimum": _infinity("optimum"),
-    "fastembed": System("fastembed", "fastembed", "fast_embed", ({},), IN_PROCESS),
+    "fastembed": System("fastembed", "fastembed", "fast_embed", {}, IN_PROCESS),
 }
 
 
@@ -96,8 +96,7 @@ def peer(name: str, place: Place, environments: Path) -> System:
     system = PEERS[name]
     environment = "sentence-transformers-optimum" if system.worker == "cross_encoder" else system.kind
     python = interpreter(REQUIREMENTS / f"{environment}.txt", environments, shared_versions=False)
-    setups = tuple(place.setup(checkpoint=_readable(place), **setup) for setup in system.setups)
-    return replace(system, setups=setups, python=python)
+    return replace(system, setup=place.setup(checkpoint=_readable(place), **system.setup), python=python)
 
 
 def _readable(place: Place) -> Path:

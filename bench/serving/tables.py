@@ -92,10 +92,9 @@ def system_table(contenders: Sequence[Contender], failed: Mapping[str, str]) -> 
 
 
 def _chosen(contender: Contender) -> str:
-    if not contender.option:
-        return max(contender.trials, key=contender.trials.__getitem__)
-    callers = "callers at once" if contender.option["together"] else "callers in turn"
-    return f"batch size {contender.option['batch_size']}, {callers}"
+    option = contender.option
+    callers = {None: "", True: ", callers at once", False: ", callers in turn"}[option.get("together")]
+    return f"batch size {option['batch_size']}{callers}" if option else "as it is"
 
 
 def limit_table(found: Mapping[str, Bounds]) -> Table:

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from bench.arguments import SharedArguments
 from bench.environments import interpreter
 from bench.folders import MARKER, own
-from bench.machine import described, machine
-from bench.report import command_of, show, write
+from bench.report import command_of, described, machine, show, write
 from bench.training import growth, material, table
 from bench.training.rounds import System, Task, compare
 from bench.training.tasks import OURS, WORKERS, Load, pretraining_task, rank_task, student_task

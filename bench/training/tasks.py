@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.machine import bf16_units
+from bench.report import bf16_units
 from bench.training.job import Group, Job, Shape
 from bench.training.material import Lengths, clicked_once, enough, graded
 from bench.training.rounds import System, Task

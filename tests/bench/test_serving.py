@@ -193,9 +193,8 @@ def test_a_system_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(contenders, "CALLERS", Cell(10, 8, 0.05))
     monkeypatch.setattr(contenders, "WARM_UP_S", 0.01)
     monkeypatch.setattr(System, "module", "tests.support.echo_worker")
-    setups = tuple({"traffic": GROUPS, "threads": 1} for _ in range(2))
     with ExitStack() as stack:
-        one = start(System("peer", "echo", "", setups, IN_PROCESS[:2]), tmp_path, stack)
+        one = start(System("peer", "echo", "", {"traffic": GROUPS, "threads": 1}, IN_PROCESS[:2]), tmp_path, stack)
         assert one.process.versions == {"echo": "1"}
         assert one.trials.keys() == {"batch size 8", "batch size 32"}
         assert one.option["batch_size"] in (8, 32)
@@ -234,7 +233,7 @@ def measured(speed: float) -> Measured:
 def contender(name: str, kind: str, found: dict[Cell, list[float]], quality: Quality | None = None) -> Contender:
     results = {cell: [measured(speed) for speed in speeds] for cell, speeds in found.items()}
     process: Any = SimpleNamespace(versions={"a": "1"})
-    return Contender(System(name, kind, "", ({},)), process, {"as it is": 9.0}, {}, quality, results)
+    return Contender(System(name, kind, "", {}), process, {"as it is": 9.0}, {}, quality, results)
 
 
 LARGE, MANY = Cell(1000, 1, 1.0), Cell(10, 16, 1.0)

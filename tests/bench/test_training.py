@@ -15,8 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from bench.environments import BenchError
-from bench.machine import bf16_units, machine
-from bench.report import Spread, ratios
+from bench.report import Spread, bf16_units, machine, ratios
 from bench.training import growth, material
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
