@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from bench.gpu import kernels, serving, training
-from bench.gpu.__main__ import GOALS, attempted, items_of, main
+from bench.gpu.__main__ import GOALS, items_of, main
 from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
-from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
+from bench.gpu.records import AbsentError, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
 from bench.gpu.training import Seen, Training, built, figures, taught, train
 from bench.report import Spread
@@ -95,7 +95,7 @@ def test_bad_flags_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "no item begins so" in capsys.readouterr().err
     assert main(["--device", "cpu", "--output", str(tmp_path / "gpu.json")]) == 2
     assert "--quick" in capsys.readouterr().err
-    Results(tmp_path / "other.json", {"device": "another GPU"}).save({})
+    (tmp_path / "other.json").write_text('{"setting": {"device": "another GPU"}, "commands": [], "items": {}}')
     assert run(tmp_path / "other.json") == 2
     assert "another --output" in capsys.readouterr().err
     (tmp_path / "strange.json").write_text("[]")
@@ -103,21 +103,24 @@ def test_bad_flags_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "remove the file" in capsys.readouterr().err
 
 
-def test_memory_that_does_not_suffice_is_recorded(tmp_path: Path) -> None:
-    result = attempted(kernels.square, replace(QUICK, square=2**30), CPU)
-    assert result.outcome == "out of memory" and "allocate" in result.reason
-    results = Results(tmp_path / "gpu.json", {})
-    results.items |= {kernels.SQUARE: result, "broken": attempted(_breaks, QUICK, CPU)}
-    results.save({})
-    again = Results(tmp_path / "gpu.json", {})
-    assert again.items == results.items
-    assert not again.lacks(kernels.SQUARE)
-    assert again.items["broken"].reason == "ZeroDivisionError: division by zero"
-    assert again.lacks("broken")
+def test_what_fails_is_tried_again_but_not_what_needs_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> Result:
+        raise ZeroDivisionError("division by zero")
 
-
-def _breaks(sizes: object, machine: Machine) -> Result:
-    raise ZeroDivisionError("division by zero")
+    monkeypatch.setattr("bench.gpu.__main__.QUICK", replace(QUICK, square=2**30))
+    monkeypatch.setattr(kernels, "own_matrices", breaks)
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path / "gpu.json", "--only", "ceiling/square", "ceiling/tiny")
+    first = read(tmp_path / "gpu.json")["items"]
+    assert first[kernels.SQUARE]["outcome"] == "out of memory" and "allocate" in first[kernels.SQUARE]["reason"]
+    assert first["ceiling/tiny"]["reason"] == "ZeroDivisionError: division by zero"
+    monkeypatch.undo()
+    assert run(tmp_path / "gpu.json", "--only", "ceiling/square", "ceiling/tiny") == 0
+    again = read(tmp_path / "gpu.json")["items"]
+    assert again[kernels.SQUARE] == first[kernels.SQUARE]
+    assert again["ceiling/tiny"]["outcome"] == "measured"
 
 
 def test_a_step_that_does_not_fit_is_tried_smaller_and_with_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
