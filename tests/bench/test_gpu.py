@@ -18,7 +18,7 @@ from bench.gpu.__main__ import GOALS, items_of, main
 from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
 from bench.gpu.records import AbsentError, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
-from bench.gpu.training import Seen, Training, built, figures, taught, train
+from bench.gpu.training import Training, built, figures, taught, train
 from bench.report import Spread
 from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
@@ -218,17 +218,12 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
     encoder, shape = LLAMA.encoder(64), LLAMA.shape(causal=True)
     groups = taught(item, LLAMA.groups(3))
     batch = LanguageCollator(encoder)(groups)
-    seen = Seen()
-    seen({**batch["packed"], "labels": batch["labels"]})
-    pairs = encode_groups(encoder, groups)
-    tokens, slots = int(pairs.lengths.sum()), batch["labels"].numel()
+    pairs, slots = encode_groups(encoder, groups), batch["labels"].numel()
     bearing = int((batch["labels"] != IGNORED).sum()) / slots
-    assert seen.slots == [slots]
-    assert seen.shares() == pytest.approx((tokens / slots, len(pairs) / slots, bearing))
-
-    rows = slots // 64
-    work = Work(True, rows, 64, bf16=True, checkpointing=True)
-    result = figures(shape, work, np.array([2.0]), seen, Timing(0, 1, 1), CPU)
+    work = Work(True, slots // 64, 64, bf16=True, checkpointing=True)
+    result = figures(shape, work, np.array([2.0]), [slots], pairs, Timing(0, 1, 1), CPU)
+    assert result.details["row_fill"] == int((batch["packed"]["segment_ids"] > 0).sum()) / slots
+    assert result.details["pairs_per_second"] == pytest.approx(len(pairs) / 2)
     assert result.tokens_per_second == Spread(slots / 2, slots / 2, slots / 2)
     assert result.tflops is not None
     no_head = flops_per_token(replace(shape, head=0), replace(work, checkpointing=False))
