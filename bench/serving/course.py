@@ -30,9 +30,11 @@ CALIBRATION_PAIRS = 300
 
 def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Path) -> Place:
     """The files of the run: the student, the traffic, texts to calibrate with."""
-    source = arguments.student or material.packaged_student()
-    whole = (Path(source) / ENCODING_FILE).is_file()  # a scorer of ours; anything else gets a new head
-    checkpoint = Path(source).absolute() if whole else Path(material.student(source, work / "student"))
+    source = arguments.student
+    if source and (Path(source) / ENCODING_FILE).is_file():  # a scorer of ours; anything else gets a new head
+        checkpoint = Path(source).absolute()
+    else:
+        checkpoint = Path(material.student(source, work / "student"))
     others = _pairs(read_groups(*arguments.calibration) if arguments.calibration else groups)
     each = max(1, CALIBRATION_PAIRS // len(others))
     shared = {

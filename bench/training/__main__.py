@@ -59,7 +59,7 @@ class TrainingArguments(SharedArguments):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, TrainingArguments)
-    work = Path(arguments.work_dir)
+    work = Path(arguments.work_dir).absolute()
     own(work, "--work_dir", MARKER)
     data = arguments.data or material.generated_collection(work / "collection")
     groups = material.read_lists(data, arguments.documents, arguments.seed)
@@ -87,31 +87,23 @@ def _tasks(
     arguments: TrainingArguments, load: Load, data: Sequence[str], work: Path
 ) -> tuple[list[Task], dict[str, Any]]:
     """The tasks that are asked for, and the lengths of the pairs by each of their tokenizers."""
-    peers = {
-        peer: interpreter(REQUIREMENTS / f"{peer}.txt", Path(arguments.environments).absolute())
-        for peer in _needed(arguments)
-    }
+
+    def peer(name: str) -> Path | None:
+        environments = Path(arguments.environments).absolute()
+        return interpreter(REQUIREMENTS / f"{name}.txt", environments) if name in arguments.peers else None
+
     tasks, lengths = [], {}
     if "student" in arguments.parts:
-        checkpoint = _student(arguments, work / "student")
+        checkpoint = material.student(arguments.student, work / "student")
         lengths["student_tokens"] = asdict(material.lengths(load.groups, load_encoder(checkpoint)[0]))
-        flat, lists = peers.get("transformers"), peers.get("sentence-transformers")
+        lists, flat = peer("sentence-transformers"), peer("transformers")
         tasks += [student_task(checkpoint, load, precision, lists, flat) for precision in arguments.precisions]
-    if "decoder" in arguments.parts and "trl" in peers:
-        checkpoint, scorer = material.decoder(data, (work / "decoder").absolute())
+    if "decoder" in arguments.parts and (trl := peer("trl")):
+        checkpoint, scorer = material.decoder(data, work / "decoder")
         pairs = material.lengths(load.groups, load_encoder(checkpoint)[0])
         lengths["decoder_tokens"] = asdict(pairs)
-        tasks += [pretraining_task(checkpoint, load, pairs, peers["trl"]), rank_task(scorer, load, peers["trl"])]
+        tasks += [pretraining_task(checkpoint, load, pairs, trl), rank_task(scorer, load, trl)]
     return tasks, lengths
-
-
-def _needed(arguments: TrainingArguments) -> list[str]:
-    of_part = {"student": PEERS[:2], "decoder": PEERS[2:], "growth": ()}
-    return [peer for part in arguments.parts for peer in of_part[part] if peer in arguments.peers]
-
-
-def _student(arguments: TrainingArguments, directory: Path, **encoding: int) -> str:
-    return material.student(arguments.student or material.packaged_student(), directory.absolute(), **encoding)
 
 
 def _compared(tasks: Sequence[Task], threads: int) -> list[table.Row]:
@@ -127,9 +119,8 @@ def _growth(arguments: TrainingArguments, work: Path) -> list[growth.Point]:
     if "growth" not in arguments.parts:
         return []
     longest = max(growth.MEANS)
-    checkpoint = _student(
-        arguments, work / "student-long", row_length=longest, max_pair_tokens=longest, slots_per_row=longest // 16
-    )
+    encoding = {"row_length": longest, "max_pair_tokens": longest, "slots_per_row": longest // 16}
+    checkpoint = material.student(arguments.student, work / "student-long", **encoding)
     ours = System("ours", OURS, (f"{WORKERS}.ours", "distil"), ())
     with tqdm(total=len(growth.SHAPES), unit="run", desc="growth") as bar:
         points = growth.measure(ours, checkpoint, arguments.steps, arguments.threads, bar.update)

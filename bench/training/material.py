@@ -99,8 +99,9 @@ def packaged_student() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def student(source: str, directory: Path, **encoding: int) -> str:
-    """A scorer of ``source``'s weights, without dropout; ``encoding`` are flags of trainer.init."""
+def student(source: str | None, directory: Path, **encoding: int) -> str:
+    """A scorer of the weights (the packaged ones for None), without dropout; ``encoding`` are flags of trainer.init."""
+    source = source or packaged_student()
     flags = [text for name, value in encoding.items() for text in (f"--{name}", str(value))]
     fresh = directory.with_name(f"{directory.name}-init")
     _remove(fresh, directory)

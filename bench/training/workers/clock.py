@@ -96,6 +96,10 @@ def counted_groups(job: Job) -> Any:
     return job.groups[job.warm_up * job.shape.per_step : (job.warm_up + job.steps) * job.shape.per_step]
 
 
+def counted_pairs(job: Job) -> int:
+    return sum(len(group.documents) for group in counted_groups(job))
+
+
 def main(measure: Callable[[Job], Outcome], arguments: Sequence[str] | None = None) -> None:
     """A worker's command: ``JOB OUTCOME``, both pickled."""
     transformers.utils.logging.set_verbosity_error()
