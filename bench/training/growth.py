@@ -33,17 +33,17 @@ class Point:
 
 
 def groups_of_length(
-    words: Sequence[str], mean: int, documents: int, count: int, longest: int, fixed: int, draw: random.Random
+    words: Sequence[str], mean: int, documents: int, count: int, longest: int, draw: random.Random
 ) -> tuple[Group, ...]:
     """Groups whose pairs have ``mean`` tokens on average, uniformly up to half of it more or less, at most ``longest``.
 
-    ``fixed`` tokens of a pair are neither query nor document. Every word must be one token.
+    Every word must be one token.
     """
     half = min(mean // 2, longest - mean)
     groups = []
     for _ in range(count):
         lengths = [mean + draw.randint(-half, half) for _ in range(documents)]
-        texts = (" ".join(draw.choices(words, k=length - fixed - QUERY_WORDS)) for length in lengths)
+        texts = (" ".join(draw.choices(words, k=length - FIXED - QUERY_WORDS)) for length in lengths)
         query = " ".join(draw.choices(words, k=QUERY_WORDS))
         groups.append(Group(query, tuple(texts), tuple(draw.gauss(0.0, 1.0) for _ in lengths)))
     return tuple(groups)
@@ -57,7 +57,7 @@ def measure(system: System, checkpoint: str, steps: int, threads: int, progress:
         queries = max(1, TOKENS // (mean * documents))
         job = Job(checkpoint, (), Shape(queries, queries), steps)
         count = queries * (job.warm_up + steps + 1)
-        groups = groups_of_length(words, mean, documents, count, longest, FIXED, random.Random(0))
+        groups = groups_of_length(words, mean, documents, count, longest, random.Random(0))
         points.append(_point(run(system, replace(job, groups=groups), threads), groups, queries, job.warm_up))
         progress()
     return points

@@ -8,25 +8,26 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bench.environments import BenchError
 from bench.report import Spread, bf16_units, machine, ratios
 from bench.training import growth, material
+from bench.training.__main__ import main
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
-from bench.training.table import TOLERANCE, Row, rows, table
+from bench.training.table import TOLERANCE, as_json, rows, table
 from bench.training.tasks import OURS, WORKERS, Load, divided, pretraining_task, rank_task, student_task
 from bench.training.workers import cross_encoder, flat, ours
 from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from trainer.checkpoints.load import load_causal_lm, load_encoder
+from trainer.checkpoints.load import load_encoder
 from trainer.data.records import DataError
 
 
@@ -117,19 +118,11 @@ def test_continued_pre_training_and_rank_fine_tuning_are_measured(
     ranked = ours.rank(job)
     assert ranked.comparisons == 2 * 2 * 6  # four documents, a grade each
     assert all(math.isfinite(loss) for loss in ranked.losses)
-    causal, _ = _causal(llama, tmp_path / "causal")
-    assert len(ours.pretrain(replace(job, checkpoint=causal)).losses) == 3
-
-
-def _causal(scorer: str, directory: Path) -> tuple[str, Any]:
-    """A causal LM of the scorer's shape, beside its tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    encoder, tokenizer = load_encoder(scorer)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scorer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    encoder.config.save(directory / "pair_encoding.json")
-    return str(directory), load_causal_lm(directory)
+    encoder, tokenizer = load_encoder(llama)  # of a causal LM of the scorer's shape
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llama)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder.config.save(tmp_path / "pair_encoding.json")
+    assert len(ours.pretrain(replace(job, checkpoint=str(tmp_path))).losses) == 3
 
 
 def test_rounds_ratios_and_spread_by_hand() -> None:
@@ -168,17 +161,14 @@ def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert second.same_loss
     assert not replace(second, loss_difference=2e-3).same_loss
     assert replace(second, loss_difference=2e-3, precision="bf16").same_loss
-    printed = _printed([first, second], capsys)
+    Console(width=240).print(table([first, second], "title"))
+    printed = capsys.readouterr().out
     assert "1.80x [1.60, 2.00]" in printed
     assert "0.50x" in printed
     assert "1 of 4: 3.2; 4 of 4: 4.0" in printed
-
-
-def _printed(made: list[Row], capsys: pytest.CaptureFixture[str]) -> str:
-    from rich.console import Console
-
-    Console(width=240).print(table(made, "title"))
-    return capsys.readouterr().out
+    written = json.loads(json.dumps({"rows": as_json([first, second]), "machine": machine(2)}))["rows"]
+    assert written[0]["pairs_per_second"] == {"median": 7.0, "low": 6.0, "high": 8.0}
+    assert [row["same_loss"] for row in written] == [None, True]
 
 
 def test_systems_are_compared_at_their_fastest_shapes_in_rounds(job: Job) -> None:
@@ -223,7 +213,7 @@ def test_growth_makes_pairs_of_the_asked_mean_length(bert: str) -> None:
     encoder, _ = load_encoder(bert)
     words = material.single_token_words(bert)
     for mean, spread in ((32, True), (64, True), (128, False)):
-        made = growth.groups_of_length(words, mean, 4, 100, 128, 3, random.Random(0))
+        made = growth.groups_of_length(words, mean, 4, 100, 128, random.Random(0))
         found = material.lengths(made, encoder)
         assert found.mean == pytest.approx(mean, rel=0.05)
         assert found.longest <= 128
@@ -247,25 +237,20 @@ def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: l
     assert [shape.per_forward for shape in divided(12)] == [1, 2, 3, 4, 6, 12]
 
 
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    speeds = Spread(2.0, 1.0, 3.0)
-    points = [growth.Point(float(mean), growth.SIZE_OF_MEANS, speeds, speeds) for mean in growth.MEANS]
-    points += [growth.Point(growth.MEAN_OF_SIZES + 0.3, size, speeds, speeds) for size in growth.SIZES[:2]]
+def test_growth_is_measured_and_drawn(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SHAPES", [(32, 16), (64, 16), (32, 2)])
+    system = System("ours", OURS, ("tests.support.bench_worker",), ())
+    points = growth.measure(system, bert, steps=2, threads=1, progress=lambda: None)
+    assert [point.mean_tokens for point in points] == pytest.approx([32, 64, 32], rel=0.05)
+    for point, queries in zip(points, (8, 4, 64), strict=True):  # a step of which takes this worker 1 / queries seconds
+        pairs = queries * point.documents
+        assert point.pairs_per_second.median == pytest.approx(pairs * queries)
+        assert point.tokens_per_second.median == pytest.approx(pairs * queries * point.mean_tokens, rel=0.05)
     growth.draw(points, tmp_path / "plot.png", "a title")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.training.__main__ import main
-
     assert main(["--peers", "nobody"]) == 2
     assert "--peers nobody: not one of sentence-transformers" in capsys.readouterr().err
     assert main(["--documents", "1"]) == 2
-
-
-def test_results_are_json(tmp_path: Path) -> None:
-    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, [outcome(1)])])[0]
-    from bench.training.table import as_json
-
-    text = json.dumps({"rows": as_json([row]), "machine": machine(2)})
-    assert json.loads(text)["rows"][0]["pairs_per_second"] == {"median": 1.0, "low": 1.0, "high": 1.0}
