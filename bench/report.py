@@ -10,7 +10,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,8 +86,9 @@ def show(*tables: Table) -> None:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
+    """Write JSON, in which a dataclass is an object of its fields."""
     with appears_whole(path) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(result, indent=1, default=asdict) + "\n", encoding="utf-8")
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -58,19 +58,19 @@ def report(
 ) -> None:  # fmt: skip
     """Write the numbers and the pictures to the folder ``output``, and print the tables."""
     made, setting = tables.rows(contenders), described(run["machine"])
+    growth = {name: each.growth for name, each in bounds.items()}
     result = {
         **run,
         "systems": [_described(one) for one in contenders],
         "failed": failed,
-        "rows": [asdict(row) for row in made],
-        "limits": {name: asdict(each.limits) for name, each in bounds.items()},
-        "tails": {name: asdict(each.tail) for name, each in bounds.items()},
-        "growth": {name: asdict(each.growth) for name, each in bounds.items()},
+        "rows": made,
+        "limits": {name: each.limits for name, each in bounds.items()},
+        "tails": {name: each.tail for name, each in bounds.items()},
+        "growth": growth,
     }
     write(output / "serving.json", result)
     compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
     plots.draw_speeds(compared or made, output / "serving.png", setting)
-    growth = {name: each.growth for name, each in bounds.items()}
     plots.draw_growth(growth, output / "serving-growth.png", setting)
     show(
         tables.speed_table(made, f"{setting}; medians over rounds with the lowest and the highest"),

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -72,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": command_of("bench.training", argv),
         "machine": setting,
         "data": {"files": [Path(path).name for path in data], "groups": len(groups), **lengths},
-        "rows": table.as_json(rows),
-        "growth": [asdict(point) for point in points],
+        "rows": rows,
+        "growth": points,
     }
     write(Path(arguments.output), result)
     if rows:
@@ -85,23 +84,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _tasks(
     arguments: TrainingArguments, load: Load, data: Sequence[str], work: Path
-) -> tuple[list[Task], dict[str, Any]]:
+) -> tuple[list[Task], dict[str, material.Lengths]]:
     """The tasks that are asked for, and the lengths of the pairs by each of their tokenizers."""
 
     def peer(name: str) -> Path | None:
         environments = Path(arguments.environments).absolute()
         return interpreter(REQUIREMENTS / f"{name}.txt", environments) if name in arguments.peers else None
 
-    tasks, lengths = [], {}
+    tasks, lengths = list[Task](), dict[str, material.Lengths]()
     if "student" in arguments.parts:
         checkpoint = material.student(arguments.student, work / "student")
-        lengths["student_tokens"] = asdict(material.lengths(load.groups, load_encoder(checkpoint)[0]))
+        lengths["student_tokens"] = material.lengths(load.groups, load_encoder(checkpoint)[0])
         lists, flat = peer("sentence-transformers"), peer("transformers")
         tasks += [student_task(checkpoint, load, precision, lists, flat) for precision in arguments.precisions]
     if "decoder" in arguments.parts and (trl := peer("trl")):
         checkpoint, scorer = material.decoder(data, work / "decoder")
-        pairs = material.lengths(load.groups, load_encoder(checkpoint)[0])
-        lengths["decoder_tokens"] = asdict(pairs)
+        pairs = lengths["decoder_tokens"] = material.lengths(load.groups, load_encoder(checkpoint)[0])
         tasks += [pretraining_task(checkpoint, load, pairs, trl), rank_task(scorer, load, trl)]
     return tasks, lengths
 

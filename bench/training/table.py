@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -34,10 +34,7 @@ class Row:
     comparisons_ratio: Spread | None = None
     memory_ratio: float | None = None  # ours over it: below 1 ours needs less
     loss_difference: float | None = None  # the largest of the compared steps, relative
-
-    @property
-    def same_loss(self) -> bool:
-        return self.loss_difference is not None and self.loss_difference <= TOLERANCE[self.precision]
+    same_loss: bool | None = None
 
 
 def rows(task: str, precision: str, measured: Sequence[Measured]) -> list[Row]:
@@ -48,10 +45,12 @@ def rows(task: str, precision: str, measured: Sequence[Measured]) -> list[Row]:
 def _row(task: str, precision: str, each: Measured, ours: Measured) -> Row:
     compared: dict[str, Any] = {}
     if each is not ours:
+        difference = largest_difference(ours.losses, each.losses)
         compared = {
             "ratio": ratios(ours.pairs_per_second, each.pairs_per_second),
             "memory_ratio": ours.peak_bytes / each.peak_bytes,
-            "loss_difference": largest_difference(ours.losses, each.losses),
+            "loss_difference": difference,
+            "same_loss": difference <= TOLERANCE[precision],
         }
         if all(each.comparisons_per_second) and all(ours.comparisons_per_second):
             compared["comparisons_ratio"] = ratios(ours.comparisons_per_second, each.comparisons_per_second)
@@ -93,7 +92,3 @@ def table(made: Sequence[Row], title: str) -> Table:
             end_section=after is not None and (after.task, after.precision) != (row.task, row.precision),
         )
     return table
-
-
-def as_json(made: Sequence[Row]) -> list[dict[str, Any]]:
-    return [{**asdict(row), "same_loss": row.same_loss if row.ratio else None} for row in made]

@@ -15,12 +15,12 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bench.environments import BenchError
-from bench.report import Spread, bf16_units, machine, ratios
+from bench.report import Spread, bf16_units, machine, ratios, write
 from bench.training import growth, material
 from bench.training.__main__ import main
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
-from bench.training.table import TOLERANCE, as_json, rows, table
+from bench.training.table import TOLERANCE, rows, table
 from bench.training.tasks import OURS, WORKERS, Load, divided, pretraining_task, rank_task, student_task
 from bench.training.workers import cross_encoder, flat, ours
 from bench.training.workers.clock import Clock, settings
@@ -144,7 +144,7 @@ def outcome(pairs: float, peak: int = 2**30, losses: tuple[float, ...] = (1.0, 2
     return Outcome([1.0, 1.0], pairs * 2, 0, list(losses), peak, {})
 
 
-def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     systems = [System(name, OURS, (), (Shape(1, 1),)) for name in ("ours", "peer")]
     fast = Measured(systems[0], Shape(2, 4), {}, [outcome(6), outcome(8)], [1.0, 2.0])
     slow = Measured(
@@ -159,14 +159,15 @@ def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert second.ratio == Spread(1.8, 1.6, 2.0)
     assert second.memory_ratio == 0.5
     assert second.same_loss
-    assert not replace(second, loss_difference=2e-3).same_loss
-    assert replace(second, loss_difference=2e-3, precision="bf16").same_loss
+    far = replace(slow, losses=[1.0, 2.0 + 4e-3])
+    assert [rows("", precision, [fast, far])[1].same_loss for precision in ("fp32", "bf16")] == [False, True]
     Console(width=240).print(table([first, second], "title"))
     printed = capsys.readouterr().out
     assert "1.80x [1.60, 2.00]" in printed
     assert "0.50x" in printed
     assert "1 of 4: 3.2; 4 of 4: 4.0" in printed
-    written = json.loads(json.dumps({"rows": as_json([first, second]), "machine": machine(2)}))["rows"]
+    write(tmp_path / "training.json", {"rows": [first, second], "machine": machine(2)})
+    written = json.loads((tmp_path / "training.json").read_text())["rows"]
     assert written[0]["pairs_per_second"] == {"median": 7.0, "low": 6.0, "high": 8.0}
     assert [row["same_loss"] for row in written] == [None, True]
 
