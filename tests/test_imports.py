@@ -25,20 +25,10 @@ FOLDERS: dict[str, set[str]] = {
     "embedded_triton": set(),
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
-COMMANDS = {"init", "pretrain", "rank_sft", "score", "distill", "merge", "evaluate", "plan"}
-FLOORS: dict[str, list[set[str]]] = {
-    "trainer": [COMMANDS, {"command"}, {"training"}, {"scoring", "measures"}, {"checkpoints"}, {"data", "packed"}],
-    "engines": [
-        {"versions"},
-        {"repository"},
-        {"builders"},
-        {"job"},
-        {"quantise"},
-        {"graph", "parity", "library"},
-        {"arguments"},
-        {"table"},
-        {"records"},
-    ],
+COMMANDS = "init pretrain rank_sft score distill merge evaluate plan"
+FLOORS = {
+    "trainer": f"{COMMANDS} > command > training > scoring measures > checkpoints > data packed",
+    "engines": "versions > repository > builders > job > quantise > graph parity library > arguments > table > records",
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}
 
@@ -91,17 +81,15 @@ def test_a_file_imports_only_the_folders_that_the_design_allows(path: Path) -> N
     ids=_named,
 )
 def test_no_import_runs_back_up(path: Path) -> None:
-    folder, *rooms = module_of(path).split(".")
-    below = [
-        _floor(folder, name) for name in imported(path) if _is_in(name, folder) and name.split(".")[1:2] != rooms[:1]
-    ]
-    assert all(floor > _floor(folder, module_of(path)) for floor in below)
+    folder, room, *_ = module_of(path).split(".")
+    own = _floor(folder, room)
+    rooms = {name.split(".")[1] for name in imported(path) if name.startswith(f"{folder}.")} - {room}
+    assert [other for other in rooms if _floor(folder, other) <= own] == []
 
 
-def _floor(folder: str, module: str) -> int:
-    """The floor of a module of the folder, counted from the top."""
-    room = [*module.split("."), ""][1]
-    return next(number for number, floor in enumerate(FLOORS[folder]) if room in floor)
+def _floor(folder: str, room: str) -> int:
+    """Counted from the top."""
+    return next(number for number, floor in enumerate(FLOORS[folder].split(" > ")) if room in floor.split())
 
 
 def third_party(path: Path) -> set[str]:
