@@ -43,7 +43,7 @@ class Result:
         cls, machine: Machine, seconds: Floats, tokens: float | Floats | None = None,
         flops: float | Floats | None = None, **details: float | str,
     ) -> Result:  # fmt: skip
-        """Of runs that took ``seconds``, one number for each round, with so many token slots and operations."""
+        """A result from the ``seconds`` of a run in each round, and the token slots and operations of such a run."""
         speed, rate = (
             None if each is None else Spread.of((each / seconds).tolist())
             for each in (tokens, None if flops is None else flops / 1e12)

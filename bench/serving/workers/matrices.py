@@ -19,7 +19,7 @@ Chain = tuple[Callable[[], object], str]  # runs TOKENS tokens through all produ
 
 
 def widths(config: dict[str, Any]) -> Widths:
-    """Those of a BERT's layers: query, key, value, output, and the feed-forward part's two."""
+    """The products of a BERT's layers: query, key, value, output, and the feed-forward part's two."""
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     return [*[(hidden, hidden)] * 4, (hidden, wide), (wide, hidden)] * config["num_hidden_layers"]
 
