@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +67,16 @@ def _install_torch(pip: list[str]) -> None:
         _run([*pip, release, "--index-url", CPU_WHEELS])
 
 
-def _run(command: list[str]) -> None:
+def run_module(module: str, *flags: str) -> str:
+    """The output of a command of ours."""
+    return _run([sys.executable, "-m", module, *flags]).strip()
+
+
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BenchError(f"{' '.join(command)}: {last_line(done.stderr)}")
+        raise BenchError(f"{shlex.join(command)}: {last_line(done.stderr)}")
+    return done.stdout
 
 
 def last_line(text: str) -> str:

@@ -1,16 +1,20 @@
-"""The parts of a report that all benches share: ratios over rounds, the command, the tables and the JSON."""
+"""The parts of a report that all benches share: ratios over rounds, the machine, the command, tables and the JSON."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.table import Table
 
 from client.files import appears_whole
@@ -50,6 +54,26 @@ def in_order(systems: Sequence[System], number: int) -> Sequence[System]:
     return systems if number % 2 == 0 else systems[::-1]
 
 
+def table_of(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table, in which the columns of ``left`` are words and the others numbers."""
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    return table
+
+
+@contextmanager
+def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of matplotlib, which appears at the end of the block as a PNG."""
+    from matplotlib.figure import Figure  # in the bench extra only
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure
+    figure.suptitle(title)
+    with appears_whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+
+
 def command_of(module: str, argv: Sequence[str] | None) -> str:
     """The command without the folders of this machine."""
     words = sys.argv[1:] if argv is None else argv
@@ -62,5 +86,33 @@ def show(*tables: Table) -> None:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
+    """Write JSON, in which a dataclass is an object of its fields."""
     with appears_whole(path) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(result, indent=1, default=asdict) + "\n", encoding="utf-8")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """The properties of the machine that the numbers depend on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = Path("/proc/meminfo").read_text(encoding="ascii").split()[1]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "bf16_units": bf16_units(),
+        "memory_gib": round(int(memory) / 2**20, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def described(machine: dict[str, Any]) -> str:
+    """The machine in one line."""
+    units = "bf16 units" if machine["bf16_units"] else "no bf16 units"
+    return f"{machine['cpu']}, {machine['cores']} cores, {units}"
+
+
+def bf16_units() -> bool:
+    """Tell whether PyTorch has fast kernels for bf16 matrices on this processor. Otherwise it uses plain loops."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -20,8 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
+from trainer.command import command, parse
 
 CONCEPTS = Path(__file__).with_name("concepts.json")
 SLOTS = ("object", "intent", "attribute")
@@ -158,15 +157,15 @@ class CollectionArguments:
     size: float = field(default=1.0, metadata={"help": "Queries, as a share of the usual number: 0.1 is for a try."})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    (arguments,) = HfArgumentParser(DataClassType(CollectionArguments)).parse_args_into_dataclasses(args=argv)
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    (arguments,) = parse(argv, CollectionArguments)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in Collection(arguments.seed).splits(arguments.size):
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{folder / f'{name}.jsonl'}: {len(records)} queries")
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,18 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
-from transformers.hf_argparser import DataClassType
 
 import build_engines
 from bench.children import TRITON, healthy, started
 from bench.folders import own
 from client import rank
-from client.command import command
 from client.errors import DisRankerError
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.save import RECORD_FILE
+from trainer.command import command, parse
 from trainer.data.records import read_groups
 
 EXAMPLES = Path(__file__).parent
@@ -67,17 +65,14 @@ class StageFailedError(DisRankerError):
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(DataClassType(DemoArguments)).parse_args_into_dataclasses(args=argv)
+    (arguments,) = parse(argv, DemoArguments)
     began = time.perf_counter()
     root = Path(arguments.output_dir)
     make_anew(root)
     torch.set_num_threads(THREADS)
     stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed, "--size", arguments.size)
     first_checkpoints(arguments, root)
-    with beside(rank_sft, *student_on_labels(arguments, root), log=root / "student-on-labels.log"):
-        train_teacher(arguments, root)
-    with beside(rank_sft, *teacher_without_cpt(arguments, root), log=root / "teacher-without-cpt.log"):
-        distil_student(arguments, root)
+    train(arguments, root)
     install(arguments, root)
     compare(root)
     rank_through_server(arguments, root)
@@ -104,47 +99,30 @@ def first_checkpoints(arguments: DemoArguments, root: Path) -> None:
         stage(init, *source, "--seed", arguments.seed, "--output_dir", root / name)
 
 
-def train_teacher(arguments: DemoArguments, root: Path) -> None:
-    """CPT on the log's clicks, then rank-SFT on the judged queries."""
-    stage(
-        pretrain, "--model", root / "llm", "--data", root / "collection/log.jsonl", "--output_dir", root / "cpt",
-        "--num_train_epochs", arguments.cpt_epochs, *step(arguments, queries=16, learning_rate=2e-3),
-    )  # fmt: skip
-    stage(
-        rank_sft, "--model", root / "cpt", "--num_train_epochs", arguments.sft_epochs,
-        *teacher_ranking(arguments, root), "--output_dir", root / "teacher",
-    )  # fmt: skip
+def train(arguments: DemoArguments, root: Path) -> None:
+    """A teacher by CPT on the log's clicks and rank-SFT on the judged queries, and a student that learns its scores.
 
-
-def teacher_without_cpt(arguments: DemoArguments, root: Path) -> list[object]:
-    """Flags of rank-SFT without CPT, for as long as the teacher's two stages took."""
+    Beside them one of each without its first stage, the LLM for as long as the teacher's two stages took.
+    """
+    log, judged = root / "collection/log.jsonl", root / "collection/train.jsonl"
+    teacher = ["--data", judged, *step(arguments, queries=4, learning_rate=4e-4)]
+    student = ["--model", root / "bert", "--max_steps", arguments.student_steps,
+               *step(arguments, queries=8, learning_rate=1.5e-3)]  # fmt: skip
+    with beside(rank_sft, *student, "--data", judged, "--output_dir", root / "student-on-labels"):
+        stage(
+            pretrain, "--model", root / "llm", "--data", log, "--output_dir", root / "cpt",
+            "--num_train_epochs", arguments.cpt_epochs, *step(arguments, queries=16, learning_rate=2e-3),
+        )  # fmt: skip
+        stage(
+            rank_sft, "--model", root / "cpt", "--num_train_epochs", arguments.sft_epochs, *teacher,
+            "--output_dir", root / "teacher",
+        )  # fmt: skip
     cpt, sft = training_seconds(root / "cpt"), training_seconds(root / "teacher")
-    epochs = f"{arguments.sft_epochs * (cpt + sft) / sft:.1f}"
-    ranking = [*teacher_ranking(arguments, root), "--output_dir", root / "teacher-without-cpt"]
-    return ["--model", root / "llm", "--num_train_epochs", epochs, *ranking]
-
-
-def teacher_ranking(arguments: DemoArguments, root: Path) -> list[object]:
-    return ["--data", root / "collection/train.jsonl", *step(arguments, queries=4, learning_rate=4e-4)]
-
-
-def distil_student(arguments: DemoArguments, root: Path) -> None:
-    """The teacher's scores for the log and the judged queries, then a student that learns them."""
-    pool = ["--data", root / "collection/log.jsonl", root / "collection/train.jsonl"]
-    scores = root / "teacher_scores.parquet"
-    stage(score, "--model", root / "teacher", *pool, "--output", scores)
-    stage(distill, *student(arguments, root), *pool, "--scores", scores, "--output_dir", root / "student")
-
-
-def student_on_labels(arguments: DemoArguments, root: Path) -> list[object]:
-    """Flags of the same encoder for the same number of steps, on the judged queries only."""
-    data = ["--data", root / "collection/train.jsonl", "--output_dir", root / "student-on-labels"]
-    return [*student(arguments, root), *data]
-
-
-def student(arguments: DemoArguments, root: Path) -> list[object]:
-    same = ["--model", root / "bert", "--max_steps", arguments.student_steps]
-    return [*same, *step(arguments, queries=8, learning_rate=1.5e-3)]
+    epochs, alone = f"{arguments.sft_epochs * (cpt + sft) / sft:.1f}", root / "teacher-without-cpt"
+    with beside(rank_sft, "--model", root / "llm", "--num_train_epochs", epochs, *teacher, "--output_dir", alone):
+        pool, scores = ["--data", log, judged], root / "teacher_scores.parquet"
+        stage(score, "--model", root / "teacher", *pool, "--output", scores)
+        stage(distill, *student, *pool, "--scores", scores, "--output_dir", root / "student")
 
 
 def install(arguments: DemoArguments, root: Path) -> None:
@@ -201,8 +179,10 @@ def stage(module: Any, *flags: object) -> None:
 
 
 @contextmanager
-def beside(module: Any, *flags: object, log: Path) -> Iterator[None]:
+def beside(module: Any, *flags: object) -> Iterator[None]:
     """Run a command of ours in a process of its own beside the body. The block ends when both have ended.
+
+    Its log is named by the last flag, the folder of its output.
 
     Two small models that train on half of the cores each are faster than one after the other. An accelerator is not
     divided like this: there the command runs first.
@@ -212,6 +192,7 @@ def beside(module: Any, *flags: object, log: Path) -> Iterator[None]:
         yield
         return
     argv = [str(flag) for flag in flags]
+    log = Path(f"{argv[-1]}.log")
     print(f"\n$ {as_typed(module, argv)} > {log} 2>&1 &", flush=True)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(

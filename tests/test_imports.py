@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,20 +25,10 @@ FOLDERS: dict[str, set[str]] = {
     "embedded_triton": set(),
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
-COMMANDS = {"init", "pretrain", "rank_sft", "score", "distill", "merge", "evaluate", "plan"}
-FLOORS: dict[str, list[set[str]]] = {
-    "trainer": [COMMANDS, {"command"}, {"training"}, {"scoring", "measures"}, {"checkpoints"}, {"data", "packed"}],
-    "engines": [
-        {"versions"},
-        {"repository"},
-        {"builders"},
-        {"job"},
-        {"quantise"},
-        {"graph", "parity", "library"},
-        {"arguments"},
-        {"table"},
-        {"records"},
-    ],
+COMMANDS = "init pretrain rank_sft score distill merge evaluate plan"
+FLOORS = {
+    "trainer": f"{COMMANDS} > command > training > scoring measures > checkpoints > data packed",
+    "engines": "versions > repository > builders > job > quantise > graph parity library > arguments > table > records",
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}
 
@@ -52,9 +43,11 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            inside = {alias.name for alias in node.names if _source(f"{node.module}.{alias.name}").exists()}
-            names |= {f"{node.module}.{name}" for name in inside} or {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *filter(None, [node.module])])
+            inside = {alias.name for alias in node.names if _source(f"{module}.{alias.name}").exists()}
+            names |= {f"{module}.{name}" for name in inside} or {module}
     return {name for name in names if name.partition(".")[0] in OURS}
 
 
@@ -88,27 +81,15 @@ def test_a_file_imports_only_the_folders_that_the_design_allows(path: Path) -> N
     ids=_named,
 )
 def test_no_import_runs_back_up(path: Path) -> None:
-    folder, *rooms = module_of(path).split(".")
-    below = [
-        _floor(folder, name) for name in imported(path) if _is_in(name, folder) and name.split(".")[1:2] != rooms[:1]
-    ]
-    assert all(floor > _floor(folder, module_of(path)) for floor in below)
+    folder, room, *_ = module_of(path).split(".")
+    own = _floor(folder, room)
+    rooms = {name.split(".")[1] for name in imported(path) if name.startswith(f"{folder}.")} - {room}
+    assert [other for other in rooms if _floor(folder, other) <= own] == []
 
 
-def _floor(folder: str, module: str) -> int:
-    """The floor of a module of the folder, counted from the top."""
-    room = [*module.split("."), ""][1]
-    return next(number for number, floor in enumerate(FLOORS[folder]) if room in floor)
-
-
-def test_every_room_of_the_trainer_and_the_engines_has_a_floor() -> None:
-    for folder in ("trainer", "engines"):
-        rooms = {
-            module_of(path).split(".")[1]
-            for path in sources(folder)
-            if path.parent != ROOT / folder or path.stem != "__init__"
-        }
-        assert rooms == set().union(*FLOORS[folder])
+def _floor(folder: str, room: str) -> int:
+    """Counted from the top."""
+    return next(number for number, floor in enumerate(FLOORS[folder].split(" > ")) if room in floor.split())
 
 
 def third_party(path: Path) -> set[str]:
@@ -118,24 +99,22 @@ def third_party(path: Path) -> set[str]:
     return {str(name).partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
 
 
-def test_the_contract_needs_only_numpy_and_tokenizers() -> None:
-    files = [*_source(ENCODING).parent.glob("*.py")]
-    assert set().union(*map(third_party, files)) == {"numpy", "tokenizers"}
-    assert (
-        set().union(*map(imported, files)) == set()
-    )  # relative imports only: Triton loads the folder as it lies there
+# All that the import of a module needs installed: a module that Triton loads names none of ours, but by its own folder.
+NEEDED = {
+    ENCODING: {"numpy", "tokenizers"},
+    f"{STUDENT}.runtime.scheduler": {"numpy"},
+    f"{STUDENT}.runtime.layout": {"numpy"},
+    f"{STUDENT}.runtime.packing": {"numpy"},
+    "model_repository.tokenizer.token_cache": set(),
+    "client": {"client", "tritonclient", "numpy"},
+    "client.rank": {"client", "tritonclient", "numpy", "tqdm"},  # which shows a bar where there is one
+    "client.compare": {"client", "tritonclient", "numpy"},
+}
 
 
-def test_the_client_library_needs_only_tritonclient_and_numpy() -> None:
-    library = reached_from("client")
-    assert "client.asynchronous" in library
-    assert set().union(*(third_party(_source(module)) for module in library)) - OURS == {"tritonclient", "numpy"}
-
-
-@pytest.mark.parametrize("name", ["client.rank", "client.compare"])
-def test_the_clients_commands_need_no_more_than_it_and_show_a_bar_where_they_can(name: str) -> None:
-    needed = set().union(*(third_party(_source(module)) for module in reached_from(name))) - OURS
-    assert needed <= {"tritonclient", "numpy", "tqdm"}
+@pytest.mark.parametrize(("module", "needed"), NEEDED.items())
+def test_what_is_loaded_elsewhere_needs_no_more_than_it_may(module: str, needed: set[str]) -> None:
+    assert set().union(*(third_party(_source(name)) for name in reached_from(module))) == needed
 
 
 def reached_from(module: str) -> set[str]:
@@ -145,18 +124,17 @@ def reached_from(module: str) -> set[str]:
     return reached
 
 
+# What the workers of the benches import of ours: in the environments of the peers there is nothing but Python.
+PLAIN = ("bench.serving.worker", "bench.serving.load", "bench.children", "bench.training.job")
+WORKERS = sources("bench/serving/workers", "bench/training/workers")
+
+
 @pytest.mark.parametrize(
-    "name", ["tokenizer.token_cache", "student.runtime.scheduler", "student.runtime.layout", "student.runtime.packing"]
+    "path", [path for path in WORKERS if path.stem not in ("ours", "engine", "matrices", "__init__")], ids=_named
 )
-def test_what_tritons_models_share_with_tests_needs_only_numpy(name: str) -> None:
-    path = _source(f"model_repository.{name}")
-    assert imported(path) == set()
-    assert third_party(path) <= {"numpy"}
-
-
-WORKERS = sources("bench/training/workers")
-
-
-@pytest.mark.parametrize("path", [path for path in WORKERS if path.stem not in ("ours", "__init__")], ids=_named)
 def test_a_peers_worker_runs_where_nothing_of_ours_is_installed(path: Path) -> None:
-    assert all(_is_in(name, "bench.training.workers") or name == "bench.training.job" for name in imported(path))
+    assert all(name in PLAIN or _is_in(name, "bench.training.workers") for name in imported(path))
+
+
+def test_what_peers_workers_import_needs_the_standard_library_only() -> None:
+    subprocess.run([sys.executable, "-S", "-c", f"import {', '.join(PLAIN)}"], cwd=ROOT, check=True)

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from bench.gpu import kernels, serving
-from bench.gpu.records import AbsentError, Machine, Result, Results
+from bench.gpu.records import AbsentError, Machine, Result, read_record
 from bench.gpu.sizes import FULL, QUICK, Sizes
 from bench.gpu.training import Training, score, train
-from bench.report import Spread
+from bench.report import table_of, write
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.training.memory import OutOfMemoryError, naming_flags
 
 Item = Callable[[Sizes, Machine], Result]
+Items = dict[str, dict[str, Any]]  # results by the names of their items, as the file has them
 # Shares of the ceiling that are aimed at, by the beginnings of the items' names.
 GOALS = {"cpt/7b/lora": 0.5, "rank-sft/7b/lora": 0.5, "score/7b/bf16": 0.65, "distill/bert6": 0.4,
          **{f"engine/{name}/{serving.SERVED}": 0.5 for name in FULL.served},
@@ -49,7 +50,6 @@ class GpuArguments:
     device: str = field(default="cuda", metadata={"help": "Device of PyTorch; cpu goes with --quick."})
     minutes: float | None = field(default=None, metadata={"help": "Start no item after this many minutes."})
     only: list[str] | None = field(default=None, metadata={"help": "Only items whose names begin so, as in cpt/7b."})
-    date: str | None = field(default=None, metadata={"help": "Noted in the results as it is given."})
 
 
 @command
@@ -59,22 +59,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not machine.on_gpu and not arguments.quick:
         raise DataError("--device cpu is for trying the bench: add --quick")
     sizes = QUICK if arguments.quick else FULL
-    items, results = items_of(sizes), Results(Path(arguments.output), _setting(arguments, machine))
+    output, items = Path(arguments.output), items_of(sizes)
+    record = read_record(output, _setting(arguments, machine))
+    done: Items = record["items"]
     chosen = [name for name in items if not arguments.only or name.startswith(tuple(arguments.only))]
     if not chosen:
         raise DataError(f"--only {' '.join(arguments.only)}: no item begins so; they are {', '.join(items)}")
-    missing = [name for name in chosen if results.lacks(name)]
-    flags = shlex.join(sys.argv[1:] if argv is None else argv)
-    results.commands.append(f"python -m bench.gpu {flags}" + (f"  # {arguments.date}" if arguments.date else ""))
+    missing = [name for name in chosen if name not in done or done[name]["outcome"] == "failed"]
+    record["commands"].append(f"python -m bench.gpu {shlex.join(sys.argv[1:] if argv is None else argv)}")
     for place, name in enumerate(bar := tqdm(missing, unit="item")):
         if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
             tqdm.write(f"{len(missing) - place} items are missing: the same command resumes with them", sys.stderr)
             break
         bar.set_postfix_str(name)
-        results.items[name] = attempted(items[name], sizes, machine)
-        results.save(shares(results.items))
-    console_of(150).print(table(results, machine))
-    failed = [name for name in chosen if name in results.items and results.items[name].outcome == "failed"]
+        done[name] = asdict(attempted(items[name], sizes, machine))
+        write(output, {**record, "shares_of_ceiling": shares(done)})
+    title = f"{machine.name}, {record['setting']['sizes']} sizes; median (lowest to highest) of the rounds"
+    console_of(150).print(table(done, title))
+    failed = [name for name in chosen if name in done and done[name]["outcome"] == "failed"]
     if failed:
         tqdm.write(f"failed, and tried again by the same command: {', '.join(failed)}", sys.stderr)
         raise SystemExit(1)
@@ -124,12 +126,11 @@ def attempted(item: Item, sizes: Sizes, machine: Machine) -> Result:
         return Result("failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
-def shares(items: dict[str, Result]) -> dict[str, float]:
+def shares(done: Items) -> dict[str, float]:
     """The FLOPs of every item over the rate of large square matrices; none before that rate is measured."""
-    ceiling = items[kernels.SQUARE].tflops if kernels.SQUARE in items else None
-    if ceiling is None:
+    if not (ceiling := done.get(kernels.SQUARE, {}).get("tflops")):
         return {}
-    return {name: each.tflops.median / ceiling.median for name, each in items.items() if each.tflops is not None}
+    return {name: each["tflops"]["median"] / ceiling["median"] for name, each in done.items() if each["tflops"]}
 
 
 def _setting(arguments: GpuArguments, machine: Machine) -> dict[str, str]:
@@ -144,29 +145,27 @@ def _setting(arguments: GpuArguments, machine: Machine) -> dict[str, str]:
     }
 
 
-def table(results: Results, machine: Machine) -> Table:
-    made = Table(title=f"{machine.name}, {results.setting['sizes']} sizes; median (lowest to highest) of the rounds")
-    for heading in ("item", "tokens/s", "pairs/s", "TFLOP/s", "share", "goal", "ms", "peak GiB"):
-        made.add_column(heading, justify="left" if heading == "item" else "right")
-    of_ceiling = shares(results.items)
-    for name, each in results.items.items():
-        if each.outcome != "measured":
-            made.add_row(name, each.outcome)
+def table(done: Items, title: str) -> Table:
+    headings = ("item", "tokens/s", "pairs/s", "TFLOP/s", "share", "goal", "ms", "peak GiB")
+    made, of_ceiling = table_of(title, headings, left=["item"]), shares(done)
+    for name, each in done.items():
+        if each["outcome"] != "measured":
+            made.add_row(name, each["outcome"])
             continue
         goal = next((goal for start, goal in GOALS.items() if f"{name}/".startswith(f"{start}/")), None)
-        pairs, share, peak = each.details.get("pairs_per_second"), of_ceiling.get(name), each.peak_gib
         made.add_row(
-            name, _cell(each.tokens_per_second, ",.0f"), "" if pairs is None else f"{pairs:,.0f}",
-            _cell(each.tflops, ".3g"), "" if share is None else f"{share:.0%}", "" if goal is None else f"{goal:.0%}",
-            _cell(each.milliseconds, ".3g"), "" if peak is None else f"{peak:.1f}",
+            name, _cell(each["tokens_per_second"], ",.0f"), _cell(each["details"].get("pairs_per_second"), ",.0f"),
+            _cell(each["tflops"], ".3g"), _cell(of_ceiling.get(name), ".0%"), _cell(goal, ".0%"),
+            _cell(each["milliseconds"], ".3g"), _cell(each["peak_gib"], ".1f"),
         )  # fmt: skip
     return made
 
 
-def _cell(spread: Spread | None, style: str) -> str:
-    if spread is None:
-        return ""
-    return f"{spread.median:{style}} ({spread.low:{style}} to {spread.high:{style}})"
+def _cell(value: Any, style: str) -> str:
+    """A number or a spread, "" for None."""
+    if isinstance(value, dict):
+        return f"{value['median']:{style}} ({value['low']:{style}} to {value['high']:{style}})"
+    return "" if value is None else f"{value:{style}}"
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AutoConfig, AutoModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.gpu.records import AbsentError, Machine, Result
 from bench.gpu.sizes import Model, Sizes
-from bench.report import Spread
 from trainer.checkpoints.layers import find_layers
 from trainer.packed.forward import attention_mask
 
@@ -33,29 +31,21 @@ def square(sizes: Sizes, machine: Machine) -> Result:
     """TFLOP/s of a product of two large square matrices. All shares are shares of it."""
     left, right = (_matrix(sizes.square, sizes.square, machine) for _ in range(2))
     seconds = machine.seconds(lambda: left @ right, sizes.kernels)
-    tflops = Spread.of([2 * sizes.square**3 / each / 1e12 for each in seconds])
-    return Result("measured", tflops=tflops, peak_gib=machine.peak_gib(), details={"size": sizes.square})
+    return Result.timed(machine, seconds, flops=2 * sizes.square**3, size=sizes.square)
 
 
 def own_matrices(model: Model, sizes: Sizes, machine: Machine) -> Result:
     """TFLOP/s of the matrices of a model's layers, each as often as the model has it, on the tokens of a step."""
-    tokens, flops, rates = model.step_tokens[0], 0.0, dict[str, float]()
+    tokens, flops, rates = model.step_tokens[0], 0, dict[str, float]()
     seconds = np.zeros(sizes.kernels.rounds)
-    for (wide, narrow), count in _matrices(model).items():
+    with torch.device("meta"):
+        matrices = find_layers(model.drawn()).linear().values()
+    for (wide, narrow), count in Counter((each.in_features, each.out_features) for each in matrices).items():
         states_TH, weight = _matrix(tokens, wide, machine), _matrix(narrow, wide, machine)
-        rounds = np.array(machine.seconds(partial(F.linear, states_TH, weight), sizes.kernels))
+        rounds = machine.seconds(partial(F.linear, states_TH, weight), sizes.kernels)
         rates[f"tflops_{wide}_to_{narrow}"] = 2 * tokens * wide * narrow / float(np.median(rounds)) / 1e12
         flops, seconds = flops + count * 2 * tokens * wide * narrow, seconds + count * rounds
-    tflops = Spread.of((flops / seconds / 1e12).tolist())
-    return Result("measured", tflops=tflops, peak_gib=machine.peak_gib(), details={"tokens": float(tokens), **rates})
-
-
-def _matrices(model: Model) -> Counter[tuple[int, int]]:
-    """The number of matrices in the layers by their (inputs, outputs)."""
-    config = dict(model.config)
-    with torch.device("meta"):
-        layers = find_layers(AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config)))
-    return Counter((linear.in_features, linear.out_features) for linear in layers.linear().values())
+    return Result.timed(machine, seconds, flops=flops, tokens_of_a_step=tokens, **rates)
 
 
 def _matrix(rows: int, columns: int, machine: Machine) -> Tensor:
@@ -138,6 +128,7 @@ def attention(kernel: str, model: Model, row_length: int, sizes: Sizes, machine:
     torch.compiler.reset()  # kernels of other shapes would make this one recompile with open shapes
     layer = drawn(model, row_length, machine)
     attend, inputs = KERNELS[kernel](layer), layer[:3]
+    mask = machine.seconds(lambda: KERNELS[kernel](layer), sizes.kernels)  # made once a step, for all layers
     with torch.no_grad():
         output = attend()
         difference = (output - sdpa(layer)()).abs().max().item()
@@ -146,19 +137,14 @@ def attention(kernel: str, model: Model, row_length: int, sizes: Sizes, machine:
     del output
     machine.forget()
     seconds = machine.seconds(lambda: torch.autograd.grad(attend(), inputs, gradient), sizes.kernels)
-    peak = machine.peak_gib()
-    mask = machine.seconds(lambda: KERNELS[kernel](layer), sizes.kernels)  # made once a step, for all layers
-    return Result(
-        "measured",
-        tokens_per_second=Spread.of([layer.segment_ids.numel() / each for each in seconds]),
-        milliseconds=Spread.of([1000 * each for each in seconds]),
-        peak_gib=peak,
-        details={
-            "rows": float(len(layer.segment_ids)),
-            "forward_milliseconds": 1000 * Spread.of(forward).median,
-            "mask_milliseconds": 1000 * Spread.of(mask).median,
-            "largest_difference_to_sdpa": difference,
-        },
+    return Result.timed(
+        machine,
+        seconds,
+        layer.segment_ids.numel(),
+        rows=len(layer.segment_ids),
+        forward_milliseconds=1000 * float(np.median(forward)),
+        mask_milliseconds=1000 * float(np.median(mask)),
+        largest_difference_to_sdpa=difference,
     )
 
 

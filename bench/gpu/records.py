@@ -6,16 +6,19 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from bench.report import Spread, write
+from bench.report import Spread
 from trainer.data.records import DataError
 
 GIB = 2**30
+Floats = NDArray[np.float64]
 Outcome = Literal["measured", "out of memory", "absent", "failed"]
 
 
@@ -36,9 +39,16 @@ class Result:
     details: dict[str, float | str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, saved: dict[str, Any]) -> Result:
-        spreads = ("tokens_per_second", "tflops", "milliseconds")
-        return cls(**{**saved, **{name: Spread(**saved[name]) for name in spreads if saved[name]}})
+    def timed(
+        cls, machine: Machine, seconds: Floats, tokens: float | Floats | None = None,
+        flops: float | Floats | None = None, **details: float | str,
+    ) -> Result:  # fmt: skip
+        """A result from the ``seconds`` of a run in each round, and the token slots and operations of such a run."""
+        speed, rate = (
+            None if each is None else Spread.of((each / seconds).tolist())
+            for each in (tokens, None if flops is None else flops / 1e12)
+        )
+        return cls("measured", "", speed, rate, Spread.of((1000 * seconds).tolist()), machine.peak_gib(), details)
 
 
 @dataclass(frozen=True)
@@ -89,15 +99,15 @@ class Machine:
 
     def forget(self) -> None:
         """Free the memory of earlier items, and measure the peak from here."""
-        gc.collect()
         if self.on_gpu:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_gib(self) -> float | None:
         return torch.cuda.max_memory_allocated(self.device) / GIB if self.on_gpu else None
 
-    def seconds(self, run: Callable[[], object], timing: Timing) -> list[float]:
+    def seconds(self, run: Callable[[], object], timing: Timing) -> Floats:
         """Seconds of one run, for each round."""
         for _ in range(timing.warmup):
             run()
@@ -107,43 +117,23 @@ class Machine:
             for _ in range(timing.repeats):
                 run()
             rounds.append((self.now() - started) / timing.repeats)
-        return rounds
+        return np.array(rounds)
 
 
-@dataclass
-class Results:
-    """The file of results. An item that it holds is not run again. Raises DataError for a file of another machine."""
+def read_record(path: Path, setting: dict[str, str]) -> dict[str, Any]:
+    """The file of results, with ``setting``, ``commands`` and ``items``, or a new one.
 
-    path: Path
-    setting: dict[str, str]  # device, sizes and versions, without which figures cannot be compared
-    commands: list[str] = field(default_factory=list)
-    items: dict[str, Result] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.path.exists():
-            return
-        try:
-            saved = json.loads(self.path.read_text(encoding="utf-8"))
-            setting, self.commands = saved["setting"], saved["commands"]
-            self.items = {name: Result.read(value) for name, value in saved["items"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.path}: these are not results of this bench ({error}); remove the file") from error
-        for key in sorted(setting.keys() | self.setting):
-            if setting.get(key) != self.setting.get(key):
-                raise DataError(
-                    f"{self.path}: its {key} is {setting.get(key)}, here it is {self.setting.get(key)}: "
-                    "give another --output"
-                )
-
-    def lacks(self, item: str) -> bool:
-        """Tell whether the item is still to be run. One that failed is tried again."""
-        return item not in self.items or self.items[item].outcome == "failed"
-
-    def save(self, shares: dict[str, float]) -> None:
-        record = {
-            "setting": self.setting,
-            "commands": self.commands,
-            "shares_of_ceiling": shares,
-            "items": {name: asdict(result) for name, result in self.items.items()},
-        }
-        write(self.path, record)
+    A setting is the device, the sizes and the versions, without which figures cannot be compared. Raises DataError for
+    a file with another one, or of something else.
+    """
+    if not path.exists():
+        return {"setting": setting, "commands": [], "items": {}}
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        record = {"setting": setting, "commands": [*saved["commands"]], "items": {**saved["items"]}}
+        differing = {key: value for key, value in saved["setting"].items() if setting.get(key) != value}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: these are not results of this bench ({error}); remove the file") from error
+    if differing:
+        raise DataError(f"{path}: it has {differing}, but here is {setting}: give another --output")
+    return record

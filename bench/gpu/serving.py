@@ -9,13 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from bench.gpu.records import AbsentError, Machine, Result
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
-from bench.report import Spread
 from engines.builders import tensorrt
 from engines.builders.torch import export_program
 from engines.graph.export import export_graph
@@ -37,7 +36,6 @@ SERVED = "graphs"  # the torch engine as it is served on a GPU
 LISTED = 8  # kernels that are named
 
 Score = Callable[[FlatPairs, PackedBatch], object]  # the same pairs, flat and packed: an engine takes one of them
-Config = tuple[tuple[str, Any], ...]
 
 
 class Request(NamedTuple):
@@ -76,7 +74,21 @@ def engine(name: str, model: Model, sizes: Sizes, machine: Machine, start: str =
                 pairs = encode_groups(asked.encoder, asked.groups)[: len(pairs)]
             scored(pairs, asked.batch if start == "rows" else asked.encoder.pack(pairs))
 
-        return _result(model, asked, call, sizes, machine)
+        machine.forget()
+        seconds = machine.seconds(call, sizes.steps)
+    segment_ids = asked.batch.segment_ids
+    # As in training: attention over whole rows, empty slots too.
+    flops = flops_per_token(model.shape(), Work(False, len(segment_ids), segment_ids.shape[1]))
+    return Result.timed(
+        machine,
+        seconds,
+        segment_ids.size,
+        segment_ids.size * flops,
+        documents=len(asked.pairs),
+        pairs_per_second=len(asked.pairs) / float(np.median(seconds)),
+        rows=len(segment_ids),
+        row_fill=float((segment_ids > 0).mean()),
+    )
 
 
 def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
@@ -99,12 +111,11 @@ def kernels(model: Model, sizes: Sizes, machine: Machine) -> Result:
 def _opened(name: str, model: Model, encoder: PairEncoder, sizes: Sizes) -> Iterator[Score]:
     """An engine of drawn weights, built here. TensorRT's runner packs the pairs in every call."""
     dimensions = Dimensions(encoder.config.row_length, encoder.config.slots_per_row, sizes.scoring_rows)
-    config = tuple(model.config.items())
     torch.compiler.reset()
     with tempfile.TemporaryDirectory() as directory:
         if name in TORCH:
             program = Path(directory) / "model.pt2"
-            program.write_bytes(_program(config, dimensions))
+            program.write_bytes(_program(model, dimensions))
             opened = TorchEngine(program, sizes.scoring_rows, **TORCH[name])
             yield lambda _, batch: opened.infer(batch.rows)
             return
@@ -112,43 +123,14 @@ def _opened(name: str, model: Model, encoder: PairEncoder, sizes: Sizes) -> Iter
             tensorrt.library(name)
         except EngineError as error:
             raise AbsentError(str(error)) from error
-        graph = export_graph(_scorer(config), dimensions, PRECISION, Path(directory) / "model.onnx")
+        graph = export_graph(model.drawn().eval(), dimensions, PRECISION, Path(directory) / "model.onnx")
         run = tensorrt.build(graph, name, (), Path(directory)).run
         yield lambda pairs, _: run(pairs)
 
 
 @cache  # the same for every item of a model
-def _program(config: Config, dimensions: Dimensions) -> bytes:
+def _program(model: Model, dimensions: Dimensions) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         written = Path(directory) / "model.pt2"
-        export_program(_scorer(config), dimensions, PRECISION, written)
+        export_program(model.drawn().eval(), dimensions, PRECISION, written)
         return written.read_bytes()
-
-
-def _scorer(config: Config) -> Any:
-    settings = dict(config)
-    set_seed(0)
-    drawn = AutoConfig.for_model(settings.pop("model_type"), num_labels=1, pad_token_id=0, **settings)
-    return AutoModelForSequenceClassification.from_config(drawn, dtype=torch.float32).eval()
-
-
-def _result(model: Model, asked: Request, run: Callable[[], object], sizes: Sizes, machine: Machine) -> Result:
-    """FLOPs are counted as in training: attention over whole rows, empty slots too."""
-    machine.forget()
-    seconds = machine.seconds(run, sizes.steps)
-    segment_ids = asked.batch.segment_ids
-    work = Work(False, len(segment_ids), segment_ids.shape[1])
-    flops = segment_ids.size * flops_per_token(model.shape(causal=False), work)
-    return Result(
-        "measured",
-        tokens_per_second=Spread.of([segment_ids.size / each for each in seconds]),
-        tflops=Spread.of([flops / each / 1e12 for each in seconds]),
-        milliseconds=Spread.of([1000 * each for each in seconds]),
-        peak_gib=machine.peak_gib(),
-        details={
-            "documents": float(len(asked.pairs)),
-            "pairs_per_second": Spread.of([len(asked.pairs) / each for each in seconds]).median,
-            "rows": float(len(segment_ids)),
-            "row_fill": float((segment_ids > 0).mean()),
-        },
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
 from bench.gpu.records import Timing
 from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
@@ -44,7 +47,7 @@ TINY_LLAMA = _llama(64, 160, 2, 4, 2) | {"vocab_size": 4000}
 TINY_BERT = _bert(64, 2, 4) | {"vocab_size": 4000}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A model and the rows that it reads."""
 
@@ -58,8 +61,13 @@ class Model:
     def decoder(self) -> bool:
         return bool(self.config["model_type"] == "llama")
 
-    def shape(self, causal: bool) -> Shape:
-        """Raises CheckpointError as ``read_shape`` does."""
+    def drawn(self, causal: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+        """A causal LM or else a scorer, with drawn weights."""
+        kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        set_seed(0)
+        return kind.from_config(AutoConfig.for_model(**self.config, num_labels=1, pad_token_id=0), dtype=dtype)
+
+    def shape(self, causal: bool = False) -> Shape:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "config.json"
             path.write_text(json.dumps({**self.config, "pad_token_id": 0}), encoding="utf-8")
@@ -88,15 +96,11 @@ class Model:
         def text(count: int) -> str:
             return " ".join(draw.choice(WORDS, count))
 
+        def document(place: int, length: int) -> JudgedDocument:
+            return JudgedDocument(f"d{place}", "", text(length), label=place % 4, clicks=1 + place % 3)
+
         return [
-            QueryGroup(
-                f"q{query}",
-                text(QUERY_WORDS),
-                tuple(
-                    JudgedDocument(f"d{place}", "", text(length), label=place % 4, clicks=1 + place % 3)
-                    for place, length in enumerate(of_query.tolist())
-                ),
-            )
+            QueryGroup(f"q{query}", text(QUERY_WORDS), tuple(itertools.starmap(document, enumerate(of_query.tolist()))))
             for query, of_query in enumerate(lengths)
         ]
 

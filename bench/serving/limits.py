@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 
 from bench.report import Spread, ratios
-from bench.serving.cells import Cell
 from bench.serving.contenders import Contender
+from bench.serving.load import Cell
 from bench.serving.processes import Running
 from bench.serving.systems import System
 from bench.serving.traffic import Traffic
@@ -21,7 +22,6 @@ from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 TAIL_CELL = Cell(documents=10, concurrency=8, seconds=0.0)
 TAIL_LOAD = 0.7
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,23 @@ class Growth:
     r_squared: float
 
 
+class Bounds(NamedTuple):
+    """All that is measured of our own systems only."""
+
+    limits: Limits
+    tail: Tail
+    growth: Growth
+
+
 def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: int, seconds: float) -> Limits:
     """Measure requests of ``documents``, by turns through the server and in the engine without one."""
-    with ExitStack() as stack:
-        alone = Running(engine.name, engine.python, engine.module, engine.setups[0], work)
-        stack.callback(alone.close)
-        alone.wait()
-        served, found = [], []
+    served, found = [], []
+    with closing(Running(engine.name, engine.python, engine.module, engine.setup, work)) as alone:
         for number in range(rounds):
             cell = Cell(documents, 1, seconds)
             served.append(ours.process.load(cell, number).sample.documents_per_second)
-            found.append(alone.call("alone", documents=documents, seconds=seconds, seed=number))
-        matrix = alone.call("matrix_limit", precision=engine.precision, seconds=seconds)
+            found.append(alone.ask("alone", documents, seconds, number))
+        matrix = alone.ask("matrix_limit", seconds)
     of = {name: [each[name] for each in found] for name in found[0]}
     tokens = mean(of["mean_tokens"])
     most = matrix["flop_per_second"] / (matrix["flop_per_token"] * tokens)
@@ -112,15 +117,8 @@ def growth(
         asked = traffic.requests(size, 0.0)
         tokens.append(mean(_tokens(encoder, *next(asked)) for _ in found))
         times.append(float(np.median(found)) / 1000)
-    return Growth(tuple(sizes), tuple(tokens), tuple(times), _straight(tokens, times))
+    return Growth(tuple(sizes), tuple(tokens), tuple(times), float(np.corrcoef(tokens, times)[0, 1] ** 2))
 
 
 def _tokens(encoder: PairEncoder, query: str, documents: Sequence[str]) -> int:
     return len(encoder.encode(query, [Document(title="", summary=text) for text in documents]).token_ids)
-
-
-def _straight(tokens: Sequence[float], seconds: Sequence[float]) -> float:
-    """The share of the variance that a line explains."""
-    line = np.poly1d(np.polyfit(tokens, seconds, 1))
-    left = np.square(np.asarray(seconds) - line(tokens)).sum()
-    return float(1 - left / np.square(np.asarray(seconds) - np.mean(seconds)).sum())

@@ -6,19 +6,19 @@ environments of the peers, which have no gevent, and since some peers are librar
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
-from bench.serving.cells import Cell, Pair, Sample
 from loadtest._schedule import arrivals
 
+Option = dict[str, Any]  # settings of a system that the bench tries: batch_size, together
+Pair = tuple[str, tuple[str, ...]]  # a query with its documents, each one text
 Score = Callable[[str, tuple[str, ...]], list[float]]
-Connect = Callable[[], Score]  # called once in each thread
+Connect = Callable[[], Score]  # called once for each caller
 
 
 class LoadError(Exception):
@@ -26,118 +26,98 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One request: when it was due and when it was answered, by time.perf_counter."""
+class Cell:
+    """Requests of one shape, in a closed loop or, with ``rate``, in an open one."""
 
-    due: float
-    end: float
     documents: int
+    concurrency: int  # callers of a closed loop, each of whom waits for the answer; connections of an open one
+    seconds: float
+    repeated: float = 0.0  # share of documents that were sent before; all others have never been seen
+    rate: float = 0.0  # requests a second of an open loop, which arrive at random
+    least: int = 1  # requests of a closed loop at least
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.documents, self.concurrency
+
+    def __str__(self) -> str:
+        shape = f"{self.documents:,} documents, concurrency {self.concurrency}"
+        return shape + (f", {self.repeated:.0%} repeated" if self.repeated else "")
 
 
-class Due(NamedTuple):
-    """A request and the time at which it is due. None is the time at which a caller is free."""
+@dataclass(frozen=True)
+class Sample:
+    """The figures of one cell, with the milliseconds of each request.
 
-    request: Pair
-    at: float | None = None
+    Documents a second are those from the first request to the last answer, since a system is busy until then.
+    Unfinished requests cannot be counted in part from outside, since most of their time may be waiting.
+    """
+
+    documents_per_second: float
+    documents: int
+    milliseconds: list[float] = field(default_factory=list)
 
 
 def measure(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
-    """Raises LoadError with the first failure of any request."""
-    return _open_loop(connect, requests, cell) if cell.rate else _closed_loop(connect, requests, cell)
-
-
-class _Callers:
-    """Threads with a connection each that begin together and send the requests of ``following`` until it gives None."""
-
-    def __init__(self, connect: Connect, count: int, following: Callable[[], Due | None]) -> None:
-        self.failures: list[BaseException] = []
-        self.answered: list[list[Answered]] = [[] for _ in range(count)]
-        self._connect, self._following = connect, following
-        self._ready = threading.Barrier(count + 1)
-        self._threads = [threading.Thread(target=self._call, args=(number,), daemon=True) for number in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def begin(self) -> float:
-        """Wait until all are connected, or one cannot be. Returns the time."""
-        with suppress(threading.BrokenBarrierError):  # the failure of the one is raised at the end
-            self._ready.wait()
-        return time.perf_counter()
-
-    def end(self, begin: float) -> Sample:
-        """Wait until all have stopped. Returns their measurements. Raises LoadError with the first failure."""
-        for thread in self._threads:
-            thread.join()
-        _complain(self.failures)
-        return _sample(begin, self.answered)
-
-    def _call(self, number: int) -> None:
-        try:
-            score = self._connect()
-            self._ready.wait()
-            while (due := self._following()) is not None:
-                self.answered[number].append(_ask(score, due.request, due.at))
-        except Exception as error:  # handed to the main thread, which raises it
-            self.failures.append(error)
-            self._ready.abort()
-
-
-def _closed_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
-    lock = threading.Lock()
-    taken, begin = 0, time.perf_counter()
-
-    def following() -> Due | None:
-        nonlocal taken
-        with lock:
-            if callers.failures or (taken >= cell.least and time.perf_counter() - begin >= cell.seconds):
-                return None
-            taken += 1
-            return Due(next(requests))
-
-    callers = _Callers(connect, cell.concurrency, following)
-    begin = callers.begin()
-    return callers.end(begin)
-
-
-def _open_loop(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
-    """Poisson arrivals. A request waits while all ``concurrency`` connections are busy, and its latency counts that."""
-    waiting: queue.SimpleQueue[Due | None] = queue.SimpleQueue()
-    callers = _Callers(connect, cell.concurrency, waiting.get)
-    begin = callers.begin()
-    for due in arrivals("poisson", cell.rate, cell.seconds, seed=0):
-        at = begin + due
-        time.sleep(max(0.0, at - time.perf_counter()))
-        if callers.failures:
-            break
-        waiting.put(Due(next(requests), at))
-    for _ in range(cell.concurrency):
-        waiting.put(None)
-    return callers.end(begin)
-
-
-def _ask(score: Score, request: Pair, due: float | None = None) -> Answered:
-    begun = time.perf_counter()
-    scores = score(*request)
-    end = time.perf_counter()
-    if len(scores) != len(request[1]):
-        raise LoadError(f"{len(scores)} scores for {len(request[1])} documents")
-    return Answered(begun if due is None else due, end, len(scores))
-
-
-def _complain(failures: list[BaseException]) -> None:
-    real = [failure for failure in failures if not isinstance(failure, threading.BrokenBarrierError)]
-    if real:
-        raise LoadError(f"{type(real[0]).__name__}: {real[0]}") from real[0]
-
-
-def _sample(begin: float, answered: list[list[Answered]]) -> Sample:
-    """Documents a second from the first request to the last answer, since a system is busy until then.
-
-    Unfinished requests cannot be counted in part from outside, since most of their time may be waiting.
-    """
-    every = [each for one in answered for each in one]
-    if not every:
+    """Raises LoadError with the failure of a connection or a request."""
+    try:
+        connections = [connect() for _ in range(cell.concurrency)]
+        with ThreadPoolExecutor(cell.concurrency) as callers:
+            begin = time.perf_counter()
+            call = _caller(_asked(requests, cell, begin))
+            answered = [each for one in callers.map(call, connections) for each in one]
+    except Exception as error:
+        raise LoadError(f"{type(error).__name__}: {error}") from error
+    if not answered:
         raise LoadError("no request was answered: give it more --seconds")
-    documents = sum(each.documents for each in every)
-    seconds = max(each.end for each in every) - begin
-    return Sample(documents / seconds, documents, [1000 * (each.end - each.due) for each in every])
+    dues, ends, counts = zip(*answered, strict=True)
+    return Sample(
+        sum(counts) / (max(ends) - begin),
+        sum(counts),
+        [1000 * (end - due) for due, end in zip(dues, ends, strict=True)],
+    )
+
+
+def _caller(asked: Iterator[tuple[Pair, float]]) -> Callable[[Score], list[tuple[float, float, int]]]:
+    """A function for the thread of a caller, which sends requests until there are no more or any of them failed.
+
+    It returns when each was due, when it was answered, and the number of its documents.
+    """
+    lock, failed = threading.Lock(), threading.Event()
+
+    def call(score: Score) -> list[tuple[float, float, int]]:
+        answered = []
+        try:
+            while not failed.is_set():
+                with lock:
+                    request, due = next(asked)
+                scores = score(*request)
+                answered.append((due, time.perf_counter(), len(scores)))
+                if len(scores) != len(request[1]):
+                    raise LoadError(f"{len(scores)} scores for {len(request[1])} documents")
+        except StopIteration:
+            pass
+        except Exception:
+            failed.set()
+            raise
+        return answered
+
+    return call
+
+
+def _asked(requests: Iterator[Pair], cell: Cell, begin: float) -> Iterator[tuple[Pair, float]]:
+    """Each request with the time from which its latency counts, given out no earlier than that.
+
+    In a closed loop this is when a caller is free. In an open loop arrivals are Poisson's, and a request waits while
+    all connections are busy.
+    """
+    if cell.rate:
+        for due in arrivals("poisson", cell.rate, cell.seconds, seed=0):
+            time.sleep(max(0.0, begin + due - time.perf_counter()))
+            yield next(requests), begin + due
+        return
+    taken = 0
+    while taken < cell.least or time.perf_counter() - begin < cell.seconds:
+        taken += 1
+        request = next(requests)
+        yield request, time.perf_counter()

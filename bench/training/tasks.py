@@ -7,41 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.machine import bf16_units
+from bench.report import bf16_units
 from bench.training.job import Group, Job, Shape
 from bench.training.material import Lengths, clicked_once, enough, graded
-from bench.training.rounds import Measured, System, run
+from bench.training.rounds import System, Task
 
 OURS = Path(sys.executable)
 WORKERS = "bench.training.workers"
 ROW = 256  # tokens of a row, ours and trl's shorter one
-
-
-@dataclass(frozen=True)
-class Task:
-    """A job that several systems do, each in shapes of its own.
-
-    ``check`` compares the losses of systems that read the data in an order of their own. One step holds all of it.
-    """
-
-    name: str
-    job: Job
-    systems: tuple[System, ...]  # ours first
-    rounds: int
-    trial_steps: int = 2
-    check: Job | None = None
-    check_shapes: tuple[Shape, ...] = ()  # one for each system
-
-    def measurements(self) -> int:
-        shapes = sum(len(system.shapes) for system in self.systems if len(system.shapes) > 1)
-        return shapes + self.rounds * len(self.systems) + len(self.check_shapes)
-
-    def losses(self, measured: Sequence[Measured], threads: int) -> dict[str, list[float]]:
-        """The curves to compare, by system."""
-        if self.check is None:
-            return {each.system.name: each.rounds[0].losses for each in measured}
-        shapes = zip(self.systems, self.check_shapes, strict=True)
-        return {system.name: run(system, replace(self.check, shape=shape), threads).losses for system, shape in shapes}
 
 
 @dataclass(frozen=True)
@@ -69,13 +42,18 @@ def student_task(
     if precision == "bf16" and not bf16_units():
         load = replace(load, queries=1, steps=1, rounds=min(load.rounds, 2))
         job = load.job(checkpoint, precision, warm_up=0)
-    shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries))
-    systems = [System("ours", OURS, (f"{WORKERS}.ours", "distil"), shapes[-2:])]
+    shapes = divided(load.queries)
+    systems = [_ours("distil", load)]
     if sentence_transformers:
         systems.append(System("sentence-transformers", sentence_transformers, (f"{WORKERS}.cross_encoder",), shapes))
     if transformers:
         systems.append(System("transformers, padded", transformers, (f"{WORKERS}.flat",), shapes))
     return Task("distillation", job, tuple(systems), load.rounds)
+
+
+def _ours(job: str, load: Load) -> System:
+    shapes = divided(load.queries)[-2:]
+    return System("ours", OURS, (f"{WORKERS}.ours", job), shapes, check=shapes[-1])
 
 
 def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> Task:
@@ -94,19 +72,16 @@ def pretraining_task(checkpoint: str, load: Load, pairs: Lengths, trl: Path) -> 
     steps = job.warm_up + job.steps
     # Packed rows are not quite full, and there must be one step more than is trained.
     job = replace(job, groups=enough(load.groups, 2 + round(load.queries * (steps + 1) * 1.3)))
-    few = enough(load.groups, load.queries)
-    check = replace(job, groups=few, steps=1, speed_counts=False)
-    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
+    check = replace(job, groups=enough(load.groups, load.queries), steps=1, speed_counts=False)
     return Task(
         "continued pre-training",
         job,
         (
-            System("ours", OURS, (f"{WORKERS}.ours", "pretrain"), ours_shapes),
-            System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes),
+            _ours("pretrain", load),
+            System("trl SFTTrainer, packing", trl, (f"{WORKERS}.sft",), shapes, check=Shape(1, 4 * rows, f"bfd {ROW}")),
         ),
         load.rounds,
-        check=check,
-        check_shapes=(Shape(load.queries, load.queries), Shape(1, 4 * rows, f"bfd {ROW}")),
+        check,
     )
 
 
@@ -115,21 +90,18 @@ def rank_task(checkpoint: str, load: Load, trl: Path) -> Task:
     job = load.job(checkpoint)
     job = replace(job, groups=graded(job.groups))
     comparisons = load.queries * len(load.groups[0].documents) // 2
-    shapes = tuple(Shape(count, comparisons) for count in divisors(comparisons)[-3:])
+    together = Shape(load.queries, load.queries)
     two = tuple(_two(group) for group in graded(enough(load.groups, 3 * load.queries)))
     check = replace(job, groups=two, steps=1, speed_counts=False)
-    together = Shape(load.queries, load.queries)
-    ours_shapes = tuple(Shape(count, load.queries) for count in divisors(load.queries)[-2:])
     return Task(
         "rank fine-tuning",
         job,
         (
-            System("ours", OURS, (f"{WORKERS}.ours", "rank"), ours_shapes),
-            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), shapes),
+            _ours("rank", load),
+            System("trl RewardTrainer", trl, (f"{WORKERS}.reward",), divided(comparisons)[-3:], check=together),
         ),
         load.rounds,
-        check=check,
-        check_shapes=(together, together),
+        check,
     )
 
 
@@ -141,5 +113,6 @@ def _two(group: Group) -> Group:
     )
 
 
-def divisors(number: int) -> list[int]:
-    return [count for count in range(1, number + 1) if number % count == 0]
+def divided(step: int) -> tuple[Shape, ...]:
+    """A step in forward passes of equal size, the smallest first."""
+    return tuple(Shape(count, step) for count in range(1, step + 1) if step % count == 0)

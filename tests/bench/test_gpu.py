@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bench.gpu import kernels, serving
-from bench.gpu.__main__ import GOALS, attempted, items_of, main
+from bench.gpu import kernels, serving, training
+from bench.gpu.__main__ import GOALS, items_of, main
 from bench.gpu.kernels import Layer, drawn, flex, full_rows, sdpa, sequences
-from bench.gpu.records import AbsentError, Machine, Result, Results, Timing
+from bench.gpu.records import AbsentError, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, FULL, QUICK
-from bench.gpu.training import Seen, Training, built, figures, taught, train
+from bench.gpu.training import Training, built, figures, taught, train
 from bench.report import Spread
 from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
@@ -57,7 +57,7 @@ def test_a_run_measures_every_item_once(tmp_path: Path, capsys: pytest.CaptureFi
     ceilings = read(output)["items"]
     assert set(ceilings) == {name for name in items_of(QUICK) if name.startswith("ceiling/")}
 
-    assert run(output, "--date", "2026-01-02", "--only", *KINDS) == 0
+    assert run(output, "--only", *KINDS) == 0
     whole = read(output)
     assert set(whole["items"]) == {name for name in items_of(QUICK) if name.startswith(KINDS)}
     assert {name: whole["items"][name] for name in ceilings} == ceilings
@@ -70,7 +70,7 @@ def test_a_run_measures_every_item_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert whole["setting"]["torch"] == torch.__version__
     assert [command.partition("gpu.json")[2] for command in whole["commands"]] == [
         " --only ceiling",
-        f" --date 2026-01-02 --only {' '.join(KINDS)}  # 2026-01-02",
+        f" --only {' '.join(KINDS)}",
     ]
     assert "cpt/7b/lora-bf16" in capsys.readouterr().out
     _check_serving(whole["items"])
@@ -82,7 +82,7 @@ def test_a_run_measures_every_item_once(tmp_path: Path, capsys: pytest.CaptureFi
 def _check_serving(items: dict[str, Any]) -> None:
     model = QUICK.served["tiny"]
     asked = serving.request(model, QUICK.scoring_rows)
-    per_token = flops_per_token(model.shape(causal=False), Work(False, QUICK.scoring_rows, model.row_lengths[0]))
+    per_token = flops_per_token(model.shape(), Work(False, QUICK.scoring_rows, model.row_lengths[0]))
     for name in ("engine/tiny/eager", "path/tiny/known", "path/tiny/text"):
         item = items[name]
         assert item["details"]["documents"] == len(asked.pairs)
@@ -95,7 +95,7 @@ def test_bad_flags_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "no item begins so" in capsys.readouterr().err
     assert main(["--device", "cpu", "--output", str(tmp_path / "gpu.json")]) == 2
     assert "--quick" in capsys.readouterr().err
-    Results(tmp_path / "other.json", {"device": "another GPU"}).save({})
+    (tmp_path / "other.json").write_text('{"setting": {"device": "another GPU"}, "commands": [], "items": {}}')
     assert run(tmp_path / "other.json") == 2
     assert "another --output" in capsys.readouterr().err
     (tmp_path / "strange.json").write_text("[]")
@@ -103,46 +103,50 @@ def test_bad_flags_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "remove the file" in capsys.readouterr().err
 
 
-def test_memory_that_does_not_suffice_is_recorded(tmp_path: Path) -> None:
-    result = attempted(kernels.square, replace(QUICK, square=2**30), CPU)
-    assert result.outcome == "out of memory" and "allocate" in result.reason
-    results = Results(tmp_path / "gpu.json", {})
-    results.items |= {kernels.SQUARE: result, "broken": attempted(_breaks, QUICK, CPU)}
-    results.save({})
-    again = Results(tmp_path / "gpu.json", {})
-    assert again.items == results.items
-    assert not again.lacks(kernels.SQUARE)
-    assert again.items["broken"].reason == "ZeroDivisionError: division by zero"
-    assert again.lacks("broken")
+def test_what_fails_is_tried_again_but_not_what_needs_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> Result:
+        raise ZeroDivisionError("division by zero")
 
-
-def _breaks(sizes: object, machine: Machine) -> Result:
-    raise ZeroDivisionError("division by zero")
+    monkeypatch.setattr("bench.gpu.__main__.QUICK", replace(QUICK, square=2**30))
+    monkeypatch.setattr(kernels, "own_matrices", breaks)
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path / "gpu.json", "--only", "ceiling/square", "ceiling/tiny")
+    first = read(tmp_path / "gpu.json")["items"]
+    assert first[kernels.SQUARE]["outcome"] == "out of memory" and "allocate" in first[kernels.SQUARE]["reason"]
+    assert first["ceiling/tiny"]["reason"] == "ZeroDivisionError: division by zero"
+    monkeypatch.undo()
+    assert run(tmp_path / "gpu.json", "--only", "ceiling/square", "ceiling/tiny") == 0
+    again = read(tmp_path / "gpu.json")["items"]
+    assert again[kernels.SQUARE] == first[kernels.SQUARE]
+    assert again["ceiling/tiny"]["outcome"] == "measured"
 
 
 def test_a_step_that_does_not_fit_is_tried_smaller_and_with_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[int, bool]] = []
 
-    def short_of_memory(self: Seen, model: Any, positional: Any, inputs: dict[str, torch.Tensor]) -> None:
+    def short_of_memory(model: Any, positional: Any, inputs: dict[str, torch.Tensor]) -> None:
         tried.append((inputs["segment_ids"].numel(), model.is_gradient_checkpointing))
-        if not model.is_gradient_checkpointing:
+        if len(tried) <= failures:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        count(self, model, positional, inputs)
 
-    count = Seen.__call__
-    monkeypatch.setattr(Seen, "__call__", short_of_memory)
+    def watched(item: Training, machine: Machine) -> Any:
+        model = built(item, machine)
+        model.register_forward_pre_hook(short_of_memory, with_kwargs=True)
+        return model
+
+    failures = 2
+    monkeypatch.setattr(training, "built", watched)
     item = Training("rank-sft", replace(LLAMA, step_tokens=(512, 128)), 64)
     result = train(item, QUICK, CPU)
     assert result.details["activation_checkpointing"] == "yes"
     assert [checkpointing for _, checkpointing in tried[:3]] == [False, False, True]
     assert tried[0][0] > tried[1][0]
-    monkeypatch.setattr(Seen, "__call__", _never)
+    failures = 9
+    tried.clear()
     with pytest.raises(OutOfMemoryError, match="128 token slots and activation checkpointing"):
         train(replace(item, model=LLAMA), QUICK, CPU)
-
-
-def _never(self: Seen, *inputs: Any) -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_only_what_lora_freezes_is_in_bf16() -> None:
@@ -214,17 +218,12 @@ def test_counts_and_flops_are_those_of_the_batch() -> None:
     encoder, shape = LLAMA.encoder(64), LLAMA.shape(causal=True)
     groups = taught(item, LLAMA.groups(3))
     batch = LanguageCollator(encoder)(groups)
-    seen = Seen()
-    seen(None, None, {**batch["packed"], "labels": batch["labels"]})
-    pairs = encode_groups(encoder, groups)
-    tokens, slots = int(pairs.lengths.sum()), batch["labels"].numel()
+    pairs, slots = encode_groups(encoder, groups), batch["labels"].numel()
     bearing = int((batch["labels"] != IGNORED).sum()) / slots
-    assert seen.slots == [slots]
-    assert seen.shares() == pytest.approx((tokens / slots, len(pairs) / slots, bearing))
-
-    rows = slots // 64
-    work = Work(True, rows, 64, bf16=True, checkpointing=True)
-    result = figures(shape, work, [2.0], seen, Timing(0, 1, 1), CPU)
+    work = Work(True, slots // 64, 64, bf16=True, checkpointing=True)
+    result = figures(shape, work, np.array([2.0]), [slots], pairs, Timing(0, 1, 1), CPU)
+    assert result.details["row_fill"] == int((batch["packed"]["segment_ids"] > 0).sum()) / slots
+    assert result.details["pairs_per_second"] == pytest.approx(len(pairs) / 2)
     assert result.tokens_per_second == Spread(slots / 2, slots / 2, slots / 2)
     assert result.tflops is not None
     no_head = flops_per_token(replace(shape, head=0), replace(work, checkpointing=False))

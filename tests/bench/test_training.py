@@ -8,26 +8,26 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bench.environments import BenchError
-from bench.machine import bf16_units, machine
-from bench.report import Spread, ratios
+from bench.report import Spread, bf16_units, machine, ratios, write
 from bench.training import growth, material
+from bench.training.__main__ import main
 from bench.training.job import Group, Job, Outcome, Shape
-from bench.training.rounds import Measured, System, compare, largest_difference, run
-from bench.training.table import TOLERANCE, Row, rows, table
-from bench.training.tasks import OURS, WORKERS, Load, divisors, pretraining_task, rank_task, student_task
+from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
+from bench.training.table import TOLERANCE, rows, table
+from bench.training.tasks import OURS, WORKERS, Load, divided, pretraining_task, rank_task, student_task
 from bench.training.workers import cross_encoder, flat, ours
-from bench.training.workers.clock import Clock
+from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from trainer.checkpoints.load import load_causal_lm, load_encoder
+from trainer.checkpoints.load import load_encoder
 from trainer.data.records import DataError
 
 
@@ -118,19 +118,11 @@ def test_continued_pre_training_and_rank_fine_tuning_are_measured(
     ranked = ours.rank(job)
     assert ranked.comparisons == 2 * 2 * 6  # four documents, a grade each
     assert all(math.isfinite(loss) for loss in ranked.losses)
-    causal, _ = _causal(llama, tmp_path / "causal")
-    assert len(ours.pretrain(replace(job, checkpoint=causal)).losses) == 3
-
-
-def _causal(scorer: str, directory: Path) -> tuple[str, Any]:
-    """A causal LM of the scorer's shape, beside its tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    encoder, tokenizer = load_encoder(scorer)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(scorer)).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    encoder.config.save(directory / "pair_encoding.json")
-    return str(directory), load_causal_lm(directory)
+    encoder, tokenizer = load_encoder(llama)  # of a causal LM of the scorer's shape
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llama)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder.config.save(tmp_path / "pair_encoding.json")
+    assert len(ours.pretrain(replace(job, checkpoint=str(tmp_path))).losses) == 3
 
 
 def test_rounds_ratios_and_spread_by_hand() -> None:
@@ -152,36 +144,41 @@ def outcome(pairs: float, peak: int = 2**30, losses: tuple[float, ...] = (1.0, 2
     return Outcome([1.0, 1.0], pairs * 2, 0, list(losses), peak, {})
 
 
-def test_a_row_of_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     systems = [System(name, OURS, (), (Shape(1, 1),)) for name in ("ours", "peer")]
-    fast = Measured(systems[0], Shape(2, 4), {}, (outcome(6), outcome(8)))
-    slow = Measured(systems[1], Shape(4, 4), {"1 of 4": 3.21, "4 of 4": 4.0}, (outcome(3, 2**31), outcome(5, 2**31)))
-    curves = {"ours": [1.0, 2.0], "peer": [1.0, 2.0 + 1e-4]}
-    first, second = rows("distillation", "fp32", [fast, slow], curves)
+    fast = Measured(systems[0], Shape(2, 4), {}, [outcome(6), outcome(8)], [1.0, 2.0])
+    slow = Measured(
+        systems[1],
+        Shape(4, 4),
+        {"1 of 4": 3.21, "4 of 4": 4.0},
+        [outcome(3, 2**31), outcome(5, 2**31)],
+        [1.0, 2.0 + 1e-4],
+    )
+    first, second = rows("distillation", "fp32", [fast, slow])
     assert first.ratio is None
     assert second.ratio == Spread(1.8, 1.6, 2.0)
     assert second.memory_ratio == 0.5
     assert second.same_loss
-    assert not replace(second, loss_difference=2e-3).same_loss
-    assert replace(second, loss_difference=2e-3, precision="bf16").same_loss
-    printed = _printed([first, second], capsys)
+    far = replace(slow, losses=[1.0, 2.0 + 4e-3])
+    assert [rows("", precision, [fast, far])[1].same_loss for precision in ("fp32", "bf16")] == [False, True]
+    Console(width=240).print(table([first, second], "title"))
+    printed = capsys.readouterr().out
     assert "1.80x [1.60, 2.00]" in printed
     assert "0.50x" in printed
     assert "1 of 4: 3.2; 4 of 4: 4.0" in printed
-
-
-def _printed(made: list[Row], capsys: pytest.CaptureFixture[str]) -> str:
-    from rich.console import Console
-
-    Console(width=240).print(table(made, "title"))
-    return capsys.readouterr().out
+    write(tmp_path / "training.json", {"rows": [first, second], "machine": machine(2)})
+    written = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert written[0]["pairs_per_second"] == {"median": 7.0, "low": 6.0, "high": 8.0}
+    assert [row["same_loss"] for row in written] == [None, True]
 
 
 def test_systems_are_compared_at_their_fastest_shapes_in_rounds(job: Job) -> None:
     worker, shapes, done = ("tests.support.bench_worker",), (Shape(1, 2), Shape(2, 2)), list[int]()
-    systems = [System("ours", OURS, worker, shapes), System("peer", OURS, worker, shapes[:1])]
-    one, other = compare(systems, job, 2, 1, threads=1, progress=lambda: done.append(1))
-    assert len(done) == 2 + 2 * 2
+    systems = [System("ours", OURS, worker, shapes, shapes[0]), System("peer", OURS, worker, shapes[:1], shapes[0])]
+    task = Task("none", job, tuple(systems), rounds=2, check=replace(job, steps=1))
+    one, other = compare(task, threads=1, progress=lambda: done.append(1))
+    assert len(done) == task.measurements() == 2 + 2 * 2 + 2
+    assert len(one.losses) == 1 < len(one.rounds[0].losses)
     assert one.trials == {"1 of 2": 2.0, "2 of 2": 4.0}
     assert (one.shape, other.shape) == (shapes[1], shapes[0])
     assert (one.pairs_per_second, other.pairs_per_second) == ([4.0, 4.0], [2.0, 2.0])
@@ -193,10 +190,12 @@ def test_a_system_trains_in_a_process_of_its_own_as_it_does_here(job: Job, whole
     assert outcome.losses == pytest.approx(whole.losses[:2], rel=1e-4)  # other threads, another order of sums
 
 
-def test_a_worker_that_fails_is_named_with_its_last_words(job: Job, tmp_path: Path) -> None:
-    system = System("padded", OURS, (f"{WORKERS}.flat",), ())
+def test_a_worker_that_fails_is_named_with_its_last_words(job: Job) -> None:
+    system = System("padded", OURS, ("tests.support.bench_worker",), ())
     with pytest.raises(BenchError, match=r"padded \(fp32, 2 of 3\): ValueError: 2 a forward pass do not divide"):
         run(system, replace(job, shape=Shape(2, 3)), threads=1)
+    with pytest.raises(ValueError, match="2 a forward pass do not divide a step of 3"):
+        settings(replace(job, shape=Shape(2, 3)))
 
 
 def test_lists_have_the_asked_number_of_documents_and_grades(tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_growth_makes_pairs_of_the_asked_mean_length(bert: str) -> None:
     encoder, _ = load_encoder(bert)
     words = material.single_token_words(bert)
     for mean, spread in ((32, True), (64, True), (128, False)):
-        made = growth.groups_of_length(words, mean, 4, 100, 128, 3, random.Random(0))
+        made = growth.groups_of_length(words, mean, 4, 100, 128, random.Random(0))
         found = material.lengths(made, encoder)
         assert found.mean == pytest.approx(mean, rel=0.05)
         assert found.longest <= 128
@@ -236,33 +235,23 @@ def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: l
     assert {weight for group in pretraining_task(llama, load, pairs, OURS).job.groups for weight in group.targets} == {
         1
     }
-    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert [shape.per_forward for shape in divided(12)] == [1, 2, 3, 4, 6, 12]
 
 
-def test_a_job_survives_its_file(job: Job, tmp_path: Path) -> None:
-    job.save(tmp_path / "job.json")
-    assert Job.load(tmp_path / "job.json") == job
-
-
-def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    speeds = Spread(2.0, 1.0, 3.0)
-    points = [growth.Point(float(mean), growth.SIZE_OF_MEANS, speeds, speeds) for mean in growth.MEANS]
-    points += [growth.Point(growth.MEAN_OF_SIZES + 0.3, size, speeds, speeds) for size in growth.SIZES[:2]]
+def test_growth_is_measured_and_drawn(bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "SHAPES", [(32, 16), (64, 16), (32, 2)])
+    system = System("ours", OURS, ("tests.support.bench_worker",), ())
+    points = growth.measure(system, bert, steps=2, threads=1, progress=lambda: None)
+    assert [point.mean_tokens for point in points] == pytest.approx([32, 64, 32], rel=0.05)
+    for point, queries in zip(points, (8, 4, 64), strict=True):  # a step of which takes this worker 1 / queries seconds
+        pairs = queries * point.documents
+        assert point.pairs_per_second.median == pytest.approx(pairs * queries)
+        assert point.tokens_per_second.median == pytest.approx(pairs * queries * point.mean_tokens, rel=0.05)
     growth.draw(points, tmp_path / "plot.png", "a title")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.training.__main__ import main
-
     assert main(["--peers", "nobody"]) == 2
     assert "--peers nobody: not one of sentence-transformers" in capsys.readouterr().err
     assert main(["--documents", "1"]) == 2
-
-
-def test_results_are_json(tmp_path: Path) -> None:
-    row = rows("t", "fp32", [Measured(System("ours", OURS, (), ()), Shape(1, 1), {}, (outcome(1),))], {})[0]
-    from bench.training.table import as_json
-
-    text = json.dumps({"rows": as_json([row]), "machine": machine(2)})
-    assert json.loads(text)["rows"][0]["pairs_per_second"] == {"median": 1.0, "low": 1.0, "high": 1.0}

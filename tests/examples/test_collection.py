@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from examples import collection
+from model_repository.tokenizer.pair_encoding import IntArray
 from trainer.data.records import JudgedDocument, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import Bm25, random_scores
 from trainer.measures.metrics import judgments, per_query
 
 Splits = dict[str, list[QueryGroup]]
 NAMES: dict[str, list[list[str]]] = json.loads(collection.CONCEPTS.read_text(encoding="utf-8"))
+SIZES = {"train": 200, "log": 1500, "dev": 50, "test": 200}
 SLOTS = ("object", "intent", "attribute")
 NUMBERS = {slot: {name: number for number, names in enumerate(NAMES[slot]) for name in names} for slot in SLOTS}
 PATTERNS = {
@@ -26,9 +28,9 @@ PATTERNS = {
 }
 
 
-def written(folder: Path, seed: int, size: float = 1.0) -> Splits:
+def written(folder: Path, seed: int, size: float = 1.0, *, names: Iterable[str] = SIZES) -> Splits:
     assert collection.main(["--output_dir", str(folder), "--seed", str(seed), "--size", str(size)]) == 0
-    return {name: read_groups(folder / f"{name}.jsonl") for name in ("train", "log", "dev", "test")}
+    return {name: read_groups(folder / f"{name}.jsonl") for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +61,24 @@ def documents(splits: Splits) -> list[JudgedDocument]:
 
 
 @pytest.fixture(scope="module")
-def log_grades(splits: Splits) -> list[list[int]]:
-    """Grades of the logged documents, which the log keeps to itself."""
-    return [[grade(topic(group.query), topic(each.title)) for each in group.documents] for group in splits["log"]]
+def log(splits: Splits) -> tuple[IntArray, IntArray]:
+    """Grades [B, D], which the log keeps to itself, and clicks [B, D] of the logged queries' documents."""
+    grades = [[grade(topic(group.query), topic(each.title)) for each in group.documents] for group in splits["log"]]
+    return np.array(grades), np.array([[each.clicks for each in group.documents] for group in splits["log"]])
 
 
 def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
+    files = {}
     for folder, seed in (("first", 3), ("again", 3), ("other", 4)):
         splits = written(tmp_path / folder, seed, size=0.1)
-        assert {name: len(groups) for name, groups in splits.items()} == {"train": 20, "log": 150, "dev": 5, "test": 20}
-    files = {
-        folder: {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        for folder in ("first", "again", "other")
-    }
+        assert {name: 10 * len(groups) for name, groups in splits.items()} == SIZES
+        files[folder] = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
     assert files["first"] == files["again"]
     assert all(files["first"][name] != files["other"][name] for name in files["first"])
 
 
 def test_sizes(splits: Splits) -> None:
-    assert {name: len(groups) for name, groups in splits.items()} == {"train": 200, "log": 1500, "dev": 50, "test": 200}
+    assert {name: len(groups) for name, groups in splits.items()} == SIZES
     assert {len(group.documents) for groups in splits.values() for group in groups} == {20}
     ids = [document.doc_id for document in documents(splits)]
     assert len(set(ids)) == len(ids)
@@ -126,17 +127,15 @@ def test_only_the_log_has_clicks_and_it_has_no_labels(splits: Splits) -> None:
             assert {document.label is None for document in group.documents} == {name == "log"}
 
 
-def test_clicks_follow_place_at_equal_relevance(splits: Splits, log_grades: list[list[int]]) -> None:
-    grades = np.array(log_grades)
-    clicks = np.array([[document.clicks for document in group.documents] for group in splits["log"]])
+def test_clicks_follow_place_at_equal_relevance(log: tuple[IntArray, IntArray]) -> None:
+    grades, clicks = log
     for relevance in (1, 2, 3):
         high, low = (clicks[:, part][grades[:, part] == relevance].mean() for part in (slice(5), slice(15, None)))
         assert high > 1.5 * low
 
 
-def test_clicks_follow_relevance_and_err(splits: Splits, log_grades: list[list[int]]) -> None:
-    grades = np.array(log_grades)
-    clicks = np.array([[document.clicks for document in group.documents] for group in splits["log"]])
+def test_clicks_follow_relevance_and_err(log: tuple[IntArray, IntArray]) -> None:
+    grades, clicks = log
     rates = [clicks[grades == relevance].mean() for relevance in range(4)]
     assert rates == sorted(rates)
     assert rates[2] > 3 * rates[0]
@@ -145,7 +144,7 @@ def test_clicks_follow_relevance_and_err(splits: Splits, log_grades: list[list[i
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_words_alone_do_not_rank(tmp_path: Path, seed: int) -> None:
-    test = written(tmp_path, seed)["test"]
+    test = written(tmp_path, seed, names=["test"])["test"]
     assert ndcg(test, random_scores(test, seed)) <= 0.40
     assert 0.45 <= ndcg(test, Bm25(test).scores(test)) <= 0.65
 

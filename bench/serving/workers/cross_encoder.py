@@ -6,8 +6,7 @@ Length sorting is its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder
 
-from bench.serving.worker import main
-from bench.serving.workers.in_process import InProcess
+from bench.serving.worker import InProcess, main
 
 FILES = {  # as its exporters name them
     ("onnx", "int8"): "onnx/model_quint8_avx2.onnx",
@@ -25,26 +23,26 @@ FILES = {  # as its exporters name them
 CALIBRATION = 300  # pairs; the exporter's own default
 
 
-class CrossEncoderSystem(InProcess):
+class CrossEncoderWorker(InProcess):
     def __init__(self, setup: dict[str, Any]) -> None:
         names = ("sentence-transformers", "transformers", "torch")
         super().__init__(32, {name: version(name) for name in (*names, *_runtime(setup["backend"]))})
         self._model = load(setup)
 
-    def scores(self, query: str, documents: tuple[str, ...]) -> list[float]:
+    def score(self, query: str, documents: tuple[str, ...]) -> list[float]:
         pairs = [(query, document) for document in documents]
         found = self._model.predict(pairs, batch_size=self.batch_size, show_progress_bar=False)
         return [float(score) for score in found]
 
 
 def load(setup: dict[str, Any]) -> Any:
-    """``backend`` torch, onnx or openvino; ``precision`` fp32, bf16 or int8; exports are kept in ``directory``."""
+    """``backend`` torch, onnx or openvino; ``precision`` fp32, bf16 or int8; exports are kept in ``made``."""
     backend, precision = setup["backend"], setup["precision"]
     settings = {"activation_fn": torch.nn.Identity(), "device": "cpu", "max_length": setup["max_pair_tokens"]}
     if backend == "torch":
         types = {"fp32": torch.float32, "bf16": torch.bfloat16}
         return CrossEncoder(setup["checkpoint"], model_kwargs={"torch_dtype": types[precision]}, **settings)
-    exported = Path(setup["directory"])
+    exported = Path(setup["made"]) / f"exported-{backend}"
     if not exported.exists():
         CrossEncoder(setup["checkpoint"], backend=backend, **settings).save_pretrained(str(exported))
     if precision == "fp32":
@@ -64,7 +62,7 @@ def _quantise(model: CrossEncoder, backend: str, exported: Path, setup: dict[str
     from optimum.intel import OVQuantizationConfig  # in this environment only
     from sentence_transformers import export_static_quantized_openvino_model
 
-    texts = [f"{query} {text}" for query, documents in json.loads(_read(setup["calibration"])) for text in documents]
+    texts = [f"{query} {text}" for query, documents in setup["calibration"] for text in documents]
     folder = exported.with_name(f"{exported.name}-calibration")
     folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -75,18 +73,9 @@ def _quantise(model: CrossEncoder, backend: str, exported: Path, setup: dict[str
     )  # fmt: skip
 
 
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
-
-
 def _runtime(backend: str) -> tuple[str, ...]:
     return {"torch": (), "onnx": ("onnxruntime", "optimum-onnx"), "openvino": ("openvino", "optimum-intel")}[backend]
 
 
-@contextmanager
-def opened(setup: dict[str, Any]) -> Iterator[CrossEncoderSystem]:
-    yield CrossEncoderSystem(setup)
-
-
 if __name__ == "__main__":
-    main(opened)
+    main(lambda setup: nullcontext(CrossEncoderWorker(setup)))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.serving.cells import Option
-from bench.serving.load import LoadError, Score
-from bench.serving.traffic import Traffic
-from bench.serving.worker import main
+from bench.serving.load import Score
+from bench.serving.worker import Worker, main
 from bench.serving.workers import matrices
 from engines.library import runner, serving_class
 from engines.table import ENGINES
@@ -25,56 +23,45 @@ from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PairEn
 FULL_ROWS = 64
 
 
-class EngineSystem:
+class EngineWorker(Worker):
     """An engine in this process, which measures documents and tokens a second."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._config = json.loads((Path(setup["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
-        self._encoder = PairEncoder.load(setup["checkpoint"])
+        self._encoder, self._precision = PairEncoder.load(setup["checkpoint"]), setup["precision"]
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))
         self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
         self._run = runner(PairScorer.load(newest, serving_class(ENGINES[self._library])))
         self.versions = {self._library: version(self._library)}
 
-    def use(self, option: Option) -> None:
-        if option:
-            raise LoadError("a built engine takes no other settings")
-
     def connect(self) -> Score:
-        def score(query: str, documents: tuple[str, ...]) -> list[float]:
-            return list(self._run(self._pairs(query, documents)))
+        return lambda query, documents: list(self._run(self._pairs(query, documents)))
 
-        return score
-
-    def alone(self, traffic: Traffic, documents: int, seconds: float, seed: int) -> dict[str, float]:
+    def alone(self, documents: int, seconds: float, seed: int) -> dict[str, float]:
         """The first request of a cell, encoded before the clock starts, and pairs that fill half a row each."""
-        query, texts = next(traffic.requests(documents, 0.0, seed))
+        query, texts = next(self.traffic.requests(documents, 0.0, seed))
         pairs = self._pairs(query, texts)
         tokens = len(pairs.token_ids)
         runs_a_second = _rate(lambda: self._run(pairs), seconds)
         full = self._full(pairs)
         return {
             "documents_per_second": documents * runs_a_second,
-            "tokens_per_second": tokens * runs_a_second,
             "full_tokens_per_second": len(full.token_ids) * _rate(lambda: self._run(full), seconds),
             "mean_tokens": tokens / documents,
             "fill": tokens / self._encoder.pack(pairs).segment_ids.size,
         }
 
+    def matrix_limit(self, seconds: float) -> dict[str, Any]:
+        """Operations a second of the model's matrix products, and how many a token needs."""
+        products = matrices.widths(self._config)
+        run, runs_in = matrices.CHAINS[self._library](products, self._precision)
+        per_token = matrices.flop_per_token(products)
+        rate = matrices.TOKENS * per_token * _rate(run, seconds)
+        return {"flop_per_second": rate, "flop_per_token": per_token, "runs_in": runs_in}
+
     def _pairs(self, query: str, texts: Sequence[str]) -> FlatPairs:
         return self._encoder.encode(query, [Document(title="", summary=text) for text in texts])
-
-    def matrix_limit(self, traffic: Traffic, precision: str, seconds: float) -> dict[str, Any]:
-        """Operations a second of the model's matrix products, and how many a token needs."""
-        shape = matrices.Shape.of(self._config)
-        run, runs_in = matrices.CHAINS[self._library](shape, precision)
-        per_token = shape.flop_per_token()
-        return {
-            "flop_per_second": matrices.TOKENS * per_token * _rate(run, seconds),
-            "flop_per_token": per_token,
-            "runs_in": runs_in,
-        }
 
     def _full(self, pairs: FlatPairs) -> FlatPairs:
         """Pairs of equal length, two of which fill a row."""
@@ -93,10 +80,5 @@ def _rate(run: Callable[[], object], seconds: float) -> float:
     return count / (time.perf_counter() - begin)
 
 
-@contextmanager
-def opened(setup: dict[str, Any]) -> Iterator[EngineSystem]:
-    yield EngineSystem(setup)
-
-
 if __name__ == "__main__":
-    main(opened)
+    main(lambda setup: nullcontext(EngineWorker(setup)))

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastembed.common.model_description import ModelSource
 from fastembed.rerank.cross_encoder import TextCrossEncoder
 
-from bench.serving.worker import main
-from bench.serving.workers.in_process import InProcess
+from bench.serving.worker import InProcess, main
 
 
-class FastEmbedSystem(InProcess):
+class FastEmbedWorker(InProcess):
     def __init__(self, setup: dict[str, Any]) -> None:
         super().__init__(64, {name: version(name) for name in ("fastembed", "onnxruntime")})
         name = "bench/student"  # custom models need a name, and a source that is then not asked
         TextCrossEncoder.add_custom_model(name, sources=ModelSource(hf=name), model_file="onnx/model.onnx")
-        self._model = TextCrossEncoder(name, specific_model_path=setup["directory"], threads=setup["threads"])
+        model = str(Path(setup["made"]) / "exported-onnx")
+        self._model = TextCrossEncoder(name, specific_model_path=model, threads=setup["threads"])
 
-    def scores(self, query: str, documents: tuple[str, ...]) -> list[float]:
+    def score(self, query: str, documents: tuple[str, ...]) -> list[float]:
         return list(self._model.rerank(query, list(documents), batch_size=self.batch_size))
 
 
-@contextmanager
-def opened(setup: dict[str, Any]) -> Iterator[FastEmbedSystem]:
-    yield FastEmbedSystem(setup)
-
-
 if __name__ == "__main__":
-    main(opened)
+    main(lambda setup: nullcontext(FastEmbedWorker(setup)))

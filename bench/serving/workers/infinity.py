@@ -1,4 +1,7 @@
-"""Infinity's server over HTTP, ``/rerank`` with raw scores; every caller keeps its connection open."""
+"""Infinity's server over HTTP, ``/rerank`` with raw scores; every caller keeps its connection open.
+
+The batch size is a flag of the server, which is started anew for another one.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,43 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.children import free_ports, healthy, started
-from bench.serving.cells import Option
-from bench.serving.load import LoadError, Score
-from bench.serving.worker import main
+from bench.serving.load import LoadError, Option, Score
+from bench.serving.worker import Worker, main
 
 TIMEOUT_S = 120
 
 
-class InfinitySystem:
-    """The batch size is a flag of the server: each one that is tried is a server of its own, started when wanted."""
+class InfinityWorker(Worker):
+    """``engine`` torch or optimum; a copy of the checkpoint and the log are kept in ``made``."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, setup: dict[str, Any], running: ExitStack) -> None:
         self.versions = {name: version(name) for name in ("infinity_emb", "torch", "transformers", "onnxruntime")}
+        self._setup, self._running = setup, running
+        self._option: Option = {}
+        made = Path(setup["made"])
+        self._model = made / f"infinity-{setup['engine']}"
+        shutil.copytree(setup["checkpoint"], self._model, dirs_exist_ok=True)
+        if setup["engine"] == "optimum":  # finds a file at the top of the working directory only
+            shutil.copyfile(made / "exported-onnx" / "onnx" / "model.onnx", self._model / "model.onnx")
 
     def use(self, option: Option) -> None:
-        if option:
-            raise LoadError("a running server takes no other settings")
+        if option == self._option:
+            return
+        self._running.close()
+        self._option, self._port = option, free_ports("http")["http"]
+        command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", ".", "--engine",
+                   self._setup["engine"], "--device", "cpu", "--host", "127.0.0.1", "--port", str(self._port),
+                   "--served-model-name", "student", "--batch-size", str(option["batch_size"]),
+                   "--no-bettertransformer", "--log-level", "error"]  # fmt: skip
+        log = self._model / f"server-{option['batch_size']}.log"
+        server = self._running.enter_context(started(command, log, cwd=self._model))
+        server.wait_until(lambda: healthy(self._port, "/health"))
 
     def connect(self) -> Score:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
@@ -48,20 +65,9 @@ class InfinitySystem:
 
 
 @contextmanager
-def opened(setup: dict[str, Any]) -> Iterator[InfinitySystem]:
-    """``engine`` torch or optimum; ``batch_size``; ``directory`` is free for a copy of the checkpoint and the log."""
-    model = Path(setup["directory"])
-    shutil.copytree(setup["checkpoint"], model, dirs_exist_ok=True)
-    if setup["engine"] == "optimum":  # finds a file at the top of the working directory only
-        shutil.copyfile(setup["onnx"], model / "model.onnx")
-    port = free_ports("http")["http"]
-    command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", ".", "--engine",
-               setup["engine"], "--device", "cpu", "--host", "127.0.0.1", "--port", str(port),
-               "--served-model-name", "student", "--batch-size", str(setup["batch_size"]), "--no-bettertransformer",
-               "--log-level", "error"]  # fmt: skip
-    with started(command, model / "server.log", cwd=model) as server:
-        server.wait_until(lambda: healthy(port, "/health"))
-        yield InfinitySystem(port)
+def opened(setup: dict[str, Any]) -> Iterator[InfinityWorker]:
+    with ExitStack() as running:
+        yield InfinityWorker(setup, running)
 
 
 if __name__ == "__main__":

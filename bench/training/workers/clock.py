@@ -5,6 +5,7 @@ This runs in each peer's environment. Therefore it imports transformers, and not
 
 from __future__ import annotations
 
+import pickle
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from bench.training.job import Job, Outcome
 
@@ -31,17 +32,12 @@ class Clock(TrainerCallback):
         self.ends: list[float] = []
         self.losses: list[float] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.ends.append(time.perf_counter())
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
+    on_train_begin = on_step_end
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
@@ -100,9 +96,13 @@ def counted_groups(job: Job) -> Any:
     return job.groups[job.warm_up * job.shape.per_step : (job.warm_up + job.steps) * job.shape.per_step]
 
 
+def counted_pairs(job: Job) -> int:
+    return sum(len(group.documents) for group in counted_groups(job))
+
+
 def main(measure: Callable[[Job], Outcome], arguments: Sequence[str] | None = None) -> None:
-    """A worker's command: ``JOB.json OUTCOME.json``."""
+    """A worker's command: ``JOB OUTCOME``, both pickled."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     job, outcome = (Path(path) for path in (sys.argv[1:] if arguments is None else arguments))
-    measure(Job.load(job)).save(outcome)
+    outcome.write_bytes(pickle.dumps(measure(pickle.loads(job.read_bytes()))))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from bench.training.job import Job, Outcome
-from bench.training.workers.clock import counted_groups, main, settings, timed
+from bench.training.workers.clock import counted_pairs, main, settings, timed
 
 
 def measure(job: Job) -> Outcome:
@@ -26,8 +26,7 @@ def measure(job: Job) -> Outcome:
         train_dataset=rows(job),
         loss=MarginMSELoss(model),
     )
-    pairs = sum(len(group.documents) for group in counted_groups(job))
-    return timed(trainer, job, pairs, 0, ("sentence-transformers", "datasets"))
+    return timed(trainer, job, counted_pairs(job), 0, ("sentence-transformers", "datasets"))
 
 
 def rows(job: Job) -> Dataset:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
 from bench.training.job import Job, Outcome
-from bench.training.workers.clock import counted_groups, main, settings, timed
+from bench.training.workers.clock import counted_pairs, main, settings, timed
 
 
 class MarginTrainer(Trainer):
@@ -49,7 +49,7 @@ def measure(job: Job) -> Outcome:
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False)
     data: Any = examples
     trainer = MarginTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
-    return timed(trainer, job, sum(len(group.documents) for group in counted_groups(job)), 0)
+    return timed(trainer, job, counted_pairs(job), 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.training.job import Group, Job, Outcome
-from bench.training.workers.clock import counted_groups, main, settings, timed
+from bench.training.workers.clock import counted_groups, counted_pairs, main, settings, timed
 from trainer.checkpoints.load import load_causal_lm, load_encoder, load_for_training
 from trainer.data.records import JudgedDocument
 from trainer.training.batches import TrainingGroup
@@ -43,29 +43,21 @@ def rank(job: Job) -> Outcome:
 def pretrain(job: Job) -> Outcome:
     encoder, _ = load_encoder(job.checkpoint)
     model = load_causal_lm(job.checkpoint)
-    trainer = LanguageTrainer(model, encoder, args=_arguments(job), train_dataset=_records(job.groups))
-    return timed(trainer, job, _pairs(job), 0)
+    trainer = LanguageTrainer(model, encoder, args=StageArguments(**settings(job)), train_dataset=_records(job.groups))
+    return timed(trainer, job, counted_pairs(job), 0)
 
 
 def _ranking(job: Job, objective: Any, comparisons: int) -> Outcome:
     encoder, _ = load_encoder(job.checkpoint)
     model = load_for_training(job.checkpoint)
-    terms, records = [Term(1.0, objective)], _records(job.groups)
-    trainer = RankingTrainer(model, encoder, terms, _arguments(job), by_count=True, train_dataset=records)
-    return timed(trainer, job, _pairs(job), comparisons)
+    arguments, terms = StageArguments(**settings(job)), [Term(1.0, objective)]
+    trainer = RankingTrainer(model, encoder, terms, arguments, by_count=True, train_dataset=_records(job.groups))
+    return timed(trainer, job, counted_pairs(job), comparisons)
 
 
 def ordered(group: Group) -> int:
     """The number of pairs of the group's documents with different targets."""
     return sum(one > other for one in group.targets for other in group.targets)
-
-
-def _pairs(job: Job) -> int:
-    return sum(len(group.documents) for group in counted_groups(job))
-
-
-def _arguments(job: Job) -> StageArguments:
-    return StageArguments(**settings(job))
 
 
 def _records(groups: Sequence[Group]) -> Any:
