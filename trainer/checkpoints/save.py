@@ -13,7 +13,7 @@ import torch
 from client.files import appears_whole
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
 from trainer.checkpoints.load import CheckpointError
-from trainer.checkpoints.lora import control_readings, has_adapters, save_adapters
+from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
 from trainer.packed.body import is_decoder
 
 RECORD_FILE = "training.json"
@@ -37,11 +37,15 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
     with appears_whole(output_dir) as partial:
         partial.mkdir()
         if has_adapters(model):
-            save_adapters(model, partial)
+            trained, saved = save_adapters(model, partial), read_adapters(partial)
             record = {**record, "control": control_readings(model, encoder)}
         else:
             model.save_pretrained(partial)
-            _compare_weights(model, partial)
+            trained = model.state_dict()
+            saved = type(model).from_pretrained(partial, dtype=torch.float32).state_dict()
+        for name, weight in trained.items():
+            if name not in saved or not torch.equal(weight.cpu(), saved[name]):
+                raise CheckpointError(f"{output_dir}: {name} was not saved as it was trained")
         tokenizer.save_pretrained(partial)
         encoder.config.save(partial / ENCODING_FILE)
         _compare_tokenizer(encoder, partial)
@@ -52,13 +56,6 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
 def refuse_existing(output_dir: Path) -> None:
     if output_dir.exists():
         raise CheckpointError(f"{output_dir}: exists already; remove it or choose another --output_dir")
-
-
-def _compare_weights(model: Any, directory: Path) -> None:
-    saved = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
-    for name, weight in model.state_dict().items():
-        if name not in saved or not torch.equal(weight.cpu(), saved[name]):
-            raise CheckpointError(f"{directory}: {name} was not saved as it was trained")
 
 
 def _compare_tokenizer(encoder: PairEncoder, directory: Path) -> None:
