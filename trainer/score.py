@@ -5,7 +5,7 @@
     python -m trainer.score --run llm.run --data log.jsonl --output runs/teacher_scores.parquet
 
 A teacher's scores are written in shards, which lie beside the output until all of them are there. After a kill the
-same command resumes with the first missing shard. Under ``torchrun`` each process scores shards of its own. A teacher
+same command resumes with the missing ones. Under ``torchrun`` each process takes the next shard of one list. A teacher
 that Triton serves (``build_engines.py --teacher``) scores on all of its servers at once. A run file holds an order and
 no scores: the score is -log(rank) within its query.
 Source: arXiv 2411.04539, section 3.3.
@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -28,14 +29,22 @@ from tqdm import tqdm
 from trainer.command import command, parse
 from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
-from trainer.scoring.checkpoint import GroupScorer, parts, progress, run_scores
+from trainer.scoring.checkpoint import GroupScorer, progress, run_scores
 from trainer.scoring.prefetch import prefetched
 from trainer.scoring.servers import TritonScorer
+from trainer.scoring.shards import finished, list_missing, taken, wait_for_all
 from trainer.training.memory import naming_flags
 from trainer.training.resume import held, open_shards, stamps
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FREE = {"in_flight", "rows_per_batch", "timeout_s", "triton", "triton_model"}  # may differ when a job resumes
+FREE = {
+    "in_flight",
+    "pairs_per_shard",
+    "rows_per_batch",
+    "timeout_s",
+    "triton",
+    "triton_model",
+}  # may differ when a job resumes
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 
@@ -73,30 +82,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError("--rows_per_batch, --pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
     if arguments.run is not None:
         groups = read_groups(*arguments.data)
+        sizes = array("I", (len(group.documents) for group in groups))
         scores = run_scores(arguments.run, groups)
-        size = Size(len(groups), sum(len(group.documents) for group in groups))
-        pairs = write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
+        written = write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
     else:
-        size = survey(arguments.data)
+        sizes = survey(arguments.data)
         with scorer_of(arguments) as scorer:
-            pairs = score_in_shards(arguments, scorer, size)
+            written = score_in_shards(arguments, scorer, sizes)
     if PartialState().is_main_process:
-        print(f"{arguments.output}: {pairs:,} of {size.pairs:,} pairs of {size.queries:,} queries")
+        print(f"{arguments.output}: {written:,} of {sum(sizes):,} pairs of {len(sizes):,} queries")
 
 
-class Size(NamedTuple):
-    """How large a pool is."""
-
-    queries: int
-    pairs: int
-
-
-def survey(sources: Sequence[str]) -> Size:
-    """Read everything once, to find faults before the teacher's hours are spent."""
-    queries = pairs = 0
-    for group in tqdm(iter_groups(*sources), desc="reading", unit="query", delay=5):
-        queries, pairs = queries + 1, pairs + len(group.documents)
-    return Size(queries, pairs)
+def survey(sources: Sequence[str]) -> array[int]:
+    """The number of pairs of each query. Everything is read once, to find faults before the teacher's hours are
+    spent."""
+    groups = tqdm(iter_groups(*sources), desc="reading", unit="query", delay=5)
+    return array("I", (len(group.documents) for group in groups))
 
 
 @contextmanager
@@ -111,8 +112,8 @@ def scorer_of(arguments: ScoreArguments) -> Iterator[GroupScorer | TritonScorer]
         yield scorer
 
 
-def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScorer, size: Size) -> int:
-    """Score every missing shard, join all of them, and return the number of pairs.
+def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScorer, pairs: array[int]) -> int:
+    """Score every missing shard, join all of them, and return the number of pairs; ``pairs`` are those of each query.
 
     Raises ResumeError for shards of other settings.
     """
@@ -120,24 +121,21 @@ def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScore
     output = Path(arguments.output)
     directory = output.with_name(f".{output.name}.shards")
     files = stamps([*arguments.data, *([arguments.model] if arguments.model else [])])
-    with processes.main_process_first():
-        open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity}, FREE)
-    with held(directory) if processes.is_main_process else nullcontext():
-        shards = []
-        with progress(scorer.name, size.pairs, disable=not processes.is_main_process) as bar, naming_flags(LESS_MEMORY):
+    first = processes.is_main_process
+    with held(directory) if first else nullcontext():
+        with processes.main_process_first():
+            if first:
+                open_shards(directory, {**asdict(arguments), "files": files, "teacher": scorer.identity}, FREE)
+                list_missing(directory, pairs, arguments.pairs_per_shard)
+        done = sum(sum(pairs[shard.first : shard.last]) for shard in finished(directory))
+        with progress(scorer.name, sum(pairs), initial=done, disable=not first) as bar, naming_flags(LESS_MEMORY):
             # The next shard is read while this one is scored.
-            pool = prefetched(parts(iter_groups(*arguments.data), arguments.pairs_per_shard), ahead=1)
-            for number, part in enumerate(pool):
-                shards.append(path := directory / f"{number:06}.parquet")
-                if path.exists():
-                    bar.update(sum(len(group.documents) for group in part))
-                elif number % processes.num_processes == processes.process_index:
-                    write_scores(path, scorer.scores(part, bar), teacher=scorer.name)
-        processes.wait_for_everyone()
-        if processes.is_main_process:
-            join_scores(shards, output)
+            for shard, part in prefetched(taken(directory, iter_groups(*arguments.data)), ahead=1):
+                write_scores(shard.path(directory), scorer.scores(part, bar), teacher=scorer.name)
+        if first:
+            join_scores(wait_for_all(directory), output)
             shutil.rmtree(directory)
-    return size.pairs
+    return sum(pairs)
 
 
 if __name__ == "__main__":

@@ -151,15 +151,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(
 
 
 def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, tmp_path: Path) -> None:
-    """Killed before the first shard is whole, before a later one is, and before the result is."""
+    """Killed before the first shard is whole, before a later one is, and before the result is; shards change size."""
     teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=20)
-    flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 12, "--rows_per_batch", 1]
+    flags = ["--model", teacher, "--data", data, "--rows_per_batch", 1]
     assert finish("score", *flags, "--output", tmp_path / "whole.parquet") == 0
     shards = tmp_path / ".killed.parquet.shards"
-    for place, whole in (("/000000.parquet", 0), ("/000006.parquet", 6), ("/killed.parquet", 10)):
-        assert finish("score", *flags, "--output", tmp_path / "killed.parquet", at=place) == -signal.SIGKILL
+    for place, pairs, whole in (("000-000000002.parquet", 12, 0), ("012-000000014.parquet", 12, 6),
+                                ("/killed.parquet", 30, 8)):  # fmt: skip
+        again = [*flags, "--pairs_per_shard", pairs, "--output", tmp_path / "killed.parquet"]
+        assert finish("score", *again, at=place) == -signal.SIGKILL
         assert len(list(shards.glob("0*.parquet"))) == whole
-    assert finish("score", *flags, "--output", tmp_path / "killed.parquet") == 0
+    assert finish("score", *again) == 0
     tables = [pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("killed", "whole")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == sum(len(group.documents) for group in read_groups(data))
@@ -169,7 +171,7 @@ def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, t
 def test_shards_of_another_teacher_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=20)
     flags = ["--model", teacher, "--data", data, "--pairs_per_shard", 6, "--output", tmp_path / "scores.parquet"]
-    assert finish("score", *flags, at="/000001.parquet") == -signal.SIGKILL
+    assert finish("score", *flags, at="-000000002.parquet") == -signal.SIGKILL
     shutil.rmtree(teacher)
     tiny_bert(teacher, seed=1)
     assert "an interrupted run with other settings" in fails(score, capsys, *flags)
@@ -183,7 +185,7 @@ def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material
         flags, place = [*material["distill"], *SHORT, "--output_dir", output], "checkpoint-6/whole.json"
     else:
         data = material["distill"][3]
-        flags, place = ["--model", material["distill"][1], "--data", data, "--output", output], "/000000.parquet"
+        flags, place = ["--model", material["distill"][1], "--data", data, "--output", output], ".parquet"
     first = started(stage, *flags, at=place, send=signal.SIGSTOP)
     try:
         while status_of(first.pid) != "T":
