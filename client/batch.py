@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 import threading
@@ -18,10 +19,10 @@ from client.command import say
 from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
 from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
 from client.partial import PartialFile, Settings
-from client.progress import Progress
 from client.ranking import RankingClient
 from client.records import RankedDocument, RankingRequest
 
+EVERY_S = 10.0  # between lines of progress
 # These concern one query. Any other error would meet all queries that follow.
 OF_A_QUERY = (InvalidRequestError, InvalidAnswerError)
 
@@ -187,3 +188,33 @@ def _count(path: str) -> int | None:
         return None
     with opened(path) as file:
         return sum(1 for line in file if line.strip())
+
+
+class Progress:
+    """Counts queries up to ``total`` (None if unknown); ``done`` of them were ranked by an earlier start."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total, self._before, self._done = total, done, done
+        self._bar: Any = None
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, unit=" queries", file=sys.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif (now := time.monotonic()) - self._told >= EVERY_S:
+            self._told = now
+            rate = (self._done - self._before) / (now - self._started)
+            of = "" if self._total is None else f" of {self._total}"
+            say(f"{self._done}{of} queries, {rate:.1f} queries/s")

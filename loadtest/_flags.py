@@ -34,7 +34,6 @@ class Settings:
     plan: Plan | None  # a search for the highest rate
     objective: Objective | None
     report: Path | None
-    metrics_url: str | None  # None is Triton's default, "" none
 
     @property
     def is_open(self) -> bool:
@@ -51,7 +50,6 @@ def add_flags(parser: Any) -> None:
     add("--model", default="ranker", help="default %(default)s")
     add("--timeout", type=float, default=30.0, help="seconds for an answer (default %(default)s)")
     add("--report", help="a directory for report.html and report.json, or PATH.html (and PATH.json beside it)")
-    add("--metrics-url", help="Triton's metrics for the report (default http://HOST:8002/metrics; '' for none)")
     add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
     add("--arrivals", choices=ARRIVALS, default="poisson", help="of an open loop (default %(default)s)")
     add("--in-flight", type=int, default=512,
@@ -89,7 +87,6 @@ def read_settings(options: Any) -> Settings:
         plan=plan if searches else None,
         objective=objective,
         report=Path(options.report) if options.report else None,
-        metrics_url=options.metrics_url,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import RankingClient, progress, rank
+from client import RankingClient, batch, rank
 from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
@@ -373,7 +373,7 @@ def test_a_reader_that_leaves_early_ends_the_batch(queries: Path) -> None:
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     queries: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(batch, "EVERY_S", 0.0)
     main_end, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     with odd_server(OddServer(np.arange)) as url:
