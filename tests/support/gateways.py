@@ -1,28 +1,27 @@
-"""Gateways for tests: real processes in front of a real server, and a server that can be made to stall."""
+"""Gateways for tests: real processes in front of a real server."""
 
 from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.waiting import eventually
+
 if TYPE_CHECKING:
     import httpx
 
-START_S, STOP_S, PATIENCE_S = 180, 60, 120
+LISTENING = re.compile(r"^http://\S+", re.MULTILINE)
+STOP_S, PATIENCE_S = 60, 120
 ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
 TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
-PIECE = 65536
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    ends = time.monotonic() + START_S
-    while not (found := re.search(r"^http://\S+", log.read_text(), re.MULTILINE)):
-        assert process.poll() is None and time.monotonic() < ends, log.read_text()
-        time.sleep(0.05)
+    eventually(lambda: process.poll() is not None or LISTENING.search(log.read_text()))
+    found = LISTENING.search(log.read_text())
+    assert found, log.read_text()
     return found[0]
 
 
@@ -72,49 +70,6 @@ def _read(url: str) -> str:
     with urllib.request.urlopen(url) as answer:
         text: str = answer.read().decode()
         return text
-
-
-class Passage:
-    """A TCP port in front of another; while it is stalled, nothing passes, and nobody is told."""
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.partition(":")
-        self._target = (host, int(port))
-        self._open = threading.Event()
-        self._open.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
-        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @contextmanager
-    def stalled(self) -> Iterator[None]:
-        self._open.clear()
-        yield
-        self._open.set()
-
-    def close(self) -> None:
-        self._open.set()
-        for one in (self._listener, *self._sockets):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                self._sockets += [near, far]
-                threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
-                threading.Thread(target=self._pass, args=(far, near), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):  # either end was closed
-            while data := source.recv(PIECE):
-                self._open.wait()
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
 
 
 def refusal(answer: httpx.Response, status: int) -> str:
@@ -126,10 +81,3 @@ def refusal(answer: httpx.Response, status: int) -> str:
         return body["error"]
     assert set(body) == {"message"}
     return body["message"]
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.02)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.servers import ports
+from tests.support.waiting import PATIENCE_S, eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNPACKED = Path(sys.executable).parents[1] / ".prometheus/usr/bin"  # where the Makefile puts Debian's package
-PATIENCE_S = 180
 
 
 def command(name: str) -> str:
@@ -55,10 +55,7 @@ class Prometheus:
 
     def wait_for(self, expression: str, least: float) -> None:
         """Until the sum of its values is so much."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (found := sum(self.values(expression).values())) < least:
-            assert time.monotonic() < deadline, f"{expression} is {found} and not {least} after {PATIENCE_S} s"
-            time.sleep(0.1)
+        eventually(lambda: sum(self.values(expression).values()) >= least)
 
 
 @contextmanager
@@ -78,20 +75,17 @@ def scraping(targets: dict[str, str], directory: Path) -> Iterator[Prometheus]:
             stdout=log, stderr=subprocess.STDOUT, cwd=directory,
         )  # fmt: skip
     try:
-        _wait_until_ready(process, address, directory / "log")
+        eventually(lambda: process.poll() is not None or _ready(address))
+        assert process.poll() is None, (directory / "log").read_text()
         yield Prometheus(f"http://{address}")
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"http://{address}/-/ready"):
-                return
-        except OSError:  # not listening yet, or 503 while it starts
-            time.sleep(0.1)
-    raise AssertionError(f"not ready after {PATIENCE_S} s: {log.read_text()}")
+def _ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/-/ready"):
+            return True
+    except OSError:  # not listening yet, or 503 while it starts
+        return False
