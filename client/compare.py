@@ -27,11 +27,11 @@ from client.connection import Connection, parse_target
 from client.errors import InvalidRequestError
 from client.flags import EXIT_CODES, add_server_flags, connection_of
 from client.inputs import read_documents
-from client.outputs import columns, fitted, padded, printable
+from client.outputs import columns, fitted, padded, printable, row
 from client.ranking import RankingClient
 from client.records import Document, RankedDocument
 
-SCORE_COLUMNS, MOVED_COLUMNS, BETWEEN = 8, 5, "  "
+MOVED_COLUMNS, BETWEEN = 5, "  "
 WIDEST_ID = 16
 
 
@@ -70,26 +70,16 @@ def _table(left: Side, right: Side, documents: Sequence[Document], top_k: int) -
     room = shutil.get_terminal_size().columns
     rank_columns = len(str(min(top_k, len(documents)))) + len(BETWEEN)
     half = max(0, (room - rank_columns - len(BETWEEN) * 2 - MOVED_COLUMNS) // 2)
-    yield (
-        " " * rank_columns + padded(left.name, half) + BETWEEN + "moved".ljust(MOVED_COLUMNS) + BETWEEN
-        + fitted(right.name, half)
-    )  # fmt: skip
+    head = [" " * (rank_columns - len(BETWEEN)), padded(left.name, half), "moved".ljust(MOVED_COLUMNS)]
+    yield BETWEEN.join([*head, fitted(right.name, half)])
     places = {found.index: found.rank for found in left.ranked}
     for one, other in zip(left.ranked[:top_k], right.ranked[:top_k], strict=True):
-        yield (
-            f"{one.rank:{rank_columns - len(BETWEEN)}d}{BETWEEN}{padded(_cell(one, documents, width, half), half)}"
-            f"{BETWEEN}{_arrow(places[other.index] - other.rank).ljust(MOVED_COLUMNS)}{BETWEEN}"
-            f"{_cell(other, documents, width, half)}"
-        )
+        cells = [fitted(row(found, documents, width, half), half) for found in (one, other)]
+        moved = _arrow(places[other.index] - other.rank).ljust(MOVED_COLUMNS)
+        place = f"{one.rank:{rank_columns - len(BETWEEN)}d}"
+        yield BETWEEN.join([place, padded(cells[0], half), moved, cells[1]])
     yield ""
     yield from textwrap.wrap(_summary(left, right, top_k), max(room, 1))
-
-
-def _cell(found: RankedDocument, documents: Sequence[Document], width: int, room: int) -> str:
-    mark = outputs.CUT if found.truncated else ""
-    start = f"{found.score:{SCORE_COLUMNS}.4f}  {padded(printable(found.doc_id), width)}  "
-    text = fitted(outputs.shown(found, documents), room - columns(start) - len(mark))
-    return fitted(start + text + mark, room)
 
 
 def _arrow(moved: int) -> str:
@@ -99,7 +89,7 @@ def _arrow(moved: int) -> str:
 def _summary(left: Side, right: Side, top_k: int) -> str:
     figures = _figures(left, right, top_k)
     tau = "undefined (a side is all ties)" if figures["kendall_tau"] is None else f"{figures['kendall_tau']:.3f}"
-    cut = sum(found.truncated for found in left.ranked), sum(found.truncated for found in right.ranked)
+    cut = [sum(found.truncated for found in side.ranked) for side in (left, right)]
     return (
         f"{figures['documents']} documents, {figures['moved']} moved; Kendall tau {tau}; "
         f"overlap@{figures['overlap_at']} {figures['overlap']:.2f}; cut: {cut[0]} left, {cut[1]} right"
@@ -128,10 +118,8 @@ def _jsonl(left: Side, right: Side, documents: Sequence[Document], top_k: int) -
             continue
         record = {"doc_id": after.doc_id, "index": after.index, "title": after.title, "moved": found.rank - after.rank}
         sides = {"left": found, "right": after}
-        record |= {
-            side: {"rank": one.rank, "score": one.score, "probability": one.probability, "truncated": one.truncated}
-            for side, one in sides.items()
-        }
+        shown = ("rank", "score", "probability", "truncated")
+        record |= {side: {name: getattr(one, name) for name in shown} for side, one in sides.items()}
         yield json.dumps(record, ensure_ascii=False)
     yield json.dumps({"left": left.name, "right": right.name, **_figures(left, right, top_k)}, ensure_ascii=False)
 

@@ -31,7 +31,7 @@ from loadtest._samples import Sample
 from loadtest._schedule import arrivals
 from loadtest._search import CONFIRMATION, Found, find_highest, judge
 from loadtest._server import Statistics, between
-from loadtest._traffic import Request, Traffic
+from loadtest._traffic import Request, traffic
 
 CONFIRMATION_TIMES = 3  # as long as a step
 
@@ -140,7 +140,7 @@ class OpenLoopRun(_Run):
         """Arrivals and requests of a rate; every rate has its own."""
         settings, seed = self._settings, self._settings.seed + len(self._points)
         times = arrivals(settings.arrivals, rate, settings.warm_up + seconds, seed)
-        for due, request in zip(times, Traffic(self._groups, settings.counts, seed), strict=False):
+        for due, request in zip(times, traffic(self._groups, settings.counts, seed), strict=False):
             yield due - settings.warm_up, request
 
 

@@ -17,7 +17,7 @@ from client import RankingClient, RankingError
 from loadtest._flags import Settings
 from loadtest._runs import ClosedLoopRun, OpenLoopRun
 from loadtest._samples import Sample
-from loadtest._traffic import Request, Traffic
+from loadtest._traffic import Request, traffic
 
 HOST = "localhost:8001"
 
@@ -66,7 +66,7 @@ class RankingUser(_CourseUser):
     def on_start(self) -> None:
         super().on_start()
         settings = self.course.settings
-        self.traffic = Traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
+        self.traffic = traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
         if self.course.closed_loop:
             self.course.closed_loop.joined()
 

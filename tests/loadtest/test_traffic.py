@@ -13,7 +13,7 @@ import pytest
 
 from client import Document, InvalidRequestError
 from loadtest._schedule import arrivals
-from loadtest._traffic import Counts, Request, Traffic, read_groups
+from loadtest._traffic import Counts, Request, read_groups, traffic
 from tests.support.checkpoints import write_groups
 
 
@@ -50,7 +50,7 @@ def groups() -> list[Request]:
 
 
 def test_a_query_comes_with_its_own_documents_and_is_filled_up_with_others() -> None:
-    for request in itertools.islice(Traffic(groups(), Counts.parse("6"), seed=0), 50):
+    for request in itertools.islice(traffic(groups(), Counts.parse("6"), seed=0), 50):
         name, own = ("a", 3) if request.query == "first" else ("b", 4)
         assert [document.doc_id for document in request.documents[:own]] == [f"{name}{n}" for n in range(own)]
         assert len(request.documents) == 6
@@ -58,13 +58,13 @@ def test_a_query_comes_with_its_own_documents_and_is_filled_up_with_others() -> 
 
 @pytest.mark.parametrize(("text", "sizes"), [("2", (2, 2)), ("50", (50, 50)), ("0", (3, 4))])
 def test_fewer_than_a_query_has_more_than_there_are_and_its_own_only(text: str, sizes: tuple[int, int]) -> None:
-    requests = itertools.islice(Traffic(groups(), Counts.parse(text), seed=1), 50)
+    requests = itertools.islice(traffic(groups(), Counts.parse(text), seed=1), 50)
     assert {(one.query, len(one.documents)) for one in requests} == {*zip(("first", "second"), sizes, strict=True)}
 
 
 def test_a_seed_decides_the_requests() -> None:
     def sent(seed: int) -> list[Request]:
-        return list(itertools.islice(Traffic(groups(), Counts.parse("uniform:1-9"), seed), 30))
+        return list(itertools.islice(traffic(groups(), Counts.parse("uniform:1-9"), seed), 30))
 
     assert sent(3) == sent(3) != sent(4)
 
