@@ -45,10 +45,10 @@ class Server(Child):
 
 
 def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine: str = "openvino") -> Path:
-    data = write_groups(checkpoint.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
+    data = write_groups(repository.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
     flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     if precision == "int8":
-        flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
+        flags["calibration"] = write_groups(repository.parent / "calibration.jsonl", queries=8, seed=1, name="c")
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert build_engines.main([*argv, "--model_repository", str(repository), *more]) == 0
     return repository
