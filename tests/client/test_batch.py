@@ -45,7 +45,7 @@ def broken(queries: Path, changes: dict[int, str]) -> Path:
     lines = queries.read_text().splitlines()
     for number, line in changes.items():
         lines[number - 1] = line
-    queries.write_text("\n".join(lines) + "\n")
+    queries.write_text("\n".join(lines) + "\n", encoding="latin-1")  # bytes, as they are
     return queries
 
 
@@ -108,6 +108,7 @@ def test_queries_without_ids_and_documents_as_strings(server: Server, tmp_path: 
             "query 'a': SERVER refused the request: document 0 has 1100000 bytes",
         ),
         ('{"query_id": "a", "query": " ", "documents": ["river"]}', "query 'a': the query is empty"),
+        ('{"query": "\xff\xfe"}', "not UTF-8: invalid start byte at byte 11"),
         (
             '{"query_id": "\\ud800", "query": "river", "documents": ["bridge"]}',
             r"query_id '\ud800' has a lone surrogate",
@@ -138,17 +139,6 @@ def test_a_query_at_fault_stops_or_is_left_out(
     expected = [f"q{number}" for number in range(QUERIES) if number != 6]
     assert ([*read_run(ranked)] if kind == "trec" else [one["query_id"] for one in records(ranked)]) == expected
     queries.write_text(whole)
-
-
-def test_a_line_that_is_not_utf_8(queries: Path, run: Any) -> None:
-    lines = queries.read_bytes().splitlines(keepends=True)
-    queries.write_bytes(b"".join([*lines[:2], b'{"query": "\xff\xfe"}\n', *lines[2:]]))
-    with odd_server(OddServer(np.arange)) as url:
-        code, out, (line,) = run("--queries", queries, "--url", url)
-        assert (code, len(out)) == (2, 2)
-        assert line == f"error: {queries}:3: not UTF-8: invalid start byte at byte 11"
-        code, out, _ = run("--queries", queries, "--url", url, "--on_error", "skip")
-        assert (code, len(out)) == (1, QUERIES)
 
 
 def test_a_server_that_is_gone_stops_even_so(queries: Path, ranked: Path, run: Any) -> None:

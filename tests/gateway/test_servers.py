@@ -133,19 +133,15 @@ def test_the_log_has_no_text(fragile: Gateway) -> None:
     assert "secret" not in shown
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (InvalidRequestError, 422),
-        (ServerUnavailableError, 503),
-        (ServerOverloadedError, 503),
-        (ModelNotReadyError, 503),
-        (RequestTimeoutError, 504),
-        (AuthenticationError, 502),
-        (InvalidAnswerError, 502),
-        (ServerError, 502),
-    ],
-)
+STATUS: dict[int, list[type[RankingError]]] = {
+    422: [InvalidRequestError],
+    502: [AuthenticationError, InvalidAnswerError, ServerError],
+    503: [ServerUnavailableError, ServerOverloadedError, ModelNotReadyError],
+    504: [RequestTimeoutError],
+}
+
+
+@pytest.mark.parametrize(("error", "status"), [(error, status) for status in STATUS for error in STATUS[status]])
 def test_every_error_has_a_status_code(error: type[RankingError], status: int) -> None:
     problem = of_ranking(error("what to do", "gpu1:8001"))
     assert (problem.status, problem.message) == (status, "what to do")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.waiting import eventually
+from bench.children import Child, started
 
 if TYPE_CHECKING:
     import httpx
@@ -25,12 +23,10 @@ TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridg
 
 
 @dataclass(frozen=True)
-class Gateway:
-    """Answers at ``url``; ``log`` is all that it has said."""
+class Gateway(Child):
+    """Answers at ``url``."""
 
     url: str
-    log: Path
-    process: subprocess.Popen[bytes]
 
     def metrics(self, name: str, **labels: str) -> float:
         """The sum of a metric over the labels that are not given."""
@@ -45,25 +41,13 @@ class Gateway:
 @contextmanager
 def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
     """On a free port; it ends by SIGTERM, with exit code 0."""
-    command = [sys.executable, "-m", "client.gateway", "--port", "0", *flags]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        gateway = Gateway(_address(process, log), log, process)
+    with started([sys.executable, "-m", "client.gateway", "--port", "0", *flags], log) as child:
+        child.wait_until(lambda: LISTENING.search(log.read_text()) is not None)
+        gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0])
         _read(f"{gateway.url}/v1/models")  # the port listens: it answers once it can
         yield gateway
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(STOP_S) == 0, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    eventually(lambda: process.poll() is not None or LISTENING.search(log.read_text()))
-    found = LISTENING.search(log.read_text())
-    assert found, log.read_text()
-    return found[0]
+        child.process.terminate()
+        assert child.process.wait(STOP_S) == 0, log.read_text()
 
 
 def _read(url: str) -> str:

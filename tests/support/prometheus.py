@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -16,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.children import healthy, started
 from tests.support.servers import ports
-from tests.support.waiting import PATIENCE_S, eventually
+from tests.support.waiting import eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNPACKED = Path(sys.executable).parents[1] / ".prometheus/usr/bin"  # where the Makefile puts Debian's package
@@ -67,25 +67,9 @@ def scraping(targets: dict[str, str], directory: Path) -> Iterator[Prometheus]:
         config = config.replace(written, wanted)
     (directory / "prometheus.yml").write_text(config, encoding="utf-8")
     shutil.copy(DEPLOY / "alerts.yml", directory)
-    address = f"127.0.0.1:{ports()['http']}"
-    flags = {"config.file": "prometheus.yml", "storage.tsdb.path": "data", "web.listen-address": address}
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [command("prometheus"), *(f"--{name}={value}" for name, value in flags.items())],
-            stdout=log, stderr=subprocess.STDOUT, cwd=directory,
-        )  # fmt: skip
-    try:
-        eventually(lambda: process.poll() is not None or _ready(address))
-        assert process.poll() is None, (directory / "log").read_text()
-        yield Prometheus(f"http://{address}")
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-
-
-def _ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{address}/-/ready"):
-            return True
-    except OSError:  # not listening yet, or 503 while it starts
-        return False
+    port = ports()["http"]
+    flags = {"config.file": "prometheus.yml", "storage.tsdb.path": "data", "web.listen-address": f"127.0.0.1:{port}"}
+    argv = [command("prometheus"), *(f"--{name}={value}" for name, value in flags.items())]
+    with started(argv, directory / "log", cwd=directory) as child:
+        child.wait_until(lambda: healthy(port, "/-/ready"))
+        yield Prometheus(f"http://127.0.0.1:{port}")
