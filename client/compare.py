@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from client import outputs
-from client.agreement import kendall_tau, overlap
+from client.agreement import kendall_tau
 from client.command import command
 from client.connection import Connection, parse_target
 from client.errors import InvalidRequestError
@@ -68,16 +68,14 @@ def _table(left: Side, right: Side, documents: Sequence[Document], top_k: int) -
     ids = [printable(found.doc_id) for side in (left, right) for found in side.ranked[:top_k]]
     width = min(WIDEST_ID, max(columns(text) for text in ids))
     room = shutil.get_terminal_size().columns
-    rank_columns = len(str(min(top_k, len(documents)))) + len(BETWEEN)
-    half = max(0, (room - rank_columns - len(BETWEEN) * 2 - MOVED_COLUMNS) // 2)
-    head = [" " * (rank_columns - len(BETWEEN)), padded(left.name, half), "moved".ljust(MOVED_COLUMNS)]
-    yield BETWEEN.join([*head, fitted(right.name, half)])
+    digits = len(str(min(top_k, len(documents))))
+    half = max(0, (room - digits - len(BETWEEN) * 3 - MOVED_COLUMNS) // 2)
+    yield BETWEEN.join([" " * digits, padded(left.name, half), "moved".ljust(MOVED_COLUMNS), fitted(right.name, half)])
     places = {found.index: found.rank for found in left.ranked}
     for one, other in zip(left.ranked[:top_k], right.ranked[:top_k], strict=True):
         cells = [fitted(row(found, documents, width, half), half) for found in (one, other)]
         moved = _arrow(places[other.index] - other.rank).ljust(MOVED_COLUMNS)
-        place = f"{one.rank:{rank_columns - len(BETWEEN)}d}"
-        yield BETWEEN.join([place, padded(cells[0], half), moved, cells[1]])
+        yield BETWEEN.join([f"{one.rank:{digits}d}", padded(cells[0], half), moved, cells[1]])
     yield ""
     yield from textwrap.wrap(_summary(left, right, top_k), max(room, 1))
 
@@ -99,13 +97,13 @@ def _summary(left: Side, right: Side, top_k: int) -> str:
 def _figures(left: Side, right: Side, top_k: int) -> dict[str, Any]:
     scores = [np.array([found.score for found in side.by_index()], dtype=np.float32) for side in (left, right)]
     orders = [[found.index for found in side.ranked] for side in (left, right)]
-    tau = kendall_tau(*scores)
+    tau, depth = kendall_tau(*scores), min(top_k, len(left.ranked))
     return {
-        "documents": len(orders[0]),
+        "documents": len(left.ranked),
         "moved": sum(one != other for one, other in zip(*orders, strict=True)),
         "kendall_tau": None if math.isnan(tau) else tau,
-        "overlap_at": min(top_k, len(orders[0])),
-        "overlap": overlap(orders[0], orders[1], top_k),
+        "overlap_at": depth,
+        "overlap": len({*orders[0][:depth]} & {*orders[1][:depth]}) / depth,  # the share that both have
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from client import RankingClient, compare
-from client.agreement import kendall_tau, overlap
+from client.agreement import kendall_tau
 from client.outputs import columns
 from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
@@ -86,6 +86,9 @@ def test_json_lines_have_both_sides_and_the_figures(two: tuple[str, str], compar
         "left": f"ranker{two[0]}", "right": f"ranker{two[1]}", "documents": 5, "moved": 4,
         "kendall_tau": pytest.approx(0.6), "overlap_at": 2, "overlap": 1.0,
     }  # fmt: skip
+    for top_k, depth, share in ((1, 1, 0.0), (4, 4, 0.75), (9, 5, 1.0)):
+        figures = json.loads(compared(*two, "--top_k", top_k)[1][-1])
+        assert (figures["overlap_at"], figures["overlap"]) == (depth, share)
 
 
 def test_a_model_against_itself_moves_nothing_and_cuts_are_marked(server: Server, file: Path, compared: Any) -> None:
@@ -132,9 +135,3 @@ def test_kendalls_tau_is_scipys() -> None:
             assert found == pytest.approx(expected, nan_ok=True)
     assert math.isnan(kendall_tau(np.zeros(3, np.float32), np.arange(3, dtype=np.float32)))
     assert math.isnan(kendall_tau(np.zeros(1, np.float32), np.zeros(1, np.float32)))
-
-
-def test_overlap_is_of_what_there_is() -> None:
-    assert overlap([1, 2, 3, 4], [4, 3, 2, 1], 2) == 0
-    assert overlap([1, 2, 3, 4], [2, 4, 1, 3], 2) == 0.5
-    assert overlap([1, 2], [2, 1], 10) == 1

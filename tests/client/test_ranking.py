@@ -69,11 +69,9 @@ def test_documents_may_be_mappings_and_strings(client: RankingClient) -> None:
     found = client.score(QUERY, [{"title": "river", "summary": "bridge", "url": "ignored"}, "river bridge"])
     assert found == pytest.approx(expected, abs=SCORES_ABS)
     assert expected[0] == pytest.approx(expected[1], abs=SCORES_ABS)
-
-
-def test_a_documents_fields_are_named() -> None:
-    """The tokenizer's Document begins with the title: positions would be swapped silently."""
-    with pytest.raises(TypeError):
+    with pytest.raises(
+        TypeError
+    ):  # the tokenizer's Document begins with the title: positions would be swapped silently
         Document("d1", "river", "bridge")  # type: ignore[call-arg]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.children import Child, started
+from tests.support.servers import metric
 
 if TYPE_CHECKING:
     import httpx
@@ -29,13 +30,7 @@ class Gateway(Child):
     url: str
 
     def metrics(self, name: str, **labels: str) -> float:
-        """The sum of a metric over the labels that are not given."""
-        total = 0.0
-        for line in _read(f"{self.url}/metrics").splitlines():
-            found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
-                total += float(found[2])
-        return total
+        return metric(f"{self.url}/metrics", name, **labels)
 
 
 @contextmanager
@@ -44,16 +39,11 @@ def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
     with started([sys.executable, "-m", "client.gateway", "--port", "0", *flags], log) as child:
         child.wait_until(lambda: LISTENING.search(log.read_text()) is not None)
         gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0])
-        _read(f"{gateway.url}/v1/models")  # the port listens: it answers once it can
+        with urllib.request.urlopen(f"{gateway.url}/v1/models"):  # the port listens: it answers once it can
+            pass
         yield gateway
         child.process.terminate()
         assert child.process.wait(STOP_S) == 0, log.read_text()
-
-
-def _read(url: str) -> str:
-    with urllib.request.urlopen(url) as answer:
-        text: str = answer.read().decode()
-        return text
 
 
 def refusal(answer: httpx.Response, status: int) -> str:
