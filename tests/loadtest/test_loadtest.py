@@ -99,16 +99,21 @@ def test_an_open_loop_that_sent_nothing_says_so_and_fails(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read: No such file or directory"), ("{oops", "1: not JSON")]
+    ("content", "message"),
+    [
+        (None, "{path}: cannot be read: No such file or directory"),
+        ("{oops", "{path}:1: not JSON"),
+        ('{"query": "river", "documents": ["bridge"]}', "no server answers at 127.0.0.1:9: start it"),
+    ],
 )
-def test_bad_queries_are_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+def test_what_is_wrong_from_the_start_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "queries.jsonl"
     if content is not None:
         path.write_text(content)
-    result = locust("--headless", "--queries", path)
+    result = locust("--headless", "--rate", 10, "--host", "127.0.0.1:9", "--queries", path)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if "locust.main: Starting" not in line]
-    assert line.startswith(f"error: {path}:") and message in line
+    assert line.startswith(f"error: {message.format(path=path)}")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from client import Document, RankingError
+from loadtest import _open_loop
 from loadtest._generator import with_limits
 from loadtest._open_loop import BEYOND_BOUND, UNANSWERED, OpenLoop, Outcome
 from loadtest._records import SINGLE, Generator, Point, summarise
@@ -101,7 +102,8 @@ def test_failures_are_counted_and_in_no_percentile() -> None:
     assert point.response_bytes == 10
 
 
-def test_a_stopped_run_keeps_what_there_was() -> None:
+def test_a_stopped_run_keeps_what_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_open_loop, "STOPPED_PATIENCE_S", 0.5)
     loop = OpenLoop(100)
 
     def send(request: Request) -> None:
