@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from loadtest._records import Point, Report
+from loadtest._records import ModelTimes, Point, Report
 from loadtest._samples import Percentiles
 from loadtest._search import Objective
 
-PERCENTILES = ("p50", "p90", "p95", "p99", "p999")
+PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9"}
 STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "legend.fontsize": 8}
 STYLE |= {"axes.grid": True, "grid.alpha": 0.3}
-Line = tuple[str, Callable[[Point], float | None], dict[str, Any]]  # label, value at a point, matplotlib's style
+Line = tuple[str, Sequence[float | None], dict[str, Any]]  # label, values at the points, matplotlib's style
 BLUE, ORANGE, GREEN, RED = "#1f5fa8", "#d9730d", "#2e8540", "#b3261e"
 
 
@@ -57,8 +58,8 @@ def _svg(paint: Callable[[Axes], None]) -> str:
 
 
 def _by_load(axes: Axes, points: Sequence[Point], unit: str, lines: Sequence[Line]) -> None:
-    for label, value, style in lines:
-        known = [(_load(point), found) for point in points if (found := value(point)) is not None]
+    for label, values, style in lines:
+        known = [(_load(point), value) for point, value in zip(points, values, strict=True) if value is not None]
         if known:
             axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=label, **style)
     axes.set_ylabel(unit)
@@ -79,12 +80,8 @@ def _apart(ticks: Sequence[float]) -> list[float]:
     return kept
 
 
-def _at(times: Percentiles | None, name: str) -> float | None:
+def _at(times: Percentiles | ModelTimes | None, name: str) -> float | None:
     return None if times is None else float(getattr(times, name))
-
-
-def _latency_at(point: Point, name: str) -> float | None:
-    return _at(point.latency_ms, name)
 
 
 def _mark(axes: Axes, objective: Objective | None) -> None:
@@ -93,12 +90,13 @@ def _mark(axes: Axes, objective: Objective | None) -> None:
 
 
 def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    lines: list[Line] = []
-    for number, name in enumerate(PERCENTILES):
-        shade = {"color": matplotlib.colormaps["Blues"](0.35 + 0.15 * number)}
-        label = "p99.9" if name == "p999" else name
-        lines.append((label, partial(_latency_at, name=name), shade))
-    lines.append(("p99 from the send", lambda point: _at(point.service_ms, "p99"), {"color": GREEN, "ls": ":"}))
+    shades = matplotlib.colormaps["Blues"]
+    lines: list[Line] = [
+        (label, [_at(point.latency_ms, name) for point in points], {"color": shades(0.35 + 0.15 * number)})
+        for number, (name, label) in enumerate(PERCENTILES.items())
+    ]
+    from_the_send = [_at(point.service_ms, "p99") for point in points]
+    lines.append(("p99 from the send", from_the_send, {"color": GREEN, "ls": ":"}))
     _by_load(axes, points, "ms", lines)
     _mark(axes, report.objective)
     if report.found:
@@ -111,19 +109,20 @@ def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
 
 
 def _throughput(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    offered: Line = ("offered", lambda point: point.offered, {"color": ORANGE, "ls": "--"})
-    _by_load(axes, points, "requests/s", [offered, ("achieved", lambda point: point.achieved, {"color": BLUE})])
+    offered: Line = ("offered", [point.offered for point in points], {"color": ORANGE, "ls": "--"})
+    achieved: Line = ("achieved", [point.achieved for point in points], {"color": BLUE})
+    _by_load(axes, points, "requests/s", [offered, achieved])
     axes.set_ylim(bottom=0)
     axes.legend()
 
 
 def _errors(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    def share(requests: int, point: Point) -> float | None:
-        return 100 * requests / point.requests if point.requests else None
-
-    unsent, style = "of them not sent: the bound of requests in flight", {"color": ORANGE, "ls": ":"}
-    failed: Line = ("failed", lambda point: share(point.failed, point), {"color": RED})
-    _by_load(axes, points, "% of requests", [failed, (unsent, lambda point: share(point.dropped, point), style)])
+    percent = [100 / point.requests if point.requests else math.nan for point in points]
+    failed = [share * point.failed for share, point in zip(percent, points, strict=True)]
+    unsent = [share * point.dropped for share, point in zip(percent, points, strict=True)]
+    lines: list[Line] = [("failed", failed, {"color": RED})]
+    lines.append(("of them not sent: the bound of requests in flight", unsent, {"color": ORANGE, "ls": ":"}))
+    _by_load(axes, points, "% of requests", lines)
     if report.objective:
         axes.axhline(100 * report.objective.error_budget, color="gray", ls="--", label="error budget")
     axes.set_ylim(bottom=0)
@@ -134,12 +133,10 @@ def _server(axes: Axes, points: Sequence[Point], report: Report) -> None:
     models = sorted({times.model for point in points for times in point.server})
     lines: list[Line] = []
     for number, model in enumerate(models):
+        found = [next((times for times in point.server if times.model == model), None) for point in points]
         for part, dashes in (("compute", "-"), ("queue", "--")):
-
-            def mean(point: Point, model: str = model, field: str = f"{part}_ms") -> float | None:
-                return next((getattr(times, field) for times in point.server if times.model == model), None)
-
-            lines.append((f"{model}: {part}", mean, {"color": f"C{number}", "ls": dashes}))
+            values = [_at(times, f"{part}_ms") for times in found]
+            lines.append((f"{model}: {part}", values, {"color": f"C{number}", "ls": dashes}))
     _by_load(axes, points, "ms for each request, mean", lines)
     if models:
         axes.set_ylim(bottom=0)
@@ -149,12 +146,13 @@ def _server(axes: Axes, points: Sequence[Point], report: Report) -> None:
 
 
 def _generator(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    _by_load(axes, points, "ms", [("lag at p99 (ms)", lambda point: _at(point.lag_ms, "p99"), {"color": BLUE})])
+    lags = [_at(point.lag_ms, "p99") for point in points]
+    _by_load(axes, points, "ms", [("lag at p99 (ms)", lags, {"color": BLUE})])
     axes.set_ylim(bottom=0)
     right = axes.twinx()
     right.grid(False)
-    cpu: Line = ("CPU of its Python thread", lambda point: 100 * point.generator.thread_cpu, {"color": ORANGE})
-    _by_load(right, points, "% of a core", [cpu])
+    cpu = [100 * point.generator.thread_cpu for point in points]
+    _by_load(right, points, "% of a core", [("CPU of its Python thread", cpu, {"color": ORANGE})])
     right.set_ylim(0, 105)
     axes.figure.legend(loc="outside upper right", ncols=2)
 
