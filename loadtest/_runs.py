@@ -6,12 +6,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import gevent
 from gevent.event import Event
 
+from client import RankingClient
 from client.statistics import Spent
 from loadtest._flags import Settings
 from loadtest._generator import Watch, with_limits
@@ -40,11 +42,33 @@ class StoppedError(Exception):
     """The user stopped the run."""
 
 
+@dataclass
+class Course:
+    """The server, the requests and the measurements, which users and listeners share."""
+
+    host: str
+    settings: Settings
+    groups: Sequence[Request]
+    open_loop: OpenLoopRun | None = None
+    closed_loop: ClosedLoopRun | None = None
+    started: bool = False
+    interrupted: bool = False
+
+    @property
+    def servers(self) -> list[str]:
+        return [server.strip() for server in self.host.split(",")]
+
+    def connect(self) -> RankingClient:
+        """Connect with one attempt for each call, since a load test counts refusals."""
+        return RankingClient(self.servers, self.settings.model, self.settings.timeout_s, attempts=1)
+
+
 class _Run:
     """What runs share: the settings, the server, and the report."""
 
-    def __init__(self, settings: Settings, host: str, server: Statistics) -> None:
-        self._settings, self._host, self._server = settings, host, server
+    def __init__(self, course: Course) -> None:
+        self._settings, self._host = course.settings, course.host
+        self._server = Statistics(course.servers if course.settings.report else ())
         self._started = datetime.now(UTC)
 
     def _report(
@@ -67,12 +91,10 @@ class _Run:
 class OpenLoopRun(_Run):
     """``say`` gets a line for each rate as soon as it is measured."""
 
-    def __init__(
-        self, settings: Settings, host: str, groups: Sequence[Request], server: Statistics, say: Callable[[str], None]
-    ) -> None:
-        super().__init__(settings, host, server)
-        self._groups, self._say = groups, say
-        self._loop = OpenLoop(settings.in_flight)
+    def __init__(self, course: Course, say: Callable[[str], None]) -> None:
+        super().__init__(course)
+        self._groups, self._say = course.groups, say
+        self._loop = OpenLoop(self._settings.in_flight)
         self._points: list[Point] = []
         self._found: Found | None = None
         self._stopped = False
@@ -147,8 +169,8 @@ class OpenLoopRun(_Run):
 class ClosedLoopRun(_Run):
     """Users who wait for their answers. ``heard`` is called with each request as it is answered."""
 
-    def __init__(self, settings: Settings, host: str, server: Statistics) -> None:
-        super().__init__(settings, host, server)
+    def __init__(self, course: Course) -> None:
+        super().__init__(course)
         self.begin_anew()
 
     def begin_anew(self) -> None:

@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, cast
 
 import gevent
 from locust import User, constant, task
 from locust.exception import StopUser
 
-from client import RankingClient, RankingError
-from loadtest._flags import Settings
-from loadtest._runs import ClosedLoopRun, OpenLoopRun
+from client import RankingError
+from loadtest._runs import Course
 from loadtest._samples import Sample
 from loadtest._traffic import Request, traffic
 
 HOST = "localhost:8001"
-
-
-@dataclass
-class Course:
-    """The server, the requests and the measurements, which users and listeners share."""
-
-    host: str
-    settings: Settings
-    groups: Sequence[Request]
-    open_loop: OpenLoopRun | None = None
-    closed_loop: ClosedLoopRun | None = None
-    started: bool = False
-    interrupted: bool = False
-
-    @property
-    def servers(self) -> list[str]:
-        return [server.strip() for server in self.host.split(",")]
-
-    def connect(self) -> RankingClient:
-        """Connect with one attempt for each call, since a load test counts refusals."""
-        return RankingClient(self.servers, self.settings.model, self.settings.timeout_s, attempts=1)
 
 
 class _CourseUser(User):

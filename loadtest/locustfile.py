@@ -26,10 +26,9 @@ from loadtest._open_loop import STOPPED_PATIENCE_S
 from loadtest._records import Report
 from loadtest._report import check_target, html_path, write
 from loadtest._results import FAILED
-from loadtest._runs import ClosedLoopRun, OpenLoopRun
-from loadtest._server import Statistics
+from loadtest._runs import ClosedLoopRun, Course, OpenLoopRun
 from loadtest._traffic import ANSWER_BYTES, read_groups
-from loadtest._users import HOST, Course, OpenLoopUser, RankingUser
+from loadtest._users import HOST, OpenLoopUser, RankingUser
 
 __all__ = ["RankingUser"]  # the one that Locust finds here
 
@@ -54,7 +53,7 @@ def prepare(environment: Any, **_: Any) -> None:
         if settings.is_open:
             course.open_loop = _open_loop(environment, course)
         elif settings.report:
-            course.closed_loop = ClosedLoopRun(settings, course.host, _statistics(course))
+            course.closed_loop = ClosedLoopRun(course)
     except (ValueError, RankingError) as error:
         _refuse(str(error))
     if options.headless and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -70,11 +69,7 @@ def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
     environment.user_classes = [OpenLoopUser]
     options.run_time = None  # it is of each rate, and ours to keep
     options.only_summary = options.only_summary or settings.plan is not None
-    return OpenLoopRun(settings, course.host, course.groups, _statistics(course), _say)
-
-
-def _statistics(course: Course) -> Statistics:
-    return Statistics(course.servers if course.settings.report else ())
+    return OpenLoopRun(course, _say)
 
 
 def _interrupt(environment: Any) -> None:
