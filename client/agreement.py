@@ -26,9 +26,3 @@ def kendall_tau(left_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.float32
     pairs = len(left_N) * (len(left_N) - 1) // 2
     ordered = math.sqrt((pairs - ties_left) * (pairs - ties_right))
     return concordant / ordered if ordered else math.nan
-
-
-def overlap(left: list[int], right: list[int], k: int) -> float:
-    """The share of the first ``k`` documents that both have. An order is a list of documents, best first."""
-    depth = min(k, len(left))
-    return len(set(left[:depth]) & set(right[:depth])) / depth

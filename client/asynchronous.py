@@ -75,17 +75,14 @@ class AsyncRankingClient:
         """Documents that every server takes in a request, of those that answer. More are split and merged."""
         deadline = Deadline.after(self.connection.timeout_s)
 
-        async def ask(server: int) -> int:
-            return await self._limit_of(server, deadline)
-
         async def try_to_ask(server: int) -> None:
-            with suppress(InferenceServerException, RankingError):
-                await ask(server)
+            with suppress(InferenceServerException, RankingError):  # it is asked again at its first request
+                await self._limit_of(server, deadline)
 
-        await self._attempt(ask, 0, deadline)
+        await self._attempt(lambda server: self._limit_of(server, deadline), 0, deadline)
         servers = range(len(self.connection.servers))
         async for _ in async_in_order(try_to_ask, servers, len(servers)):
-            pass  # one that does not answer now is asked at its first request
+            pass
         return self._limit
 
     async def score(
@@ -234,13 +231,12 @@ class AsyncRankingClient:
 
     async def _serves(self, server: int) -> bool:
         settings = self.connection
-        try:
-            ready = await self._clients[server].is_model_ready(
+        with suppress(InferenceServerException):
+            ready: bool = await self._clients[server].is_model_ready(
                 settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
             )
-        except InferenceServerException:
-            return False
-        return bool(ready)
+            return ready
+        return False
 
     @property
     def _clients(self) -> list[grpc.InferenceServerClient]:

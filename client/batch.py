@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 
 from client import outputs
 from client.command import say
+from client.concurrency import in_order
 from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
 from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
 from client.partial import PartialFile, Settings
-from client.progress import Progress
 from client.ranking import RankingClient
-from client.records import RankedDocument, RankingRequest
+from client.records import RankedDocument
 
+EVERY_S = 10.0  # between lines of progress
 # These concern one query. Any other error would meet all queries that follow.
 OF_A_QUERY = (InvalidRequestError, InvalidAnswerError)
 
@@ -69,12 +70,12 @@ def rank_batch(client: RankingClient, batch: Batch) -> Tally:
     with opened(batch.queries) as file:
         records = read_queries(batch.queries, file, one_word_ids=batch.format == "trec")
         if batch.output is None:
-            return _rank_all(client, batch, records, None, Tally())
+            return _rank_all(client, batch, records, outputs.show, Tally())
         with closing(PartialFile(batch.output, settings)) as output:
             resumed = output.resume(records, gaps=batch.skip)
             tally = Tally(before=resumed.done, left_out=resumed.left_out)
             try:
-                tally = _rank_all(client, batch, resumed.records, output, tally)
+                tally = _rank_all(client, batch, resumed.records, output.write, tally)
             except RankingError as error:
                 kept = tally.before + tally.queries
                 raise type(error)(
@@ -92,7 +93,7 @@ def _rank_all(
     client: RankingClient,
     batch: Batch,
     records: Iterator[QueryRecord | FaultyLineError],
-    output: PartialFile | None,
+    write: Callable[[bytes], None],
     tally: Tally,
 ) -> Tally:
     limit = client.document_limit()
@@ -106,7 +107,7 @@ def _rank_all(
                 say(f"left out: {where}{outcome}")
                 tally.left_out += 1
             elif record is not None:
-                _write(outputs.encoded(_lines(batch, record, outcome)), output)
+                write(outputs.encoded(_lines(batch, record, outcome)))
                 tally.queries += 1
                 tally.documents += len(record.documents)
                 tally.requests += -(-len(record.documents) // limit)
@@ -119,24 +120,27 @@ def _outcomes(
     client: RankingClient, batch: Batch, records: Iterable[QueryRecord | FaultyLineError]
 ) -> Iterator[tuple[QueryRecord | None, list[RankedDocument] | RankingError]]:
     """Yield a ranking or an error for each record, in order. A faulty line is an error without a record."""
-    sent: deque[QueryRecord | FaultyLineError] = deque()
 
-    def requests() -> Iterator[RankingRequest]:
+    def read() -> Iterator[QueryRecord | FaultyLineError]:
         for record in records:
-            sent.append(record)
-            if isinstance(record, QueryRecord):
-                yield RankingRequest(record.query, record.documents)
-            elif not batch.skip:
+            yield record
+            if isinstance(record, FaultyLineError) and not batch.skip:
                 return  # what was read before it is answered first
 
-    answers: Any = client.rank_many(requests(), batch.top_k, max_in_flight=batch.in_flight, return_errors=True)
+    def outcome(
+        record: QueryRecord | FaultyLineError,
+    ) -> tuple[QueryRecord | None, list[RankedDocument] | RankingError]:
+        if isinstance(record, FaultyLineError):
+            return None, record
+        try:
+            return record, client.rank(record.query, record.documents, batch.top_k)
+        except RankingError as error:
+            return record, error
+
+    answers = in_order(outcome, read(), batch.in_flight, 2 * batch.in_flight)
     try:
-        for answer in answers:
-            yield from _faults(sent)
-            record = sent.popleft()
-            assert isinstance(record, QueryRecord)
-            yield record, answer
-        yield from _faults(sent)
+        for answer in answers:  # noqa: UP028 - it would close them before the client
+            yield answer
     except BaseException:
         client.close()  # otherwise the end waits for answers that nobody wants any more
         raise
@@ -160,25 +164,10 @@ def _closed_by_ctrl_c(client: RankingClient) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _faults(sent: deque[QueryRecord | FaultyLineError]) -> Iterator[tuple[None, FaultyLineError]]:
-    """Yield the faulty lines that come before the next query."""
-    while sent and isinstance(sent[0], FaultyLineError):
-        error = sent.popleft()
-        assert isinstance(error, FaultyLineError)
-        yield None, error
-
-
 def _lines(batch: Batch, record: QueryRecord, ranked: list[RankedDocument]) -> Iterator[str]:
     if batch.format == "trec":
         return outputs.trec(record.query_id, ranked, batch.tag)
     return outputs.jsonl_of_query(record.query_id, ranked)
-
-
-def _write(content: bytes, output: PartialFile | None) -> None:
-    if output is None:
-        outputs.show(content)
-    else:
-        output.write(content)
 
 
 def _count(path: str) -> int | None:
@@ -187,3 +176,33 @@ def _count(path: str) -> int | None:
         return None
     with opened(path) as file:
         return sum(1 for line in file if line.strip())
+
+
+class Progress:
+    """Counts queries up to ``total`` (None if unknown); ``done`` of them were ranked by an earlier start."""
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self._total, self._before, self._done = total, done, done
+        self._bar: Any = None
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, unit=" queries", file=sys.stderr)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif (now := time.monotonic()) - self._told >= EVERY_S:
+            self._told = now
+            rate = (self._done - self._before) / (now - self._started)
+            of = "" if self._total is None else f" of {self._total}"
+            say(f"{self._done}{of} queries, {rate:.1f} queries/s")

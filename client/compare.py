@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 
 from client import outputs
-from client.agreement import kendall_tau, overlap
+from client.agreement import kendall_tau
 from client.command import command
 from client.connection import Connection, parse_target
 from client.errors import InvalidRequestError
 from client.flags import EXIT_CODES, add_server_flags, connection_of
 from client.inputs import read_documents
-from client.outputs import columns, fitted, padded, printable
+from client.outputs import columns, fitted, padded, printable, row
 from client.ranking import RankingClient
 from client.records import Document, RankedDocument
 
-SCORE_COLUMNS, MOVED_COLUMNS, BETWEEN = 8, 5, "  "
+MOVED_COLUMNS, BETWEEN = 5, "  "
 WIDEST_ID = 16
 
 
@@ -68,28 +68,16 @@ def _table(left: Side, right: Side, documents: Sequence[Document], top_k: int) -
     ids = [printable(found.doc_id) for side in (left, right) for found in side.ranked[:top_k]]
     width = min(WIDEST_ID, max(columns(text) for text in ids))
     room = shutil.get_terminal_size().columns
-    rank_columns = len(str(min(top_k, len(documents)))) + len(BETWEEN)
-    half = max(0, (room - rank_columns - len(BETWEEN) * 2 - MOVED_COLUMNS) // 2)
-    yield (
-        " " * rank_columns + padded(left.name, half) + BETWEEN + "moved".ljust(MOVED_COLUMNS) + BETWEEN
-        + fitted(right.name, half)
-    )  # fmt: skip
+    digits = len(str(min(top_k, len(documents))))
+    half = max(0, (room - digits - len(BETWEEN) * 3 - MOVED_COLUMNS) // 2)
+    yield BETWEEN.join([" " * digits, padded(left.name, half), "moved".ljust(MOVED_COLUMNS), fitted(right.name, half)])
     places = {found.index: found.rank for found in left.ranked}
     for one, other in zip(left.ranked[:top_k], right.ranked[:top_k], strict=True):
-        yield (
-            f"{one.rank:{rank_columns - len(BETWEEN)}d}{BETWEEN}{padded(_cell(one, documents, width, half), half)}"
-            f"{BETWEEN}{_arrow(places[other.index] - other.rank).ljust(MOVED_COLUMNS)}{BETWEEN}"
-            f"{_cell(other, documents, width, half)}"
-        )
+        cells = [fitted(row(found, documents, width, half), half) for found in (one, other)]
+        moved = _arrow(places[other.index] - other.rank).ljust(MOVED_COLUMNS)
+        yield BETWEEN.join([f"{one.rank:{digits}d}", padded(cells[0], half), moved, cells[1]])
     yield ""
     yield from textwrap.wrap(_summary(left, right, top_k), max(room, 1))
-
-
-def _cell(found: RankedDocument, documents: Sequence[Document], width: int, room: int) -> str:
-    mark = outputs.CUT if found.truncated else ""
-    start = f"{found.score:{SCORE_COLUMNS}.4f}  {padded(printable(found.doc_id), width)}  "
-    text = fitted(outputs.shown(found, documents), room - columns(start) - len(mark))
-    return fitted(start + text + mark, room)
 
 
 def _arrow(moved: int) -> str:
@@ -99,7 +87,7 @@ def _arrow(moved: int) -> str:
 def _summary(left: Side, right: Side, top_k: int) -> str:
     figures = _figures(left, right, top_k)
     tau = "undefined (a side is all ties)" if figures["kendall_tau"] is None else f"{figures['kendall_tau']:.3f}"
-    cut = sum(found.truncated for found in left.ranked), sum(found.truncated for found in right.ranked)
+    cut = [sum(found.truncated for found in side.ranked) for side in (left, right)]
     return (
         f"{figures['documents']} documents, {figures['moved']} moved; Kendall tau {tau}; "
         f"overlap@{figures['overlap_at']} {figures['overlap']:.2f}; cut: {cut[0]} left, {cut[1]} right"
@@ -109,13 +97,13 @@ def _summary(left: Side, right: Side, top_k: int) -> str:
 def _figures(left: Side, right: Side, top_k: int) -> dict[str, Any]:
     scores = [np.array([found.score for found in side.by_index()], dtype=np.float32) for side in (left, right)]
     orders = [[found.index for found in side.ranked] for side in (left, right)]
-    tau = kendall_tau(*scores)
+    tau, depth = kendall_tau(*scores), min(top_k, len(left.ranked))
     return {
-        "documents": len(orders[0]),
+        "documents": len(left.ranked),
         "moved": sum(one != other for one, other in zip(*orders, strict=True)),
         "kendall_tau": None if math.isnan(tau) else tau,
-        "overlap_at": min(top_k, len(orders[0])),
-        "overlap": overlap(orders[0], orders[1], top_k),
+        "overlap_at": depth,
+        "overlap": len({*orders[0][:depth]} & {*orders[1][:depth]}) / depth,  # the share that both have
     }
 
 
@@ -128,10 +116,8 @@ def _jsonl(left: Side, right: Side, documents: Sequence[Document], top_k: int) -
             continue
         record = {"doc_id": after.doc_id, "index": after.index, "title": after.title, "moved": found.rank - after.rank}
         sides = {"left": found, "right": after}
-        record |= {
-            side: {"rank": one.rank, "score": one.score, "probability": one.probability, "truncated": one.truncated}
-            for side, one in sides.items()
-        }
+        shown = ("rank", "score", "probability", "truncated")
+        record |= {side: {name: getattr(one, name) for name in shown} for side, one in sides.items()}
         yield json.dumps(record, ensure_ascii=False)
     yield json.dumps({"left": left.name, "right": right.name, **_figures(left, right, top_k)}, ensure_ascii=False)
 

@@ -75,14 +75,11 @@ class Connection:
 
     def channel(self) -> dict[str, Any]:
         """The arguments of tritonclient's InferenceServerClient beside the address."""
-        files = {
-            "root_certificates": self.root_certificates,
-            "certificate_chain": self.certificate_chain,
-            "private_key": self.private_key,
-        }
         return {
             "ssl": self.secure,
-            **{name: None if path is None else str(path) for name, path in files.items()},
+            "root_certificates": self.root_certificates and str(self.root_certificates),
+            "certificate_chain": self.certificate_chain and str(self.certificate_chain),
+            "private_key": self.private_key and str(self.private_key),
             "channel_args": [
                 ("grpc.max_send_message_length", LARGEST),
                 ("grpc.max_receive_message_length", LARGEST),

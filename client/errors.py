@@ -1,16 +1,5 @@
 """The errors that a user of the project can meet. Every message says what to do, and names the server, if there is one.
 
-DisRankerError                    the base of all; `exit_code` is that of a command that it ends
-└── RankingError                  documents were not ranked
-    ├── InvalidRequestError       the request is at fault: no documents, an empty query, a document that is too large
-    ├── RequestTimeoutError       no answer within the time limit; never tried again, the server may still work on it
-    └── ServerError               the server is at fault; another server, or a later call, may succeed
-        ├── ServerUnavailableError  at every attempt nothing answered at the address, or the connection was cut
-        ├── ServerOverloadedError   at every attempt too many requests waited already
-        ├── ModelNotReadyError      the server lacks the model, its version, or the inputs and outputs of a ranker
-        ├── AuthenticationError     the server, or a proxy before it, refuses the authorization
-        └── InvalidAnswerError      scores that are not finite, or not one for each document
-
 The errors of trainer/, engines/ and bench/ derive from DisRankerError too. `client.command` prints any of them as one
 line and returns its exit code.
 """
@@ -42,35 +31,35 @@ class RankingError(DisRankerError):
 
 
 class InvalidRequestError(RankingError):
-    """The request is at fault."""
+    """The request is at fault: no documents, an empty query, a document that is too large."""
 
 
 class RequestTimeoutError(RankingError):
-    """No answer came within the time limit of the call."""
+    """No answer came within the time limit of the call; never tried again, since the server may still work on it."""
 
 
 class ServerError(RankingError):
-    """The server is at fault."""
+    """The server is at fault; another server, or a later call, may succeed."""
 
 
 class ServerUnavailableError(ServerError):
-    """Nothing answers at the address, or the connection was cut."""
+    """At every attempt nothing answered at the address, or the connection was cut."""
 
 
 class ServerOverloadedError(ServerError):
-    """Too many requests wait at the server already."""
+    """At every attempt too many requests waited at the server already."""
 
 
 class ModelNotReadyError(ServerError):
-    """The server does not serve the model as a ranker."""
+    """The server lacks the model, its version, or the inputs and outputs of a ranker."""
 
 
 class AuthenticationError(ServerError):
-    """The authorization was refused."""
+    """The server, or a proxy before it, refuses the authorization."""
 
 
 class InvalidAnswerError(ServerError):
-    """The answer holds no usable score for each document."""
+    """The answer has scores that are not finite, or not one for each document."""
 
 
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")

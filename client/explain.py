@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -13,28 +12,11 @@ from tritonclient.utils import InferenceServerException
 from client.connection import Connection
 from client.errors import translated
 from client.outputs import padded
+from client.statistics import STEPS, TOTAL, Spent, spent_by_model
 from client.wire import LIMIT, steps
 
 PATIENCE_S, LOOK_AGAIN_S = 1.0, 0.02
 NAME_COLUMNS = 26
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Requests, and the nanoseconds that they spent in all; ``total`` is from their arrival to their answer."""
-
-    requests: int = 0
-    total: int = 0
-    queue: int = 0
-    input: int = 0
-    infer: int = 0
-    output: int = 0
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Spent)))
-
-    def __sub__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(Spent)))
 
 
 class Explainer:
@@ -43,8 +25,7 @@ class Explainer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._servers = [(name, InferenceServerClient(name, **connection.channel())) for name in connection.servers]
-        config = self._asked(*self._servers[0], "get_model_config", connection.model, connection.version)["config"]
-        self._steps = steps(config)
+        self._steps = steps(self._config(connection.model, connection.version))
         self._threaded = [step for step in self._steps if self._answers_later(step)]
         self._before = self._spent()
 
@@ -61,22 +42,15 @@ class Explainer:
             f"{', '.join(self._connection.servers)}, {in_flight} at a time; means of a request in ms:"
         )
         yield f"{'':{NAME_COLUMNS}}{'total':>9}{'queue':>9}{'input':>9}{'infer':>9}{'output':>9}"
-        if requests == 1:
-            yield _row("client", seconds * 1e3)
-            if ensemble.requests == 1:
-                yield _row("  network, serialisation", _left(seconds * 1e3, ensemble.total / 1e6))
-        else:
-            yield f"{padded('client, all requests', NAME_COLUMNS)}{seconds * 1e3:9.2f}"
-        yield _row(f"  {self._connection.model}", _mean(ensemble, "total"))
+        yield _row("client" if requests == 1 else "client, all requests", seconds * 1e3)
+        if requests == ensemble["requests"] == 1:
+            yield _row("  network, serialisation", _left(seconds * 1e3, ensemble[TOTAL] / 1e6))
+        yield _row(f"  {self._connection.model}", _mean(ensemble, TOTAL))
         for step in self._steps:
-            values = [_mean(since[step], name) for name in ("total", "queue", "input", "infer", "output")]
-            yield _row(f"    {step}", *values)
-        rest = _left(_mean(ensemble, "total"), *(_mean(since[step], "total") for step in self._steps))
-        yield _row(f"    {self._rest_name()}", rest)
+            yield _row(f"    {step}", *(_mean(since[step], kind) for kind in (TOTAL, *STEPS)))
+        rest = _left(_mean(ensemble, TOTAL), *(_mean(since[step], TOTAL) for step in self._steps))
+        yield _row(f"    {self._threaded[0]}'s engine" if self._threaded else "    between the steps", rest)
         yield from self._notes(since, requests)
-
-    def _rest_name(self) -> str:
-        return f"{self._threaded[0]}'s engine" if self._threaded else "between the steps"
 
     def _notes(self, since: dict[str, Spent], requests: int) -> Iterator[str]:
         for step in self._threaded:
@@ -84,7 +58,7 @@ class Explainer:
                 f"{step} answers from threads of its own: its engine's time, and waiting for it, are what the steps "
                 f"leave of {self._connection.model}"
             )
-        others = max(spent.requests for spent in since.values()) - requests
+        others = max(spent["requests"] for spent in since.values()) - requests
         if others > 0:
             yield f"requests of other clients in these figures of the server: {others}; ask again when there are none"
         if others < 0:
@@ -92,7 +66,7 @@ class Explainer:
 
     def _answers_later(self, step: str) -> bool:
         """A student of the Python backend hands its pairs to a thread; Triton's clock stops before they are scored."""
-        config = self._asked(*self._servers[0], "get_model_config", step)["config"]
+        config = self._config(step)
         return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
 
     def _since(self, requests: int) -> dict[str, Spent]:
@@ -100,19 +74,17 @@ class Explainer:
         ends = time.monotonic() + PATIENCE_S
         while True:
             now = self._spent()
-            since = {name: now[name] - self._before[name] for name in now}
-            if min(spent.requests for spent in since.values()) >= requests or time.monotonic() > ends:
+            since = {name: now[name] - self._before[name] for name in (self._connection.model, *self._steps)}
+            if min(spent["requests"] for spent in since.values()) >= requests or time.monotonic() > ends:
                 return since
             time.sleep(LOOK_AGAIN_S)
 
     def _spent(self) -> dict[str, Spent]:
-        spent = dict.fromkeys([self._connection.model, *self._steps], Spent())
-        for server in self._servers:
-            for model in spent:
-                answer = self._asked(*server, "get_inference_statistics", model)
-                for version in answer.get("model_stats", []):
-                    spent[model] += _of(version.get("inference_stats", {}))
-        return spent
+        return spent_by_model(self._asked(*server, "get_inference_statistics") for server in self._servers)
+
+    def _config(self, model: str, version: str = "") -> dict[str, Any]:
+        config: dict[str, Any] = self._asked(*self._servers[0], "get_model_config", model, version)["config"]
+        return config
 
     def _asked(self, name: str, server: InferenceServerClient, method: str, *arguments: str) -> dict[str, Any]:
         settings = self._connection
@@ -125,24 +97,8 @@ class Explainer:
         return answer
 
 
-def _of(statistics: dict[str, Any]) -> Spent:
-    # int64 comes as text, and what is 0 not at all.
-    def nanoseconds(kind: str) -> int:
-        return int(statistics.get(kind, {}).get("ns", 0))
-
-    return Spent(
-        int(statistics.get("success", {}).get("count", 0)),
-        nanoseconds("success"),
-        nanoseconds("queue"),
-        nanoseconds("compute_input"),
-        nanoseconds("compute_infer"),
-        nanoseconds("compute_output"),
-    )
-
-
-def _mean(spent: Spent, name: str) -> float:
-    nanoseconds: int = getattr(spent, name)
-    return nanoseconds / max(spent.requests, 1) / 1e6
+def _mean(spent: Spent, kind: str) -> float:
+    return spent[kind] / max(spent["requests"], 1) / 1e6
 
 
 def _left(total: float, *parts: float) -> float:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 from client.connection import Connection
 
 AUTHORIZATION = "DISRANKER_AUTHORIZATION"
+PEM_FILES = {
+    "root_certificates": "authorities that the server's certificate is checked by; default: the system's",
+    "certificate_chain": "the client's certificate, for a server that asks for one",
+    "private_key": "the key of the client's certificate",
+}
 EXIT_CODES = """exit codes:
   0    all is well{}
   2    bad input, or a server that refuses or does not answer; one line on standard error says what to do
@@ -19,6 +23,7 @@ EXIT_CODES = """exit codes:
 def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
     """Add the flags that ``connection_of`` reads; without ``target``, not those of the server and the model."""
     group = parser.add_argument_group("the server")
+    parser.set_defaults(url=None, model="ranker", version="")
     if target:
         group.add_argument(
             "--url",
@@ -30,16 +35,8 @@ def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) ->
         group.add_argument("--version", default="", help="the model's version; default: the server's choice")
     group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds a query (default %(default)s)")
     group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
-    group.add_argument(
-        "--root_certificates",
-        type=Path,
-        metavar="PEM",
-        help="authorities that the server's certificate is checked by; default: the system's",
-    )
-    group.add_argument(
-        "--certificate_chain", type=Path, metavar="PEM", help="the client's certificate, for a server that asks for one"
-    )
-    group.add_argument("--private_key", type=Path, metavar="PEM", help="the key of the client's certificate")
+    for name, words in PEM_FILES.items():
+        group.add_argument(f"--{name}", type=Path, metavar="PEM", help=words)
     group.add_argument(
         "--authorization",
         help=f"value of the authorization header; better in the environment as {AUTHORIZATION}, since the list of "
@@ -49,17 +46,12 @@ def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) ->
 
 def connection_of(arguments: argparse.Namespace) -> Connection:
     """Settings from the flags. Raises InvalidRequestError for those that make no sense."""
-    named: dict[str, Any] = {
-        "servers": tuple(one.strip() for url in getattr(arguments, "url", None) or () for one in url.split(",")),
-        "model": getattr(arguments, "model", ""),
-        "version": getattr(arguments, "version", ""),
-    }
     return Connection(
-        **{name: value for name, value in named.items() if value},
-        timeout_s=arguments.timeout,
+        tuple(one.strip() for url in arguments.url or ["localhost:8001"] for one in url.split(",")),
+        arguments.model,
+        arguments.version,
+        arguments.timeout,
         tls=arguments.tls,
-        root_certificates=arguments.root_certificates,
-        certificate_chain=arguments.certificate_chain,
-        private_key=arguments.private_key,
         authorization=arguments.authorization or os.environ.get(AUTHORIZATION) or None,
+        **{name: getattr(arguments, name) for name in PEM_FILES},
     )

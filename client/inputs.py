@@ -122,8 +122,7 @@ def read_documents(path: str, *, one_word_ids: bool = False) -> list[Document]:
                 document = _document(record_of(line, number))
                 document = document if document.doc_id else replace(document, doc_id=str(number))
                 if one_word_ids:
-                    check_word("doc_id", document.doc_id)
-                    _check_new(document.doc_id, seen)
+                    _check_new_word("doc_id", document.doc_id, seen)
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"{where}: {error}") from error
             documents.append(document)
@@ -146,8 +145,7 @@ def read_queries(
             record = record_of(line, number)
             query_id = id_of(record) or str(number)
             if one_word_ids:
-                check_word("query_id", query_id)
-                _check_new(query_id, seen)
+                _check_new_word("query_id", query_id, seen)
             query, documents = query_of(record)
             if one_word_ids:
                 _check_words(documents)
@@ -166,16 +164,16 @@ def _check_words(documents: tuple[Document, ...]) -> None:
     seen: set[str] = set()
     for index, document in enumerate(documents):
         try:
-            check_word("doc_id", document.doc_id or str(index))
-            _check_new(document.doc_id or str(index), seen)
+            _check_new_word("doc_id", document.doc_id or str(index), seen)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"document {index}: {error}") from error
 
 
-def _check_new(name: str, seen: set[str]) -> None:
-    if name in seen:
-        raise InvalidRequestError(f"{name!r} comes twice: --format trec cannot tell them apart")
-    seen.add(name)
+def _check_new_word(name: str, text: str, seen: set[str]) -> None:
+    check_word(name, text)
+    if text in seen:
+        raise InvalidRequestError(f"{text!r} comes twice: --format trec cannot tell them apart")
+    seen.add(text)
 
 
 def _document(record: dict[str, Any]) -> Document:

@@ -52,14 +52,15 @@ def table(ranked: Sequence[RankedDocument], documents: Sequence[Document]) -> It
     room = shutil.get_terminal_size().columns
     yield f"rank     score  {padded('document', width)}  title"
     for found in ranked:
-        mark = CUT if found.truncated else ""
-        line = f"{found.rank:4d}  {found.score:8.4f}  {padded(printable(found.doc_id), width)}  "
-        yield line + fitted(shown(found, documents), room - columns(line) - len(mark)) + mark
+        yield f"{found.rank:4d}  {row(found, documents, width, room - 6)}"
 
 
-def shown(found: RankedDocument, documents: Sequence[Document]) -> str:
-    """The title of a document, or its summary if it has none, fit for a terminal."""
-    return printable(found.title or documents[found.index].summary)
+def row(found: RankedDocument, documents: Sequence[Document], width: int, room: int) -> str:
+    """The score, the id in ``width`` columns, and the title (or the summary, if there is none) in what is left."""
+    mark = CUT if found.truncated else ""
+    start = f"{found.score:8.4f}  {padded(printable(found.doc_id), width)}  "
+    title = printable(found.title or documents[found.index].summary)
+    return start + fitted(title, room - columns(start) - len(mark)) + mark
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,12 +20,11 @@ Settings = dict[str, str | int | None]
 ELSE = "remove it to start anew, or name another --output"
 
 
-class Block(NamedTuple):
-    """The whole lines of one query, up to the byte ``end``; ``line`` is the first's number."""
+class Line(NamedTuple):
+    """A whole line of the file: the query that it is of, its number, and its end in bytes."""
 
     query_id: str
-    lines: int
-    line: int
+    number: int
     end: int
 
 
@@ -61,14 +60,14 @@ class PartialFile:
         """Skip the records that are there and drop a half-written one. With ``gaps`` records in between may be missing,
         which were left out."""
         end = done = left_out = 0
-        for block in self._blocks():
-            record, passed = self._matching(block, records, gaps)
+        for _, lines in groupby(self._lines(), lambda line: line.query_id if self._trec else line.number):
+            first, *others = lines
+            record, passed = self._matching(first, records, gaps)
             left_out += passed
-            wanted = self._lines_of(record)
-            if block.lines < wanted:
+            if 1 + len(others) < self._lines_of(record):
                 records = chain([record], records)
                 break
-            end, done = block.end, done + 1
+            end, done = (first, *others)[-1].end, done + 1
         self._file.truncate(end)
         return Resumed(records, done, left_out)
 
@@ -109,10 +108,10 @@ class PartialFile:
         return len(record.documents) if top_k is None else min(int(top_k), len(record.documents))
 
     def _matching(
-        self, block: Block, records: Iterator[QueryRecord | FaultyLineError], gaps: bool
+        self, line: Line, records: Iterator[QueryRecord | FaultyLineError], gaps: bool
     ) -> tuple[QueryRecord, int]:
         for passed, record in enumerate(records):
-            if isinstance(record, QueryRecord) and record.query_id == block.query_id:
+            if isinstance(record, QueryRecord) and record.query_id == line.query_id:
                 return record, passed
             if not gaps:
                 there = f"{record.where} is of {record.query_id!r}" if isinstance(record, QueryRecord) else str(record)
@@ -120,32 +119,19 @@ class PartialFile:
         else:
             there = "there is no such query after those before it"
         raise InvalidRequestError(
-            f"{self.part}:{block.line} is of query {block.query_id!r} and {there}: it was begun from other queries, or "
+            f"{self.part}:{line.number} is of query {line.query_id!r} and {there}: it was begun from other queries, or "
             f"with --on_error skip: {ELSE}"
         )
 
-    def _blocks(self) -> Iterator[Block]:
-        current: Block | None = None
-        for query_id, line, end in self._ids():
-            if self._trec and current is not None and current.query_id == query_id:
-                current = Block(query_id, current.lines + 1, current.line, end)
-                continue
-            if current is not None:
-                yield current
-            current = Block(query_id, 1, line, end)
-        if current is not None:
-            yield current
-
-    def _ids(self) -> Iterable[tuple[str, int, int]]:
-        """The query of each whole line, its number and its end in bytes."""
+    def _lines(self) -> Iterator[Line]:
         end = 0
         with self.part.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+            for number, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
                     return
-                end += len(line)
+                end += len(text)
                 try:
-                    query_id = line.decode().split(" ")[0] if self._trec else json.loads(line)["query_id"]
+                    query_id = text.decode().split(" ")[0] if self._trec else json.loads(text)["query_id"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise InvalidRequestError(f"{self.part}:{number} is no line of a ranking: {ELSE}") from error
-                yield query_id, number, end
+                yield Line(query_id, number, end)

@@ -72,17 +72,14 @@ class RankingClient:
         """Documents that every server takes in a request, of those that answer. More are split and merged."""
         deadline = Deadline.after(self.connection.timeout_s)
 
-        def ask(server: int) -> int:
-            return self._limit_of(server, deadline)
-
         def try_to_ask(server: int) -> None:
-            with suppress(InferenceServerException, RankingError):
-                ask(server)
+            with suppress(InferenceServerException, RankingError):  # it is asked again at its first request
+                self._limit_of(server, deadline)
 
-        self._attempt(ask, 0, deadline)
+        self._attempt(lambda server: self._limit_of(server, deadline), 0, deadline)
         servers = range(len(self.connection.servers))
         for _ in in_order(try_to_ask, servers, len(servers)):
-            pass  # one that does not answer now is asked at its first request
+            pass
         return self._limit
 
     def score(self, query: str, documents: Iterable[DocumentLike], *, timeout_s: float | None = None) -> list[float]:
@@ -229,13 +226,12 @@ class RankingClient:
 
     def _serves(self, server: int) -> bool:
         settings = self.connection
-        try:
-            ready = self._clients[server].is_model_ready(
+        with suppress(InferenceServerException):
+            ready: bool = self._clients[server].is_model_ready(
                 settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
             )
-        except InferenceServerException:
-            return False
-        return bool(ready)
+            return ready
+        return False
 
     @property
     def _clients(self) -> list[grpc.InferenceServerClient]:

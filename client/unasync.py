@@ -42,12 +42,11 @@ def without_asyncio(source: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     wanted = without_asyncio(SOURCE.read_text(encoding="utf-8"))
-    if (sys.argv[1:] if argv is None else argv) == ["--check"]:
-        up_to_date = TARGET.read_text(encoding="utf-8") == wanted
-        if not up_to_date:
-            print(f"{TARGET.name} is not what {SOURCE.name} says: python client/unasync.py", file=sys.stderr)
-        return 0 if up_to_date else 1
-    TARGET.write_text(wanted, encoding="utf-8")
+    if "--check" not in (sys.argv if argv is None else argv):
+        TARGET.write_text(wanted, encoding="utf-8")
+    elif TARGET.read_text(encoding="utf-8") != wanted:
+        print(f"{TARGET.name} is not what {SOURCE.name} says: python client/unasync.py", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -34,7 +34,6 @@ class Settings:
     plan: Plan | None  # a search for the highest rate
     objective: Objective | None
     report: Path | None
-    metrics_url: str | None  # None is Triton's default, "" none
 
     @property
     def is_open(self) -> bool:
@@ -51,7 +50,6 @@ def add_flags(parser: Any) -> None:
     add("--model", default="ranker", help="default %(default)s")
     add("--timeout", type=float, default=30.0, help="seconds for an answer (default %(default)s)")
     add("--report", help="a directory for report.html and report.json, or PATH.html (and PATH.json beside it)")
-    add("--metrics-url", help="Triton's metrics for the report (default http://HOST:8002/metrics; '' for none)")
     add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
     add("--arrivals", choices=ARRIVALS, default="poisson", help="of an open loop (default %(default)s)")
     add("--in-flight", type=int, default=512,
@@ -75,29 +73,21 @@ def read_settings(options: Any) -> Settings:
     _check_numbers(options)
     plan = Plan(options.lowest_rate, options.highest_rate, options.step_factor, options.tolerance, options.tries)
     objective = None if options.slo_p99_ms is None else Objective(options.slo_p99_ms, options.error_budget)
+    try:
+        counts = Counts.parse(options.documents)
+    except ValueError as error:
+        raise ValueError(f"--documents {error}") from error
+    same = ("seed", "model", "arrivals", "in_flight", "warm_up", "rate")
     return Settings(
         queries=Path(options.queries),
-        counts=_flag("--documents", Counts.parse, options.documents),
-        seed=options.seed,
-        model=options.model,
+        counts=counts,
         timeout_s=options.timeout,
-        arrivals=options.arrivals,
-        in_flight=options.in_flight,
-        warm_up=options.warm_up,
         seconds=float(options.run_time or (STEP_S if searches else math.inf)),
-        rate=options.rate,
         plan=plan if searches else None,
         objective=objective,
         report=Path(options.report) if options.report else None,
-        metrics_url=options.metrics_url,
+        **{name: getattr(options, name) for name in same},
     )
-
-
-def _flag(name: str, parse: Any, text: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from error
 
 
 def _check_open_loop(options: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -11,17 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from loadtest._records import Point, Report
+from loadtest._records import ModelTimes, Point, Report
 from loadtest._samples import Percentiles
+from loadtest._search import Objective
 
-PERCENTILES = ("p50", "p90", "p95", "p99", "p999")
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
+PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9"}
+STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "legend.fontsize": 8}
+STYLE |= {"axes.grid": True, "grid.alpha": 0.3}
+Line = tuple[str, Sequence[float | None], dict[str, Any]]  # label, values at the points, matplotlib's style
 BLUE, ORANGE, GREEN, RED = "#1f5fa8", "#d9730d", "#2e8540", "#b3261e"
 
 
@@ -35,14 +34,14 @@ def draw(report: Report) -> list[tuple[str, str]]:
             ("Requests over time", _svg(lambda axes: _requests_in_time(axes, point))),
         ]
     points = sorted({_load(point): point for point in report.points}.values(), key=_load)  # of each rate the last time
-    drawn: list[tuple[str, Callable[[Axes], None]]] = [
-        ("Latency from when requests were due", lambda axes: _latency(axes, points, report)),
-        ("Throughput: offered and achieved", lambda axes: _throughput(axes, points)),
-        ("Requests that failed", lambda axes: _errors(axes, points, report)),
-        ("Inside the server: queue and compute time", lambda axes: _server(axes, points)),
-        ("The load generator: lag of sends and CPU", lambda axes: _generator(axes, points)),
-    ]
-    return [(title, _svg(paint)) for title, paint in drawn]
+    drawn: dict[str, Callable[..., None]] = {
+        "Latency from when requests were due": _latency,
+        "Throughput: offered and achieved": _throughput,
+        "Requests that failed": _errors,
+        "Inside the server: queue and compute time": _server,
+        "The load generator: lag of sends and CPU": _generator,
+    }
+    return [(title, _svg(partial(paint, points=points, report=report))) for title, paint in drawn.items()]
 
 
 def _load(point: Point) -> float:
@@ -58,13 +57,17 @@ def _svg(paint: Callable[[Axes], None]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]  # a page has no XML declaration in its middle
 
 
-def _abscissa(axes: Axes, points: Sequence[Point]) -> None:
-    closed = any(point.users is not None for point in points)
-    axes.set_xlabel("users" if closed else "rate (requests/s)")
+def _by_load(axes: Axes, points: Sequence[Point], unit: str, lines: Sequence[Line]) -> None:
+    for label, values, style in lines:
+        known = [(_load(point), value) for point, value in zip(points, values, strict=True) if value is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=label, **style)
+    axes.set_ylabel(unit)
+    axes.set_xlabel("users" if any(point.users is not None for point in points) else "rate (requests/s)")
     if len(points) > 2:
         axes.set_xscale("log")
-        ticks = sorted({_load(point) for point in points})
-        axes.set_xticks(_apart(ticks), [f"{tick:g}" for tick in _apart(ticks)])
+        ticks = _apart([_load(point) for point in points])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
 
 
@@ -77,111 +80,101 @@ def _apart(ticks: Sequence[float]) -> list[float]:
     return kept
 
 
-def _line(axes: Axes, points: Sequence[Point], values: Sequence[float | None], label: str, **style: Any) -> None:
-    known = [(_load(point), value) for point, value in zip(points, values, strict=True) if value is not None]
-    if known:
-        axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=label, **style)
-
-
-def _of(times: Percentiles | None, name: str) -> float | None:
+def _at(times: Percentiles | ModelTimes | None, name: str) -> float | None:
     return None if times is None else float(getattr(times, name))
 
 
+def _mark(axes: Axes, objective: Objective | None) -> None:
+    if objective:
+        axes.axhline(objective.p99_ms, color=RED, ls="--", label=f"objective: {objective.p99_ms:g} ms")
+
+
 def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    for number, name in enumerate(PERCENTILES):
-        label = "p99.9" if name == "p999" else name
-        shade = matplotlib.colormaps["Blues"](0.35 + 0.15 * number)
-        _line(axes, points, [_of(point.latency_ms, name) for point in points], label, color=shade)
-    _line(axes, points, [_of(point.service_ms, "p99") for point in points], "p99 from the send", color=GREEN, ls=":")
-    if report.objective:
-        axes.axhline(report.objective.p99_ms, color=RED, ls="--", label=f"objective: {report.objective.p99_ms:g} ms")
+    shades = matplotlib.colormaps["Blues"]
+    lines: list[Line] = [
+        (label, [_at(point.latency_ms, name) for point in points], {"color": shades(0.35 + 0.15 * number)})
+        for number, (name, label) in enumerate(PERCENTILES.items())
+    ]
+    from_the_send = [_at(point.service_ms, "p99") for point in points]
+    lines.append(("p99 from the send", from_the_send, {"color": GREEN, "ls": ":"}))
+    _by_load(axes, points, "ms", lines)
+    _mark(axes, report.objective)
     if report.found:
         axes.axvline(report.found, color=ORANGE, label=f"found: {report.found:g}/s")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("ms")
-    _abscissa(axes, points)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(ncols=2)
+
+
+def _throughput(axes: Axes, points: Sequence[Point], report: Report) -> None:
+    offered: Line = ("offered", [point.offered for point in points], {"color": ORANGE, "ls": "--"})
+    achieved: Line = ("achieved", [point.achieved for point in points], {"color": BLUE})
+    _by_load(axes, points, "requests/s", [offered, achieved])
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _errors(axes: Axes, points: Sequence[Point], report: Report) -> None:
+    percent = [100 / point.requests if point.requests else math.nan for point in points]
+    failed = [share * point.failed for share, point in zip(percent, points, strict=True)]
+    unsent = [share * point.dropped for share, point in zip(percent, points, strict=True)]
+    lines: list[Line] = [("failed", failed, {"color": RED})]
+    lines.append(("of them not sent: the bound of requests in flight", unsent, {"color": ORANGE, "ls": ":"}))
+    _by_load(axes, points, "% of requests", lines)
+    if report.objective:
+        axes.axhline(100 * report.objective.error_budget, color="gray", ls="--", label="error budget")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _server(axes: Axes, points: Sequence[Point], report: Report) -> None:
+    models = sorted({times.model for point in points for times in point.server})
+    lines: list[Line] = []
+    for number, model in enumerate(models):
+        found = [next((times for times in point.server if times.model == model), None) for point in points]
+        for part, dashes in (("compute", "-"), ("queue", "--")):
+            values = [_at(times, f"{part}_ms") for times in found]
+            lines.append((f"{model}: {part}", values, {"color": f"C{number}", "ls": dashes}))
+    _by_load(axes, points, "ms for each request, mean", lines)
+    if models:
+        axes.set_ylim(bottom=0)
+        axes.figure.legend(loc="outside right upper")
+    else:
+        axes.text(0.5, 0.5, "no statistics", transform=axes.transAxes, ha="center")
+
+
+def _generator(axes: Axes, points: Sequence[Point], report: Report) -> None:
+    lags = [_at(point.lag_ms, "p99") for point in points]
+    _by_load(axes, points, "ms", [("lag at p99 (ms)", lags, {"color": BLUE})])
+    axes.set_ylim(bottom=0)
+    right = axes.twinx()
+    right.grid(False)
+    cpu = [100 * point.generator.thread_cpu for point in points]
+    _by_load(right, points, "% of a core", [("CPU of its Python thread", cpu, {"color": ORANGE})])
+    right.set_ylim(0, 105)
+    axes.figure.legend(loc="outside upper right", ncols=2)
 
 
 def _latency_in_time(axes: Axes, point: Point, report: Report) -> None:
     known = [(each.begin, each.latency_ms) for each in point.timeline if each.latency_ms]
-    times = [begin for begin, _ in known]
     for name, colour in (("p50", "#9cc3e6"), ("p99", BLUE), ("max", "gray")):
-        values = [getattr(latency, name) for _, latency in known]
-        axes.plot(times, values, label=name, color=colour, lw=1.2, marker=".", ms=3)
-    if report.objective:
-        axes.axhline(report.objective.p99_ms, color=RED, ls="--", label=f"objective: {report.objective.p99_ms:g} ms")
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("ms")
-    axes.set_xlabel("s")
-    axes.legend(fontsize=8)
+        values = [float(getattr(latency, name)) for _, latency in known]
+        axes.plot([begin for begin, _ in known], values, label=name, color=colour, lw=1.2, marker=".", ms=3)
+    _mark(axes, report.objective)
+    axes.set(ylim=(0, None), xlabel="s", ylabel="ms")
+    axes.legend()
 
 
 def _requests_in_time(axes: Axes, point: Point) -> None:
-    times = [each.begin for each in point.timeline]
     begun = "sent" if point.users is not None else "offered (due)"
-    axes.step(times, [each.due for each in point.timeline], where="post", label=begun, color=ORANGE, ls="--")
-    axes.step(times, [each.answered_then for each in point.timeline], where="post", label="answered", color=BLUE)
-    axes.step(times, [each.failed for each in point.timeline], where="post", label="failed", color=RED, lw=1)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("requests/s")
-    axes.set_xlabel("s")
-    axes.legend(fontsize=8)
-
-
-def _throughput(axes: Axes, points: Sequence[Point]) -> None:
-    _line(axes, points, [point.offered for point in points], "offered", color=ORANGE, ls="--")
-    _line(axes, points, [point.achieved for point in points], "achieved", color=BLUE)
-    axes.set_ylabel("requests/s")
-    axes.set_ylim(bottom=0)
-    _abscissa(axes, points)
-    axes.legend(fontsize=8)
-
-
-def _errors(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    shares = [100 * point.failed / point.requests if point.requests else None for point in points]
-    _line(axes, points, shares, "failed", color=RED)
-    unsent = [100 * point.dropped / point.requests if point.requests else None for point in points]
-    _line(axes, points, unsent, "of them not sent: the bound of requests in flight", color=ORANGE, ls=":")
-    if report.objective:
-        axes.axhline(100 * report.objective.error_budget, color="gray", ls="--", label="error budget")
-    axes.set_ylabel("% of requests")
-    axes.set_ylim(bottom=0)
-    _abscissa(axes, points)
-    axes.legend(fontsize=8)
-
-
-def _server(axes: Axes, points: Sequence[Point]) -> None:
-    models = sorted({times.model for point in points for times in point.server})
-    for number, model in enumerate(models):
-        colour = f"C{number}"
-        found = [next((times for times in point.server if times.model == model), None) for point in points]
-        compute = [times.compute_ms if times else None for times in found]
-        queue = [times.queue_ms if times else None for times in found]
-        _line(axes, points, compute, f"{model}: compute", color=colour)
-        _line(axes, points, queue, f"{model}: queue", color=colour, ls="--")
-    axes.set_ylabel("ms for each request, mean")
-    _abscissa(axes, points)
-    if models:
-        axes.set_ylim(bottom=0)
-        axes.figure.legend(fontsize=8, loc="outside right upper")
-    else:
-        axes.text(0.5, 0.5, "no metrics", transform=axes.transAxes, ha="center")
-
-
-def _generator(axes: Axes, points: Sequence[Point]) -> None:
-    _line(axes, points, [_of(point.lag_ms, "p99") for point in points], "lag at p99 (ms)", color=BLUE)
-    axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)
-    _abscissa(axes, points)
-    right = axes.twinx()
-    right.grid(False)
-    right.set_ylim(0, 105)
-    right.set_ylabel("% of a core")
-    _line(
-        right, points, [100 * point.generator.thread_cpu for point in points], "CPU of its Python thread", color=ORANGE
-    )
-    axes.figure.legend(fontsize=8, loc="outside upper right", ncols=2)
+    for field, label, style in (
+        ("due", begun, {"color": ORANGE, "ls": "--"}),
+        ("answered_then", "answered", {"color": BLUE}),
+        ("failed", "failed", {"color": RED, "lw": 1}),
+    ):
+        values = [getattr(each, field) for each in point.timeline]
+        axes.step([each.begin for each in point.timeline], values, where="post", label=label, **style)
+    axes.set(ylim=(0, None), xlabel="s", ylabel="requests/s")
+    axes.legend()

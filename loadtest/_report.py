@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 
 from client.files import appears_whole
-from loadtest._records import Report, as_json
+from loadtest._records import Report
 from loadtest._results import load
 
 TEMPLATE = Path(__file__).with_name("_report.html")
 
 
-class Paths(NamedTuple):
-    html: Path
-    json: Path
-
-
-def report_paths(target: Path) -> Paths:
-    """PATH.html and PATH.json for PATH.html; report.html and report.json in any other path, a directory."""
-    html = target if target.suffix == ".html" else target / "report.html"
-    return Paths(html, html.with_suffix(".json"))
+def html_path(target: Path) -> Path:
+    """PATH.html as it is; report.html in any other path, a directory. The JSON lies beside it, with its name."""
+    return target if target.suffix == ".html" else target / "report.html"
 
 
 def check_target(target: Path) -> None:
     """Check before a run that its report can be written. Raises ValueError."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--report draws with matplotlib, which is not installed: pip install -e '.[loadtest]'")
-    html = report_paths(target).html
+    html = html_path(target)
     try:
         html.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,12 +35,13 @@ def check_target(target: Path) -> None:
         raise ValueError(f"--report {target}: {html} cannot be written")
 
 
-def write(report: Report, paths: Paths) -> None:
-    """Write both files, each whole or not at all. Raises DisRankerError."""
-    texts = {paths.html: page(report), paths.json: json.dumps(as_json(report), indent=1, allow_nan=False) + "\n"}
-    for path, text in texts.items():
+def write(report: Report, html: Path) -> Path:
+    """Write both files, each whole or not at all. Returns the path of the JSON. Raises DisRankerError."""
+    data = json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False) + "\n"
+    for path, text in ((html, page(report)), (html.with_suffix(".json"), data)):
         with appears_whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
+    return path
 
 
 def page(report: Report) -> str:

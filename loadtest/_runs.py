@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import gevent
 from gevent.event import Event
 
+from client import RankingClient
+from client.statistics import Spent
 from loadtest._flags import Settings
 from loadtest._generator import Watch, with_limits
 from loadtest._open_loop import Heard, OpenLoop, Send
@@ -28,8 +32,8 @@ from loadtest._results import (
 from loadtest._samples import Sample
 from loadtest._schedule import arrivals
 from loadtest._search import CONFIRMATION, Found, find_highest, judge
-from loadtest._traffic import Request, Traffic
-from loadtest._triton_metrics import Counters, MetricsError, between, read_counters
+from loadtest._server import Statistics, between
+from loadtest._traffic import Request, traffic
 
 CONFIRMATION_TIMES = 3  # as long as a step
 
@@ -38,34 +42,62 @@ class StoppedError(Exception):
     """The user stopped the run."""
 
 
-class Server:
-    """Triton's counters. The first failure is noted, and nothing is asked after it."""
+@dataclass
+class Course:
+    """The server, the requests and the measurements, which users and listeners share."""
 
-    def __init__(self, url: str | None) -> None:
-        self._url, self.note = url, ""
+    host: str
+    settings: Settings
+    groups: Sequence[Request]
+    open_loop: OpenLoopRun | None = None
+    closed_loop: ClosedLoopRun | None = None
+    started: bool = False
+    interrupted: bool = False
 
-    def look(self) -> Counters:
-        if not self._url or self.note:
-            return {}
-        try:
-            return read_counters(self._url)
-        except MetricsError as error:
-            self.note = str(error)
-            return {}
+    @property
+    def servers(self) -> list[str]:
+        return [server.strip() for server in self.host.split(",")]
+
+    def connect(self) -> RankingClient:
+        """Connect with one attempt for each call, since a load test counts refusals."""
+        return RankingClient(self.servers, self.settings.model, self.settings.timeout_s, attempts=1)
 
 
-class OpenLoopRun:
+class _Run:
+    """What runs share: the settings, the server, and the report."""
+
+    def __init__(self, course: Course) -> None:
+        self._settings, self._host = course.settings, course.host
+        self._server = Statistics(course.servers if course.settings.report else ())
+        self._started = datetime.now(UTC)
+
+    def _report(
+        self, mode: str, points: Sequence[Point], result: str, exit_code: int, *, stopped: bool = False, **more: Any
+    ) -> Report:
+        return Report(
+            mode=mode,
+            started=self._started.isoformat(timespec="seconds"),
+            host=self._host,
+            settings=described(self._settings),
+            points=tuple(points),
+            result=result,
+            exit_code=exit_code,
+            notes=notes(points, self._server.note, stopped),
+            bottleneck=bottleneck(points),
+            **more,
+        )
+
+
+class OpenLoopRun(_Run):
     """``say`` gets a line for each rate as soon as it is measured."""
 
-    def __init__(
-        self, settings: Settings, host: str, groups: Sequence[Request], server: Server, say: Callable[[str], None]
-    ) -> None:
-        self._settings, self._host, self._groups, self._server, self._say = settings, host, groups, server, say
-        self._loop = OpenLoop(settings.in_flight)
+    def __init__(self, course: Course, say: Callable[[str], None]) -> None:
+        super().__init__(course)
+        self._groups, self._say = course.groups, say
+        self._loop = OpenLoop(self._settings.in_flight)
         self._points: list[Point] = []
         self._found: Found | None = None
         self._stopped = False
-        self._started = datetime.now(UTC)
         self.ended = Event()
         self.rate = 0.0  # that is measured now
 
@@ -88,24 +120,13 @@ class OpenLoopRun:
         self._loop.stop()
 
     def report(self) -> Report:
-        settings = self._settings
+        settings, found = self._settings, self._found
         if settings.plan:
-            result, code = search_result(self._found, self._points, settings)
+            mode, (result, code) = "search", search_result(found, self._points, settings)
         else:
-            result, code = rate_result(self._points, settings)
-        return Report(
-            mode="search" if settings.plan else "open loop",
-            started=self._started.isoformat(timespec="seconds"),
-            host=self._host,
-            settings=described(settings),
-            points=tuple(self._points),
-            result=result,
-            objective=settings.objective,
-            found=self._found.rate if self._found else None,
-            exit_code=code,
-            notes=notes(self._points, self._server.note, self._stopped),
-            bottleneck=bottleneck(self._points),
-        )
+            mode, (result, code) = "open loop", rate_result(self._points, settings)
+        rate, stopped = found.rate if found else None, self._stopped
+        return self._report(mode, self._points, result, code, stopped=stopped, objective=settings.objective, found=rate)
 
     def _holds(self, rate: float, stage: str) -> bool:
         times = CONFIRMATION_TIMES if stage == CONFIRMATION else 1
@@ -116,7 +137,7 @@ class OpenLoopRun:
     def _measure(self, rate: float, seconds: float, stage: str) -> Point:
         settings, self.rate = self._settings, rate
         begin = time.perf_counter() + settings.warm_up
-        seen: list[tuple[Watch, Counters]] = []
+        seen: list[tuple[Watch, Mapping[str, Spent]]] = []
         window = gevent.spawn_later(settings.warm_up, lambda: seen.append((Watch(), self._server.look())))
         samples, cut_at = self._loop.run(self._schedule(rate, seconds), begin, self._send, self._heard)
         window.kill()
@@ -128,31 +149,28 @@ class OpenLoopRun:
             raise StoppedError
         point = with_limits(summarise(samples, measured, generator, stage=stage, rate=rate), settings.in_flight)
         point = dataclasses.replace(point, server=server, interrupted=cut_at is not None and seconds < math.inf)
-        self._add(point, samples)
-        if self._loop.stopped:
-            raise StoppedError
-        return self._points[-1]
-
-    def _add(self, point: Point, samples: Sequence[Sample]) -> None:
-        if self._settings.objective:
+        if settings.objective:
             latencies = [sample.latency_ms for sample in samples if not sample.failure]
-            point = dataclasses.replace(point, verdict=judge(self._settings.objective, latencies, point.failed))
+            point = dataclasses.replace(point, verdict=judge(settings.objective, latencies, point.failed))
         self._points.append(point)
         self._say(in_a_line(point))
+        if self._loop.stopped:
+            raise StoppedError
+        return point
 
     def _schedule(self, rate: float, seconds: float) -> Iterator[tuple[float, Request]]:
         """Arrivals and requests of a rate; every rate has its own."""
         settings, seed = self._settings, self._settings.seed + len(self._points)
         times = arrivals(settings.arrivals, rate, settings.warm_up + seconds, seed)
-        for due, request in zip(times, Traffic(self._groups, settings.counts, seed), strict=False):
+        for due, request in zip(times, traffic(self._groups, settings.counts, seed), strict=False):
             yield due - settings.warm_up, request
 
 
-class ClosedLoopRun:
+class ClosedLoopRun(_Run):
     """Users who wait for their answers. ``heard`` is called with each request as it is answered."""
 
-    def __init__(self, settings: Settings, host: str, server: Server) -> None:
-        self._settings, self._host, self._server = settings, host, server
+    def __init__(self, course: Course) -> None:
+        super().__init__(course)
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -177,15 +195,5 @@ class ClosedLoopRun:
         seconds = max((sample.end for sample in self._samples), default=0.0)
         generator, server = self._watch.stop(), between(self._before, self._server.look())
         point = with_limits(summarise(self._samples, seconds, generator, stage=SINGLE, users=self._users), None)
-        points = (dataclasses.replace(point, server=server),)
-        return Report(
-            mode="closed loop",
-            started=self._started.isoformat(timespec="seconds"),
-            host=self._host,
-            settings=described(self._settings),
-            points=points,
-            result=closed_result(point),
-            exit_code=1 if point.failed else 0,
-            notes=notes(points, self._server.note, False),
-            bottleneck=bottleneck(points),
-        )
+        point = dataclasses.replace(point, server=server)
+        return self._report("closed loop", (point,), closed_result(point), 1 if point.failed else 0)

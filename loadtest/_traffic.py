@@ -59,7 +59,7 @@ class Counts:
             low, high = int(match[1]), int(match[2])
             if not 1 <= low <= high <= MANY:
                 raise ValueError(f"uniform:{low}-{high}: from 1 to {MANY}, the lower number first")
-            return cls._of(text, range(low, high + 1), [1.0] * (high - low + 1))
+            return cls(text, tuple(range(low, high + 1)), tuple(range(1, high - low + 2)))
         pairs = [part.partition(":") for part in text.split(",")]
         try:
             numbers = [int(number) for number, _, _ in pairs]
@@ -72,40 +72,25 @@ class Counts:
             raise ValueError(f"{text!r}: numbers of documents from 1 to {MOST_DOCUMENTS}, or 0 alone")
         if not all(0 < weight < float("inf") for weight in weights):
             raise ValueError(f"{text!r}: weights must be above 0")
-        return cls._of(text, numbers, weights)
-
-    @classmethod
-    def _of(cls, text: str, numbers: Sequence[int], weights: Sequence[float]) -> Counts:
         return cls(text, tuple(numbers), tuple(accumulate(weights)))
 
     def draw(self, randomness: random.Random) -> int:
         return randomness.choices(self.numbers, cum_weights=self.cumulative_weights)[0]
 
 
-class Traffic:
+def traffic(groups: Sequence[Request], counts: Counts, seed: int) -> Iterator[Request]:
     """Endless requests: a drawn query with its own documents first, then others from a drawn place on.
 
     The same seed gives the same requests.
     """
-
-    def __init__(self, groups: Sequence[Request], counts: Counts, seed: int) -> None:
-        self._groups, self._counts, self._random = groups, counts, random.Random(seed)
-        self._everything = [document for group in groups for document in group.documents]
-
-    def __iter__(self) -> Iterator[Request]:
-        return self
-
-    def __next__(self) -> Request:
-        group = self._random.choice(self._groups)
-        count = self._counts.draw(self._random) or len(group.documents)
+    randomness, everything = random.Random(seed), [document for group in groups for document in group.documents]
+    while True:
+        group = randomness.choice(groups)
+        count = counts.draw(randomness) or len(group.documents)
         own = group.documents[:count]
-        return Request(group.query, own + self._others(count - len(own)))
-
-    def _others(self, count: int) -> tuple[Document, ...]:
-        if not count:
-            return ()
-        start, size = self._random.randrange(len(self._everything)), len(self._everything)
-        return tuple(self._everything[(start + step) % size] for step in range(count))
+        start = randomness.randrange(len(everything)) if count > len(own) else 0
+        others = (everything[(start + step) % len(everything)] for step in range(count - len(own)))
+        yield Request(group.query, (*own, *others))
 
 
 def read_groups(path: Path) -> list[Request]:

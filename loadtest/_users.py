@@ -4,49 +4,33 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, cast
 
 import gevent
 from locust import User, constant, task
 from locust.exception import StopUser
 
-from client import RankingClient, RankingError
-from loadtest._flags import Settings
-from loadtest._runs import ClosedLoopRun, OpenLoopRun
+from client import RankingError
+from loadtest._runs import Course
 from loadtest._samples import Sample
-from loadtest._traffic import Request, Traffic
+from loadtest._traffic import Request, traffic
 
 HOST = "localhost:8001"
-
-
-@dataclass
-class Course:
-    """The server, the requests and the measurements, which users and listeners share."""
-
-    host: str
-    settings: Settings
-    groups: Sequence[Request]
-    open_loop: OpenLoopRun | None = None
-    closed_loop: ClosedLoopRun | None = None
-    started: bool = False
-    interrupted: bool = False
-
-    def connect(self) -> RankingClient:
-        """Connect with one attempt for each call, since a load test counts refusals."""
-        servers = [server.strip() for server in self.host.split(",")]
-        return RankingClient(servers, self.settings.model, self.settings.timeout_s, attempts=1)
 
 
 class _CourseUser(User):
     abstract = True
     host = HOST
 
-    @property
-    def course(self) -> Course:
-        return cast(Course, cast(Any, self.environment).course)
+    def on_start(self) -> None:
+        self.course = cast(Course, cast(Any, self.environment).course)
+        self.client = self.course.connect()
+        with suppress(RankingError):  # the first request reports it too
+            self.client.document_limit()
+
+    def on_stop(self) -> None:
+        self.client.close()
 
 
 class RankingUser(_CourseUser):
@@ -56,16 +40,11 @@ class RankingUser(_CourseUser):
     numbers = itertools.count()
 
     def on_start(self) -> None:
+        super().on_start()
         settings = self.course.settings
-        self.client = self.course.connect()
-        self.traffic = Traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
-        with suppress(RankingError):  # the first request reports it too
-            self.client.document_limit()
+        self.traffic = traffic(self.course.groups, settings.counts, settings.seed + next(self.numbers))
         if self.course.closed_loop:
             self.course.closed_loop.joined()
-
-    def on_stop(self) -> None:
-        self.client.close()
 
     @task
     def rank(self) -> None:
@@ -87,18 +66,10 @@ class OpenLoopUser(_CourseUser):
 
     abstract = True
 
-    def on_start(self) -> None:
-        self.client = self.course.connect()
-
-    def on_stop(self) -> None:
-        self.client.close()
-
     @task
     def drive(self) -> None:
         assert self.course.open_loop
         try:
-            with suppress(RankingError):  # the first request reports it too
-                self.client.document_limit()
             self.course.open_loop.run(self.send, self.heard)
         finally:
             gevent.spawn(self.environment.runner.quit)

@@ -12,6 +12,7 @@ import atexit
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -23,12 +24,11 @@ from client.errors import DisRankerError
 from loadtest._flags import add_flags, read_settings
 from loadtest._open_loop import STOPPED_PATIENCE_S
 from loadtest._records import Report
-from loadtest._report import Paths, check_target, report_paths, write
+from loadtest._report import check_target, html_path, write
 from loadtest._results import FAILED
-from loadtest._runs import ClosedLoopRun, OpenLoopRun, Server
+from loadtest._runs import ClosedLoopRun, Course, OpenLoopRun
 from loadtest._traffic import ANSWER_BYTES, read_groups
-from loadtest._triton_metrics import MetricsError, default_url, read_counters
-from loadtest._users import HOST, Course, OpenLoopUser, RankingUser
+from loadtest._users import HOST, OpenLoopUser, RankingUser
 
 __all__ = ["RankingUser"]  # the one that Locust finds here
 
@@ -53,8 +53,8 @@ def prepare(environment: Any, **_: Any) -> None:
         if settings.is_open:
             course.open_loop = _open_loop(environment, course)
         elif settings.report:
-            course.closed_loop = ClosedLoopRun(settings, course.host, _server(course))
-    except (ValueError, RankingError, MetricsError) as error:
+            course.closed_loop = ClosedLoopRun(course)
+    except (ValueError, RankingError) as error:
         _refuse(str(error))
     if options.headless and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         gevent.signal_handler(signal.SIGINT, _interrupt, environment)
@@ -69,16 +69,7 @@ def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
     environment.user_classes = [OpenLoopUser]
     options.run_time = None  # it is of each rate, and ours to keep
     options.only_summary = options.only_summary or settings.plan is not None
-    return OpenLoopRun(settings, course.host, course.groups, _server(course), _say)
-
-
-def _server(course: Course) -> Server:
-    """The server's counters. Raises MetricsError if the endpoint that a flag names does not answer."""
-    settings = course.settings
-    if settings.metrics_url:
-        read_counters(settings.metrics_url)
-    url = default_url(course.host) if settings.metrics_url is None else settings.metrics_url
-    return Server(url if settings.report else "")
+    return OpenLoopRun(course, _say)
 
 
 def _interrupt(environment: Any) -> None:
@@ -123,17 +114,17 @@ def report(environment: Any, **_: Any) -> None:
         _say(found.result)
     for note in (*found.notes, *([found.bottleneck] if found.bottleneck else [])):
         _say(f"note: {note}")
-    if course.settings.report and not _write(found, report_paths(course.settings.report)):
+    if course.settings.report and not _write(found, html_path(course.settings.report)):
         environment.process_exit_code = 2
 
 
-def _write(found: Report, paths: Paths) -> bool:
+def _write(found: Report, html: Path) -> bool:
     try:
-        write(found, paths)
+        data = write(found, html)
     except DisRankerError as error:
         _say(f"error: {error}")
         return False
-    _say(f"report: {paths.html} and {paths.json.name} beside it")
+    _say(f"report: {html} and {data.name} beside it")
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,20 +26,32 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session")
-def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoint and the repository that most tests serve, made once for all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "served"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not folder.exists():
+            bert = tiny_bert(folder / "bert", max_pair_tokens=256, row_length=256, slots_per_row=16, max_documents=1000)
+            build(bert, folder / "model_repository", "fp32")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served_checkpoint(served: Path) -> Path:
     """A tiny BERT with the tracked dimensions."""
-    directory = tmp_path_factory.mktemp("served") / "bert"
-    return tiny_bert(directory, max_pair_tokens=256, row_length=256, slots_per_row=16, max_documents=1000)
+    return served / "bert"
 
 
 @pytest.fixture(scope="session")
-def served_repository(served_checkpoint: Path) -> Path:
-    return build(served_checkpoint, served_checkpoint.parent / "model_repository", "fp32")
+def served_repository(served: Path) -> Path:
+    return served / "model_repository"
 
 
 @pytest.fixture(scope="session")
-def server(served_repository: Path) -> Iterator[Server]:
-    with running(served_repository, served_repository.parent / "server.log") as server:
+def server(served_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(served_repository, tmp_path_factory.mktemp("server") / "log") as server:
         yield server
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import embedded_triton
 from tests import ROOT
-from tests.support.servers import COMMAND, STOP_S, alive, descendants, starting, wait_until_ready
+from tests.support.servers import COMMAND, STOP_S, descendants, starting, wait_until_ended, wait_until_ready
 
 CPU = "--model-config-name=cpu"
 
@@ -156,7 +156,7 @@ def test_a_signal_ends_the_server_and_all_of_its_processes(
         assert len(family) >= 4  # Triton and a process for each Python model
         server.process.send_signal(number)
         assert server.process.wait(STOP_S) == 0
-        assert not alive(family)
+        wait_until_ended(family)
         assert not _shared_memory(server.process.pid)
 
 
@@ -170,7 +170,7 @@ def test_a_signal_while_the_models_load_leaves_nothing_either(
             time.sleep(0.005)
         server.process.send_signal(number)
         assert server.process.wait(STOP_S) in (0, 128 + signal.SIGTERM)
-        assert not alive(family)
+        wait_until_ended(family)
         assert not _shared_memory(server.process.pid)
 
 

@@ -100,11 +100,11 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    page = read_page()
+    html, headers = read_page()
 
     @app.get("/", include_in_schema=False)
     async def show() -> Response:
-        return Response(page.html, media_type="text/html", headers=page.headers)
+        return Response(html, media_type="text/html", headers=headers)
 
 
 def _add_problems(app: FastAPI) -> None:

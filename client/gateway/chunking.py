@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,21 +17,12 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
-@dataclass(frozen=True)
-class Chunking:
+class Chunking(NamedTuple):
     """How documents are cut into pieces."""
 
     words: int = 0  # of a piece; 0 leaves documents whole
     overlap: int = 0  # words of a piece that also end the piece before
     pieces: int = 10  # of a document, at most; the rest is not read
-
-    def __post_init__(self) -> None:
-        if self.words and not 0 <= self.overlap < self.words:
-            raise ValueError(f"chunk_overlap must be below chunk_words ({self.words}), not {self.overlap}")
-
-    def at_most(self, pieces: int | None) -> Chunking:
-        """The same with a request's own limit, if it is lower."""
-        return self if pieces is None else replace(self, pieces=min(pieces, self.pieces))
 
 
 @dataclass(frozen=True)
@@ -54,10 +46,9 @@ def split(documents: Sequence[Document], chunking: Chunking) -> Pieces:
     """Every document's pieces; each has the document's title."""
     texts = [_pieces(document.summary, chunking) for document in documents]
     kept = [parts[: chunking.pieces] for parts in texts]
-    ends = np.cumsum([0, *map(len, kept)]).tolist()
     return Pieces(
-        list(chain.from_iterable(_with(document, parts) for document, parts in zip(documents, kept, strict=True))),
-        [start for start, _ in pairwise(ends)],
+        [replace(document, summary=part) for document, parts in zip(documents, kept, strict=True) for part in parts],
+        [0, *accumulate(map(len, kept))][:-1],
         [len(parts) > chunking.pieces for parts in texts],
     )
 
@@ -71,7 +62,3 @@ def _pieces(text: str, chunking: Chunking) -> list[str]:
     step = chunking.words - chunking.overlap
     firsts = range(0, len(words) - chunking.overlap, step)
     return [text[words[first][0] : words[min(first + chunking.words, len(words)) - 1][1]] for first in firsts]
-
-
-def _with(document: Document, parts: Sequence[str]) -> list[Document]:
-    return [replace(document, summary=part) for part in parts]

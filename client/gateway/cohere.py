@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -47,23 +47,11 @@ class Result(BaseModel):
     document: dict[str, str] | None = None
 
 
-class Units(BaseModel):
-    """Search units as Cohere counts them; nobody is billed."""
-
-    search_units: int
-
-
-class ApiVersion(BaseModel):
-    """The version of the route."""
-
-    version: str
-
-
 class Meta(BaseModel):
-    """The part of an answer that Cohere's clients read beside the results."""
+    """The part of an answer that Cohere's clients read beside the results. Nobody is billed."""
 
-    api_version: ApiVersion
-    billed_units: Units
+    api_version: dict[Literal["version"], str]
+    billed_units: dict[Literal["search_units"], int]
     warnings: list[str] | None = None
 
 
@@ -104,8 +92,8 @@ async def rerank(body: RerankRequest, ranker: TheRanker, request: Request, respo
         model=model,
         results=[_result(index, body, scores) for index in best_first(scores, body.top_n)],
         meta=Meta(
-            api_version=ApiVersion(version=VERSIONS[request.scope["route"].path]),
-            billed_units=Units(search_units=math.ceil(len(documents) / UNIT_DOCUMENTS)),
+            api_version={"version": VERSIONS[request.scope["route"].path]},
+            billed_units={"search_units": math.ceil(len(documents) / UNIT_DOCUMENTS)},
             warnings=list(_warnings(body, scores)) or None,
         ),
         usage=Usage(documents=len(documents), truncated_documents=int(scores.truncated.sum())),

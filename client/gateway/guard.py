@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,16 +59,14 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in RERANK_ROUTES or scope["method"] != "POST":
             return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
         try:
-            self._check_key(Headers(scope=scope))
-            self._check_place()
+            self._check_key(headers)
+            with self._place():
+                if (body := await self._body(headers, receive)) is not None:
+                    await self._work(body, scope, receive, send)
         except Problem as problem:
-            return await problem.answer(scope["path"])(scope, receive, send)
-        self._inside += 1
-        try:
-            await self._admitted(scope, receive, send)
-        finally:
-            self._inside -= 1
+            await problem.answer(scope["path"])(scope, receive, send)
 
     def _check_key(self, headers: Headers) -> None:
         given = headers.get("authorization", "").encode("latin-1")  # the bytes that came
@@ -77,18 +77,18 @@ class Guard:
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Problem(401, "an API key is needed, as Authorization: Bearer KEY", headers=challenge)
 
-    def _check_place(self) -> None:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
         if self._inside >= self._settings.max_concurrent:
             message = f"{self._inside} requests are being worked on already: try again"
             raise Problem(429, message, "Overloaded", RETRY)
-
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._inside += 1
         try:
-            body = await self._body(Headers(scope=scope), receive)
-        except Problem as problem:
-            return await problem.answer(scope["path"])(scope, receive, send)
-        if body is None:
-            return
+            yield
+        finally:
+            self._inside -= 1
+
+    async def _work(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._app(scope, _replay(body), send))
         gone = asyncio.create_task(_disconnected(receive))
         try:

@@ -35,7 +35,8 @@ class Ranker:
 
     async def ready(self) -> dict[str, bool]:
         """Whether each model's server serves it."""
-        return dict(zip(self._clients, await asyncio.gather(*map(_ready, self._clients.values())), strict=True))
+        ready = await asyncio.gather(*map(_is_ready, self._clients.values()))
+        return dict(zip(self._clients, ready, strict=True))
 
     def named(self, model: str | None) -> str:
         """Check the name of a model; the default's if there is none."""
@@ -52,7 +53,8 @@ class Ranker:
         limit = self._settings.max_documents
         if len(documents) > limit:
             raise Problem(413, f"{len(documents)} documents are more than {limit}: send several requests")
-        pieces = split(documents, self._settings.chunking.at_most(max_chunks))
+        chunking = self._settings.chunking
+        pieces = split(documents, chunking._replace(pieces=min(max_chunks or chunking.pieces, chunking.pieces)))
         try:
             scores = pieces.merged(await self._clients[model].score_documents(query, pieces.documents))
         except RankingError as error:
@@ -75,7 +77,7 @@ def tell_truncated(response: Response, scores: Scores) -> None:
         response.headers["X-Truncated-Documents"] = ",".join(map(str, cut[:NAMED_IN_HEADER]))
 
 
-async def _ready(client: AsyncRankingClient) -> bool:
+async def _is_ready(client: AsyncRankingClient) -> bool:
     try:
         return await asyncio.wait_for(client.is_ready(), READY_S)
     except TimeoutError:

@@ -74,7 +74,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        _ = self.chunking  # checks itself
+        if self.chunk_words and self.chunk_overlap >= self.chunk_words:
+            raise ValueError(f"chunk_overlap must be below chunk_words ({self.chunk_words}), not {self.chunk_overlap}")
         return self
 
     @property

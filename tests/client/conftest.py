@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from client import RankingClient
+from client import RankingClient, rank
 from tests.support.clients import DOCUMENTS, Blocking
 from tests.support.servers import Server
 
@@ -24,6 +24,18 @@ def face(request: pytest.FixtureRequest) -> Any:
 def client(server: Server) -> Iterator[RankingClient]:
     with RankingClient(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """A command in this process, which saves its start: exit code, lines of standard output and of standard error."""
+
+    def run(*flags: object, main: Any = rank.main) -> tuple[int, list[str], list[str]]:
+        code = main([str(flag) for flag in flags])
+        out, err = capfdbinary.readouterr()
+        return code, out.decode().splitlines(), err.decode().splitlines()
+
+    return run
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,9 +23,9 @@ from client import (
 )
 from client.attempts import Balancer, pause_s
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
-from tests.support.odd_servers import OddServer, Service, cutting_proxy, odd_server, refusing
-from tests.support.servers import Server, ports, starting
-from tests.support.stalling import StallingRelay
+from tests.support.odd_servers import Held, OddServer, odd_server, refusing
+from tests.support.relay import Relay
+from tests.support.servers import Server, ports
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
 FULL = "8 rows wait for the engine and this request has 2"
@@ -53,15 +52,13 @@ def test_a_server_that_is_gone_is_passed_over(face: Any, server: Server) -> None
         assert not client.is_ready()
 
 
-def test_a_server_that_comes_back_is_found_again(served_repository: Path, tmp_path: Path) -> None:
-    at = ports()
-    with (
-        RankingClient(f"127.0.0.1:{at['grpc']}", attempts=200, timeout_s=60) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
+def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
+    at = f"127.0.0.1:{ports()['grpc']}"
+    with face(at, attempts=200, timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.score, QUERY, DOCUMENTS)
-        with starting(served_repository, tmp_path / "log", at=at):
-            assert len(waiting.result()) == len(DOCUMENTS)
+        time.sleep(1)
+        with odd_server(OddServer(), at=at):
+            assert waiting.result() == [0.0] * 4
         with pytest.raises(ServerError):
             client.score(QUERY, DOCUMENTS, timeout_s=0.5)
 
@@ -80,20 +77,20 @@ def test_a_server_that_comes_back_is_found_again(served_repository: Path, tmp_pa
 def test_only_unavailable_is_tried_again(
     face: Any, code: grpc.StatusCode, message: str, kind: type[RankingError], attempts: int
 ) -> None:
-    service = Service(refusing(code, message))
+    service = OddServer(act=refusing(code, message))
     with odd_server(service) as url, face(url, attempts=3, max_documents=10) as client:
         assert url in str(refusal(client, kind))
     assert len(service.sizes) == attempts
 
 
 def test_a_server_that_was_full_is_tried_again(face: Any) -> None:
-    service = Service(refusing(grpc.StatusCode.UNAVAILABLE, FULL, times=2))
+    service = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL, times=2))
     with odd_server(service) as url, face(url) as client:
         assert client.score(QUERY, DOCUMENTS) == [0.0] * 4
 
 
 def test_what_one_server_refuses_another_gets_at_once(face: Any) -> None:
-    full, idle = Service(refusing(grpc.StatusCode.UNAVAILABLE, FULL)), Service()
+    full, idle = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL)), OddServer()
     with (
         odd_server(full) as first,
         odd_server(idle) as second,
@@ -106,8 +103,8 @@ def test_what_one_server_refuses_another_gets_at_once(face: Any) -> None:
 
 
 def test_a_server_that_has_not_the_model_sends_a_call_elsewhere_once(face: Any) -> None:
-    without = Service(refusing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ranker' is not found"))
-    having = Service()
+    without = OddServer(act=refusing(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'ranker' is not found"))
+    having = OddServer()
     with odd_server(without) as first, odd_server(having) as second:
         with face([first, second], max_documents=10) as client:
             assert client.score(QUERY, ["river"]) == [0.0]
@@ -141,76 +138,58 @@ def test_every_call_carries_the_authorization(face: Any) -> None:
         if dict(context.invocation_metadata()).get("authorization") != "Bearer secret":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
 
-    with odd_server(Service(check)) as url:
+    with odd_server(OddServer(act=check)) as url:
         with face(url, authorization="Bearer secret", max_documents=10) as client:
             assert client.score(QUERY, ["river"]) == [0.0]
         with face(url, max_documents=10) as client:
             assert "authorization" in str(refusal(client, AuthenticationError))
 
 
-def test_a_time_limit_is_that_of_the_whole_call(face: Any) -> None:
-    gone = threading.Event()
-
-    def hold(context: Any) -> None:
-        context.add_callback(gone.set)
-        gone.wait(20)
-
-    with odd_server(Service(hold)) as url, face(url, max_documents=2) as client:
-        error = refusal(client, RequestTimeoutError, DOCUMENTS[:2], timeout_s=0.3)
+def test_a_time_limit_is_that_of_the_whole_call(face: Any, server: Server) -> None:
+    with face(server.url) as client:
+        assert "0.001 s" in str(refusal(client, RequestTimeoutError, timeout_s=1e-3))
+        assert len(client.score(QUERY, DOCUMENTS)) == 4
+    held = Held()
+    with odd_server(OddServer(np.arange, held)) as url, face(url) as client:
+        error = refusal(client, RequestTimeoutError, timeout_s=0.3)
         assert f"{url} gave no answer within 0.3 s: raise the time limit" in str(error)
-        assert gone.wait(20)  # the server is told
+        assert held.gone.wait(20)  # the server is told
         for over in (0.0, -1.0):
-            error = refusal(client, RequestTimeoutError, DOCUMENTS[:2], timeout_s=over)
-            assert "was over before this part was sent" in str(error)
-    full = Service(refusing(grpc.StatusCode.UNAVAILABLE, FULL))
+            assert "was over before this part was sent" in str(refusal(client, RequestTimeoutError, timeout_s=over))
+        assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
+    full = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL))
     with odd_server(full) as url, face(url, timeout_s=0.5, attempts=100_000, max_documents=10) as client:
         refusal(client, ServerOverloadedError)  # what it said tells more than that time was over
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), 1e300])
 def test_a_time_limit_is_a_number_to_count_with(face: Any, limit: float) -> None:
-    with odd_server(Service()) as url, face(url) as client:
+    with odd_server(OddServer()) as url, face(url) as client:
         assert "timeout_s must be" in str(refusal(client, InvalidRequestError, timeout_s=limit))
         assert client.score(QUERY, DOCUMENTS, timeout_s=1e9) == [0.0] * 4
 
 
-def test_a_deadline_that_passes_and_a_server_that_hangs(face: Any, server: Server) -> None:
-    with face(server.url) as client:
-        assert "0.001 s" in str(refusal(client, RequestTimeoutError, timeout_s=1e-3))
-        assert len(client.score(QUERY, DOCUMENTS)) == 4
-    released = threading.Event()
-
-    def hang(count: int) -> Any:
-        released.wait()
-        return np.arange(count)
-
-    with odd_server(OddServer(hang)) as url, face(url) as client:
-        refusal(client, RequestTimeoutError, timeout_s=0.3)
-        released.set()
-        assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
-
-
 def test_a_connection_that_is_cut_in_the_middle(face: Any, server: Server, client: RankingClient) -> None:
     whole = pytest.approx(client.score(QUERY, LARGE), abs=SCORES_ABS)
-    with cutting_proxy(server.url) as proxy:
-        with face(proxy.url, attempts=1) as once:
+    with Relay(server.url) as relay:
+        with face(relay.url, attempts=1) as once:
             assert once.score(QUERY, LARGE) == whole
-            proxy.cuts = 1
+            relay.cuts = 1
             assert "start it, or name its gRPC port" in str(refusal(once, ServerUnavailableError, LARGE))
-        with face(proxy.url) as usual:  # with the attempts that there are by default nobody notices
+        with face(relay.url) as usual:  # with the attempts that there are by default nobody notices
             usual.document_limit()
-            proxy.cuts = 1
+            relay.cuts = 1
             assert usual.score(QUERY, LARGE) == usual.score(QUERY, LARGE) == whole
-        assert proxy.cuts == 0
+        assert relay.cuts == 0
 
 
 def test_a_connection_that_takes_its_time(face: Any, server: Server) -> None:
     """As over a long way with TLS, or to a server that is busy."""
-    with StallingRelay(server.url) as relay, face(relay.url, attempts=1) as client:
-        stall = threading.Thread(target=relay.stall, args=(1.5,))
-        stall.start()
-        assert len(client.score(QUERY, DOCUMENTS)) == 4
-        stall.join()
+    with Relay(server.url) as relay, face(relay.url, attempts=1) as client, ThreadPoolExecutor(1) as pool:
+        with relay.stalled():
+            scoring = pool.submit(client.score, QUERY, DOCUMENTS)
+            time.sleep(1.5)
+        assert len(scoring.result()) == 4
 
 
 def test_the_least_loaded_server_is_taken() -> None:

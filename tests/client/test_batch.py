@@ -6,25 +6,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import termios
-import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from client import RankingClient, progress, rank
+from client import RankingClient, batch
 from tests.support.checkpoints import write_groups
-from tests.support.clients import SCORES_ABS
-from tests.support.odd_servers import OddServer, odd_server
+from tests.support.clients import SCORES_ABS, rank_running
+from tests.support.odd_servers import Held, OddServer, odd_server
 from tests.support.servers import Server
+from tests.support.waiting import eventually
 from trainer.data.rankings import read_run
 
-SCRIPT = Path(rank.__file__)
 QUERIES = 12
 
 
@@ -38,18 +36,6 @@ def ranked(tmp_path: Path) -> Path:
     return tmp_path / "ranked.jsonl"
 
 
-@pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[int, str, list[str]]]:
-    """The command in this process: exit code, standard output, lines of standard error."""
-
-    def run(*flags: str | Path) -> tuple[int, str, list[str]]:
-        code = rank.main([str(flag) for flag in flags])
-        out, err = capfdbinary.readouterr()
-        return code, out.decode(), err.decode().splitlines()
-
-    return run
-
-
 def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -59,7 +45,7 @@ def broken(queries: Path, changes: dict[int, str]) -> Path:
     lines = queries.read_text().splitlines()
     for number, line in changes.items():
         lines[number - 1] = line
-    queries.write_text("\n".join(lines) + "\n")
+    queries.write_text("\n".join(lines) + "\n", encoding="latin-1")  # bytes, as they are
     return queries
 
 
@@ -69,7 +55,7 @@ def files(path: Path) -> list[str]:
 
 def test_a_line_for_each_query_in_order(server: Server, queries: Path, ranked: Path, run: Any) -> None:
     code, out, err = run("--queries", queries, "--output", ranked, "--url", server.url, "--top_k", "3")
-    assert (code, out) == (0, "")
+    assert (code, out) == (0, [])
     (line,) = err
     assert line.startswith(f"{QUERIES} queries, {QUERIES * 5} documents in ")
     assert "queries/s" in line and "documents/s" in line
@@ -82,7 +68,7 @@ def test_a_line_for_each_query_in_order(server: Server, queries: Path, ranked: P
             assert [one["score"] for one in found["documents"]] == pytest.approx(scores, abs=SCORES_ABS)
     assert files(ranked) == ["ranked.jsonl"]
     _, out, _ = run("--queries", queries, "--url", server.url, "--top_k", "3")
-    assert [json.loads(line)["query_id"] for line in out.splitlines()] == [f"q{number}" for number in range(QUERIES)]
+    assert [json.loads(line)["query_id"] for line in out] == [f"q{number}" for number in range(QUERIES)]
     code, _, err = run("--queries", queries, "--output", ranked, "--url", server.url)
     assert (code, len(err)) == (2, 1)
     assert f"{ranked} is there already" in err[0]
@@ -102,7 +88,7 @@ def test_queries_without_ids_and_documents_as_strings(server: Server, tmp_path: 
     path.write_text('\n{"query": "river", "documents": ["bridge", {"id": "d9", "title": "market"}]}\n')
     code, out, _ = run("--queries", path, "--url", server.url)
     assert code == 0
-    (found,) = [json.loads(line) for line in out.splitlines()]
+    (found,) = map(json.loads, out)
     assert found["query_id"] == "2"
     assert {one["doc_id"] for one in found["documents"]} == {"0", "d9"}
 
@@ -122,6 +108,7 @@ def test_queries_without_ids_and_documents_as_strings(server: Server, tmp_path: 
             "query 'a': SERVER refused the request: document 0 has 1100000 bytes",
         ),
         ('{"query_id": "a", "query": " ", "documents": ["river"]}', "query 'a': the query is empty"),
+        ('{"query": "\xff\xfe"}', "not UTF-8: invalid start byte at byte 11"),
         (
             '{"query_id": "\\ud800", "query": "river", "documents": ["bridge"]}',
             r"query_id '\ud800' has a lone surrogate",
@@ -154,33 +141,19 @@ def test_a_query_at_fault_stops_or_is_left_out(
     queries.write_text(whole)
 
 
-def test_a_line_that_is_not_utf_8(queries: Path, run: Any) -> None:
-    lines = queries.read_bytes().splitlines(keepends=True)
-    queries.write_bytes(b"".join([*lines[:2], b'{"query": "\xff\xfe"}\n', *lines[2:]]))
-    with odd_server(OddServer(np.arange)) as url:
-        code, out, (line,) = run("--queries", queries, "--url", url)
-        assert (code, len(out.splitlines())) == (2, 2)
-        assert line == f"error: {queries}:3: not UTF-8: invalid start byte at byte 11"
-        code, out, _ = run("--queries", queries, "--url", url, "--on_error", "skip")
-        assert (code, len(out.splitlines())) == (1, QUERIES)
-
-
 def test_a_server_that_is_gone_stops_even_so(queries: Path, ranked: Path, run: Any) -> None:
-    left = [4]
+    def break_down(context: Any) -> None:
+        if len(service.sizes) > 4:
+            context.abort(grpc.StatusCode.INTERNAL, "an engine that is broken")
 
-    def reply(count: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise SystemError("an engine that is broken")
-        return np.arange(count)
-
-    with odd_server(OddServer(reply)) as url:
+    service = OddServer(np.arange, break_down)
+    with odd_server(service) as url:
         flags = ["--queries", queries, "--output", ranked, "--url", url, "--in_flight", "1", "--on_error", "skip"]
-        code, _, err = run(*flags)
-        assert (code, len(err)) == (2, 1)
-        assert err[0].startswith(f"error: {queries}:5: query 'q4': {url}")
-        assert "keeps the 4 before" in err[0]
-        left[0] = 100
+        code, _, (line,) = run(*flags)
+        assert code == 2
+        assert line.startswith(f"error: {queries}:5: query 'q4': {url}")
+        assert "keeps the 4 before" in line
+        service.act = lambda context: None
         assert run(*flags)[0] == 0
     assert [one["query_id"] for one in records(ranked)] == [f"q{number}" for number in range(QUERIES)]
 
@@ -205,46 +178,18 @@ def test_a_start_goes_on_wherever_the_last_was_killed(queries: Path, ranked: Pat
 
 
 def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: Path, run: Any) -> None:
-    going_on, stuck, left = threading.Event(), threading.Event(), [5]
-
-    def reply(count: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0 and not going_on.is_set():
-            stuck.set()
-            going_on.wait()
-        return np.arange(count)
-
-    with odd_server(OddServer(reply)) as url:
+    held = Held(free=5)
+    with odd_server(OddServer(np.arange, held)) as url:
         flags = ["--queries", queries, "--output", ranked, "--url", url, "--in_flight", "1"]
-        with subprocess.Popen([sys.executable, SCRIPT, *map(str, flags)], stderr=subprocess.PIPE) as process:
-            assert stuck.wait(30)
+        with rank_running(*flags) as process:
+            assert held.held.wait(30)
             part = ranked.with_name("ranked.jsonl.part")
-            wait_until(lambda: len(part.read_bytes().splitlines()) == 5)
+            eventually(lambda: len(part.read_bytes().splitlines()) == 5)
             process.kill()
-        going_on.set()
+        held.released.set()
         code, _, (line,) = run(*flags)
     assert (code, "7 queries" in line, "after 5 of an earlier start" in line) == (0, True, True)
     assert len(records(ranked)) == QUERIES
-
-
-def test_ctrl_c_keeps_what_is_there_and_does_not_wait(queries: Path, ranked: Path) -> None:
-    going_on, stuck = threading.Event(), threading.Event()
-
-    def hang(count: int) -> Any:
-        stuck.set()
-        going_on.wait()
-        return np.arange(count)
-
-    with odd_server(OddServer(hang)) as url:
-        flags = ["--queries", queries, "--output", ranked, "--url", url, "--timeout", "600"]
-        with subprocess.Popen([sys.executable, SCRIPT, *map(str, flags)], stderr=subprocess.PIPE) as process:
-            assert stuck.wait(30)
-            process.send_signal(signal.SIGINT)
-            err = last_words(process)
-        going_on.set()
-    assert process.returncode == 130
-    assert err.decode() == f"interrupted: {ranked}.part keeps 0 queries, the same command resumes\n"
-    assert files(ranked) == ["ranked.jsonl.part", "ranked.jsonl.part.json"]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +246,7 @@ def test_trec_ids_are_one_word_and_come_once(queries: Path, ranked: Path, run: A
             code, out, (said,) = run(*flags[:1], broken(queries, {2: json.dumps({"query": "a", **line})}), *flags[2:])
             assert code == 2
             assert said.startswith(f"error: {queries}:{message}")
-            assert len(out.splitlines()) == 5  # of the query before
+            assert len(out) == 5  # of the query before
 
 
 def test_more_documents_than_the_server_takes_at_once(server: Server, tmp_path: Path, run: Any) -> None:
@@ -310,27 +255,18 @@ def test_more_documents_than_the_server_takes_at_once(server: Server, tmp_path: 
     path.write_text("\n".join(json.dumps({"query": "river", "documents": many}) for _ in range(2)))
     code, out, err = run("--queries", path, "--url", server.url, "--explain")
     assert code == 0
-    assert [len(json.loads(line)["documents"]) for line in out.splitlines()] == [2500, 2500]
+    assert [len(json.loads(line)["documents"]) for line in out] == [2500, 2500]
     assert err[1].startswith("6 requests to ranker")
 
 
 def test_a_slow_reader_holds_the_batch_back_and_gets_all(queries: Path) -> None:
-    queries = write_groups(queries, 400, 30)
-    answered = [0]
-
-    def reply(count: int) -> Any:
-        answered[0] += 1
-        return np.arange(count)
-
-    with odd_server(OddServer(reply)) as url:
-        flags = [sys.executable, str(SCRIPT), "--queries", str(queries), "--url", url]
-        with subprocess.Popen(flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            wait_until(lambda: stands_still(answered))
-            # A pipe holds 64 KiB, some 20 such lines; besides those that were asked for.
-            assert answered[0] < 100
-            lines = [first, *process.stdout]
+    queries, service = write_groups(queries, 400, 30), OddServer(np.arange)
+    with odd_server(service) as url, rank_running("--queries", queries, "--url", url) as process:
+        first = process.stdout.readline()
+        eventually(lambda: stands_still(service.sizes))
+        # A pipe holds 64 KiB, some 20 such lines; besides those that were asked for.
+        assert len(service.sizes) < 100
+        lines = [first, *process.stdout]
     assert process.returncode == 0
     assert [json.loads(line)["query_id"] for line in lines] == [f"q{number}" for number in range(400)]
 
@@ -341,68 +277,36 @@ def test_queries_that_come_slowly_are_answered_as_they_come(queries: Path, tmp_p
     lines = queries.read_bytes().splitlines(keepends=True)
     os.mkfifo(fifo := tmp_path / "fifo")
     with odd_server(OddServer(np.arange)) as url:
-        flags = [sys.executable, str(SCRIPT), "--queries", "-" if kind == "stdin" else str(fifo), "--url", url]
-        with subprocess.Popen(flags, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdin is not None and process.stdout is not None
-            hangs = threading.Timer(60, process.kill)
-            hangs.start()
+        flags = ["--queries", "-" if kind == "stdin" else fifo, "--url", url]
+        with rank_running(*flags, stdin=subprocess.PIPE) as process:
             source = process.stdin if kind == "stdin" else fifo.open("wb")
             for number, line in enumerate(lines[:3]):
                 source.write(line)
                 source.flush()
                 assert json.loads(process.stdout.readline())["query_id"] == f"q{number}"
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
-            hangs.cancel()
+            assert process.wait() == 130
             source.close()
-            assert process.stderr is not None and process.stderr.read() == b""
-
-
-def test_a_reader_that_leaves_early_ends_the_batch(queries: Path) -> None:
-    queries = write_groups(queries, 400, 30)
-    with odd_server(OddServer(np.arange)) as url:
-        flags = [sys.executable, str(SCRIPT), "--queries", str(queries), "--url", url]
-        with subprocess.Popen(flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None and process.stderr is not None
-            process.stdout.readline()
-            process.stdout.close()
             assert process.stderr.read() == b""
-    assert process.returncode == 0
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     queries: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(batch, "EVERY_S", 0.0)
     main_end, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     with odd_server(OddServer(np.arange)) as url:
         _, _, err = run("--queries", queries, "--url", url)
         assert [line.split(",")[0] for line in err[:-1]] == [f"{n} of {QUERIES} queries" for n in range(1, QUERIES + 1)]
-        command: Sequence[str | Path] = [sys.executable, SCRIPT, "--queries", queries, "--url", url]
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=terminal, check=True, timeout=300)
+        with rank_running("--queries", queries, "--url", url, stdout=subprocess.DEVNULL, stderr=terminal):
+            pass
     os.close(terminal)
     assert f"{QUERIES}/{QUERIES}" in os.read(main_end, 100_000).decode()
     os.close(main_end)
 
 
-def last_words(process: subprocess.Popen[bytes]) -> bytes:
-    """Its standard error; a process that does not end is killed, and fails the test."""
-    try:
-        return process.communicate(timeout=180)[1]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-
-
-def stands_still(counter: list[int]) -> bool:
-    before = counter[0]
+def stands_still(growing: list[int]) -> bool:
+    before = len(growing)
     time.sleep(0.5)
-    return counter[0] == before
-
-
-def wait_until(holds: Callable[[], bool], patience_s: float = 30.0) -> None:
-    ends = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
+    return len(growing) == before

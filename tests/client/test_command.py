@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from tqdm import tqdm
 
-from client import InvalidRequestError, RankingError, errors
+from client import InvalidRequestError, RankingError
 from client.command import command
 from client.errors import DisRankerError
 from model_repository.tokenizer.pair_encoding import EncodingError
@@ -103,21 +103,3 @@ def test_a_reader_that_leaves_ends_a_command_as_the_signal_would() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
-
-
-def test_the_tree_is_drawn_as_it_is() -> None:
-    drawn = [(line.index(line.lstrip("│├└─ ")), line.lstrip("│├└─ ").split()[0]) for line in _tree()]
-    levels = sorted({indent for indent, _ in drawn})
-    assert [(levels.index(indent), name) for indent, name in drawn] == [*_walk(DisRankerError, 0)]
-
-
-def _tree() -> list[str]:
-    document = errors.__doc__ or ""
-    return document.split("\n\n")[1].splitlines()
-
-
-def _walk(cls: type[DisRankerError], level: int) -> Iterator[tuple[int, str]]:
-    yield level, cls.__name__
-    for child in cls.__subclasses__():
-        if child.__module__ == errors.__name__:
-            yield from _walk(child, level + 1)

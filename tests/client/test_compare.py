@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from client import RankingClient, compare
-from client.agreement import kendall_tau, overlap
+from client.agreement import kendall_tau
 from client.outputs import columns
 from tests.support.clients import SCORES_ABS
 from tests.support.odd_servers import OddServer, odd_server
@@ -34,13 +34,14 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capfdbinary: pytest.CaptureFixture[bytes], file: Path) -> Callable[..., tuple[int, list[str], list[str]]]:
-    def run(left: str, right: str, *flags: str) -> tuple[int, list[str], list[str]]:
-        code = compare.main(["--query", QUERY, str(file), "--left", left, "--right", right, *flags])
-        out, err = capfdbinary.readouterr()
-        return code, out.decode().splitlines(), err.decode().splitlines()
+def compared(run: Any, file: Path) -> Callable[..., tuple[int, list[str], list[str]]]:
+    def compared(left: str, right: str, *flags: object) -> tuple[int, list[str], list[str]]:
+        found: tuple[int, list[str], list[str]] = run(
+            "--query", QUERY, file, "--left", left, "--right", right, *flags, main=compare.main
+        )
+        return found
 
-    return run
+    return compared
 
 
 @pytest.fixture
@@ -53,10 +54,10 @@ def two() -> Any:
         yield f"@{left}", f"@{right}"
 
 
-def test_a_table_as_wide_as_the_terminal(two: tuple[str, str], run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_as_wide_as_the_terminal(two: tuple[str, str], compared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (60, 100, 161):
         monkeypatch.setenv("COLUMNS", str(width))
-        code, lines, _ = run(*two, "--format", "table")
+        code, lines, _ = compared(*two, "--format", "table")
         assert code == 0
         assert all(columns(line) <= width for line in lines)
         head, *rows, empty, summary = lines[:8]
@@ -73,8 +74,8 @@ def test_a_table_as_wide_as_the_terminal(two: tuple[str, str], run: Any, monkeyp
     assert summary == lines[-1]
 
 
-def test_json_lines_have_both_sides_and_the_figures(two: tuple[str, str], run: Any) -> None:
-    code, lines, _ = run(*two, "--top_k", "2")
+def test_json_lines_have_both_sides_and_the_figures(two: tuple[str, str], compared: Any) -> None:
+    code, lines, _ = compared(*two, "--top_k", "2")
     assert code == 0
     *records, figures = [json.loads(line) for line in lines]
     assert [(one["doc_id"], one["moved"], one["left"]["rank"], one["right"]["rank"]) for one in records] == [
@@ -85,34 +86,37 @@ def test_json_lines_have_both_sides_and_the_figures(two: tuple[str, str], run: A
         "left": f"ranker{two[0]}", "right": f"ranker{two[1]}", "documents": 5, "moved": 4,
         "kendall_tau": pytest.approx(0.6), "overlap_at": 2, "overlap": 1.0,
     }  # fmt: skip
+    for top_k, depth, share in ((1, 1, 0.0), (4, 4, 0.75), (9, 5, 1.0)):
+        figures = json.loads(compared(*two, "--top_k", top_k)[1][-1])
+        assert (figures["overlap_at"], figures["overlap"]) == (depth, share)
 
 
-def test_a_model_against_itself_moves_nothing_and_cuts_are_marked(server: Server, file: Path, run: Any) -> None:
+def test_a_model_against_itself_moves_nothing_and_cuts_are_marked(server: Server, file: Path, compared: Any) -> None:
     file.write_text(json.dumps({"id": "long", "summary": "winter " * 400}) + '\n{"id": "short", "title": "river"}')
-    code, lines, _ = run(f"ranker@{server.url}", f"@{server.url}", "--format", "table", "--timeout", "20")
+    code, lines, _ = compared(f"ranker@{server.url}", f"@{server.url}", "--format", "table", "--timeout", "20")
     assert code == 0
     (long,) = [line for line in lines if "long" in line]
     assert long.count("(cut)") == 2
     assert lines[-1] == "2 documents, 0 moved; Kendall tau 1.000; overlap@2 1.00; cut: 1 left, 1 right"
     with RankingClient(server.url) as client:
         expected = client.score(QUERY, ["winter " * 400, {"title": "river"}])
-    _, lines, _ = run(f"ranker@{server.url}", f"@{server.url}")
+    _, lines, _ = compared(f"ranker@{server.url}", f"@{server.url}")
     for record in map(json.loads, lines[:2]):
         for side in ("left", "right"):
             assert record[side]["score"] == pytest.approx(expected[record["index"]], abs=SCORES_ABS)
 
 
-def test_bad_input_is_one_line(server: Server, run: Any) -> None:
+def test_bad_input_is_one_line(server: Server, compared: Any) -> None:
     good, nowhere = f"@{server.url}", f"127.0.0.1:{ports()['grpc']}"
     for left, right, message in (
         (good, f"@{nowhere}", f"no server answers at {nowhere}"),
         (f"other@{server.url}", good, "does not serve the model 'other'"),
         ("@", good, "a target is model@host:port, model, or @host:port"),
     ):
-        code, out, err = run(left, right, "--timeout", "2")
+        code, out, err = compared(left, right, "--timeout", "2")
         assert (code, out, len(err)) == (2, [], 1)
         assert message in err[0]
-    assert "--top_k must be at least 1, not 0" in run(good, good, "--top_k", "0")[2][0]
+    assert "--top_k must be at least 1, not 0" in compared(good, good, "--top_k", "0")[2][0]
 
 
 def test_a_module_that_starts(two: tuple[str, str], file: Path) -> None:
@@ -131,9 +135,3 @@ def test_kendalls_tau_is_scipys() -> None:
             assert found == pytest.approx(expected, nan_ok=True)
     assert math.isnan(kendall_tau(np.zeros(3, np.float32), np.arange(3, dtype=np.float32)))
     assert math.isnan(kendall_tau(np.zeros(1, np.float32), np.zeros(1, np.float32)))
-
-
-def test_overlap_is_of_what_there_is() -> None:
-    assert overlap([1, 2, 3, 4], [4, 3, 2, 1], 2) == 0
-    assert overlap([1, 2, 3, 4], [2, 4, 1, 3], 2) == 0.5
-    assert overlap([1, 2], [2, 1], 10) == 1

@@ -14,7 +14,7 @@ from client.connection import parse_target
 from client.records import sigmoid
 from client.wire import parts
 from tests.support.clients import DOCUMENTS, QUERY
-from tests.support.odd_servers import Service, odd_server
+from tests.support.odd_servers import OddServer, odd_server
 
 NAN, INF = float("nan"), float("inf")
 
@@ -43,7 +43,7 @@ def test_settings_that_make_no_sense(face: Any, settings: dict[str, Any], messag
     "settings", [{"timeout_s": 1e9}, {"keepalive_s": 2e6}, {"attempts": 10**9}, {"max_documents": 2**40}]
 )
 def test_large_settings_work(face: Any, settings: dict[str, Any]) -> None:
-    with odd_server(Service()) as url, face(url, **settings) as client:
+    with odd_server(OddServer()) as url, face(url, **settings) as client:
         assert client.score(QUERY, DOCUMENTS) == [0.0] * 4
 
 
@@ -63,7 +63,7 @@ def test_a_connection_with_tls(face: Any, tmp_path: Path) -> None:
     certificate = authority.issue_cert("127.0.0.1")
     chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
     credentials = grpc.ssl_server_credentials([(certificate.private_key_pem.bytes(), chain)])
-    with odd_server(Service(), credentials) as url:
+    with odd_server(OddServer(), credentials) as url:
         with face(url, root_certificates=tmp_path / "root.pem") as client:
             assert client.score(QUERY, ["river"]) == [0.0]
         for tls in (True, False):  # the system does not know this authority; nothing speaks plainly here

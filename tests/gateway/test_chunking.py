@@ -67,11 +67,6 @@ def test_the_best_piece_counts_and_what_is_left_out_is_told() -> None:
     assert merged.truncated.tolist() == [True, False, True]
 
 
-def test_settings_that_cannot_be_meant() -> None:
-    with pytest.raises(ValueError, match=r"below chunk_words \(4\), not 4"):
-        Chunking(4, 4)
-
-
 def test_the_maximum_over_the_pieces_of_a_real_server(chunking: Gateway, reference: Reference) -> None:
     texts = [" ".join(WORDS), " ".join(WORDS[3:7]), " ".join(WORDS * 2)]
     cut = [[" ".join(WORDS[at : at + 4]) for at in (0, 3, 6)], [texts[1]]]

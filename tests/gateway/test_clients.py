@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -38,12 +39,26 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client() as http:
+        yield http
+
+
 @pytest.fixture(scope="module")
-def expected(reference: Reference) -> list[float]:
-    """A probability per text."""
-    return [
-        sigmoid(float(score)) for score in reference(QUERY, [Document(title="", summary=text) for text in TEXTS]).scores
-    ]
+def probabilities(reference: Reference) -> Callable[..., list[float]]:
+    """The probability of each (title, summary)."""
+
+    def probabilities(*texts: tuple[str, str]) -> list[float]:
+        documents = [Document(title=title, summary=summary) for title, summary in texts]
+        return [sigmoid(float(score)) for score in reference(QUERY, documents).scores]
+
+    return probabilities
+
+
+@pytest.fixture(scope="module")
+def expected(probabilities: Any) -> Any:
+    return probabilities(*(("", text) for text in TEXTS))
 
 
 def assert_ranked(found: list[tuple[int, float]], expected: list[float]) -> None:
@@ -51,46 +66,36 @@ def assert_ranked(found: list[tuple[int, float]], expected: list[float]) -> None
     assert [score for _, score in found] == pytest.approx([expected[index] for index, _ in found], abs=1e-4)
 
 
-def test_coheres_sdk_of_version_1(gateway: Gateway, expected: list[float]) -> None:
-    with httpx.Client() as http:
-        client = cohere.Client("no key", base_url=gateway.url, httpx_client=http)
-        answer = client.rerank(query=QUERY, documents=TEXTS, top_n=3, return_documents=True)
+def test_coheres_sdk_of_version_1(gateway: Gateway, expected: list[float], probabilities: Any, http: Any) -> None:
+    client = cohere.Client("no key", base_url=gateway.url, httpx_client=http)
+    answer = client.rerank(query=QUERY, documents=TEXTS, top_n=3, return_documents=True)
     assert_ranked([(one.index, one.relevance_score) for one in answer.results], expected)
     assert len(answer.results) == 3
     assert answer.id and answer.meta and answer.meta.api_version
     assert answer.meta.api_version.version == "1"
     for one in answer.results:
         assert one.document and one.document.text == TEXTS[one.index]
-
-
-def test_coheres_sdk_of_version_1_ranks_objects_by_their_fields(gateway: Gateway, reference: Reference) -> None:
+    # Objects are ranked by their fields.
     documents = [{"title": text, "text": "river", "summary": "copper"} for text in TEXTS]
-
-    def scores(fields: list[str] | None) -> list[float]:
+    for fields, texts in (
+        (None, [("", "river")] * len(TEXTS)),
+        (["title", "summary", "text"], [(text, "copper\nriver") for text in TEXTS]),
+    ):
         answer = client.rerank(query=QUERY, documents=documents, return_documents=True, rank_fields=fields)
         assert all(one.document and one.document.dict() == documents[one.index] for one in answer.results)
-        return [one.relevance_score for one in sorted(answer.results, key=lambda one: one.index)]
-
-    def wanted(pairs: list[Document]) -> list[float]:
-        return [sigmoid(float(score)) for score in reference(QUERY, pairs).scores]
-
-    with httpx.Client() as http:
-        client = cohere.Client("no key", base_url=gateway.url, httpx_client=http)
-        assert scores(None) == pytest.approx(wanted([Document(title="", summary="river")] * len(TEXTS)), abs=1e-4)
-        both = [Document(title=text, summary="copper\nriver") for text in TEXTS]
-        assert scores(["title", "summary", "text"]) == pytest.approx(wanted(both), abs=1e-4)
+        found = {one.index: one.relevance_score for one in answer.results}
+        assert [found[index] for index in range(len(TEXTS))] == pytest.approx(probabilities(*texts), abs=1e-4)
 
 
-def test_coheres_sdk_of_version_2(gateway: Gateway, expected: list[float]) -> None:
-    with httpx.Client() as http:
-        client = cohere.ClientV2("no key", base_url=gateway.url, httpx_client=http)
-        answer = client.rerank(model="again", query=QUERY, documents=TEXTS, max_tokens_per_doc=4096)
-        assert_ranked([(one.index, one.relevance_score) for one in answer.results], expected)
-        assert answer.meta and answer.meta.warnings and "max_tokens_per_doc" in answer.meta.warnings[0]
-        with pytest.raises(cohere.NotFoundError, match=r"no model 'rerank-v3\.5': there is ranker, again"):
-            client.rerank(model="rerank-v3.5", query=QUERY, documents=TEXTS)
-        with pytest.raises(cohere.UnprocessableEntityError, match="query: String should have at least 1 character"):
-            client.rerank(model="ranker", query="", documents=TEXTS)
+def test_coheres_sdk_of_version_2(gateway: Gateway, expected: list[float], http: Any) -> None:
+    client = cohere.ClientV2("no key", base_url=gateway.url, httpx_client=http)
+    answer = client.rerank(model="again", query=QUERY, documents=TEXTS, max_tokens_per_doc=4096)
+    assert_ranked([(one.index, one.relevance_score) for one in answer.results], expected)
+    assert answer.meta and answer.meta.warnings and "max_tokens_per_doc" in answer.meta.warnings[0]
+    with pytest.raises(cohere.NotFoundError, match=r"no model 'rerank-v3\.5': there is ranker, again"):
+        client.rerank(model="rerank-v3.5", query=QUERY, documents=TEXTS)
+    with pytest.raises(cohere.UnprocessableEntityError, match="query: String should have at least 1 character"):
+        client.rerank(model="ranker", query="", documents=TEXTS)
 
 
 @pytest.mark.usefixtures("collected")
@@ -125,31 +130,31 @@ def test_text_embeddings_inference(gateway: Gateway, expected: list[float]) -> N
     assert [one["text"] for one in raw] == [TEXTS[one["index"]] for one in raw]
 
 
-def test_what_was_truncated_is_told(gateway: Gateway) -> None:
+def test_what_was_truncated_is_told(gateway: Gateway, http: httpx.Client) -> None:
     before = gateway.metrics("disranker_gateway_truncated_documents_total")
     documents = ["river", LONG, "copper", {"title": "silver", "summary": LONG}]
-    answer = httpx.post(f"{gateway.url}/v2/rerank", json={"query": QUERY, "documents": documents})
+    answer = http.post(f"{gateway.url}/v2/rerank", json={"query": QUERY, "documents": documents})
     assert {one["index"] for one in answer.json()["results"] if one["truncated"]} == {1, 3}
     assert answer.headers["X-Truncated-Documents"] == "1,3"
     assert answer.headers["X-Truncated-Count"] == "2"
     assert answer.json()["meta"]["warnings"][0].startswith("2 of 4 documents")
     assert gateway.metrics("disranker_gateway_truncated_documents_total") == before + 2
 
-    answer = httpx.post(f"{gateway.url}/rerank", json={"query": QUERY, "texts": ["river", LONG]})
-    assert {one["index"]: one.get("truncated") for one in answer.json()} == {0: None, 1: True}
-    assert answer.headers["X-Truncated-Documents"] == "1"
-    assert (
-        "X-Truncated-Documents" not in httpx.post(f"{gateway.url}/rerank", json={"query": "a", "texts": ["b"]}).headers
-    )
-
 
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
-    [({"truncate": False}, 413, "texts[1]"), ({"truncation_direction": "Left"}, 422, "not its left")],
+    [({}, 200, ""), ({"truncate": False}, 413, "texts[1]"), ({"truncation_direction": "Left"}, 422, "not its left")],
 )
-def test_what_cannot_be_truncated(gateway: Gateway, fields: dict[str, object], status: int, message: str) -> None:
-    answer = httpx.post(f"{gateway.url}/rerank", json={"query": QUERY, "texts": ["river", LONG], **fields})
+def test_what_tei_does_with_long_texts(
+    gateway: Gateway, http: httpx.Client, fields: dict[str, object], status: int, message: str
+) -> None:
+    answer = http.post(f"{gateway.url}/rerank", json={"query": QUERY, "texts": ["river", LONG], **fields})
     assert answer.status_code == status
-    assert message in answer.json()["error"]
-    assert answer.json()["error_type"] == "Validation"
-    assert httpx.post(f"{gateway.url}/rerank", json={"query": QUERY, "texts": ["river"], **fields}).status_code == 200
+    if status == 200:
+        assert {one["index"]: one.get("truncated") for one in answer.json()} == {0: None, 1: True}
+        assert answer.headers["X-Truncated-Documents"] == "1"
+    else:
+        assert message in answer.json()["error"]
+        assert answer.json()["error_type"] == "Validation"
+    answer = http.post(f"{gateway.url}/rerank", json={"query": QUERY, "texts": ["river"], **fields})
+    assert answer.status_code == 200 and "X-Truncated-Documents" not in answer.headers

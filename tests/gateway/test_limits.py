@@ -11,6 +11,7 @@ import pytest
 from tests.support.gateways import ASKED, TEI_ASKED, Gateway, gateway_running, refusal
 from tests.support.servers import Server
 
+LARGE = b'{"query": "a", "documents": ["b", "%s"]}' % (b"c" * 5_000_000)
 KEY = {"Authorization": "Bearer first key"}
 
 
@@ -65,22 +66,13 @@ def test_too_large_a_body(strict: Gateway) -> None:
         ("/v2/rerank", b"[]", 422, "the body must be a JSON object"),
         ("/v2/rerank", b"{}", 422, "query: Field required"),
         ("/v2/rerank", b'{"query": "a", "documents": []}', 422, "documents: List should have at least 1 item"),
-        (
-            "/v2/rerank",
-            b'{"query": "a", "documents": ["a", 3]}',
-            422,
-            "documents[1]: Input should be a valid string or",
-        ),
+        ("/v2/rerank", b'{"query": "a", "documents": ["a", 3]}', 422, "documents[1]: Input should be a valid string"),
         ("/v1/rerank", b'{"query": "a", "documents": [{"url": "b"}]}', 422, "text or title or summary"),
-        (
-            "/v1/rerank",
-            b'{"query": "a", "documents": [{"text": "b"}], "rank_fields": ["x"]}',
-            422,
-            "documents[0]: an obj",
-        ),
+        ("/v1/rerank", b'{"query": "a", "documents": [{"a": "b"}], "rank_fields": ["x"]}', 422, "documents[0]: an obj"),
         ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_n": 0}', 422, "top_n: Input should be greater than 0"),
         ("/v2/rerank", b'{"query": "\\ud800", "documents": ["b"]}', 422, "query: Input should be a valid string"),
         ("/v2/rerank", b'{"query": " ", "documents": ["b"]}', 422, "the query is empty"),
+        pytest.param("/v2/rerank", LARGE, 422, "document 1 has 5000000 bytes", id="too large for the server"),
         ("/rerank", b'{"query": "a", "texts": []}', 400, "`texts` cannot be empty"),
         ("/rerank", b'{"query": "a", "texts": [{}]}', 422, "texts[0]: Input should be a valid string"),
         ("/rerank", b'{"query": "a", "texts": ["b"], "truncation_direction": "up"}', 422, "truncation_direction"),
@@ -90,11 +82,6 @@ def test_too_large_a_body(strict: Gateway) -> None:
 def test_a_request_at_fault(gateway: Gateway, route: str, body: bytes, status: int, message: str) -> None:
     headers = {"Content-Type": "application/json"}
     assert message in refusal(httpx.post(f"{gateway.url}{route}", content=body, headers=headers), status)
-
-
-def test_a_document_that_is_too_large_for_the_server(gateway: Gateway) -> None:
-    large = {**ASKED, "documents": ["a", "b" * 5_000_000]}
-    assert "document 1 has 5000000 bytes" in refusal(httpx.post(f"{gateway.url}/v2/rerank", json=large), 422)
 
 
 def test_other_methods_and_routes(gateway: Gateway) -> None:

@@ -22,21 +22,22 @@ from client import (
     ServerUnavailableError,
 )
 from client.gateway.problems import of_ranking
-from tests.support.gateways import ASKED, PATIENCE_S, TEI_ASKED, Gateway, Passage, eventually, gateway_running, refusal
+from tests.support.gateways import ASKED, PATIENCE_S, TEI_ASKED, Gateway, gateway_running, refusal
+from tests.support.relay import Relay
 from tests.support.servers import Server, ports
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def passage(server: Server) -> Iterator[Passage]:
-    passage = Passage(server.url)
-    yield passage
-    passage.close()
+def relay(server: Server) -> Iterator[Relay]:
+    with Relay(server.url) as relay:
+        yield relay
 
 
 @pytest.fixture(scope="module")
-def fragile(server: Server, passage: Passage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def fragile(server: Server, relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One request at a time, to a server that may stall, to one that is not there, and for a model that is not."""
-    models = f"ranker=@{passage.url},down=ranker@127.0.0.1:{ports()['grpc']},absent=nowhere@{server.url}"
+    models = f"ranker=@{relay.url},down=ranker@127.0.0.1:{ports()['grpc']},absent=nowhere@{server.url}"
     log = tmp_path_factory.mktemp("fragile") / "log"
     with gateway_running(log, "--models", models, "--max_concurrent", "1", "--timeout", "2") as gateway:
         yield gateway
@@ -51,16 +52,16 @@ def test_a_server_that_is_not_there(fragile: Gateway) -> None:
     assert answer.json()["error_type"] == "Unhealthy"
 
 
-def test_a_server_that_stalls(fragile: Gateway, passage: Passage) -> None:
+def test_a_server_that_stalls(fragile: Gateway, relay: Relay) -> None:
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
-    with passage.stalled():
+    with relay.stalled():
         answer = httpx.post(f"{fragile.url}/v2/rerank", json=ASKED, timeout=PATIENCE_S)
         assert "no answer within 2 s" in refusal(answer, 504)
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
 
 
-def test_more_at_a_time_than_there_are_places(fragile: Gateway, passage: Passage) -> None:
-    with passage.stalled():
+def test_more_at_a_time_than_there_are_places(fragile: Gateway, relay: Relay) -> None:
+    with relay.stalled():
         first = threading.Thread(target=httpx.post, args=(f"{fragile.url}/v2/rerank",), kwargs={"json": ASKED})
         first.start()
         eventually(lambda: fragile.metrics("disranker_gateway_requests_in_flight") == 2)  # /metrics is one
@@ -72,9 +73,9 @@ def test_more_at_a_time_than_there_are_places(fragile: Gateway, passage: Passage
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
 
 
-def test_a_client_that_goes_away_gives_its_place_back(fragile: Gateway, passage: Passage) -> None:
+def test_a_client_that_goes_away_gives_its_place_back(fragile: Gateway, relay: Relay) -> None:
     gone = fragile.metrics("disranker_gateway_requests_total", code="499")
-    with passage.stalled():
+    with relay.stalled():
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{fragile.url}/v1/rerank", json=ASKED, timeout=0.3)
         eventually(lambda: fragile.metrics("disranker_gateway_requests_total", code="499") == gone + 1)
@@ -92,10 +93,12 @@ def test_a_client_that_does_not_send_what_it_announced(fragile: Gateway) -> None
 
 
 def test_what_is_under_way_comes_to_its_end(server: Server, tmp_path: Path) -> None:
-    passage = Passage(server.url)
     answers: list[httpx.Response] = []
-    with gateway_running(tmp_path / "log", "--servers", passage.url) as gateway:
-        with passage.stalled():
+    with (
+        Relay(server.url) as relay,
+        gateway_running(tmp_path / "log", "--servers", relay.url) as gateway,
+    ):
+        with relay.stalled():
             asking = threading.Thread(
                 target=lambda: answers.append(httpx.post(f"{gateway.url}/v2/rerank", json=ASKED, timeout=PATIENCE_S))
             )
@@ -105,16 +108,15 @@ def test_what_is_under_way_comes_to_its_end(server: Server, tmp_path: Path) -> N
             eventually(lambda: "Shutting down" in gateway.log.read_text())
         asking.join()
         assert answers[0].status_code == 200
-    passage.close()
 
 
-def test_health(gateway: Gateway, fragile: Gateway, passage: Passage) -> None:
+def test_health(gateway: Gateway, fragile: Gateway, relay: Relay) -> None:
     answer = httpx.get(f"{gateway.url}/health")
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
     answer = httpx.get(f"{fragile.url}/health", timeout=PATIENCE_S)
     assert answer.status_code == 200
     assert answer.json() == {"status": "degraded", "models": {"ranker": True, "down": False, "absent": False}}
-    with passage.stalled():
+    with relay.stalled():
         answer = httpx.get(f"{fragile.url}/health", timeout=PATIENCE_S)
         assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
         assert answer.headers["Retry-After"] == "1"
@@ -131,19 +133,15 @@ def test_the_log_has_no_text(fragile: Gateway) -> None:
     assert "secret" not in shown
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (InvalidRequestError, 422),
-        (ServerUnavailableError, 503),
-        (ServerOverloadedError, 503),
-        (ModelNotReadyError, 503),
-        (RequestTimeoutError, 504),
-        (AuthenticationError, 502),
-        (InvalidAnswerError, 502),
-        (ServerError, 502),
-    ],
-)
+STATUS: dict[int, list[type[RankingError]]] = {
+    422: [InvalidRequestError],
+    502: [AuthenticationError, InvalidAnswerError, ServerError],
+    503: [ServerUnavailableError, ServerOverloadedError, ModelNotReadyError],
+    504: [RequestTimeoutError],
+}
+
+
+@pytest.mark.parametrize(("error", "status"), [(error, status) for status in STATUS for error in STATUS[status]])
 def test_every_error_has_a_status_code(error: type[RankingError], status: int) -> None:
     problem = of_ranking(error("what to do", "gpu1:8001"))
     assert (problem.status, problem.message) == (status, "what to do")

@@ -80,7 +80,7 @@ def test_numbers_that_cannot_be_meant(name: str, value: str, capsys: pytest.Capt
     assert err.startswith((f"{flag}Input should be", f"{flag}Unable to parse input"))
 
 
-def test_a_gateway_serves_with_the_largest_numbers(tmp_path: Path) -> None:
+def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
     largest = {name: "9" * 30 for name in NUMBERS if name not in ("port", "timeout", "chunk_overlap")}
     flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9"}.items()]
     with (
@@ -89,6 +89,9 @@ def test_a_gateway_serves_with_the_largest_numbers(tmp_path: Path) -> None:
     ):
         answer = httpx.post(f"{gateway.url}/v1/rerank", json=ASKED)
         assert [one["index"] for one in answer.json()["results"]] == [1, 0]
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.process.wait(20) == 0  # and not again by SIGTERM
+        assert "Traceback" not in gateway.log.read_text()
 
 
 def test_every_setting_is_documented() -> None:
@@ -99,23 +102,11 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_bad_settings_get_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--max_documents", "none"]) == 2
-    assert main(["--models", "a,a"]) == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["--port", str(port)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.splitlines() == [
-        "error: --max_documents (or DISRANKER_GATEWAY_MAX_DOCUMENTS): Input should be a valid integer, unable to parse "
-        "string as an integer",
-        "error: --models: two have the same name: a, a",
-        f"error: cannot listen at 127.0.0.1:{port}: Address already in use",
-    ]
-
-
-def test_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
-    with gateway_running(tmp_path / "log") as gateway:  # it needs no ranking server to start
-        gateway.process.send_signal(signal.SIGINT)
-        assert gateway.process.wait(20) == 0  # and not again by SIGTERM
-        assert "Traceback" not in gateway.log.read_text()
+        assert [main(flags) for flags in (["--models", "a,a"], ["--port", str(port)])] == [2, 2]
+    assert capsys.readouterr() == (
+        "",
+        "error: --models: two have the same name: a, a\n"
+        f"error: cannot listen at 127.0.0.1:{port}: Address already in use\n",
+    )

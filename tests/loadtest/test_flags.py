@@ -23,21 +23,12 @@ def settings(*flags: str) -> Settings:
 
 
 def test_users_wait_unless_a_rate_or_an_objective_is_given() -> None:
-    assert not settings().is_open
-    assert not settings("--num-users", "4", "--run-time", "10").is_open
-
-
-def test_a_rate_alone_has_no_end_and_no_objective() -> None:
-    found = settings("--rate", "50")
-    assert (found.rate, found.plan, found.objective, found.seconds) == (50, None, None, math.inf)
-
-
-def test_an_objective_with_a_rate_checks_it_and_without_one_searches() -> None:
-    checked = settings("--rate", "50", "--slo-p99-ms", "10")
+    waiting, rate = settings("--num-users", "4", "--run-time", "10"), settings("--rate", "50")
+    assert not settings().is_open and not waiting.is_open
+    assert (rate.rate, rate.plan, rate.objective, rate.seconds) == (50, None, None, math.inf)
+    checked, searched = settings("--rate", "50", "--slo-p99-ms", "10"), settings("--slo-p99-ms", "10")
     assert (checked.plan, checked.objective) == (None, Objective(10, 0.001))
-    searched = settings("--slo-p99-ms", "10")
-    assert searched.plan is not None
-    assert searched.seconds == 10
+    assert searched.plan is not None and searched.seconds == 10
 
 
 @pytest.mark.parametrize(
@@ -54,6 +45,8 @@ def test_an_objective_with_a_rate_checks_it_and_without_one_searches() -> None:
         ("--slo-p99-ms 5 --error-budget 1", "--error-budget 1: a share"),
         ("--rate 5 --in-flight 0", "--in-flight 0: at least 1"),
         ("--slo-p99-ms 5 --lowest-rate 50 --highest-rate 5", "rates from 50 to 5"),
+        ("--slo-p99-ms 5 --lowest-rate 0", "rates from 0 to 10000"),
+        ("--slo-p99-ms 5 --tries 0", "0 tries"),
         ("--slo-p99-ms 5 --step-factor 1", "a step factor of 1"),
         ("--slo-p99-ms 5 --tolerance 0", "a tolerance of 0"),
         ("--documents many", "--documents 'many' is none of"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gevent
 import pytest
 
 from client import Document, RankingError
+from loadtest import _open_loop
 from loadtest._generator import with_limits
 from loadtest._open_loop import BEYOND_BOUND, UNANSWERED, OpenLoop, Outcome
 from loadtest._records import SINGLE, Generator, Point, summarise
@@ -101,7 +102,8 @@ def test_failures_are_counted_and_in_no_percentile() -> None:
     assert point.response_bytes == 10
 
 
-def test_a_stopped_run_keeps_what_there_was() -> None:
+def test_a_stopped_run_keeps_what_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_open_loop, "STOPPED_PATIENCE_S", 0.5)
     loop = OpenLoop(100)
 
     def send(request: Request) -> None:
@@ -150,16 +152,15 @@ def test_percentiles_are_times_that_were_measured() -> None:
     assert Percentiles.of([]) is None
 
 
-def test_an_idle_generator_is_no_bottleneck() -> None:
-    assert point_of([sample(0, 0.001, 0.2)] * 100, 10).generator.limits == ()
-
-
-def test_a_busy_generator_says_so() -> None:
-    (limit,) = point_of([sample(0, 0.001, 0.2)] * 100, 10, Generator(0.95, 1.1)).generator.limits
-    assert "95% of a core in its one thread of Python" in limit
-
-
-def test_late_sends_are_said() -> None:
-    (limit,) = point_of([sample(0, 0.05, 0.2)] * 100, 10).generator.limits
-    assert "requests left late by 50.0 ms at p99, of 200.0 ms of latency" in limit
-    assert point_of([sample(0, 0.004, 0.01)] * 100, 10).generator.limits == ()  # as good as timers are
+@pytest.mark.parametrize(
+    ("one", "generator", "limits"),
+    [
+        (sample(0, 0.001, 0.2), IDLE, ()),
+        (sample(0, 0.004, 0.01), IDLE, ()),  # as good as timers are
+        (sample(0, 0.001, 0.2), Generator(0.95, 1.1), ("it used 95% of a core in its one thread of Python",)),
+        (sample(0, 0.05, 0.2), IDLE, ("requests left late by 50.0 ms at p99, of 200.0 ms of latency",)),
+    ],
+)
+def test_a_generator_that_is_the_bottleneck_says_so(one: Sample, generator: Generator, limits: Sequence[str]) -> None:
+    found = point_of([one] * 100, 10, generator).generator.limits
+    assert [limit[: len(words)] for limit, words in zip(found, limits, strict=True)] == [*limits]

@@ -13,29 +13,23 @@ import pytest
 
 from client import Document, InvalidRequestError
 from loadtest._schedule import arrivals
-from loadtest._traffic import Counts, Request, Traffic, read_groups
+from loadtest._traffic import Counts, Request, read_groups, traffic
 from tests.support.checkpoints import write_groups
 
 
-def drawn(text: str, times: int = 4000) -> Counter[int]:
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        ("100", {100: 1.0}),
+        ("10:0.7,100:0.25,1000:0.05", {10: 0.7, 100: 0.25, 1000: 0.05}),
+        ("10:14,100:5,1000:1", {10: 0.7, 100: 0.25, 1000: 0.05}),  # weights need not sum to one
+        ("uniform:5-8", dict.fromkeys((5, 6, 7, 8), 0.25)),
+    ],
+)
+def test_numbers_of_documents_are_drawn_by_weight(text: str, shares: dict[int, float]) -> None:
     randomness, counts = random.Random(0), Counts.parse(text)
-    return Counter(counts.draw(randomness) for _ in range(times))
-
-
-def test_a_fixed_number() -> None:
-    assert drawn("100") == {100: 4000}
-
-
-def test_weights_need_not_sum_to_one() -> None:
-    for text in ("10:0.7,100:0.25,1000:0.05", "10:14,100:5,1000:1"):
-        shares = {number: count / 4000 for number, count in drawn(text).items()}
-        assert shares == pytest.approx({10: 0.7, 100: 0.25, 1000: 0.05}, abs=0.03)
-
-
-def test_uniform_reaches_both_ends() -> None:
-    found = drawn("uniform:5-8")
-    assert set(found) == {5, 6, 7, 8}
-    assert min(found.values()) > 800
+    drawn = Counter(counts.draw(randomness) for _ in range(4000))
+    assert {number: count / 4000 for number, count in drawn.items()} == pytest.approx(shares, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -56,25 +50,21 @@ def groups() -> list[Request]:
 
 
 def test_a_query_comes_with_its_own_documents_and_is_filled_up_with_others() -> None:
-    for request in itertools.islice(Traffic(groups(), Counts.parse("6"), seed=0), 50):
+    for request in itertools.islice(traffic(groups(), Counts.parse("6"), seed=0), 50):
         name, own = ("a", 3) if request.query == "first" else ("b", 4)
         assert [document.doc_id for document in request.documents[:own]] == [f"{name}{n}" for n in range(own)]
         assert len(request.documents) == 6
 
 
-def test_fewer_than_the_query_has_and_more_than_there_are() -> None:
-    assert {len(next(Traffic(groups(), Counts.parse("2"), seed)).documents) for seed in range(9)} == {2}
-    assert {len(next(Traffic(groups(), Counts.parse("50"), seed)).documents) for seed in range(9)} == {50}
-
-
-def test_without_a_number_each_query_has_its_own_documents() -> None:
-    requests = list(itertools.islice(Traffic(groups(), Counts.parse("0"), seed=1), 50))
-    assert {(request.query, len(request.documents)) for request in requests} == {("first", 3), ("second", 4)}
+@pytest.mark.parametrize(("text", "sizes"), [("2", (2, 2)), ("50", (50, 50)), ("0", (3, 4))])
+def test_fewer_than_a_query_has_more_than_there_are_and_its_own_only(text: str, sizes: tuple[int, int]) -> None:
+    requests = itertools.islice(traffic(groups(), Counts.parse(text), seed=1), 50)
+    assert {(one.query, len(one.documents)) for one in requests} == {*zip(("first", "second"), sizes, strict=True)}
 
 
 def test_a_seed_decides_the_requests() -> None:
     def sent(seed: int) -> list[Request]:
-        return list(itertools.islice(Traffic(groups(), Counts.parse("uniform:1-9"), seed), 30))
+        return list(itertools.islice(traffic(groups(), Counts.parse("uniform:1-9"), seed), 30))
 
     assert sent(3) == sent(3) != sent(4)
 
@@ -86,19 +76,12 @@ def test_sizes_are_those_of_the_tensors() -> None:
 
 
 def test_groups_are_read_as_the_trainer_writes_them(tmp_path: Path) -> None:
-    read = read_groups(write_groups(tmp_path / "queries.jsonl", queries=5, documents=7))
-    assert [len(group.documents) for group in read] == [7] * 5
-
-
-def test_a_file_without_queries_and_a_line_at_fault_are_named(tmp_path: Path) -> None:
-    """Other faults are in tests/client/test_inputs.py, which the trainer and the client refuse alike."""
-    path = tmp_path / "queries.jsonl"
-    for content, message in (("\n", "no queries in this file"), ('{"query": "q", "documents": []}', "at least one")):
-        path.write_text(content)
-        with pytest.raises(InvalidRequestError, match=f"^{path}.*{message}"):
-            read_groups(path)
-    with pytest.raises(InvalidRequestError, match=r"none\.jsonl: cannot be read: No such file"):
-        read_groups(tmp_path / "none.jsonl")
+    """Faults are in tests/client/test_inputs.py, which the trainer and the client refuse alike."""
+    path = write_groups(tmp_path / "queries.jsonl", queries=5, documents=7)
+    assert [len(group.documents) for group in read_groups(path)] == [7] * 5
+    path.write_text("\n")
+    with pytest.raises(InvalidRequestError, match=f"^{path}: no queries in this file"):
+        read_groups(path)
 
 
 def test_constant_arrivals_do_not_drift() -> None:
@@ -118,11 +101,8 @@ def test_poisson_arrivals_are_independent() -> None:
     assert times == list(arrivals("poisson", 50, 200, seed=1)) != list(arrivals("poisson", 50, 200, seed=2))
 
 
-def test_a_schedule_may_have_no_end() -> None:
+def test_a_schedule_may_have_no_end_and_some_cannot_be() -> None:
     assert len(list(itertools.islice(arrivals("poisson", 1, math.inf, seed=0), 1000))) == 1000
-
-
-@pytest.mark.parametrize(("kind", "rate"), [("bursts", 1.0), ("poisson", 0.0), ("constant", -1.0)])
-def test_schedules_that_cannot_be_are_refused(kind: str, rate: float) -> None:
-    with pytest.raises(ValueError, match="arrivals at"):
-        next(arrivals(kind, rate, 1, seed=0))
+    for kind, rate in (("bursts", 1.0), ("poisson", 0.0), ("constant", -1.0)):
+        with pytest.raises(ValueError, match="arrivals at"):
+            arrivals(kind, rate, 1, seed=0)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from client import AsyncRankingClient, Document, RankedDocument, RankingClient, RankingRequest
+from client import AsyncRankingClient, Document, RankedDocument, RankingClient, RankingRequest, rank
 
 QUERY = "garden bridge"
 DOCUMENTS = [
@@ -76,3 +80,16 @@ def same(found: list[RankedDocument], expected: list[RankedDocument]) -> bool:
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], rel=0, abs=SCORES_ABS)
     assert [one.probability for one in found] == pytest.approx([one.probability for one in expected], rel=0, abs=1e-6)
     return True
+
+
+@contextmanager
+def rank_running(*flags: object, **streams: Any) -> Iterator[Any]:
+    """client/rank.py as a process of its own; one that hangs is killed, and fails the test by its exit code."""
+    command = [sys.executable, rank.__file__, *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    with subprocess.Popen(command, **pipes) as process:
+        hangs = threading.Timer(180, process.kill)
+        hangs.start()
+        yield process
+        process.wait()
+        hangs.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -16,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.children import healthy, started
 from tests.support.servers import ports
+from tests.support.waiting import eventually
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNPACKED = Path(sys.executable).parents[1] / ".prometheus/usr/bin"  # where the Makefile puts Debian's package
-PATIENCE_S = 180
 
 
 def command(name: str) -> str:
@@ -55,10 +55,7 @@ class Prometheus:
 
     def wait_for(self, expression: str, least: float) -> None:
         """Until the sum of its values is so much."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (found := sum(self.values(expression).values())) < least:
-            assert time.monotonic() < deadline, f"{expression} is {found} and not {least} after {PATIENCE_S} s"
-            time.sleep(0.1)
+        eventually(lambda: sum(self.values(expression).values()) >= least)
 
 
 @contextmanager
@@ -70,28 +67,9 @@ def scraping(targets: dict[str, str], directory: Path) -> Iterator[Prometheus]:
         config = config.replace(written, wanted)
     (directory / "prometheus.yml").write_text(config, encoding="utf-8")
     shutil.copy(DEPLOY / "alerts.yml", directory)
-    address = f"127.0.0.1:{ports()['http']}"
-    flags = {"config.file": "prometheus.yml", "storage.tsdb.path": "data", "web.listen-address": address}
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [command("prometheus"), *(f"--{name}={value}" for name, value in flags.items())],
-            stdout=log, stderr=subprocess.STDOUT, cwd=directory,
-        )  # fmt: skip
-    try:
-        _wait_until_ready(process, address, directory / "log")
-        yield Prometheus(f"http://{address}")
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"http://{address}/-/ready"):
-                return
-        except OSError:  # not listening yet, or 503 while it starts
-            time.sleep(0.1)
-    raise AssertionError(f"not ready after {PATIENCE_S} s: {log.read_text()}")
+    port = ports()["http"]
+    flags = {"config.file": "prometheus.yml", "storage.tsdb.path": "data", "web.listen-address": f"127.0.0.1:{port}"}
+    argv = [command("prometheus"), *(f"--{name}={value}" for name, value in flags.items())]
+    with started(argv, directory / "log", cwd=directory) as child:
+        child.wait_until(lambda: healthy(port, "/-/ready"))
+        yield Prometheus(f"http://127.0.0.1:{port}")

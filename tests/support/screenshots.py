@@ -1,6 +1,6 @@
 """The screenshots of docs/gateway.md, from a running gateway with two models.
 
-python -m tests.screenshots http://127.0.0.1:8080 runs/demo/documents.jsonl docs
+python -m tests.support.screenshots http://127.0.0.1:8080 runs/demo/documents.jsonl docs
 """
 
 from __future__ import annotations

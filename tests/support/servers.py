@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import re
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 import build_engines
 from bench.children import TRITON, Child, free_ports, healthy, started, triton
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
+from tests.support.waiting import eventually
 from trainer.checkpoints.load import PackedScorer, load_scorer
 
 COMMAND = TRITON
@@ -38,17 +41,25 @@ class Server(Child):
         return f"http://127.0.0.1:{self.ports['metrics']}/metrics"
 
     def metrics(self, name: str) -> float:
-        """The sum of a metric over all its labels; 0 if there is none of that name."""
-        with urllib.request.urlopen(self.metrics_url) as answer:
-            lines = answer.read().decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+        return metric(self.metrics_url, name)
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric of a server over the labels that are not given; 0 if there is none of that name."""
+    total = 0.0
+    with urllib.request.urlopen(url) as answer:
+        for line in answer.read().decode().splitlines():
+            found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):
+                total += float(found[2])
+    return total
 
 
 def build(checkpoint: Path, repository: Path, precision: str, *more: str, engine: str = "openvino") -> Path:
-    data = write_groups(checkpoint.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
+    data = write_groups(repository.parent / f"{repository.name}.jsonl", queries=8)  # of fewer, one swap is too much
     flags: dict[str, object] = {"checkpoint": checkpoint, "data": data, "engine": engine, "precision": precision}
     if precision == "int8":
-        flags["calibration"] = write_groups(checkpoint.parent / "calibration.jsonl", queries=8, seed=1, name="c")
+        flags["calibration"] = write_groups(repository.parent / "calibration.jsonl", queries=8, seed=1, name="c")
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     assert build_engines.main([*argv, "--model_repository", str(repository), *more]) == 0
     return repository
@@ -77,42 +88,27 @@ def running(repository: Path, log: Path, *flags: str) -> Iterator[Server]:
         family = descendants(server.process.pid)
         server.process.terminate()
         assert server.process.wait(STOP_S) == 0, log.read_text()
-        assert not alive(family)
+        wait_until_ended(family)
 
 
 def wait_until_ready(server: Server) -> None:
     server.wait_until(lambda: healthy(server.ports["http"]))
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below one, by /proc."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it ended meanwhile
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return family - {pid}
+def descendants(pid: int) -> list[psutil.Process]:
+    family: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    return family
 
 
-def alive(pids: set[int], patience_s: float = 30.0) -> set[int]:
-    """Those that still run when the patience is over; a zombie that init has not yet reaped has ended."""
-    deadline = time.monotonic() + patience_s
-    while left := {pid for pid in pids if _runs(pid)}:
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.05)
-    return set()
+def wait_until_ended(family: Sequence[psutil.Process]) -> None:
+    eventually(lambda: not any(_runs(process) for process in family))
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def _runs(process: psutil.Process) -> bool:
+    """A zombie that init has not yet reaped has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib.resources import files
-from typing import NamedTuple
 
 
-class Page(NamedTuple):
-    """``html``, and the headers that keep it to itself."""
-
-    html: str
-    headers: dict[str, str]
-
-
-def read_page() -> Page:
-    """From the files beside this one; only the script and the style that are in them may run."""
+def read_page() -> tuple[str, dict[str, str]]:
+    """The HTML, and headers that keep it to itself: only the script and the style that are in it may run."""
     folder = files(__package__)
     html, style, script = (
         folder.joinpath(name).read_text(encoding="utf-8") for name in ("index.html", "style.css", "page.js")
@@ -26,7 +18,7 @@ def read_page() -> Page:
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return Page(html, {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+    return html, {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
 
 
 def _hash(text: str) -> str:
