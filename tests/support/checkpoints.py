@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.data.rankings import write_scores
@@ -60,13 +66,20 @@ def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
     return tiny_roberta(directory, family="xlm-roberta", **encoding)
 
 
-def tiny_llama(directory: Path, *, seed: int = 0, causal: bool = False, **encoding: Any) -> Path:
-    """A Llama scorer, or a causal LM, with a byte-level BPE; ``encoding`` overrides PairEncodingConfig."""
+def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+    """A Llama scorer with a byte-level BPE; ``encoding`` overrides PairEncodingConfig."""
     template = {"style": "decoder", "start_token": "<s>", "end_token": "</s>"}
     prefixes = {"query_prefix": "Query: ", "document_prefix": " Document: "}
     tokenizer = byte_level(["<pad>", "<unk>", "<s>", "</s>"], **NAMES)
     shape = {"num_key_value_heads": 2, "max_position_embeddings": 256}
-    return _saved(directory, "llama", tokenizer, seed, {**template, **prefixes, **encoding}, shape, causal)
+    return _saved(directory, "llama", tokenizer, seed, {**template, **prefixes, **encoding}, shape)
+
+
+def tiny_llm(directory: Path) -> Path:
+    """The body of ``tiny_llama`` as a causal LM."""
+    tiny_llama(directory)
+    AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory)
+    return directory
 
 
 def _saved(
@@ -76,13 +89,12 @@ def _saved(
     seed: int,
     encoding: dict[str, Any],
     shape: dict[str, int],
-    causal: bool = False,
 ) -> Path:
     torch.manual_seed(seed)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     size = {"vocab_size": len(tokenizer), "initializer_range": SPREAD}
-    kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    model = kind.from_config(AutoConfig.for_model(family, **{**SMALL, **size, **ids, **shape}))
+    config = AutoConfig.for_model(family, **{**SMALL, **size, **ids, **shape})
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     model.eval().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     PairEncodingConfig(**{**LIMITS, **encoding}).save(directory / ENCODING_FILE)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import build_engines
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_llm
 from tests.support.scores import packed_scores, plain_scores
 from tests.support.stages import FEW, fails, run
 from trainer import evaluate, init, merge, pretrain, rank_sft, score
@@ -32,7 +32,7 @@ KEPT = ["--lora_merge", "false"]
 def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """One training of a scorer and one of a language model, each merged and kept."""
     root = tmp_path_factory.mktemp("runs")
-    tiny_llama(root / "llama", causal=True)
+    tiny_llm(root / "llama")
     source = ["--model", root / "llama", "--data", data, *LORA]
     for stage, name in ((rank_sft, "scorer"), (pretrain, "cpt")):
         run(stage, *source, "--output_dir", root / name)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llama, training_groups
+from tests.support.checkpoints import tiny_llm, training_groups
 from trainer.checkpoints.load import load_causal_lm
 from trainer.data.pairs import encode_groups
 from trainer.packed.forward import IGNORED, MASKED, attention_mask, packed_token_losses
@@ -27,7 +27,7 @@ def test_mask_is_block_diagonal_and_finite() -> None:
 
 
 def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> None:
-    directory = tiny_llama(tmp_path / "llama", causal=True)
+    directory = tiny_llm(tmp_path / "llama")
     encoder, model = PairEncoder.load(directory), load_causal_lm(directory).eval()
     (group,) = training_groups(tmp_path, queries=1, documents=5)
     batch = LanguageCollator(encoder)([group])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama, training_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_llm, training_groups
 from tests.support.memory import Peak
 from trainer.checkpoints.load import load_causal_lm, load_for_training
 from trainer.checkpoints.lora import LoraArguments, add_adapters
@@ -35,7 +35,7 @@ def dropping(model: Any, share: float) -> Any:
     return model
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_llm])
 def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any) -> None:
     """Without dropout; a row at a time, a last part that has fewer rows, and a budget that no step fills."""
     directory = make(tmp_path / "model")
@@ -116,7 +116,7 @@ def test_a_budget_below_one_row_is_refused() -> None:
 
 
 def test_parts_of_a_language_model_have_the_gradient_of_the_whole(tmp_path: Path) -> None:
-    directory = tiny_llama(tmp_path / "llama", causal=True)
+    directory = tiny_llm(tmp_path / "llama")
     model = load_causal_lm(directory)
     batch = LanguageCollator(PairEncoder.load(directory))(training_groups(tmp_path, queries=3))
     found = []

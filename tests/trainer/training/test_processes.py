@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
+from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
 from tests.support.stages import exit_codes, in_two_processes
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
@@ -32,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("processes")
     data = write_groups(root / "data.jsonl", queries=16)
     scores = write_teacher(root / "scores.parquet", data)
-    llama, bert = tiny_llama(root / "llama", causal=True), tiny_bert(root / "bert")
+    llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     AutoModelForSequenceClassification.from_pretrained(bert, **still).save_pretrained(bert)
     material = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups, write_teacher
+from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
 from tests.support.stages import fails, finish, started
 from trainer import distill, rank_sft, score
 from trainer.data.records import read_groups
@@ -36,7 +36,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     root = tmp_path_factory.mktemp("material")
     data = write_groups(root / "data.jsonl", queries=9)
     scores = write_teacher(root / "scores.parquet", data)
-    llama, bert = tiny_llama(root / "llama", causal=True), tiny_bert(root / "bert")
+    llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
     return {
         "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],

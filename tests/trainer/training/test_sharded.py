@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
-from tests.support.checkpoints import tiny_llama, write_groups
+from tests.support.checkpoints import tiny_llm, write_groups
 from tests.support.servers import ports
 from tests.support.stages import Commands, exit_codes, in_two_processes
 from trainer import pretrain, rank_sft
@@ -55,7 +55,7 @@ class Material:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     root = tmp_path_factory.mktemp("material")
-    return Material(tiny_llama(root / "llama", causal=True), write_groups(root / "data.jsonl", queries=16))
+    return Material(tiny_llm(root / "llama"), write_groups(root / "data.jsonl", queries=16))
 
 
 def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
