@@ -10,14 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from engines.arguments import BuildArguments, Compile
 from engines.builders import Builder
 from engines.graph.export import Int32Scorer, example_rows
 from engines.graph.precision import FUSED, typed_model
-from engines.job import Job
-from engines.library import runner
-from engines.records import BuiltEngine, Dimensions, EngineError, Runner
-from engines.table import Engine
+from engines.job import BuildArguments, Compile, Job
+from engines.records import BuiltEngine, Dimensions, EngineError, Runner, runner
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.student.runtime.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
@@ -28,9 +25,6 @@ MOST_ROWS = 128  # the sizes 1, 2, 4 to 128 are eight, and PyTorch compiles a mo
 
 class Torch(Builder):
     """Writes ``model.pt2``, typed in the precision. Without ``--rows_per_call`` the device decides how many."""
-
-    def __init__(self, engine: Engine) -> None:
-        pass  # PyTorch is here: this module imports it
 
     def check(self, arguments: BuildArguments) -> None:
         if arguments.rows_per_call > MOST_ROWS:

@@ -6,6 +6,7 @@ norms and the score head stay as they are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.graph.onnx_graphs import onnx_session, replace
+from engines.graph.export import onnx_session
 from engines.quantise.calibration import Row
 from engines.records import EngineError, Graph
 
@@ -112,3 +113,10 @@ def _weight(tensor: Any) -> Rounded:
     node = helper.make_node("DequantizeLinear", [names["fp8"], names["scale"]], [names["dq"]], name=names["dq"], axis=1)
     initializers = [numpy_helper.from_array(held, names["fp8"]), numpy_helper.from_array(scales, names["scale"])]
     return Rounded(initializers, [node], names["dq"])
+
+
+def replace(repeated: Any, messages: list[Any]) -> None:
+    """Replace the contents of a repeated field; ``messages`` may be some of its own."""
+    copies = [copy.deepcopy(message) for message in messages]  # clearing the field takes those that it holds
+    del repeated[:]
+    repeated.extend(copies)

@@ -10,24 +10,63 @@ gate holds for all of them.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from engines.library import Library
 from engines.parity import Yardstick
 from engines.quantise.calibration import Calibration, Row
-from engines.records import EngineError, Int8, packed
+from engines.records import EngineError, Int8, RowRunner, packed
 from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray
 
 PRECISION = "int8"
 RANKED_ON = 16  # rows that a product's share in the loss is measured on
 ROWS_PER_CALL = 8  # of a candidate, in the judging
+
+
+class Products(NamedTuple):
+    """Names of a graph's operations: the products with weights that int8 may take, and others that NNCF would take."""
+
+    candidates: set[str]
+    others: set[str]
+
+
+class Operation(NamedTuple):
+    """An operation of a graph, and the names of the tensors that it reads and writes."""
+
+    name: str
+    inputs: Iterable[str]
+    outputs: Iterable[str]
+
+
+class Library(ABC):
+    """A library that runs graphs on processors, and a model in its own form."""
+
+    @abstractmethod
+    def products(self, model: Any) -> Products:
+        """The candidates are products of all tokens. The score head and most of the last layer work on one token a
+        pair only: they cost little, and decide the score."""
+
+    @abstractmethod
+    def opened(self, model: Any) -> RowRunner:
+        """The model as it stands, on all cores."""
+
+
+def downstream(operations: Iterable[Operation], tensor: str) -> set[str]:
+    """Names of all operations that read of a tensor, at any distance; they come in the order of computation."""
+    reached, readers = {tensor}, set[str]()
+    for operation in operations:
+        if reached.intersection(operation.inputs):
+            reached.update(operation.outputs)
+            readers.add(operation.name)
+    return readers
 
 
 def quantise(
@@ -69,7 +108,7 @@ class _Quantiser:
         seen = self._rows[:rows]
         with _quiet(self._nncf):
             return self._nncf.quantize(
-                self._library.copied(self._model),
+                copy.deepcopy(self._model),
                 self._nncf.Dataset(seen),
                 subset_size=len(seen),
                 target_device=self._nncf.TargetDevice.CPU,
@@ -115,7 +154,7 @@ def _nncf() -> Any:
 
 def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
     run = packed(library.opened(model), yardstick.layout, ROWS_PER_CALL)
-    return yardstick.report(run, "a candidate").excess(PRECISION)
+    return max(yardstick.report(run, "a candidate").losses(PRECISION).values())
 
 
 @contextmanager

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
 
 import build_engines
 from engines.builders import processors
-from engines.graph.export import export_graph
-from engines.records import Graph
+from engines.records import Dimensions, EngineError, Graph, runner
 from engines.repository.configs import read_config
+from engines.repository.manifest import with_newest_plans
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine
+from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
-from tests.support.repositories import contents
+from tests.support.repositories import MANIFEST, contents
+from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
@@ -56,7 +59,9 @@ class Inputs(NamedTuple):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     directory = tmp_path_factory.mktemp("inputs")
-    return Inputs(tiny_bert(directory / "bert"), tiny_llama(directory / "llama"), write_groups(directory / "dev.jsonl"))
+    return Inputs(
+        tiny_bert(directory / "bert", layers=1), tiny_llama(directory / "llama"), write_groups(directory / "dev.jsonl")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +99,6 @@ def test_configs_have_the_dimensions_of_the_checkpoint(built: Path) -> None:
 
 def test_server_reads_the_version(inputs: Inputs, built: Path) -> None:
     """The server's own engine class, on the version, against PyTorch."""
-    from engines.library import runner
-    from model_repository.student.runtime.pair_scorer import PairScorer
-    from trainer.checkpoints.load import PackedScorer, load_scorer
-
     encoder = PairEncoder.load(built / "tokenizer")
     group = read_groups(inputs.data)[0]
     pairs = encode_groups(encoder, [group])
@@ -121,15 +122,15 @@ def test_bf16_says_what_it_runs_in(inputs: Inputs, built: Path, capsys: pytest.C
 def test_damaged_engine_is_refused_and_nothing_changes(
     inputs: Inputs, built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
-        damaged: Any = copy.deepcopy(model)
-        with torch.no_grad():
-            damaged.classifier.weight.mul_(1.001)
-        return export_graph(damaged, *arguments, **settings)
-
+    """The engine is not of this checkpoint: one weight of the head is a thousandth off."""
+    graph = Graph(built / "student/1/model.xml", "fp32", Dimensions(64, 4, 40))
+    monkeypatch.setattr(processors, "export_graph", lambda *_, **__: graph)
+    another = Path(shutil.copytree(inputs.bert, inputs.bert.with_name("another")))
+    weights = load_file(another / "model.safetensors")
+    weights["classifier.weight"] *= 1.001
+    save_file(weights, another / "model.safetensors", {"format": "pt"})
     before = contents(built)
-    monkeypatch.setattr(processors, "export_graph", export_damaged)
-    assert build_engines.main(inputs.arguments(built)) == 1
+    assert build_engines.main(inputs.arguments(built, checkpoint=str(another))) == 1
     streams = capsys.readouterr()
     assert streams.err.startswith("refused: in fp32, scores differ by up to 0.00")
     assert streams.err.count("\n") == 1 and not streams.out
@@ -162,8 +163,8 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
     assert read_config(version.parent / "config.pbtxt").cc_model_filenames == plans
     assert (both / "model.sm86.plan").read_bytes() == (version / "model.sm86.plan").read_bytes()
 
-    assert build_engines.main(inputs.arguments(tmp_path / "repository", **{**another, "precision": "bf16"})) == 2
-    assert "student/2: its precision is fp16 and that of this build is bf16" in one_error(capsys)
+    with pytest.raises(EngineError, match="student/2: its precision is fp16 and that of this build is bf16"):
+        with_newest_plans(both.parent, (), replace(MANIFEST, engine="tensorrt_rtx", precision="bf16"))
 
 
 def test_checkpoint_without_a_score_head_is_refused(
@@ -252,7 +253,7 @@ build_engines.main(["--help"])
     done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "1: torch, fp32, " in done.stdout and "{openvino,onnxruntime,tensorrt,tensorrt_rtx,torch}" in done.stdout
-    assert "the engine onnxruntime needs onnxruntime" in done.stderr
+    assert "the engine onnxruntime needs onnx" in done.stderr
     manifest = json.loads((tmp_path / "repository/student/1/manifest.json").read_text())
     assert set(manifest["versions"]) == {"torch", "transformers"}
 

@@ -17,7 +17,7 @@ from bench.serving.load import LoadError, Score
 from bench.serving.traffic import Traffic
 from bench.serving.worker import main
 from bench.serving.workers import matrices
-from engines.library import runner, serving_class
+from engines.records import runner
 from engines.table import ENGINES
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PairEncoder
@@ -34,7 +34,7 @@ class EngineSystem:
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))
         self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
-        self._run = runner(PairScorer.load(newest, serving_class(ENGINES[self._library])))
+        self._run = runner(PairScorer.load(newest, ENGINES[self._library].serving_class()))
         self.versions = {self._library: version(self._library)}
 
     def use(self, option: Option) -> None:

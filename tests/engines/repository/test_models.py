@@ -16,7 +16,7 @@ from engines.repository import install as installer
 from engines.repository.configs import read_config
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest
-from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, for_teacher, tracked
+from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, for_teacher
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from tests.support.repositories import MANIFEST, contents, engine_of, write_checkpoint
 
@@ -73,28 +73,23 @@ def widths_of(row_length: int, slots: int, scores: bool = True) -> dict[str, int
 
 
 @pytest.mark.parametrize("models", [STUDENT, TEACHER])
-def test_code_of_another_release_is_replaced_and_removed(repository: Path, checkpoint: Path, models: ModelSet) -> None:
+def test_code_of_another_release_is_replaced(repository: Path, checkpoint: Path, models: ModelSet) -> None:
     """Also what an earlier version holds: it runs with the code that lies beside it."""
     first = add(repository, checkpoint, models=models)
     scorer, tokenizer = repository / models.scorer, repository / models.tokenizer
-    (tokenizer / "pair_encoding.py").write_text("# of an older release\n")
+    installed = contents(repository)
+    for path in (first / "model.py", tokenizer / "pair_encoding/config.py"):
+        path.write_text("# of an older release\n")
     (scorer / "runtime/openvino_engine.py").unlink()
-    (scorer / "packed_engine.py").write_text("# of an older release\n")
     (scorer / "hooks.py").write_text("# the user's own\n")
-    (first / "model.py").write_text("import packed_engine\n")
-    manifest = json.loads((first / "manifest.json").read_text())
-    (first / "manifest.json").write_text(json.dumps({name: manifest[name] for name in manifest if name != "served_by"}))
+    (scorer / "99").mkdir()
+    (scorer / "99/model.py").write_text("# the user's own\n")
     add(repository, checkpoint, models=models)
-    for origin, name in models.names.items():
-        code = {str(path.relative_to(PROJECT / origin)): path.read_bytes() for path in tracked(PROJECT, origin)}
-        there = {path: content for path, content in contents(repository / name).items() if path.endswith(".py")}
-        built = {f"{version}/model.py": code["model.py"] for version in (1, 2, 3)} if origin == "student" else {}
-        if origin == "student":
-            built["hooks.py"] = b"# the user's own\n"
-        assert there.items() <= {**{path: code[path] for path in code if path.endswith(".py")}, **built}.items()
-        assert {path for path in code if path.endswith(".py")} <= there.keys()
-    assert json.loads((first / "manifest.json").read_text()) == manifest
-    assert (scorer / "hooks.py").exists()
+    code = {name: content for name, content in contents(repository).items() if name.endswith(".py")}
+    own = {f"{models.scorer}/hooks.py", f"{models.scorer}/99/model.py"}
+    assert {code.pop(name) for name in own} == {b"# the user's own\n"}
+    assert code.pop(f"{models.scorer}/100/model.py") == installed[f"{models.scorer}/{first.name}/model.py"]
+    assert code == {name: content for name, content in installed.items() if name.endswith(".py")}
 
 
 def test_the_ensemble_joins_the_teachers_models(repository: Path, checkpoint: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.arguments import BuildArguments
 from engines.builders import builder_for
-from engines.job import Job
+from engines.job import BuildArguments, Job
 from model_repository.student.runtime.graphs import Graph
 from model_repository.student.runtime.packing import INPUTS, FloatArray, Layout, Rows
 from model_repository.student.runtime.pair_scorer import PairScorer
