@@ -21,20 +21,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from client.command import command
 from engines.parity import ParityReport, Yardstick
 from engines.records import EngineError, Runner, runner
-from engines.repository.configs import (
-    config_files,
-    read_config,
-    served_version,
-    served_versions,
-    serving_configs,
-    versions_of,
-    written,
-)
+from engines.repository.configs import config_files, read_config, serving_configs, written
 from engines.repository.install import Changes, together
 from engines.repository.manifest import MANIFEST_FILE, read_manifest
 from engines.repository.models import STUDENT, TEACHER, ModelSet
 from engines.table import ENGINES, names
 from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.student.served import served_version, served_versions, versions_of
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from trainer.data.records import read_groups
 from trainer.measures.metrics import MEASURE

@@ -21,7 +21,7 @@ FOLDERS: dict[str, set[str]] = {
     "build_engines": {"engines", "client", "trainer", ENCODING, STUDENT},
     "loadtest": {"client"},
     "bench": {"client", "loadtest", "engines", "trainer", ENCODING, STUDENT, "build_engines"},
-    "embedded_triton": set(),
+    "embedded_triton": {f"{STUDENT}.served"},
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
 COMMANDS = {"init", "pretrain", "rank_sft", "score", "distill", "merge", "evaluate", "plan"}
@@ -145,7 +145,12 @@ def reached_from(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer.token_cache", "student.runtime.scheduler", "student.runtime.layout", "student.runtime.packing"]
+    "name",
+    [
+        "tokenizer.token_cache",
+        "student.served",
+        *(f"student.runtime.{name}" for name in ("scheduler", "layout", "packing")),
+    ],
 )
 def test_what_tritons_models_share_with_tests_needs_only_numpy(name: str) -> None:
     path = _source(f"model_repository.{name}")

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from client.files import appears_whole
 from engines.records import EngineError
-from engines.repository.configs import changed_configs, served_version, versions_of
+from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
 from engines.repository.models import SCORERS, SERVER_MODEL, STUDENT, ModelSet, copy_models, identified, other_release
+from model_repository.student.served import served_version, versions_of
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
 SKELETON = Path(__file__).parents[2] / "model_repository"

@@ -14,8 +14,8 @@ from typing import Any
 from engines.job import Job
 from engines.parity import ParityReport
 from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError
-from engines.repository.configs import versions_of
 from engines.table import COMMON_PACKAGES, ENGINES
+from model_repository.student.served import versions_of
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from trainer.measures.metrics import MEASURE
 

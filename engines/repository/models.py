@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching
 
-from engines.repository.configs import config_files, parsed, read_config, versions_of, written
+from engines.repository.configs import config_files, parsed, read_config, written
 from engines.repository.manifest import MANIFEST_FILE
+from model_repository.student.served import versions_of
 
 SERVER_MODEL = "model.py"  # Triton wants a Python model inside its version
 TRACKED = ("*.py", "*.pbtxt", ".gitkeep")

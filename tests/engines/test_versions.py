@@ -21,10 +21,11 @@ from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import Products, quantise
 from engines.records import Dimensions, EngineError, Graph, Runner, runner
-from engines.repository.configs import read_config, served_version
+from engines.repository.configs import read_config
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.student.served import served_version
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.requests import QUERY, answer, documents, every_length

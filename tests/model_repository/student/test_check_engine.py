@@ -17,14 +17,13 @@ import torch
 
 from tests import ROOT
 
-SCRIPT = ROOT / "model_repository/student/check_engine.py"
-
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
     directory = tmp_path / "student"
     directory.mkdir()
-    shutil.copy2(SCRIPT, directory)
+    for name in ("check_engine.py", "served.py"):
+        shutil.copy2(ROOT / "model_repository/student" / name, directory)
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +38,8 @@ def test_like_pairs_get_a_row_each_and_unlike_ones_share() -> None:
     assert lay_out(pairs_of([16, 1, 1, 1, 2, 2, 2, 2]), layout, step=1).input_ids.shape == (2, 16)
 
 
-def test_the_student_packs_as_the_tokenizer_does() -> None:
-    """One file: Triton shows a model its own folder only, so a link to it lies in the student's."""
-    one, other = (ROOT / "model_repository" / place for place in ("tokenizer/pair_encoding", "student/runtime"))
-    assert (one / "packing.py").read_bytes() == (other / "packing.py").read_bytes()
+@pytest.mark.parametrize("links", [("packing.py", "pair_encoding/packing.py"), ("../served.py", "served.py")])
+def test_student_and_tokenizer_have_the_same_file(links: tuple[str, str]) -> None:
+    """One file: Triton shows a model its own folder only, so a link to it lies in the other's."""
+    one, other = (ROOT / "model_repository" / place for place in ("student/runtime", "tokenizer"))
+    assert (one / links[0]).read_bytes() == (other / links[1]).read_bytes()
