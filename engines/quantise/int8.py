@@ -14,8 +14,7 @@ import copy
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +83,8 @@ def quantise(
     quantised = quantiser.without(kept)
     if _excess(yardstick, library, quantised) > 1:
         ranked = quantiser.most_sensitive_first()
-        for number in _numbers(min(most_kept, len(ranked))):
+        most = min(most_kept, len(ranked))
+        for number in (*(2**power for power in range((most - 1).bit_length())), most):
             kept = ranked[:number]
             quantised = quantiser.without(kept)
             if _excess(yardstick, library, quantised) <= 1:
@@ -106,18 +106,15 @@ class _Quantiser:
         if left_out == self.candidates:
             return self._model
         seen = self._rows[:rows]
-        with _quiet(self._nncf):
-            return self._nncf.quantize(
-                copy.deepcopy(self._model),
-                self._nncf.Dataset(seen),
-                subset_size=len(seen),
-                target_device=self._nncf.TargetDevice.CPU,
-                model_type=self._nncf.ModelType.TRANSFORMER,
-                ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
-                advanced_parameters=self._nncf.AdvancedQuantizationParameters(
-                    overflow_fix=self._nncf.OverflowFix.ENABLE
-                ),
-            )
+        return self._nncf.quantize(
+            copy.deepcopy(self._model),
+            self._nncf.Dataset(seen),
+            subset_size=len(seen),
+            target_device=self._nncf.TargetDevice.CPU,
+            model_type=self._nncf.ModelType.TRANSFORMER,
+            ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
+            advanced_parameters=self._nncf.AdvancedQuantizationParameters(overflow_fix=self._nncf.OverflowFix.ENABLE),
+        )
 
     def most_sensitive_first(self) -> list[str]:
         """The candidates, ordered by how far each, alone in int8, moves the scores of the first calibration rows."""
@@ -137,33 +134,16 @@ class _Quantiser:
         return scores
 
 
-def _numbers(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most``."""
-    return [*(2**power for power in range((most - 1).bit_length())), most]
-
-
 def _nncf() -> Any:
-    # Otherwise NNCF reports each use to its makers over the network.
-    os.environ["NNCF_CI"] = "1"
+    os.environ["NNCF_CI"] = "1"  # otherwise NNCF reports each use to its makers over the network
     try:
         import nncf
     except ImportError as error:
         raise EngineError("int8 needs NNCF, which is not installed: pip install 'disranker[cpu]'") from error
+    nncf.set_log_level(logging.ERROR)  # no notes for its developers
     return nncf
 
 
 def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
     run = packed(library.opened(model), yardstick.layout, ROWS_PER_CALL)
     return max(yardstick.report(run, "a candidate").losses(PRECISION).values())
-
-
-@contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
-    """Silence NNCF's notes for its developers."""
-    log = logging.getLogger("nncf")
-    level = log.level
-    nncf.set_log_level(logging.ERROR)
-    try:
-        yield
-    finally:
-        nncf.set_log_level(level)
