@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from engines.builders import Builder
 from engines.graph.export import Int32Scorer, example_rows
 from engines.graph.precision import FUSED, typed_model
-from engines.job import BuildArguments, Compile, Job
-from engines.records import BuiltEngine, Dimensions, EngineError, Runner, runner
+from engines.job import BuildArguments, Job
+from engines.records import BuiltEngine, Dimensions, EngineError, runner
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.student.runtime.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
@@ -34,13 +34,17 @@ class Torch(Builder):
 
     def build(self, job: Job) -> BuiltEngine:
         arguments, path = job.arguments, job.directory / MODEL_FILE
-        rows = arguments.rows_per_call or default_rows()
+        rows = arguments.rows_per_call or ROWS_PER_CALL["cuda" if torch.cuda.is_available() else "cpu"]
         export_program(job.model, job.dimensions, arguments.precision, path)
+        try:
+            engine = TorchEngine(path, rows, arguments.torch_compile)
+        except EngineStartError as error:
+            raise EngineError(str(error)) from error
         return BuiltEngine(
             files=(path,),
             runs_in=arguments.precision,
             version=torch.__version__,
-            run=open_runner(path, job.dimensions, rows, arguments.torch_compile),
+            run=runner(PairScorer(engine, Layout(*job.dimensions.layout), rows)),
             judged="the engine",
             rows_per_call=rows,
         )
@@ -53,15 +57,3 @@ def export_program(model: PreTrainedModel, dimensions: Dimensions, precision: st
         scorer = Int32Scorer(typed_model(model, precision, FUSED)).eval()
         program = torch.export.export(scorer, example, dynamic_shapes=rows, strict=False)
     torch.export.save(program, path)
-
-
-def default_rows() -> int:
-    return ROWS_PER_CALL["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-def open_runner(path: Path, dimensions: Dimensions, rows_per_call: int, compiled: Compile) -> Runner:
-    try:
-        engine = TorchEngine(path, rows_per_call, compiled)
-    except EngineStartError as error:
-        raise EngineError(str(error)) from error
-    return runner(PairScorer(engine, Layout(*dimensions.layout), rows_per_call))
