@@ -149,7 +149,7 @@ def reached_from(module: str) -> set[str]:
     [
         "tokenizer.token_cache",
         "student.served",
-        *(f"student.runtime.{name}" for name in ("scheduler", "layout", "packing")),
+        *(f"student.runtime.{name}" for name in ("scheduler", "packing")),
     ],
 )
 def test_what_tritons_models_share_with_tests_needs_only_numpy(name: str) -> None:

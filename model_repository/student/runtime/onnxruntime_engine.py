@@ -30,9 +30,6 @@ class OnnxRuntimeEngine(ProcessorGraph):
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.any_length = not any(isinstance(port.shape[1], int) for port in self._session.get_inputs())
 
-    def computes_int8(self) -> bool:
-        return True  # its operator for whole numbers has no other way
-
     def infer(self, rows: Rows) -> FloatArray:
         scores: FloatArray = self._session.run(["scores"], dict(zip(INPUTS, rows, strict=True)))[0]
         return scores

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.student.runtime.layout import lay_out
 from model_repository.student.runtime.packing import FlatPairs, Layout, PackedBatch, Pair, chunks, unpack
+from model_repository.student.runtime.pair_scorer import lay_out
 from tests import ROOT
 from tests.support.pairs import LENGTHS, ROW_LENGTH, pairs_of
 
