@@ -17,13 +17,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.arguments import BuildArguments
 from engines.builders import builder_for
-from engines.job import Job
-from engines.repository.configs import served_version
+from engines.job import BuildArguments, Job
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
+from model_repository.student.served import served_version
 from trainer.command import command, parse
 
 

@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_repository.student.served import served_versions
+
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_LIBRARY = f"libpython{VERSION}.so.1.0"
 LOOPBACK = "127.0.0.1"
@@ -36,10 +38,6 @@ DEFAULTS = {
     "--allow-gpu-metrics": "false",
     "--pinned-memory-pool-byte-size": "0",
 }
-# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
-NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
-SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
-NUMBER = re.compile("[1-9][0-9]*")
 BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
 
 
@@ -225,15 +223,6 @@ def _check_model(model: Path, config_name: str) -> None:
             raise EmbeddedTritonError(f"{config} names version {served.name}, which is not there: {mend}")
         if not (served / "model.py").is_file():
             raise EmbeddedTritonError(f"{served} was built for a GPU: {BUILD} ANOTHER_REPOSITORY, and serve that one")
-
-
-def served_versions(model: Path, config: Path) -> list[int]:
-    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
-    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
-    if named := SPECIFIC.search(text):
-        return [int(number) for number in re.findall(r"\d+", named[1])]
-    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
-    return sorted(versions)[-1:]
 
 
 def values(arguments: Sequence[str], name: str) -> list[str]:

@@ -5,9 +5,8 @@ Each query is scored as the server scores it: its documents are one request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -69,27 +68,25 @@ class ParityReport:
     ndcg_difference: float | None
     worst: tuple[Difference, ...]
 
-    def excess(self, precision: str) -> float:
-        """The largest loss as a share of the precision's limit; up to 1 passes ``check``."""
+    def losses(self, precision: str) -> dict[str, float]:
+        """The losses in words, each with its share of the precision's limit; up to 1 passes."""
         limits = LIMITS[precision]
-        if not np.isfinite([self.largest_difference, self.mean_kendall_tau]).all():
-            return float("inf")
-        losses = [self.largest_difference / limits.score, (1 - self.mean_kendall_tau) / (1 - limits.tau)]
+        losses = {
+            f"scores differ by up to {self.largest_difference:.3g} (limit {limits.score:g})": (
+                self.largest_difference / limits.score
+            ),
+            f"Kendall's tau is {self.mean_kendall_tau:.4f} (limit {limits.tau:g})": (
+                (1 - self.mean_kendall_tau) / (1 - limits.tau)
+            ),
+        }
         if self.ndcg_difference is not None:
-            losses.append(abs(self.ndcg_difference) / limits.ndcg)
-        return max(losses)
+            words = f"{MEASURE} differs by {self.ndcg_difference:+.4f} (limit {limits.ndcg:g})"
+            losses[words] = abs(self.ndcg_difference) / limits.ndcg
+        return {words: share if np.isfinite(share) else np.inf for words, share in losses.items()}
 
     def check(self, precision: str) -> None:
         """Raises ParityError beyond the precision's limits; it names the pairs that differ most."""
-        limits = LIMITS[precision]
-        problems = []
-        if not self.largest_difference <= limits.score or not np.isfinite(self.largest_difference):
-            problems.append(f"scores differ by up to {self.largest_difference:.3g} (limit {limits.score:g})")
-        if not self.mean_kendall_tau >= limits.tau:
-            problems.append(f"Kendall's tau is {self.mean_kendall_tau:.4f} (limit {limits.tau:g})")
-        if self.ndcg_difference is not None and not abs(self.ndcg_difference) <= limits.ndcg:
-            problems.append(f"{MEASURE} differs by {self.ndcg_difference:+.4f} (limit {limits.ndcg:g})")
-        if problems:
+        if problems := [words for words, share in self.losses(precision).items() if share > 1]:
             pairs = ", ".join(f"{pair.query_id}/{pair.doc_id} by {pair.difference:+.3g}" for pair in self.worst)
             raise ParityError(f"in {precision}, {'; '.join(problems)}; the query/document pairs most apart: {pairs}")
 
@@ -109,36 +106,44 @@ class Yardstick:
     @classmethod
     def of(cls, reference: Runner, encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Yardstick:
         """Every pair of the groups, scored by the reference."""
-        requests = tuple(_requests(encoder, groups))
+        requests = tuple(
+            Request(
+                group.query_id,
+                tuple(document.doc_id for document in group.documents),
+                encode_groups(encoder, [group]),
+            )
+            for group in groups
+        )
         return cls(requests, _scores(reference, requests), judgments(groups), encoder.config.layout)
 
-    def ndcg(self) -> float | None:
-        """The measure of the reference's own scores; None without labels."""
-        return _ndcg(self.scores, self.qrels) if self.qrels else None
+    def ndcg(self, scores: Scores | None = None) -> float | None:
+        """The measure of some scores, or of the reference's own; None without labels."""
+        if not self.qrels:
+            return None
+        return float(np.mean(list(per_query(self.qrels, scores or self.scores, MEASURE).values())))
 
     def report(self, run: Runner, judged: str) -> ParityReport:
         """Compare the scores of ``run`` for the same requests."""
         candidate = _scores(run, self.requests)
-        apart = sorted(starmap(Difference, _differences(candidate, self.scores)), key=_size, reverse=True)
+        differences = [
+            Difference(query_id, doc_id, candidate[query_id][doc_id] - score)
+            for query_id, documents in self.scores.items()
+            for doc_id, score in documents.items()
+        ]
+        apart = sorted(differences, key=_size, reverse=True)
         taus = [
             kendall_tau(list(candidate[query].values()), list(scores.values())) for query, scores in self.scores.items()
         ]
+        before, after = self.ndcg(), self.ndcg(candidate)
         return ParityReport(
             judged=judged,
             queries=len(self.requests),
             pairs=len(apart),
             largest_difference=_size(apart[0]),
             mean_kendall_tau=float(np.mean(taus)),
-            ndcg_difference=_ndcg_difference(candidate, self.scores, self.qrels),
+            ndcg_difference=None if before is None or after is None else after - before,
             worst=tuple(apart[:NAMED]),
         )
-
-
-def compare(
-    run: Runner, judged: str, model: PreTrainedModel, encoder: PairEncoder, groups: Sequence[QueryGroup]
-) -> ParityReport:
-    """Score every pair of the groups by ``run`` and by the float32 model."""
-    return Yardstick.of(torch_runner(model, encoder), encoder, groups).report(run, judged)
 
 
 def torch_runner(model: PreTrainedModel, encoder: PairEncoder) -> Runner:
@@ -151,31 +156,9 @@ def torch_runner(model: PreTrainedModel, encoder: PairEncoder) -> Runner:
     return run
 
 
-def _requests(encoder: PairEncoder, groups: Sequence[QueryGroup]) -> Iterator[Request]:
-    for group in groups:
-        doc_ids = tuple(document.doc_id for document in group.documents)
-        yield Request(group.query_id, doc_ids, encode_groups(encoder, [group]))
-
-
 def _scores(run: Runner, requests: Sequence[Request]) -> Scores:
     return {query_id: dict(zip(doc_ids, run(pairs).tolist(), strict=True)) for query_id, doc_ids, pairs in requests}
 
 
-def _differences(candidate: Scores, reference: Scores) -> Iterator[tuple[str, str, float]]:
-    for query_id, documents in reference.items():
-        for doc_id, score in documents.items():
-            yield query_id, doc_id, candidate[query_id][doc_id] - score
-
-
 def _size(pair: Difference) -> float:
     return abs(pair.difference) if np.isfinite(pair.difference) else np.inf
-
-
-def _ndcg_difference(candidate: Scores, reference: Scores, qrels: Scores) -> float | None:
-    if not qrels:
-        return None
-    return _ndcg(candidate, qrels) - _ndcg(reference, qrels)
-
-
-def _ndcg(scores: Scores, qrels: Scores) -> float:
-    return float(np.mean(list(per_query(qrels, scores, MEASURE).values())))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from client.errors import DisRankerError
+from model_repository.student.runtime import packing
+from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import (
     INPUTS,
     FlatPairs,
@@ -145,5 +147,17 @@ def packed(run: RowRunner, layout: Layout, rows_per_call: int) -> Runner:
     def scores(pairs: FlatPairs) -> FloatArray:
         batch = layout.pack(pairs)
         return unpack(np.concatenate([run(rows) for rows in chunks(batch.rows, rows_per_call)]), batch.slots)
+
+    return scores
+
+
+def runner(scorer: PairScorer) -> Runner:
+    """A runner for an engine as the server runs it."""
+
+    def scores(pairs: FlatPairs) -> FloatArray:
+        # The student's folder has a FlatPairs of its own, out of the same file.
+        return scorer.score_all(
+            packing.FlatPairs(pairs.token_ids, pairs.lengths, pairs.document_starts, pairs.truncated)
+        )
 
     return scores

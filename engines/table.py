@@ -1,8 +1,12 @@
-"""The engines that a checkpoint can be built into, one row for each. Nothing here imports an engine's library."""
+"""The engines that a checkpoint can be built into, one row for each. Its library is imported when an engine is used."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
+
+from engines.records import EngineError
 
 COMMON_PACKAGES = ("torch", "transformers")  # every build uses them
 
@@ -32,6 +36,23 @@ class Engine:
     packages: tuple[str, ...] = ("onnx",)
     served_by: str = ""
     compared: bool = False
+
+    def builder_class(self) -> Any:
+        """Raises EngineError where a library that it needs is not installed."""
+        return self._loaded(f"engines.builders.{self.builder}")
+
+    def serving_class(self) -> Any:
+        """The class that runs it in Triton's Python backend. Raises EngineError where its library is not installed."""
+        return self._loaded(f"model_repository.student.runtime.{self.served_by}")
+
+    def _loaded(self, path: str) -> Any:
+        module, _, name = path.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise EngineError(
+                f"the engine {self.name} needs {error.name}, which is not installed: pip install {self.install}"
+            ) from error
 
 
 ENGINES = {

@@ -16,22 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from client.command import command
-from engines.library import runner, serving_class
 from engines.parity import ParityReport, Yardstick
-from engines.records import EngineError, Runner
-from engines.repository.beside import NEWEST, asked_version, serve_beside
-from engines.repository.changes import Changes
-from engines.repository.configs import served_version, served_versions, serving_configs, versions_of
+from engines.records import EngineError, Runner, runner
+from engines.repository.configs import config_files, read_config, serving_configs, written
+from engines.repository.install import Changes, together
 from engines.repository.manifest import MANIFEST_FILE, read_manifest
 from engines.repository.models import STUDENT, TEACHER, ModelSet
 from engines.table import ENGINES, names
 from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.student.served import served_version, served_versions, versions_of
 from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
 from trainer.data.records import read_groups
 from trainer.measures.metrics import MEASURE
 
 LATEST = "latest"
+NEWEST = -1  # of what is served, to Triton
 
 
 @command
@@ -100,16 +102,58 @@ def use(place: Place, version: int | None, beside: Sequence[int] = ()) -> str:
     for chosen in versions:
         _check_fits(place, chosen)
     asked = version if version is not None and beside else NEWEST
-    configs = serving_configs(scorer, versions) | asked_version(place.repository, place.models, asked)
+    configs = serving_configs(scorer, versions) | _asked_version(place, asked)
     try:
-        with Changes() as changes:
+        with together() as changes:
             for path, content in configs.items():
                 changes.write(path, content)
-            ensembles = serve_beside(changes, place.repository, place.models, beside)
+            ensembles = _serve_beside(changes, place, beside)
     except OSError as error:
         raise EngineError(f"{place.repository}: cannot be written: {error}") from error
     served = f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
     return "".join([served, *(f", and version {name.rpartition('_')[2]} as {name}" for name in ensembles)])
+
+
+def _asked_version(place: Place, version: int) -> dict[Path, bytes]:
+    """New contents of the ensembles' configs that ask another version of the scorer than ``version``."""
+    changed = {}
+    ensemble = place.models.ensemble
+    for name in {ensemble, f"{ensemble}_tokens"} & {*place.models.names.values()}:
+        for path in config_files(place.repository / name):  # none where it was deleted: it need not be served
+            before = read_config(path)
+            after = _asking(before, place, version)
+            if after != before:
+                changed[path] = written(after)
+    return changed
+
+
+def _serve_beside(changes: Changes, place: Place, versions: Sequence[int]) -> list[str]:
+    """Give each of the versions an ensemble beside the usual one, and remove those of other versions; the names."""
+    root, ensemble = place.repository.absolute(), place.models.ensemble
+    new, old = (changes.staged(root.with_name(f".{root.name}.beside.{what}")) for what in ("new", "old"))
+    there = [path.name for path in root.glob(f"{ensemble}_*") if path.name.rpartition("_")[2].isdecimal()]
+    wanted = {f"{ensemble}_{version}": version for version in versions}
+    for name, version in wanted.items():
+        (new / name / "1").mkdir(parents=True)  # Triton wants a version of an ensemble too
+        (new / name / "configs").mkdir()
+        for path in config_files(root / ensemble):
+            config = _asking(read_config(path), place, version)
+            config.name = name
+            (new / name / path.relative_to(root / ensemble)).write_bytes(written(config))
+    for name in there:
+        changes.move(root / name, old / name)
+    for name in wanted:
+        changes.move(new / name, root / name)
+    return sorted(wanted)
+
+
+def _asking(config: ModelConfig, place: Place, version: int) -> ModelConfig:
+    asking = ModelConfig()
+    asking.CopyFrom(config)
+    for step in asking.ensemble_scheduling.step:
+        if step.model_name == place.models.scorer:
+            step.model_version = version
+    return asking
 
 
 def _check_fits(place: Place, version: int) -> None:
@@ -169,7 +213,7 @@ def _open(place: Place, version: int) -> Runner:
         comparable = names([engine for engine in ENGINES.values() if engine.compared])
         raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable} can be compared here")
     _check_fits(place, version)
-    return runner(PairScorer.load(place.scorer / str(version), serving_class(engine)))
+    return runner(PairScorer.load(place.scorer / str(version), engine.serving_class()))
 
 
 def _manifest(place: Place, version: int) -> dict[str, Any]:

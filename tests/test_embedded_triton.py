@@ -43,32 +43,24 @@ def repository(tmp_path: Path) -> Path:
     return copy
 
 
-def test_a_repository_is_needed() -> None:
+def test_a_repository_is_needed_and_must_exist(tmp_path: Path) -> None:
     assert "--model-repository is needed" in refusal(CPU)
+    none = tmp_path / "none"
+    assert f"--model-repository {none}: no such directory" in refusal(CPU, "--model-repository", str(none))
 
 
-def test_a_repository_must_exist(tmp_path: Path) -> None:
-    assert f"--model-repository {tmp_path / 'none'}: no such directory" in refusal(
-        CPU, "--model-repository", str(tmp_path / "none")
-    )
-
-
-def test_a_student_must_be_built(repository: Path) -> None:
-    shutil.rmtree(repository / "student/1")
+def test_a_student_must_be_built_for_a_processor_and_asked_for(repository: Path) -> None:
+    flags = ("--model-repository", str(repository))
+    asked = "configured for tensorrt_plan, which needs a GPU: use --model-config-name cpu"
+    assert asked in refusal(*flags)
+    (repository / "student/2").mkdir()
+    (repository / "student/2/model.plan").touch()
+    assert "student/2 was built for a GPU" in refusal(CPU, *flags)
+    for version in (1, 2):
+        shutil.rmtree(repository / f"student/{version}")
     line = refusal(CPU, f"--model-repository={repository}")
     assert "'student' is not built yet: python build_engines.py --engine openvino" in line
     assert line.endswith(str(repository))
-
-
-def test_the_gpus_configuration_is_refused_with_the_flag_that_helps(repository: Path) -> None:
-    line = refusal("--model-repository", str(repository))
-    assert "configured for tensorrt_plan, which needs a GPU: use --model-config-name cpu" in line
-
-
-def test_the_gpus_engine_is_refused(repository: Path) -> None:
-    (repository / "student/2").mkdir()
-    (repository / "student/2/model.plan").touch()
-    assert "student/2 was built for a GPU" in refusal(CPU, "--model-repository", str(repository))
 
 
 def test_the_version_that_is_served_is_checked_and_not_the_newest(repository: Path) -> None:

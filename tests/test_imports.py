@@ -22,13 +22,13 @@ FOLDERS: dict[str, set[str]] = {
     "build_engines": {"engines", "client", "trainer", ENCODING, STUDENT},
     "loadtest": {"client"},
     "bench": {"client", "loadtest", "engines", "trainer", ENCODING, STUDENT, "build_engines"},
-    "embedded_triton": set(),
+    "embedded_triton": {f"{STUDENT}.served"},
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
 COMMANDS = "init pretrain rank_sft score distill merge evaluate plan"
 FLOORS = {
     "trainer": f"{COMMANDS} > command > training > scoring measures > checkpoints > data packed",
-    "engines": "versions > repository > builders > job > quantise > graph parity library > arguments > table > records",
+    "engines": "versions > repository > builders > job > quantise > graph parity > table > records",
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}
 
@@ -103,8 +103,8 @@ def third_party(path: Path) -> set[str]:
 NEEDED = {
     ENCODING: {"numpy", "tokenizers"},
     f"{STUDENT}.runtime.scheduler": {"numpy"},
-    f"{STUDENT}.runtime.layout": {"numpy"},
     f"{STUDENT}.runtime.packing": {"numpy"},
+    f"{STUDENT}.served": set(),
     "model_repository.tokenizer.token_cache": set(),
     "client": {"client", "tritonclient", "numpy"},
     "client.rank": {"client", "tritonclient", "numpy", "tqdm"},  # which shows a bar where there is one

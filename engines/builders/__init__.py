@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 
-from engines.arguments import BuildArguments
-from engines.job import Job
+from engines.job import BuildArguments, Job
 from engines.records import BuiltEngine
-from engines.table import ENGINES, Engine
+from engines.table import ENGINES
 
 
 class Builder(ABC):
-    """Builds one engine of the table. Making it raises EngineError where the engine's library is not installed."""
-
-    @abstractmethod
-    def __init__(self, engine: Engine) -> None: ...
+    """Builds one engine of the table."""
 
     def check(self, arguments: BuildArguments) -> None:  # noqa: B027
         """Raise EngineError for arguments that could only fail after a long build."""
@@ -27,8 +22,6 @@ class Builder(ABC):
 
 def builder_for(arguments: BuildArguments) -> Builder:
     """The builder that was asked for, which has what it needs here. Raises EngineError."""
-    engine = ENGINES[arguments.engine]
-    module, _, name = engine.builder.partition(".")
-    builder: Builder = getattr(importlib.import_module(f"engines.builders.{module}"), name)(engine)
+    builder: Builder = ENGINES[arguments.engine].builder_class()()
     builder.check(arguments)
     return builder

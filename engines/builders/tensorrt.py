@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from engines.arguments import BuildArguments
-from engines.builders import Builder, capabilities, timing_cache
-from engines.builders.stand_in import stand_in
-from engines.graph.export import export_graph
-from engines.job import Job
-from engines.records import OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, Runner, packed
-from engines.table import ENGINES, Engine
+from client.files import appears_whole
+from engines.builders import Builder
+from engines.graph.export import export_graph, onnx_session
+from engines.job import BuildArguments, Job
+from engines.quantise import fp8
+from engines.records import OUTPUT, BuiltEngine, Dimensions, EngineError, Graph, RowRunner, Runner, packed
+from engines.table import ENGINES
+from model_repository.student.runtime.graphs import cores
 from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray, Rows
 
 TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned for it
@@ -28,29 +31,25 @@ TYPICAL_ROWS = 32  # a request of about a hundred passages; the profile is tuned
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 
 
+STAND_IN_ROWS = 8  # that the processor takes at a time
+NEEDED = {"bf16": "8.0", "fp8": "8.9"}  # the compute capability from which on a GPU has units for a precision
+
+
 class TensorRt(Builder):
     """Builds plans with ``tensorrt`` or ``tensorrt_rtx``."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._name = engine.name
-        library(engine.name)
-
     def check(self, arguments: BuildArguments) -> None:
-        check_capabilities(self._name, arguments.capabilities, arguments.precision)
+        check_capabilities(arguments.engine, arguments.capabilities, arguments.precision)
 
     def build(self, job: Job) -> BuiltEngine:
         arguments, path = job.arguments, job.directory / "model.onnx"
         if job.calibration:
-            try:
-                from engines.quantise import fp8
-            except ImportError as error:
-                raise EngineError(f"--precision fp8 needs {error.name}: pip install onnx") from error
             half = export_graph(job.model, job.dimensions, fp8.BASE, job.directory / "half.onnx", fp8.OPSET)
             graph = fp8.quantise(half, job.calibration.rows, path)
         else:
             graph = export_graph(job.model, job.dimensions, arguments.precision, path)
         timings = Path(arguments.timing_cache) if arguments.timing_cache else None
-        return build(graph, self._name, arguments.capabilities, job.directory, timings)
+        return build(graph, arguments.engine, arguments.capabilities, job.directory, timings)
 
 
 class ParsedNetwork(NamedTuple):
@@ -60,13 +59,6 @@ class ParsedNetwork(NamedTuple):
     builder: Any
     log: Any
     parser: Any
-
-
-class MatrixProduct(NamedTuple):
-    """A matrix multiplication of a network, and the types of its inputs (``FP8``, ``HALF``, ``BF16``, ``FLOAT``)."""
-
-    name: str
-    types: tuple[str, ...]
 
 
 def library(engine: str) -> Any:
@@ -86,36 +78,25 @@ def build(graph: Graph, engine: str, named: Sequence[str], directory: Path, timi
     Each kind of GPU has a plan of its own, and a server loads only the one that it needs. Raises EngineError with all
     messages of the parser or the builder.
     """
-    trt = library(engine)
+    trt, here = library(engine), _capability_here()
     parsed = parse(trt, graph.path)
-    plans: dict[str, str] = {}
-    for capability in capabilities.targets(named):
-        path = directory / capabilities.plan_file(capability)
+    files: dict[str | None, Path] = {}
+    for capability in (*named,) or (here,):
         config = _config(trt, parsed.builder, graph, capability if named else None)
-        with _timing(trt, engine, config, capability, timings):
+        with _timed(config, timings or _default_timings(trt, capability)) if engine == "tensorrt" else nullcontext():
             plan = parsed.builder.build_serialized_network(parsed.network, config)
         if plan is None:
             for_what = f" for compute capability {capability}" if capability else ""
             raise EngineError(f"{engine} cannot build this graph{for_what}: {_joined(parsed.log.errors)}")
-        path.write_bytes(plan)
-        if capability:
-            plans[capability] = path.name
-    files = tuple(directory / name for name in plans.values()) or (directory / capabilities.plan_file(None),)
-    here = plans.get(capabilities.here() or "")
-    if here is not None:
-        run, judged = open_runner(trt, directory / here, graph.dimensions), "the engine"
+        kind = f".sm{capability.replace('.', '')}" if capability else ""
+        files[capability] = directory / f"model{kind}.plan"
+        files[capability].write_bytes(plan)
+    if here and here in files:
+        run, judged = open_runner(trt, files[here], graph.dimensions), "the engine"
     else:
         run, judged = stand_in(graph)
-    return BuiltEngine(files, graph.precision, trt.__version__, run, judged, plans=plans)
-
-
-def _timing(
-    trt: Any, engine: str, config: Any, capability: str | None, path: Path | None
-) -> AbstractContextManager[None]:
-    """The timing cache around a build. tensorrt_rtx measures nothing: its cache functions do nothing and warn."""
-    if engine == "tensorrt_rtx":
-        return nullcontext()
-    return timing_cache.kept(config, path or timing_cache.default_path(trt, capability))
+    plans = {capability: path.name for capability, path in files.items() if capability}
+    return BuiltEngine((*files.values(),), graph.precision, trt.__version__, run, judged, plans=plans)
 
 
 def parse(trt: Any, path: Path) -> ParsedNetwork:
@@ -134,31 +115,6 @@ def parse(trt: Any, path: Path) -> ParsedNetwork:
         errors = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in found]
         raise EngineError(f"{trt.__name__} cannot read the graph: {_joined(errors)}")
     return ParsedNetwork(network, builder, log, parser)
-
-
-def matrix_products(trt: Any, network: Any) -> list[MatrixProduct]:
-    """All matrix multiplications of a parsed network, in its order."""
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    made_by = {layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)}
-    return [
-        MatrixProduct(
-            layer.name,
-            tuple(_held_in(trt, layer.get_input(index), made_by) for index in range(layer.num_inputs)),
-        )
-        for layer in layers
-        if layer.type in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.EINSUM)
-    ]
-
-
-def _held_in(trt: Any, tensor: Any, made_by: Mapping[str, Any]) -> str:
-    """The type of a tensor, or of its quantised form, in which builders multiply."""
-    layer = made_by.get(tensor.name)
-    while layer is not None and layer.type == trt.LayerType.SHUFFLE:  # a weight gets axes to match
-        layer = made_by.get(layer.get_input(0).name)
-    if layer is not None and layer.type == trt.LayerType.DEQUANTIZE:
-        tensor = layer.get_input(0)
-    name: str = tensor.dtype.name
-    return name
 
 
 def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
@@ -188,6 +144,27 @@ def open_runner(trt: Any, path: Path, dimensions: Dimensions) -> Runner:
     return packed(run, dimensions.layout, dimensions.max_rows)
 
 
+def stand_in(graph: Graph) -> tuple[Runner, str]:
+    """The graph on this processor, for the gate where the engine itself cannot be opened, and its name in words.
+
+    ONNX Runtime rounds to the graph's types after each operator, so float16 overflows here as it would
+    on a GPU. It has no kernels for bfloat16. That type cannot overflow, so OpenVINO computes in float32
+    from the rounded weights.
+    """
+    run: RowRunner
+    if graph.precision == "bf16":
+        run, name = ENGINES["openvino"].serving_class()(graph.path, "fp32", cores()).infer, "OpenVINO in float32"
+    else:
+        # Optimised, an fp8 graph would have its roundings moved past operators that do not take fp8.
+        session, name = onnx_session(graph.path, optimised=graph.precision != "fp8"), "ONNX Runtime"
+
+        def run(rows: Rows) -> FloatArray:
+            return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, rows, strict=True)))[0])
+
+    judged = f"the engine's graph in {name}; the engine itself was not run, no GPU here opens it"
+    return packed(run, graph.dimensions.layout, STAND_IN_ROWS), judged
+
+
 def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any:
     """The configuration for one compute capability, or for the GPU at hand."""
     config = builder.create_builder_config()
@@ -200,19 +177,70 @@ def _config(trt: Any, builder: Any, graph: Graph, capability: str | None) -> Any
     config.add_optimization_profile(profile)
     if capability:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(capabilities.member(trt, capability), 0)
+        config.set_compute_capability(_named(trt, capability), 0)
     return config
 
 
 def check_capabilities(engine: str, named: Sequence[str], precision: str) -> None:
     """Raises EngineError for compute capabilities that the engine does not know or that lack units for the precision,
-    and for none where there is no GPU to build for."""
+    for none where there is no GPU to build for, and where the engine is not installed."""
+    trt, here = library(engine), _capability_here()
     if engine == "tensorrt_rtx":
         for capability in named:
-            capabilities.member(library(engine), capability)
-        if not named and capabilities.here() is None:
+            _named(trt, capability)
+        if not named and here is None:
             raise EngineError("no NVIDIA GPU here to build for: name some, such as --compute_capability 8.6,8.9")
-    capabilities.check_units(named, precision)
+    needed = NEEDED.get(precision, "0")
+    for capability in named or [here or needed]:
+        if _numbers(capability) < _numbers(needed):
+            raise EngineError(
+                f"--precision {precision} needs compute capability {needed} or newer; {capability} has no units for it"
+            )
+
+
+def _capability_here() -> str | None:
+    """The compute capability of the GPU that PyTorch sees, as NVIDIA writes it (8.9)."""
+    return "{}.{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+
+
+def _named(trt: Any, capability: str) -> Any:
+    """The library's own name of a compute capability. Raises EngineError that lists the known ones."""
+    members = trt.ComputeCapability.__members__
+    found = members.get("SM" + capability.replace(".", ""))
+    if found is None:
+        known = sorted(int(name[2:]) for name in members if name.startswith("SM"))
+        listed = ", ".join(f"{number // 10}.{number % 10}" for number in known)
+        raise EngineError(f"compute capability {capability!r} is not one that {trt.__name__} knows: {listed}")
+    return found
+
+
+def _numbers(capability: str) -> list[int]:
+    return [int(part) for part in capability.split(".")]
+
+
+def _default_timings(trt: Any, capability: str | None) -> Path:
+    """A timing cache holds for one TensorRT and one kind of GPU, so its name has both."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "disranker" / f"{trt.__name__}-{trt.__version__}-{capability or 'unknown'}.timing"
+
+
+@contextmanager
+def _timed(config: Any, path: Path) -> Iterator[None]:
+    """Give a builder's configuration the timing cache of ``path``; when the block has built, write the cache back.
+
+    It holds TensorRT's timings of its kernels, with which the next build takes a fraction of the time. Raises
+    EngineError for a file that is not a cache of this TensorRT and GPU.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise EngineError(f"--timing_cache {path}: cannot be read: {error}") from error
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise EngineError(f"--timing_cache {path}: not of this TensorRT and this kind of GPU; name another file")
+    yield
+    with appears_whole(path) as partial:
+        partial.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
 @functools.cache  # the library keeps the first logger of a process, whatever later ones it is given

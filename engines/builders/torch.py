@@ -10,14 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from engines.arguments import BuildArguments, Compile
 from engines.builders import Builder
 from engines.graph.export import Int32Scorer, example_rows
 from engines.graph.precision import FUSED, typed_model
-from engines.job import Job
-from engines.library import runner
-from engines.records import BuiltEngine, Dimensions, EngineError, Runner
-from engines.table import Engine
+from engines.job import BuildArguments, Job
+from engines.records import BuiltEngine, Dimensions, EngineError, runner
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.student.runtime.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
@@ -29,9 +26,6 @@ MOST_ROWS = 128  # the sizes 1, 2, 4 to 128 are eight, and PyTorch compiles a mo
 class Torch(Builder):
     """Writes ``model.pt2``, typed in the precision. Without ``--rows_per_call`` the device decides how many."""
 
-    def __init__(self, engine: Engine) -> None:
-        pass  # PyTorch is here: this module imports it
-
     def check(self, arguments: BuildArguments) -> None:
         if arguments.rows_per_call > MOST_ROWS:
             raise EngineError(
@@ -40,13 +34,17 @@ class Torch(Builder):
 
     def build(self, job: Job) -> BuiltEngine:
         arguments, path = job.arguments, job.directory / MODEL_FILE
-        rows = arguments.rows_per_call or default_rows()
+        rows = arguments.rows_per_call or ROWS_PER_CALL["cuda" if torch.cuda.is_available() else "cpu"]
         export_program(job.model, job.dimensions, arguments.precision, path)
+        try:
+            engine = TorchEngine(path, rows, arguments.torch_compile)
+        except EngineStartError as error:
+            raise EngineError(str(error)) from error
         return BuiltEngine(
             files=(path,),
             runs_in=arguments.precision,
             version=torch.__version__,
-            run=open_runner(path, job.dimensions, rows, arguments.torch_compile),
+            run=runner(PairScorer(engine, Layout(*job.dimensions.layout), rows)),
             judged="the engine",
             rows_per_call=rows,
         )
@@ -59,15 +57,3 @@ def export_program(model: PreTrainedModel, dimensions: Dimensions, precision: st
         scorer = Int32Scorer(typed_model(model, precision, FUSED)).eval()
         program = torch.export.export(scorer, example, dynamic_shapes=rows, strict=False)
     torch.export.save(program, path)
-
-
-def default_rows() -> int:
-    return ROWS_PER_CALL["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-def open_runner(path: Path, dimensions: Dimensions, rows_per_call: int, compiled: Compile) -> Runner:
-    try:
-        engine = TorchEngine(path, rows_per_call, compiled)
-    except EngineStartError as error:
-        raise EngineError(str(error)) from error
-    return runner(PairScorer(engine, Layout(*dimensions.layout), rows_per_call))

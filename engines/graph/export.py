@@ -96,6 +96,21 @@ class Int32Scorer(nn.Module):
         return scores_RS
 
 
+def onnx_session(model: Path, optimised: bool = True) -> Any:
+    """ONNX Runtime's session of a graph. Raises EngineError where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "without a GPU that opens the engine, its graph is checked in ONNX Runtime, and fp8 is calibrated in it: "
+            "pip install onnxruntime"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 @contextmanager
 def _without_noise() -> Iterator[None]:
     """Silence the exporter's notes about itself: who builds an engine can do nothing about them."""

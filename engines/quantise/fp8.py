@@ -8,37 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import ir
+from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 
-from engines.graph.onnx_graphs import onnx_session, replace
+from engines.graph.export import onnx_session
 from engines.quantise.calibration import Row
 from engines.records import EngineError, Graph
 
 BASE = "fp16"  # what surrounds the products: ONNX Runtime, which judges the graph, computes in it too
 OPSET = 20  # 19 brought QuantizeLinear to 8-bit floats
+E4M3 = ir.DataType.FLOAT8E4M3FN.numpy()
 LARGEST = 448.0  # of E4M3
 ZERO = "fp8_zero"
 SMALLEST_SCALE = 6.2e-5  # the smallest normal float16: scales are held in it
-
-
-class Linear(NamedTuple):
-    """A product of activations with a weight [wide, narrow], by the names of its tensors."""
-
-    node: str
-    activations: str
-    weight: str
-
-
-class Rounded(NamedTuple):
-    """A tensor that goes through fp8: the additions to the graph, and the name of its rounded form."""
-
-    initializers: list[Any]
-    nodes: list[Any]
-    result: str
 
 
 def quantise(graph: Graph, rows: Iterable[Row], path: Path) -> Graph:
@@ -46,33 +33,29 @@ def quantise(graph: Graph, rows: Iterable[Row], path: Path) -> Graph:
 
     Raises EngineError without rows, or for activations that are not finite.
     """
-    model = onnx.load(graph.path)
-    linears = {linear.node: linear for linear in body_linears(model)}
-    largest = _ranges(graph, sorted({linear.activations for linear in linears.values()}), rows)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    rounded: dict[str, Rounded] = {}
-    nodes = []
-    for node in model.graph.node:
-        if linear := linears.get(node.name):
-            for name in (linear.activations, linear.weight):
-                if name not in rounded:
-                    rounded[name] = _weight(weights[name]) if name in weights else _activations(name, largest[name])
-                    nodes += rounded[name].nodes
-            node.input[:] = [rounded[name].result for name in (linear.activations, linear.weight)]
-        nodes.append(node)
-    replace(model.graph.node, nodes)
-    zero = helper.make_tensor(ZERO, TensorProto.FLOAT8E4M3FN, [], [0.0])
-    kept = [tensor for name, tensor in weights.items() if name not in rounded]
-    replace(model.graph.initializer, [*kept, zero, *(one for each in rounded.values() for one in each.initializers)])
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+    model = ir.load(graph.path)
+    linears = body_linears(model)
+    largest = _ranges(graph, sorted({linear.inputs[0].name for linear in linears}), rows)
+    rounded: dict[Any, Any] = {}
+    for linear in linears:
+        for side, value in enumerate(linear.inputs):
+            if value not in rounded:
+                is_weight = value.is_initializer()
+                nodes = (
+                    _weight(model.graph, value) if is_weight else _activations(model.graph, value, largest[value.name])
+                )
+                model.graph.insert_before(linear, nodes)
+                rounded[value] = nodes[-1].outputs[0]
+            linear.replace_input_with(side, rounded[value])
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, path, external_data=f"{path.name}.data")
     return Graph(path, "fp8", graph.dimensions)
 
 
-def body_linears(model: Any) -> list[Linear]:
+def body_linears(model: ir.Model) -> list[Any]:
     """The linear layers of the body: products with a float16 weight. The score head's weights are float32."""
-    halves = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
-    products = (node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in halves)
-    return [Linear(node.name, *node.input) for node in products]
+    halves = [value for value in model.graph.initializers.values() if value.dtype == ir.DataType.FLOAT16]
+    return [node for node in model.graph if node.op_type == "MatMul" and node.inputs[1] in halves]
 
 
 def _ranges(graph: Graph, names: list[str], rows: Iterable[Row]) -> dict[str, float]:
@@ -92,23 +75,30 @@ def _ranges(graph: Graph, names: list[str], rows: Iterable[Row]) -> dict[str, fl
     return largest
 
 
-def _activations(name: str, largest: float) -> Rounded:
-    scale = np.array(max(largest / LARGEST, SMALLEST_SCALE), dtype=np.float16)
-    names = {part: f"{name}_{part}" for part in ("scale", "fp8", "dq")}
-    nodes = [
-        helper.make_node("QuantizeLinear", [name, names["scale"], ZERO], [names["fp8"]], name=f"{name}_q"),
-        helper.make_node("DequantizeLinear", [names["fp8"], names["scale"], ZERO], [names["dq"]], name=names["dq"]),
+def _activations(graph: ir.Graph, tensor: Any, largest: float) -> list[ir.Node]:
+    """The nodes that round a tensor to fp8; the last one's output is its rounded form."""
+    name = tensor.name
+    scale = _held(graph, f"{name}_scale", np.array(max(largest / LARGEST, SMALLEST_SCALE), dtype=np.float16))
+    zero = graph.initializers.get(ZERO) or _held(graph, ZERO, np.zeros((), E4M3))
+    rounded = ir.Value(name=f"{name}_fp8")
+    return [
+        ir.node("QuantizeLinear", [tensor, scale, zero], outputs=[rounded], name=f"{name}_q"),
+        ir.node("DequantizeLinear", [rounded, scale, zero], outputs=[ir.Value(name=f"{name}_dq")], name=f"{name}_dq"),
     ]
-    return Rounded([numpy_helper.from_array(scale, names["scale"])], nodes, names["dq"])
 
 
-def _weight(tensor: Any) -> Rounded:
-    """A weight [wide, narrow] held as fp8, with a scale for each of the ``narrow`` outputs."""
-    values = numpy_helper.to_array(tensor).astype(np.float32)
+def _weight(graph: ir.Graph, tensor: Any) -> list[ir.Node]:
+    """The same for a weight [wide, narrow]: it is held as fp8, with a scale for each of the ``narrow`` outputs."""
+    name, values = tensor.name, tensor.const_value.numpy().astype(np.float32)
     scales = np.maximum(np.abs(values).max(axis=0) / LARGEST, SMALLEST_SCALE).astype(np.float16)
-    kind = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
-    held = numpy_helper.saturate_cast(values / scales.astype(np.float32), kind)
-    names = {part: f"{tensor.name}_{part}" for part in ("scale", "fp8", "dq")}
-    node = helper.make_node("DequantizeLinear", [names["fp8"], names["scale"]], [names["dq"]], name=names["dq"], axis=1)
-    initializers = [numpy_helper.from_array(held, names["fp8"]), numpy_helper.from_array(scales, names["scale"])]
-    return Rounded(initializers, [node], names["dq"])
+    rounded = numpy_helper.saturate_cast(values / scales.astype(np.float32), E4M3)
+    inputs = [_held(graph, f"{name}_fp8", rounded), _held(graph, f"{name}_scale", scales)]
+    outputs = [ir.Value(name=f"{name}_dq")]
+    return [ir.node("DequantizeLinear", inputs, {"axis": 1}, outputs=outputs, name=f"{name}_dq")]
+
+
+def _held(graph: ir.Graph, name: str, array: Any) -> ir.Value:
+    """A constant of the graph."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value

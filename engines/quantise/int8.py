@@ -10,24 +10,62 @@ gate holds for all of them.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from engines.library import Library
 from engines.parity import Yardstick
 from engines.quantise.calibration import Calibration, Row
-from engines.records import EngineError, Int8, packed
+from engines.records import EngineError, Int8, RowRunner, packed
 from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray
 
 PRECISION = "int8"
 RANKED_ON = 16  # rows that a product's share in the loss is measured on
 ROWS_PER_CALL = 8  # of a candidate, in the judging
+
+
+class Products(NamedTuple):
+    """Names of a graph's operations: the products with weights that int8 may take, and others that NNCF would take."""
+
+    candidates: set[str]
+    others: set[str]
+
+
+class Operation(NamedTuple):
+    """An operation of a graph, and the names of the tensors that it reads and writes."""
+
+    name: str
+    inputs: Iterable[str]
+    outputs: Iterable[str]
+
+
+class Library(ABC):
+    """A library that runs graphs on processors, and a model in its own form."""
+
+    @abstractmethod
+    def products(self, model: Any) -> Products:
+        """The candidates are products of all tokens. The score head and most of the last layer work on one token a
+        pair only: they cost little, and decide the score."""
+
+    @abstractmethod
+    def opened(self, model: Any) -> RowRunner:
+        """The model as it stands, on all cores."""
+
+
+def downstream(operations: Iterable[Operation], tensor: str) -> set[str]:
+    """Names of all operations that read of a tensor, at any distance; they come in the order of computation."""
+    reached, readers = {tensor}, set[str]()
+    for operation in operations:
+        if reached.intersection(operation.inputs):
+            reached.update(operation.outputs)
+            readers.add(operation.name)
+    return readers
 
 
 def quantise(
@@ -45,7 +83,8 @@ def quantise(
     quantised = quantiser.without(kept)
     if _excess(yardstick, library, quantised) > 1:
         ranked = quantiser.most_sensitive_first()
-        for number in _numbers(min(most_kept, len(ranked))):
+        most = min(most_kept, len(ranked))
+        for number in (*(2**power for power in range((most - 1).bit_length())), most):
             kept = ranked[:number]
             quantised = quantiser.without(kept)
             if _excess(yardstick, library, quantised) <= 1:
@@ -67,18 +106,15 @@ class _Quantiser:
         if left_out == self.candidates:
             return self._model
         seen = self._rows[:rows]
-        with _quiet(self._nncf):
-            return self._nncf.quantize(
-                self._library.copied(self._model),
-                self._nncf.Dataset(seen),
-                subset_size=len(seen),
-                target_device=self._nncf.TargetDevice.CPU,
-                model_type=self._nncf.ModelType.TRANSFORMER,
-                ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
-                advanced_parameters=self._nncf.AdvancedQuantizationParameters(
-                    overflow_fix=self._nncf.OverflowFix.ENABLE
-                ),
-            )
+        return self._nncf.quantize(
+            copy.deepcopy(self._model),
+            self._nncf.Dataset(seen),
+            subset_size=len(seen),
+            target_device=self._nncf.TargetDevice.CPU,
+            model_type=self._nncf.ModelType.TRANSFORMER,
+            ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
+            advanced_parameters=self._nncf.AdvancedQuantizationParameters(overflow_fix=self._nncf.OverflowFix.ENABLE),
+        )
 
     def most_sensitive_first(self) -> list[str]:
         """The candidates, ordered by how far each, alone in int8, moves the scores of the first calibration rows."""
@@ -98,33 +134,16 @@ class _Quantiser:
         return scores
 
 
-def _numbers(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most``."""
-    return [*(2**power for power in range((most - 1).bit_length())), most]
-
-
 def _nncf() -> Any:
-    # Otherwise NNCF reports each use to its makers over the network.
-    os.environ["NNCF_CI"] = "1"
+    os.environ["NNCF_CI"] = "1"  # otherwise NNCF reports each use to its makers over the network
     try:
         import nncf
     except ImportError as error:
         raise EngineError("int8 needs NNCF, which is not installed: pip install 'disranker[cpu]'") from error
+    nncf.set_log_level(logging.ERROR)  # no notes for its developers
     return nncf
 
 
 def _excess(yardstick: Yardstick, library: Library, model: Any) -> float:
     run = packed(library.opened(model), yardstick.layout, ROWS_PER_CALL)
-    return yardstick.report(run, "a candidate").excess(PRECISION)
-
-
-@contextmanager
-def _quiet(nncf: Any) -> Iterator[None]:
-    """Silence NNCF's notes for its developers."""
-    log = logging.getLogger("nncf")
-    level = log.level
-    nncf.set_log_level(logging.ERROR)
-    try:
-        yield
-    finally:
-        nncf.set_log_level(level)
+    return max(yardstick.report(run, "a candidate").losses(PRECISION).values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,6 @@ from engines.records import Dimensions, EngineError
 
 TENSORRT = "tensorrt_plan"
 HEADER = "# Written by build_engines.py or engines.versions.\n"
-NUMBER = re.compile("[1-9][0-9]*")  # what Triton takes for one
 MAX_DOCUMENTS = "max_documents"  # the scorer's parameter that tells clients how many a request may have
 SHARED = "scores"  # takes rows of any width: the student's and the teacher's
 
@@ -57,26 +55,6 @@ def serving_configs(scorer: Path, versions: Sequence[int]) -> dict[Path, bytes]:
             config.version_policy.specific.versions.extend(versions)
         changed[path] = written(config)
     return changed
-
-
-def versions_of(scorer: Path) -> list[int]:
-    """The versions in a model's directory, the oldest first. As for Triton, only the directory's name counts."""
-    return sorted(int(path.name) for path in scorer.iterdir() if NUMBER.fullmatch(path.name) and path.is_dir())
-
-
-def served_versions(scorer: Path) -> list[int]:
-    """The versions that Triton serves: those that the scorer's config.pbtxt names, that of the ensemble first, else the
-    newest.
-
-    What runs without protobuf has a copy: check_engine.py, the tokenizer, and embedded_triton.py.
-    """
-    named = read_config(scorer / "config.pbtxt").version_policy.specific.versions
-    return [int(version) for version in named] or versions_of(scorer)[-1:]
-
-
-def served_version(scorer: Path) -> int:
-    """The version that the ensemble asks; 0 for none."""
-    return next(iter(served_versions(scorer)), 0)
 
 
 def config_files(model: Path) -> list[Path]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from client.files import appears_whole
 from engines.records import EngineError
-from engines.repository.changes import Changes
-from engines.repository.configs import changed_configs, served_version, versions_of
+from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
-from engines.repository.models import SCORERS, STUDENT, ModelSet, copy_models, identified, other_release
+from engines.repository.models import SCORERS, SERVER_MODEL, STUDENT, ModelSet, copy_models, identified, other_release
+from model_repository.student.served import served_version, versions_of
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
 SKELETON = Path(__file__).parents[2] / "model_repository"
-SERVER_MODEL = "model.py"  # Triton wants a Python model inside its version
 
 
 def install(
@@ -30,7 +32,7 @@ def install(
     is_new = not root.exists() or not any(root.iterdir())
     lacking = [name for name in models.names.values() if not any((root / name).glob("*"))]
     try:
-        with Changes() as changes:
+        with together() as changes:
             # What appears is made beside the repository: then one rename brings it in.
             staged = changes.staged(root.with_name(f".{root.name}.partial"))
             copy_models(SKELETON, staged, models, lacking)
@@ -49,10 +51,7 @@ def install(
             if models.are_copies:
                 configs |= identified(scorer, configs, version, manifest.identity)
             for path, content in {**other_release(SKELETON, where, models), **configs}.items():
-                if content is None:
-                    changes.remove(path)
-                else:
-                    changes.write(path, content)
+                changes.write(path, content)
             for name in (TOKENIZER_FILE, ENCODING_FILE):
                 changes.write(tokenizer / name, (checkpoint / name).read_bytes())
 
@@ -87,3 +86,43 @@ def check_repository(repository: Path, engine: str) -> None:
                 f"{repository}: {scorer}/{served}, which Triton serves, is for {installed}; give {engine} a "
                 "--model_repository of its own"
             )
+
+
+class Changes(NamedTuple):
+    """What undoes the changes of files so far, and what cleans up at the end. Every file appears whole."""
+
+    undo: ExitStack
+    cleanup: ExitStack
+
+    def staged(self, directory: Path) -> Path:
+        """An empty directory to prepare things in; what is still there at the end is removed."""
+        shutil.rmtree(directory, ignore_errors=True)  # of a command that was killed
+        directory.mkdir(parents=True)
+        self.cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def write(self, path: Path, content: bytes) -> None:
+        before = path.read_bytes() if path.exists() else None
+        _write(path, content)
+        self.undo.callback(_write, path, before)
+
+    def move(self, source: Path, target: Path) -> None:
+        source.rename(target)
+        self.undo.callback(target.rename, source)
+
+
+@contextmanager
+def together() -> Iterator[Changes]:
+    """All changes of the block are made if it ends well, none if it fails."""
+    with ExitStack() as cleanup, ExitStack() as undo:
+        yield Changes(undo, cleanup)
+        undo.pop_all()
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    """Write a file whole; remove it for None."""
+    if content is None:
+        path.unlink()
+        return
+    with appears_whole(path) as partial:
+        partial.write_bytes(content)

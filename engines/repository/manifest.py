@@ -14,8 +14,8 @@ from typing import Any
 from engines.job import Job
 from engines.parity import ParityReport
 from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError
-from engines.repository.configs import versions_of
 from engines.table import COMMON_PACKAGES, ENGINES
+from model_repository.student.served import versions_of
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from trainer.measures.metrics import MEASURE
 
@@ -60,17 +60,12 @@ class Manifest:
 
     @classmethod
     def of(cls, job: Job, built: BuiltEngine, report: ParityReport) -> Manifest:
-        arguments, config = job.arguments, job.encoder.config
-        engine = ENGINES[arguments.engine]
+        arguments, engine = job.arguments, ENGINES[job.arguments.engine]
         return cls(
             engine=engine.name,
             precision=arguments.precision,
             runs_in=built.runs_in,
-            row_length=config.row_length,
-            slots_per_row=config.slots_per_row,
-            max_rows=config.max_documents,
-            pool_last=config.layout.pool_last,
-            position_offset=config.position_offset,
+            **asdict(job.dimensions),
             rows_per_call=built.rows_per_call,
             encoding_hash=encoding_hash(arguments.checkpoint),
             checkpoint_hash=_checkpoint_hash(Path(arguments.checkpoint)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,20 +9,16 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelDynamicBatching
 
-from engines.repository.configs import config_files, parsed, read_config, versions_of, written
+from engines.repository.configs import config_files, parsed, read_config, written
 from engines.repository.manifest import MANIFEST_FILE
-from engines.table import ENGINES
+from model_repository.student.served import versions_of
 
+SERVER_MODEL = "model.py"  # Triton wants a Python model inside its version
 TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
 # Nobody waits for one answer of a relabelling job: full batches are worth more than 20 ms, which is little beside
 # an LLM's forward pass.
 QUEUE_DELAY_US = 20_000
 SCORED_BY = "scored_by"  # the tokenizer's parameter: which model its rows are for
-# Code of earlier releases that this one lacks. It would be imported in place of the packages that came instead.
-FORMER_CODE = (
-    "packed_engine.py", "onnx_engine.py", "processor_engine.py", "scheduler.py", "torch_engine.py", "packed_request.py",
-    "pair_encoding.py",
-)  # fmt: skip
 OF_ONE_VERSION = ("version_policy", "cc_model_filenames", "default_model_filename")
 
 
@@ -75,28 +70,23 @@ def copy_models(skeleton: Path, target: Path, models: ModelSet, wanted: Containe
                 shutil.copy2(source, path)
 
 
-def other_release(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> dict[Path, bytes | None]:
-    """New contents of the set's code that is of another release than the project's, None for a file to remove.
+def other_release(skeleton: Path, where: Mapping[str, Path], models: ModelSet) -> dict[Path, bytes]:
+    """New contents of the set's code that is of another release than the project's.
 
-    Files that no release had are the user's and stay. A version that was installed earlier gets the server's model
-    too, and what that reads in its manifest: it must run with the code that now lies beside it.
+    Other files are the user's and stay. A version that was installed earlier gets the server's model too: it must run
+    with the code that now lies beside it.
     """
-    changed: dict[Path, bytes | None] = {}
-    for origin, name in models.names.items():
-        model = where[name]
-        ours = {model / source.relative_to(skeleton / origin): source for source in tracked(skeleton, origin)}
-        changed |= {model / name: None for name in FORMER_CODE if (model / name).is_file()}
-        changed |= {path: source.read_bytes() for path, source in ours.items() if source.suffix == ".py"}
+    code = {
+        where[name] / source.relative_to(skeleton / origin): source.read_bytes()
+        for origin, name in models.names.items()
+        for source in tracked(skeleton, origin)
+        if source.suffix == ".py"
+    }
     scorer = where[models.scorer]
-    for version in versions_of(scorer):
-        manifest = scorer / str(version) / MANIFEST_FILE
-        record = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-        engine = ENGINES.get(record.get("engine", ""))
-        if engine and engine.served_by:
-            changed[manifest.with_name("model.py")] = (skeleton / "student/model.py").read_bytes()
-            record["served_by"] = engine.served_by
-            changed[manifest] = (json.dumps(record, indent=2) + "\n").encode()
-    return {path: content for path, content in changed.items() if not path.is_file() or content != path.read_bytes()}
+    for version in (scorer / str(number) for number in versions_of(scorer)):
+        if (version / SERVER_MODEL).is_file() and (version / MANIFEST_FILE).is_file():
+            code[version / SERVER_MODEL] = (skeleton / "student" / SERVER_MODEL).read_bytes()
+    return {path: content for path, content in code.items() if not path.is_file() or content != path.read_bytes()}
 
 
 def tracked(skeleton: Path, origin: str) -> Iterator[Path]:

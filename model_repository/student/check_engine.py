@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,10 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
-NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
-SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
-NUMBER = re.compile("[1-9][0-9]*")
+from served import served_versions
 
 
 class UnusableError(Exception):
@@ -43,19 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(student: Path, library: str | None = None) -> list[str]:
     """A line for each version that Triton serves. Raises UnusableError."""
-    versions = served_versions(student, student / "config.pbtxt")
+    versions = served_versions(student)
     if not versions:
         raise UnusableError(f"{student} has no version: build one with build_engines.py")
     return [_check_version(student / str(version), library) for version in versions]
-
-
-def served_versions(model: Path, config: Path) -> list[int]:
-    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
-    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
-    if named := SPECIFIC.search(text):
-        return [int(number) for number in re.findall(r"\d+", named[1])]
-    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
-    return sorted(versions)[-1:]
 
 
 def _check_version(directory: Path, library: str | None) -> str:

@@ -6,19 +6,15 @@ Triton puts this directory on ``sys.path``, so the contract is imported by its b
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pair_encoding import Document, DocumentIds, EncodingError, FlatPairs, IntArray, PairEncoder, encoding_hash
+from served import served_version
 from token_cache import TokenCache
 
-# Of a config.pbtxt, without protobuf. engines/repository/configs.py has the same rule.
-NO_SETTING = re.compile(r"""#.*|"(\\.|[^"\\])*"|'(\\.|[^'\\])*'""")  # comments and strings
-SPECIFIC = re.compile(r"version_policy\s*:?\s*\{\s*specific\s*:?\s*\{([^{}]*)\}")
-NUMBER = re.compile("[1-9][0-9]*")
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
 
 
@@ -101,8 +97,8 @@ def check_student(tokenizer: Path, student: str = "student") -> str:
     seen from here is no error: cloud repositories are copied one model at a time.
     """
     scorer = tokenizer.parent / student
-    version = next(iter(served_versions(scorer, scorer / "config.pbtxt")), 0)
-    manifest = tokenizer.parent / student / str(version) / "manifest.json"
+    version = served_version(scorer)
+    manifest = scorer / str(version) / "manifest.json"
     if not manifest.is_file():
         return f"no {student} lies beside this tokenizer: whether it was built for this encoding was not checked"
     built_for = json.loads(manifest.read_text(encoding="utf-8"))["encoding_hash"]
@@ -112,12 +108,3 @@ def check_student(tokenizer: Path, student: str = "student") -> str:
             f"those in {tokenizer}: install both from one checkpoint with build_engines.py"
         )
     return f"{student} version {version} was built for this encoding ({built_for[:12]})"
-
-
-def served_versions(model: Path, config: Path) -> list[int]:
-    """The versions that Triton serves: those that the config names, that of the ensemble first, else the newest."""
-    text = NO_SETTING.sub("", config.read_text(encoding="utf-8")) if config.is_file() else ""
-    if named := SPECIFIC.search(text):
-        return [int(number) for number in re.findall(r"\d+", named[1])]
-    versions = (int(path.name) for path in model.glob("*") if NUMBER.fullmatch(path.name) and path.is_dir())
-    return sorted(versions)[-1:]

@@ -2,103 +2,87 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedModel
 
-from engines.parity import ParityReport, compare
+from engines.parity import LIMITS, ParityReport, Yardstick, torch_runner
 from engines.records import ParityError, Runner
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
-from trainer.checkpoints.load import PackedScorer, load_scorer
-from trainer.data.records import QueryGroup, read_groups
-
-
-class Subject(NamedTuple):
-    model: PreTrainedModel
-    encoder: PairEncoder
-    groups: list[QueryGroup]
-
-    def compare(self, run: Runner) -> ParityReport:
-        return compare(run, "the engine", self.model, self.encoder, self.groups)
+from trainer.checkpoints.load import load_scorer
+from trainer.data.records import read_groups
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    directory = tmp_path_factory.mktemp("parity")
-    checkpoint = tiny_bert(directory / "checkpoint")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("parity") / "checkpoint", layers=1)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Runner:
     encoder = PairEncoder.load(checkpoint)
-    groups = read_groups(write_groups(directory / "dev.jsonl", documents=12))
-    return Subject(load_scorer(checkpoint, encoder), encoder, groups)
+    return torch_runner(load_scorer(checkpoint, encoder), encoder)
 
 
-def shifted(subject: Subject, change: float, scale: float = 1.0) -> Runner:
-    """The model's own scores, each times ``scale`` and every fourth plus ``change``."""
-    scorer = PackedScorer(subject.model)
+@pytest.fixture(scope="module")
+def yardstick(checkpoint: Path, model: Runner) -> Yardstick:
+    groups = read_groups(write_groups(checkpoint.with_name("dev.jsonl"), documents=12))
+    return Yardstick.of(model, PairEncoder.load(checkpoint), groups)
+
+
+def report(yardstick: Yardstick, model: Runner, change: float = 0.0, scale: float = 1.0) -> ParityReport:
+    """Of the model's own scores, each times ``scale`` and every fourth plus ``change``."""
 
     def run(pairs: FlatPairs) -> FloatArray:
-        scores_N = scorer.score(subject.encoder.pack(pairs)) * np.float32(scale)
+        scores_N = model(pairs) * np.float32(scale)
         scores_N[::4] += np.float32(change)
         return scores_N
 
-    return run
+    return yardstick.report(run, "the engine")
 
 
-def test_equal_scores_pass_in_every_precision(subject: Subject) -> None:
-    report = subject.compare(shifted(subject, 0.0))
-    assert (report.queries, report.pairs) == (4, 48)
-    assert report.largest_difference < 1e-6
-    assert report.mean_kendall_tau == pytest.approx(1.0)
-    assert report.ndcg_difference == pytest.approx(0.0, abs=1e-9)
-    for precision in ("fp32", "bf16", "fp16"):
-        report.check(precision)
+def test_equal_scores_pass_in_every_precision(yardstick: Yardstick, model: Runner) -> None:
+    equal = report(yardstick, model)
+    assert (equal.queries, equal.pairs) == (4, 48)
+    assert equal.largest_difference < 1e-6
+    assert equal.mean_kendall_tau == pytest.approx(1.0)
+    assert equal.ndcg_difference == pytest.approx(0.0, abs=1e-9)
+    for precision in LIMITS:
+        equal.check(precision)
 
 
-def test_fp32_is_held_to_its_scores_and_half_to_its_order(subject: Subject) -> None:
-    report = subject.compare(shifted(subject, 0.0, scale=1.01))
-    assert report.mean_kendall_tau == pytest.approx(1.0)
+def test_fp32_is_held_to_its_scores_and_half_to_its_order(yardstick: Yardstick, model: Runner) -> None:
+    scaled = report(yardstick, model, scale=1.01)
+    assert scaled.mean_kendall_tau == pytest.approx(1.0)
     with pytest.raises(ParityError, match=r"scores differ by up to 0\.0"):
-        report.check("fp32")
-    report.check("fp16")
+        scaled.check("fp32")
+    scaled.check("fp16")
 
 
-def test_refusal_names_pairs_by_id_and_never_by_text(subject: Subject) -> None:
-    report = subject.compare(shifted(subject, 1.0))
+def test_refusal_names_pairs_by_id_and_never_by_text(yardstick: Yardstick, model: Runner) -> None:
+    shifted = report(yardstick, model, change=1.0)
     with pytest.raises(ParityError, match="Kendall's tau") as refusal:
-        report.check("bf16")
-    message = str(refusal.value)
-    assert all(f"{pair.query_id}/{pair.doc_id} by {pair.difference:+.3g}" in message for pair in report.worst)
-    assert report.worst[0].difference == pytest.approx(1.0, abs=1e-5)
-    assert not any(group.query in message for group in subject.groups)
+        shifted.check("bf16")
+    named = [f"{pair.query_id}/{pair.doc_id} by {pair.difference:+.3g}" for pair in shifted.worst]
+    assert str(refusal.value).endswith(f"most apart: {', '.join(named)}")
+    assert shifted.worst[0].difference == pytest.approx(1.0, abs=1e-5)
 
 
 def test_loss_of_ndcg_alone_is_refused() -> None:
-    report = ParityReport("the engine", 1, 2, 0.1, 1.0, -0.0051, ())
+    worse = ParityReport("the engine", 1, 2, 0.1, 1.0, -0.0051, ())
     with pytest.raises(ParityError, match=r"nDCG@10 differs by -0\.0051"):
-        report.check("fp16")
-    ParityReport("the engine", 1, 2, 0.1, 1.0, None, ()).check("fp16")
+        worse.check("fp16")
+    replace(worse, ndcg_difference=None).check("fp16")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_scores_that_are_no_numbers_are_refused(subject: Subject, precision: str) -> None:
-    report = subject.compare(shifted(subject, np.nan))
+@pytest.mark.parametrize("precision", LIMITS)
+def test_scores_that_are_no_numbers_are_refused(yardstick: Yardstick, model: Runner, precision: str) -> None:
     with pytest.raises(ParityError, match="by up to inf"):
-        report.check(precision)
+        report(yardstick, model, change=np.nan).check(precision)
 
 
-def test_without_labels_there_is_no_ndcg(subject: Subject) -> None:
-    unjudged = [
-        QueryGroup(
-            group.query_id,
-            group.query,
-            tuple(
-                type(document)(document.doc_id, document.title, document.summary, None, 0)
-                for document in group.documents
-            ),
-        )
-        for group in subject.groups
-    ]
-    report = compare(shifted(subject, 0.0), "the engine", subject.model, subject.encoder, unjudged)
-    assert report.ndcg_difference is None
+def test_without_labels_there_is_no_ndcg(yardstick: Yardstick, model: Runner) -> None:
+    assert report(replace(yardstick, qrels={}), model).ndcg_difference is None

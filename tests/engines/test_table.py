@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from engines.builders import Builder
-from engines.library import serving_class
 from engines.parity import LIMITS
 from engines.table import CALIBRATED, ENGINES, PRECISIONS
 from tests import ROOT
@@ -17,12 +14,11 @@ from tests import ROOT
 def test_a_row_names_what_exists(name: str) -> None:
     engine = ENGINES[name]
     assert engine.name == name
-    module, _, builder = engine.builder.partition(".")
-    assert issubclass(getattr(importlib.import_module(f"engines.builders.{module}"), builder), Builder)
+    assert issubclass(engine.builder_class(), Builder)
     assert {*engine.calibrated} <= {*engine.precisions} <= LIMITS.keys()
     assert not engine.compared or engine.served_by, "here only the server's own classes can run an engine"
     if engine.served_by:
-        assert serving_class(engine).__name__ == engine.served_by.partition(".")[2]
+        assert engine.serving_class().__name__ == engine.served_by.partition(".")[2]
     else:
         assert name.startswith("tensorrt"), "only plans are opened by Triton itself"
 

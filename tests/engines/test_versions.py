@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import time
@@ -12,32 +11,31 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-import torch
-from transformers import PreTrainedModel
 
 import build_engines
 from client import RankingClient
-from client import compare as client_compare
 from engines import parity, versions
 from engines.builders import processors
 from engines.builders.openvino import OpenVino
-from engines.graph.export import export_graph
-from engines.library import runner
 from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantise.calibration import read_calibration
-from engines.quantise.int8 import quantise
-from engines.records import EngineError, Graph, Runner
-from engines.repository.configs import read_config, served_version
+from engines.quantise.int8 import Products, quantise
+from engines.records import Dimensions, EngineError, Graph, Runner, runner
+from engines.repository.configs import read_config
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
+from model_repository.student.served import served_version
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
-from tests.support.checkpoints import write_groups
+from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.requests import QUERY, answer, documents, every_length
 from tests.support.servers import INT8_PRODUCTS, INT8_TAU, READY_S, Reference, running
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 from trainer.measures.metrics import kendall_tau
+
+TRACKED = Dimensions(row_length=256, slots_per_row=16, max_rows=1000)
+FEW = 3
 
 
 @pytest.fixture
@@ -62,9 +60,7 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
         "calibration_queries": 8,
         "calibration_rows": 8,
     }
-    compiled = OpenVinoEngine(directory / "model.xml", "fp32", 1).compiled.get_runtime_model()
-    nodes = [node.get_rt_info() for node in compiled.get_ops()]
-    types = [info["runtimePrecision"].get() for info in nodes if "FullyConnected" in info["layerType"].get()]
+    types = OpenVinoEngine(directory / "model.xml", "fp32", 1).product_types()
     assert sum(kind in ("i8", "u8") for kind in types) == INT8_PRODUCTS
 
 
@@ -156,7 +152,7 @@ def test_list_marks_what_is_served(repository: Path, capsys: pytest.CaptureFixtu
     assert lines[1].startswith("2: openvino, int8, ")
 
 
-def test_versions_beside_each_other(repository: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_versions_beside_each_other(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
     where = ["--model_repository", str(repository)]
     files = [*repository.rglob("config.pbtxt")]
     assert versions.main(["use", "latest", *where]) == 0
@@ -166,18 +162,7 @@ def test_versions_beside_each_other(repository: Path, tmp_path: Path, capfd: pyt
     assert versions.main(["list", *where]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert (lines[0].endswith(", served"), lines[1].endswith(", served by ranker_2")) == (True, True)
-    candidates = documents(20, seed=3)
-    with running(repository, tmp_path / "log") as server:
-        for model, version in (("ranker", 1), ("ranker_2", 2)):
-            with RankingClient(server.url, model) as client:
-                engine = engine_scores(repository, version, QUERY, candidates)
-                np.testing.assert_allclose(answer(client, QUERY, candidates).scores, engine, atol=1e-4, rtol=0)
-        file = tmp_path / "documents.jsonl"
-        file.write_text("".join(json.dumps({"title": each.title}) + "\n" for each in candidates))
-        capfd.readouterr()
-        sides = ["--left", f"@{server.url}", "--right", f"ranker_2@{server.url}"]
-        assert client_compare.main(["--query", QUERY, *sides, str(file), "--format", "table"]) == 0
-        assert "ranker_2" in capfd.readouterr().out.splitlines()[0]
+    assert (repository / "ranker_2/1").is_dir()
     assert versions.main(["use", "1", "--beside", "1", *where]) == 2
     assert versions.main(["use", "latest", "--beside", "1", *where]) == 2
     assert versions.main(["use", "latest", *where]) == 0
@@ -208,6 +193,20 @@ def yardstick(served_checkpoint: Path, tmp_path: Path) -> Yardstick:
     return Yardstick.of(torch_runner(load_scorer(served_checkpoint, encoder), encoder), encoder, groups)
 
 
+@pytest.fixture
+def few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 may take three products only: each is quantised alone, to see what it costs."""
+    all_products = OpenVino.products
+
+    def products(self: OpenVino, model: Any) -> Products:
+        found = all_products(self, model)
+        few = {*sorted(found.candidates)[:FEW]}
+        return Products(few, found.others | (found.candidates - few))
+
+    monkeypatch.setattr(OpenVino, "products", products)
+
+
+@pytest.mark.usefixtures("few_products")
 def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     repository: Path, yardstick: Yardstick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,33 +215,26 @@ def test_sensitive_products_are_kept_where_the_gate_would_refuse(
     graph = core().read_model(repository / "student/1/model.xml")
     path = write_groups(tmp_path / "calibration.jsonl", queries=8, seed=1, name="c")
     calibration = read_calibration([str(path)], [], PairEncoder.load(repository / "tokenizer"))
-    model, int8 = quantise(OpenVino(), graph, calibration, yardstick, most_kept=INT8_PRODUCTS)
-    assert 1 <= len(int8.kept) <= INT8_PRODUCTS
-    assert int8.products == INT8_PRODUCTS - len(int8.kept)
+    model, int8 = quantise(OpenVino(), graph, calibration, yardstick, most_kept=FEW)
+    assert 1 <= len(int8.kept) <= FEW
+    assert int8.products == FEW - len(int8.kept)
     openvino.save_model(model, tmp_path / "model.xml")
     engine = PairScorer(OpenVinoEngine(tmp_path / "model.xml", "fp32", 1), Layout(*yardstick.layout), 4)
     report = yardstick.report(runner(engine), "int8")
     assert report.largest_difference < 0.03 * loss  # laid out otherwise, a number may be rounded the other way
 
 
+@pytest.mark.usefixtures("few_products")
 def test_a_damaged_engine_is_refused_whatever_is_kept(
-    repository: Path,
-    served_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export_damaged(model: PreTrainedModel, *arguments: Any, **settings: Any) -> Graph:
-        damaged: Any = copy.deepcopy(model)
-        with torch.no_grad():
-            weight = damaged.bert.encoder.layer[0].output.dense.weight
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-        return export_graph(damaged, *arguments, **settings)
-
-    monkeypatch.setattr(processors, "export_graph", export_damaged)
+    """An engine of another model's graph."""
+    graph = Graph(repository / "student/1/model.xml", "fp32", TRACKED)
+    monkeypatch.setattr(processors, "export_graph", lambda *_, **__: graph)
+    another = tiny_bert(tmp_path / "bert", seed=1, max_pair_tokens=256, row_length=256, slots_per_row=16)
     data = write_groups(tmp_path / "dev.jsonl")
     calibration = write_groups(tmp_path / "calibration.jsonl", seed=1, name="c")
-    flags = ["--checkpoint", str(served_checkpoint), "--data", str(data), "--engine", "openvino", "--precision", "int8"]
+    flags = ["--checkpoint", str(another), "--data", str(data), "--engine", "openvino", "--precision", "int8"]
     flags += ["--calibration", str(calibration), "--most_kept", "2", "--model_repository", str(repository)]
     before = sorted((repository / "student").iterdir())
     assert build_engines.main(flags) == 1

@@ -49,14 +49,6 @@ def test_a_configuration_parses_and_has_its_directorys_name(path: str) -> None:
     assert config(path).name == path.partition("/")[0]
 
 
-def test_the_models_are_there() -> None:
-    assert {path.partition("/")[0] for path in CONFIGS} >= {"tokenizer", "student", "scores", *ENSEMBLES}
-    for model in ("tokenizer", "scores"):
-        assert (REPOSITORY / model / "1/model.py").is_file()
-    for model in ENSEMBLES:
-        assert (REPOSITORY / model / "1").is_dir()
-
-
 def test_an_installed_package_has_all_of_the_models() -> None:
     """build_engines.py makes repositories of them: beside modules of packages, what package-data names."""
     settings = tomllib.loads((REPOSITORY.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
@@ -132,21 +124,17 @@ def test_every_student_tells_clients_how_many_documents_it_takes(path: str) -> N
     assert config(path).parameters["max_documents"].string_value == str(DEFAULTS.max_documents)
 
 
-def test_the_plan_joins_requests_and_takes_the_largest() -> None:
+def test_the_plan_alone_joins_requests_and_takes_the_largest() -> None:
     parsed = config("student/config.pbtxt")
     assert parsed.max_batch_size == DEFAULTS.max_documents
     assert parsed.HasField("dynamic_batching")
+    assert {config(f"{name}/config.pbtxt").max_batch_size for name in ("tokenizer", "scores", *ENSEMBLES)} == {0}
     assert parsed.dynamic_batching.max_queue_delay_microseconds <= 2000
     assert [one.name for one in parsed.input] == [*ROWS]
     for warmup in parsed.model_warmup:
         shapes = {name: (one.data_type, -1, *one.dims) for name, one in warmup.inputs.items()}
         assert shapes == student("student/config.pbtxt")[0]
     assert parsed.model_warmup
-
-
-def test_only_the_student_joins_requests() -> None:
-    for name in ("tokenizer", "scores", *ENSEMBLES):
-        assert config(f"{name}/config.pbtxt").max_batch_size == 0
 
 
 def test_the_student_runs_on_the_gpu_unless_the_processor_is_asked_for() -> None:

@@ -1,8 +1,7 @@
-"""Which versions Triton serves: the copies of that rule which run without protobuf, against protobuf's reading."""
+"""Which versions Triton serves, read without protobuf, against protobuf's reading."""
 
 from __future__ import annotations
 
-import ast
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,34 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from engines.repository.configs import served_version, served_versions
-from model_repository.student import check_engine
-from tests import ROOT
+from model_repository.student.served import served_version, served_versions
 
-SCRIPT = ROOT / "model_repository/student/check_engine.py"
-COPIES = [SCRIPT, ROOT / "embedded_triton.py", *(ROOT / "model_repository/tokenizer").glob("*request*.py")]
-PARTS = {"NO_SETTING", "SPECIFIC", "NUMBER", "served_versions"}
 NAMES = ["1", "2", "9", "10", "0", "07", "3.partial", ".11.partial", "configs", "²", "12 "]
 MISLEADING = 'parameters { key: "k" value: { string_value: "version_policy { specific { versions: 7 } } # \\" \'" } }'
 COMMENT = "# version_policy { specific { versions: 8 } }\n"
 
 
-def rule(path: Path) -> dict[str, str]:
-    """The code of the rule in a file, by name."""
-    statements = ast.parse(path.read_text(encoding="utf-8")).body
-    names = {
-        statement.name if isinstance(statement, ast.FunctionDef) else ast.unparse(statement).partition(" = ")[0]: (
-            ast.unparse(statement)
-        )
-        for statement in statements
-    }
-    return {name: text for name, text in names.items() if name in PARTS}
-
-
-def test_all_copies_are_the_same() -> None:
-    first, *others = [found for found in map(rule, COPIES) if found]
-    assert set(first) == PARTS
-    assert len(others) == 2 and all(other == first for other in others)
+def by_protobuf(model: Path) -> list[int]:
+    config = ModelConfig()
+    text_format.Parse((model / "config.pbtxt").read_text(), config)
+    there = [int(path.name) for path in model.iterdir() if path.name in {"1", "2", "9", "10"}]
+    return list(config.version_policy.specific.versions) or sorted(there)[-1:]
 
 
 def written(versions: Sequence[int], policy: str, one_line: bool) -> str:
@@ -62,7 +45,7 @@ def written(versions: Sequence[int], policy: str, one_line: bool) -> str:
     one_line=st.booleans(),
     around=st.sampled_from(["", COMMENT, MISLEADING + "\n", COMMENT + MISLEADING + COMMENT]),
 )
-def test_the_copies_read_as_protobuf_does(
+def test_it_reads_as_protobuf_does(
     directories: set[str], files: set[str], versions: list[int], policy: str, one_line: bool, around: str
 ) -> None:
     with tempfile.TemporaryDirectory() as path:
@@ -72,13 +55,7 @@ def test_the_copies_read_as_protobuf_does(
         for name in files:
             (model / name).touch()
         (model / "config.pbtxt").write_text(around + written(versions, policy, one_line))
-        expected = served_versions(model)
-        assert check_engine.served_versions(model, model / "config.pbtxt") == expected
-        if policy == "specific":
-            assert expected == versions
-        else:
-            there = [int(name) for name in directories & {"1", "2", "9", "10"}]
-            assert expected == sorted(there)[-1:]
+        assert served_versions(model) == by_protobuf(model)
 
 
 @pytest.mark.parametrize(
@@ -92,5 +69,5 @@ def test_the_copies_read_as_protobuf_does(
 def test_configs_written_by_hand(policy: str, tmp_path: Path) -> None:
     (tmp_path / "config.pbtxt").write_text(f'name: "student"\n{policy}\n')
     (tmp_path / "3").mkdir()
-    assert check_engine.served_versions(tmp_path, tmp_path / "config.pbtxt") == served_versions(tmp_path) == [2, 1]
+    assert served_versions(tmp_path) == by_protobuf(tmp_path) == [2, 1]
     assert served_version(tmp_path) == 2

@@ -15,7 +15,7 @@ import numpy as np
 from bench.serving.load import Score
 from bench.serving.worker import Worker, main
 from bench.serving.workers import matrices
-from engines.library import runner, serving_class
+from engines.records import runner
 from engines.table import ENGINES
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PairEncoder
@@ -32,7 +32,7 @@ class EngineWorker(Worker):
         versions = [path for path in (Path(setup["repository"]) / "student").iterdir() if path.name.isdigit()]
         newest = max(versions, key=lambda path: int(path.name))
         self._library = str(json.loads((newest / "manifest.json").read_text(encoding="utf-8"))["engine"])
-        self._run = runner(PairScorer.load(newest, serving_class(ENGINES[self._library])))
+        self._run = runner(PairScorer.load(newest, ENGINES[self._library].serving_class()))
         self.versions = {self._library: version(self._library)}
 
     def connect(self) -> Score:

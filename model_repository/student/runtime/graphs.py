@@ -46,6 +46,10 @@ class ProcessorGraph(Graph):
         """``precision`` is asked for in the products that the graph does not hold in int8. Without units for it the
         library takes another, ``runs_in``."""
 
+    def computes_int8(self) -> bool:
+        """Whether this processor computes in 8 bits what the graph holds in int8, as the library reports it."""
+        return True  # unless the library has another way
+
     @classmethod
     def load(cls, version: Path, manifest: dict[str, Any], instances: int) -> Self:
         tuned, here = manifest["cpu"], cores()

@@ -37,6 +37,15 @@ class OpenVinoEngine(ProcessorGraph):
         self._request = self.compiled.create_infer_request()
         self.any_length = all(port.partial_shape[1].is_dynamic for port in self.compiled.inputs)
 
+    def computes_int8(self) -> bool:
+        return not {"i8", "u8"}.isdisjoint(self.product_types())
+
+    def product_types(self) -> list[str]:
+        """What each product with weights is computed in, as OpenVINO names it."""
+        operations = [operation.get_rt_info() for operation in self.compiled.get_runtime_model().get_ops()]
+        products = [info for info in operations if info["layerType"].get() == "FullyConnected"]
+        return [info["runtimePrecision"].get() for info in products]
+
     def infer(self, rows: Rows) -> FloatArray:
         result = self._request.infer(dict(zip(INPUTS, rows, strict=True)))
         return np.array(result["scores"], dtype=np.float32)

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from .graphs import Graph
-from .layout import lay_out
-from .packing import FlatPairs, FloatArray, Layout, chunks, unpack
+from .packing import Fit, FlatPairs, FloatArray, Layout, PackedBatch, chunks, first_fit, unpack
+
+COARSE_STEP = 32  # between the row lengths that are tried
+# A token's part in attention grows with its row: in rows of this length it costs what all else does (MiniLM-L6).
+COSTLY_LENGTH = 1200
 
 
 class PairScorer:
@@ -66,3 +69,26 @@ class PairScorer:
         for start, stop in pairwise(bounds):
             scores[order[start:stop]] = self.score(pairs[order[start:stop]])
         return scores
+
+
+def lay_out(pairs: FlatPairs, layout: Layout, step: int) -> PackedBatch:
+    """The pairs of a call in the rows that cost least, of at most ``layout.row_length`` tokens.
+
+    Mostly that is one pair a row, since the pairs of a call are of like length; where lengths differ, short pairs share
+    a row, which has as many slots as are needed:
+
+        aaaaa          aaaaaaaaaaaa
+        bbbbb          bbbbcccc....
+        cccc.          dd..........
+
+    Tried are the length of the longest pair, rounded up to a multiple of ``step``, and longer ones, COARSE_STEP apart.
+    """
+    shortest = min(-(-int(pairs.lengths.max()) // step) * step, layout.row_length)
+    lengths = [*range(shortest, layout.row_length, COARSE_STEP), layout.row_length]
+    tried = [(first_fit(pairs.lengths, length, len(pairs)), length) for length in lengths]
+    fit, length = min(tried, key=lambda choice: _cost(*choice))
+    return layout._replace(row_length=length, slots_per_row=int(fit.places.max()) + 1).filled(pairs, fit)
+
+
+def _cost(fit: Fit, length: int) -> float:
+    return float((1 + fit.rows.max()) * length * (1 + length / COSTLY_LENGTH))

@@ -11,24 +11,22 @@ import pytest
 from onnx import numpy_helper
 
 from client import RankingClient
+from client import compare as client_compare
 from engines import versions
 from engines.builders.onnxruntime import PRODUCT
-from engines.library import runner
+from engines.records import runner
 from model_repository.student.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.requests import QUERY, answer, documents, every_length
-from tests.support.servers import INT8_PRODUCTS, INT8_TAU, Reference, build, running
+from tests.support.servers import INT8_PRODUCTS, INT8_TAU, Reference, running
 from trainer.measures.metrics import kendall_tau
 
 
-@pytest.fixture(scope="module")
-def repository(served_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1 in fp32, version 2 in int8."""
-    path = tmp_path_factory.mktemp("onnxruntime") / "model_repository"
-    build(served_checkpoint, path, "fp32", engine="onnxruntime")
-    return build(served_checkpoint, path, "int8", engine="onnxruntime")
+@pytest.fixture
+def repository(onnxruntime_versions: Path) -> Path:
+    return onnxruntime_versions
 
 
 def test_a_version_is_what_its_manifest_says(repository: Path) -> None:
@@ -56,7 +54,9 @@ def test_int8_products_take_whole_numbers_that_no_processor_cuts_off(repository:
         assert node.input[6] in constants, "the bias is added in the product"
 
 
-def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_path: Path) -> None:
+def test_both_precisions_are_served_beside_each_other(
+    repository: Path, reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """1 to 1,000 documents, of one token to a full row, of every script."""
     requests = [documents(1, seed=1), documents(10, seed=10), documents(1000, longest=60), every_length(reference)]
     encoder = PairEncoder.load(repository / "tokenizer")
@@ -73,6 +73,11 @@ def test_both_precisions_are_served(repository: Path, reference: Reference, tmp_
                 alone = run(encoder.encode(QUERY, candidates))
                 np.testing.assert_allclose(got, alone, atol=1e-4, rtol=0)
                 assert kendall_tau(got.tolist(), reference(QUERY, candidates).scores.tolist()) >= INT8_TAU
+        file = tmp_path / "documents.jsonl"
+        file.write_text("".join(json.dumps({"title": each.title}) + "\n" for each in requests[1]))
+        sides = ["--left", f"@{server.url}", "--right", f"ranker_2@{server.url}"]
+        assert client_compare.main(["--query", QUERY, *sides, str(file), "--format", "table"]) == 0
+        assert "ranker_2" in capsys.readouterr().out.splitlines()[1]
     assert server.log.read_text().count("ONNX Runtime ") == 2
 
 

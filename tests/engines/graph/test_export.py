@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from transformers import PreTrainedModel
 
-from engines.builders.openvino import open_runner
 from engines.graph.export import OPSET, export_graph
 from engines.records import OUTPUT, Dimensions, Graph, packed
-from model_repository.tokenizer.pair_encoding import INPUTS, FlatPairs, FloatArray, PairEncoder, Rows
+from model_repository.student.runtime.graphs import ProcessorGraph
+from model_repository.student.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from model_repository.student.runtime.openvino_engine import OpenVinoEngine
+from model_repository.tokenizer.pair_encoding import INPUTS, PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, write_groups
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.pairs import encode_groups
@@ -39,30 +39,18 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Exported(model, encoder, graph, write_groups(directory / "dev.jsonl"))
 
 
-def encoded(exported: Exported, pairs: int) -> FlatPairs:
-    return encode_groups(exported.encoder, read_groups(exported.groups))[:pairs]
-
-
-def in_onnxruntime(graph: Graph, pairs: FlatPairs) -> FloatArray:
-    session = onnxruntime.InferenceSession(graph.path)
-
-    def run(rows: Rows) -> FloatArray:
-        return np.asarray(session.run([OUTPUT], dict(zip(INPUTS, rows, strict=True)))[0])
-
-    return packed(run, graph.dimensions.layout, rows_per_call=8)(pairs)
-
-
-def in_openvino(graph: Graph, pairs: FlatPairs) -> FloatArray:
-    return open_runner(graph, "fp32", rows_per_call=8)(pairs)
-
-
-@pytest.mark.parametrize("run", [in_onnxruntime, in_openvino])
-@pytest.mark.parametrize("count", [1, 7, 24])  # one row, some, many: the graph was traced with two
-def test_graph_scores_as_pytorch(exported: Exported, run: Callable[[Graph, FlatPairs], FloatArray], count: int) -> None:
-    """To 1e-5: both compute in float32, by other kernels."""
-    pairs = encoded(exported, count)
-    expected = PackedScorer(exported.model).score(exported.encoder.pack(pairs))
-    np.testing.assert_allclose(run(exported.graph, pairs), expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("engine", [OnnxRuntimeEngine, OpenVinoEngine])
+def test_graph_scores_as_pytorch(exported: Exported, engine: type[ProcessorGraph]) -> None:
+    """To 1e-5: both compute in float32, by other kernels. One row, some, many, since the graph was traced with two;
+    and in chunks, of which the last is a short one."""
+    opened, layout = engine(exported.graph.path, "fp32", 1), exported.graph.dimensions.layout
+    pairs = encode_groups(exported.encoder, read_groups(exported.groups))
+    rows = len(exported.encoder.pack(pairs).input_ids)
+    assert rows % 6 and rows > 6
+    for count, rows_per_call in ((1, 8), (7, 8), (24, 8), (24, rows), (24, 6)):
+        expected = PackedScorer(exported.model).score(exported.encoder.pack(pairs[:count]))
+        scores = packed(opened.infer, layout, rows_per_call)(pairs[:count])
+        np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=0)
 
 
 def test_graph_has_the_packed_layout(exported: Exported) -> None:
@@ -77,11 +65,3 @@ def test_graph_has_the_packed_layout(exported: Exported) -> None:
     assert {port.type.tensor_type.elem_type for port in graph.graph.input} == {onnx.TensorProto.INT32}
     assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert [entry.version for entry in graph.opset_import if entry.domain == ""] == [OPSET]
-
-
-def test_chunks_change_no_score(exported: Exported) -> None:
-    pairs = encoded(exported, 24)
-    count = len(exported.encoder.pack(pairs).input_ids)
-    assert count % 6, "the last chunk must be a short one"
-    whole, in_parts = (open_runner(exported.graph, "fp32", rows)(pairs) for rows in (count, 6))
-    np.testing.assert_allclose(in_parts, whole, atol=1e-5, rtol=0)

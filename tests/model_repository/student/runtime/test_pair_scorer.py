@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,20 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.arguments import BuildArguments
-from engines.builders import builder_for
-from engines.job import Job
 from model_repository.student.runtime.graphs import Graph
 from model_repository.student.runtime.packing import INPUTS, FloatArray, Layout, Rows
 from model_repository.student.runtime.pair_scorer import PairScorer
-from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, write_groups
 from tests.support.pairs import LENGTHS, ROW_LENGTH, pairs_of
-from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_groups
-from trainer.data.records import read_groups
 
 SLOTS = 4
-TOLERANCE = 1e-5  # float32 by other kernels, chosen by the shape of a call
 
 
 class Reader(Graph):
@@ -69,18 +60,3 @@ def test_it_is_warmed_up_with_a_full_call(any_length: bool) -> None:
     reader = Reader(any_length)
     PairScorer(reader, Layout(ROW_LENGTH, SLOTS), 3).warm_up()
     assert reader.shapes[0] == (3, ROW_LENGTH)
-
-
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_roberta])
-def test_a_built_engine_scores_as_pytorch(engine: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
-    """Pairs of one request, and pairs of requests of one document each."""
-    checkpoint, data = make(tmp_path / "checkpoint"), write_groups(tmp_path / "dev.jsonl", documents=16)
-    arguments = BuildArguments(str(checkpoint), [str(data)], engine, "fp32", rows_per_call=3)
-    job = Job.of(arguments, tmp_path)
-    run = builder_for(arguments).build(job).run
-    pairs = encode_groups(job.encoder, read_groups(data)[:1])
-    expected = PackedScorer(job.model).score(job.encoder.pack(pairs))
-    np.testing.assert_allclose(run(pairs), expected, atol=TOLERANCE, rtol=0)
-    alone = np.concatenate([run(pairs[at : at + 1]) for at in range(len(pairs))])
-    np.testing.assert_allclose(alone, expected, atol=TOLERANCE, rtol=0)

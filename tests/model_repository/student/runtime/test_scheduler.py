@@ -98,27 +98,8 @@ def scheduling(
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 9))
-def test_every_request_gets_its_own_scores(sizes: list[int], tokens_per_call: int) -> None:
-    asked = [Asked(100 * number, size) for number, size in enumerate(sizes)]
-    calls = []
-
-    def score(pairs: FlatPairs) -> FloatArray:
-        calls.append(len(pairs))
-        return double(pairs)
-
-    with scheduling(score, tokens_per_call) as scheduler:
-        for one in asked:
-            scheduler.submit(one.request())
-        for one in asked:
-            one.check()
-    assert sum(calls) == sum(sizes)
-    assert max(calls) <= tokens_per_call
-
-
-@settings(max_examples=30)
 @given(
-    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), min_size=1, max_size=9),
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), min_size=1, max_size=12),
     st.integers(9, 40),
 )
 def test_pairs_of_any_length_get_their_scores_in_the_callers_order(

@@ -1,0 +1,37 @@
+"""Engines for processors score as PyTorch, for each family of models and by each library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.builders import builder_for
+from engines.job import BuildArguments, Job
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, write_groups
+from tests.support.exports import exported_once
+from trainer.checkpoints.load import PackedScorer
+from trainer.data.pairs import encode_groups
+from trainer.data.records import read_groups
+
+TOLERANCE = 1e-5  # float32 by other kernels, chosen by the shape of a call
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_llama, tiny_roberta])
+def test_a_built_engine_scores_as_pytorch(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Pairs of one request, and pairs of requests of one document each."""
+    checkpoint, data = make(tmp_path / "checkpoint"), write_groups(tmp_path / "dev.jsonl", documents=16)
+    arguments = BuildArguments(str(checkpoint), [str(data)], "openvino", "fp32", rows_per_call=3)
+    job = Job.of(arguments, tmp_path / "job")
+    job.directory.mkdir()
+    pairs = encode_groups(job.encoder, read_groups(data)[:1])
+    expected = PackedScorer(job.model).score(job.encoder.pack(pairs))
+    with exported_once(tmp_path / "graph"):
+        for engine in ("openvino", "onnxruntime"):
+            run = builder_for(replace(arguments, engine=engine)).build(job).run
+            np.testing.assert_allclose(run(pairs), expected, atol=TOLERANCE, rtol=0)
+            alone = np.concatenate([run(pairs[at : at + 1]) for at in range(len(pairs))])
+            np.testing.assert_allclose(alone, expected, atol=TOLERANCE, rtol=0)
