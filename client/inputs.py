@@ -5,8 +5,11 @@ Every fault is one InvalidRequestError that names the file and the line, and the
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +42,10 @@ def name_of(path: str | Path) -> str:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """The file, or standard input for the string ``-``. Raises InvalidRequestError if it cannot be read."""
+    """The file, or standard input for the string ``-``; what lies in a ``.gz`` or ``.zst`` file is unpacked.
+
+    Raises InvalidRequestError if it cannot be read.
+    """
     try:
         descriptor = 0 if path == STDIN else os.open(path, os.O_RDONLY)
         # Closing the reader would wait for a thread that still reads, of a pipe perhaps for ever.
@@ -47,10 +53,23 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        yield file
+        yield _unpacked(path, file)
     finally:
         if descriptor:
             os.close(descriptor)
+
+
+def _unpacked(path: str | Path, file: BinaryIO) -> BinaryIO:
+    suffix = Path(path).suffix
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # it is read as one
+    if suffix != ".zst":
+        return file
+    try:
+        from pyarrow import CompressedInputStream
+    except ImportError as error:
+        raise InvalidRequestError(f"{path}: install pyarrow to read it, or unpack it") from error
+    return io.BufferedReader(CompressedInputStream(file, "zstd"))
 
 
 def lines(path: str | Path, file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
@@ -59,8 +78,10 @@ def lines(path: str | Path, file: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{name_of(path)}:{number}", number, line
-    except OSError as error:  # a folder, a disk that fails
-        raise InvalidRequestError(f"{name_of(path)}: cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:  # a folder, a disk that fails, a packed file that is cut
+        raise InvalidRequestError(
+            f"{name_of(path)}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def text_of(line: bytes, number: int) -> str:

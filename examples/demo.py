@@ -137,7 +137,7 @@ def compare(root: Path) -> None:
     named = [name if name in ("random", "bm25") else f"{name}={root / name}" for name in systems]
     stage(
         evaluate, "--data", root / "collection/test.jsonl", "--systems", *named, "--measures", "nDCG@10",
-        "--baseline", "teacher-without-cpt", "--output", root / "table.json",
+        "--baseline", "teacher-without-cpt", "--output", root / "table.json", "--per_query", root / "per_query.jsonl",
     )  # fmt: skip
     ndcg = {row["system"]: row["ndcg@10"] for row in json.loads((root / "table.json").read_text(encoding="utf-8"))}
     kept = (ndcg["student"] - ndcg["random"]) / (ndcg["teacher"] - ndcg["random"])
@@ -145,10 +145,20 @@ def compare(root: Path) -> None:
 
 
 def rank_through_server(arguments: DemoArguments, root: Path) -> None:
-    """Start the server, rank the candidates of the first test query through the client, stop the server."""
-    group = read_groups(root / "collection/test.jsonl")[0]
+    """Start the server, rank the candidates of a usual test query through the client, stop the server.
+
+    The query is the one whose nDCG is the median of the student's. The ids show the labels, 0 to 3.
+    """
+    lines = map(json.loads, (root / "per_query.jsonl").read_text(encoding="utf-8").splitlines())
+    values = sorted((line["ndcg@10"], line["query_id"]) for line in lines if line["system"] == "student")
+    (group,) = (
+        group for group in read_groups(root / "collection/test.jsonl") if group.query_id == values[len(values) // 2][1]
+    )
     documents = root / "documents.jsonl"
-    fields = [{"doc_id": each.doc_id, "title": each.title, "summary": each.summary} for each in group.documents]
+    fields = [
+        {"doc_id": f"{each.doc_id} (label {each.label:g})", "title": each.title, "summary": each.summary}
+        for each in group.documents
+    ]
     documents.write_text("".join(json.dumps(each) + "\n" for each in fields), encoding="utf-8")
     flags = ["--model-repository", str(arguments.model_repository), "--model-config-name", "cpu"]
     print(f"\n$ {shlex.join([TRITON.name, *flags])} &", flush=True)

@@ -107,8 +107,9 @@ NEEDED = {
     f"{STUDENT}.served": set(),
     "model_repository.tokenizer.token_cache": set(),
     "client": {"client", "tritonclient", "numpy"},
-    "client.rank": {"client", "tritonclient", "numpy", "tqdm"},  # which shows a bar where there is one
-    "client.compare": {"client", "tritonclient", "numpy"},
+    # tqdm shows a bar where there is one, and pyarrow unpacks .zst files.
+    "client.rank": {"client", "tritonclient", "numpy", "tqdm", "pyarrow"},
+    "client.compare": {"client", "tritonclient", "numpy", "pyarrow"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -129,3 +131,20 @@ def test_each_odd_value_alone(odd: str, tmp_path: Path, url: str) -> None:
         found = verdicts(tmp_path / "queries.jsonl", url)
         if (name, odd) not in (("query_id", '""'),):  # the number of its line will do for all but the trainer
             assert len({message == "" for message in found.values()}) == 1, (name, found)
+
+
+PACKED = {".gz": gzip.compress, ".zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_packed_files_are_read_and_cut_ones_refused(tmp_path: Path, suffix: str) -> None:
+    record = {"query_id": "q", "query": "garden", "documents": [{"doc_id": "d", "title": "river " * 9}]}
+    lines = [json.dumps({**record, "query_id": str(number)}).encode() + b"\n" for number in range(500)]
+    packed = b"".join(PACKED[suffix](part) for part in (b"".join(lines[:300]), b"".join(lines[300:])))
+    path = tmp_path / f"queries.jsonl{suffix}"
+    path.write_bytes(packed)
+    assert [group.query_id for group in trainer_groups(path)] == [str(number) for number in range(500)]
+    for broken in (packed[:-30], b"no such format" * 9):
+        path.write_bytes(broken)
+        with pytest.raises(DisRankerError, match=rf"^{path}: cannot be read: \S.*"):
+            trainer_groups(path)
