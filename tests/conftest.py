@@ -26,27 +26,27 @@ def _interruptible() -> None:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the checkpoint and the repository that most tests serve, made once for all processes of a run."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "served"
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        if not folder.exists():
+        if not (folder / "model_repository/student/1").exists():
             bert = tiny_bert(folder / "bert", max_pair_tokens=256, row_length=256, slots_per_row=16, max_documents=1000)
             build(bert, folder / "model_repository", "fp32")
     return folder
 
 
 @pytest.fixture(scope="session")
-def served_checkpoint(served: Path) -> Path:
+def served_checkpoint(served_folder: Path) -> Path:
     """A tiny BERT with the tracked dimensions."""
-    return served / "bert"
+    return served_folder / "bert"
 
 
 @pytest.fixture(scope="session")
-def served_repository(served: Path) -> Path:
-    return served / "model_repository"
+def served_repository(served_folder: Path) -> Path:
+    return served_folder / "model_repository"
 
 
 @pytest.fixture(scope="session")
