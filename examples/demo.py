@@ -36,6 +36,7 @@ from trainer.data.records import read_groups
 EXAMPLES = Path(__file__).parent
 THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of the two processes that train
 HTTP_PORT = 8000  # Triton's own
+SHOWN = 17  # place of a test query on which the student does about as well as on all
 MARKER = ".made-by-the-demo"  # in a folder that the demo may remove
 
 
@@ -137,7 +138,7 @@ def compare(root: Path) -> None:
     named = [name if name in ("random", "bm25") else f"{name}={root / name}" for name in systems]
     stage(
         evaluate, "--data", root / "collection/test.jsonl", "--systems", *named, "--measures", "nDCG@10",
-        "--baseline", "teacher-without-cpt", "--output", root / "table.json", "--per_query", root / "per_query.jsonl",
+        "--baseline", "teacher-without-cpt", "--output", root / "table.json",
     )  # fmt: skip
     ndcg = {row["system"]: row["ndcg@10"] for row in json.loads((root / "table.json").read_text(encoding="utf-8"))}
     kept = (ndcg["student"] - ndcg["random"]) / (ndcg["teacher"] - ndcg["random"])
@@ -145,15 +146,9 @@ def compare(root: Path) -> None:
 
 
 def rank_through_server(arguments: DemoArguments, root: Path) -> None:
-    """Start the server, rank the candidates of a usual test query through the client, stop the server.
-
-    The query is the one whose nDCG is the median of the student's. The ids show the labels, 0 to 3.
-    """
-    lines = map(json.loads, (root / "per_query.jsonl").read_text(encoding="utf-8").splitlines())
-    values = sorted((line["ndcg@10"], line["query_id"]) for line in lines if line["system"] == "student")
-    (group,) = (
-        group for group in read_groups(root / "collection/test.jsonl") if group.query_id == values[len(values) // 2][1]
-    )
+    """Start the server, rank the candidates of a test query through the client, stop the server. The ids show the
+    labels, 0 to 3."""
+    group = read_groups(root / "collection/test.jsonl")[SHOWN]
     documents = root / "documents.jsonl"
     fields = [
         {"doc_id": f"{each.doc_id} (label {each.label:g})", "title": each.title, "summary": each.summary}
