@@ -11,6 +11,17 @@ from pathlib import Path
 from client.errors import DisRankerError
 
 
+def check_writable(*paths: str | Path | None) -> None:
+    """Raise DisRankerError where ``appears_whole`` could make nothing, before the work that it would lose."""
+    for path in paths:
+        if path is None:
+            continue
+        above = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            reason = "is read-only" if above.is_dir() else "is no directory"
+            raise DisRankerError(f"{path}: cannot be written: {above} {reason}")
+
+
 @contextmanager
 def appears_whole(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file or a folder to; it is renamed to ``path`` if the block ends without error.

@@ -35,6 +35,8 @@ from trainer.training.trainers import (
     check_documents_per_query,
 )
 
+FEW = 10  # scores of which one may be far from the others
+
 
 @dataclass
 class DistillArguments:
@@ -113,6 +115,7 @@ def objective(arguments: DistillArguments) -> list[Term]:
         "adr_mse": [Term(1.0, losses.adr_mse)],
         "list_mle": [Term(1.0, losses.list_mle)],
     }[arguments.objective]  # fmt: skip
+    terms = [term for term in terms if term.weight]
     if not arguments.label_weight:
         return terms
     taught = [term._replace(weight=(1 - arguments.label_weight) * term.weight) for term in terms]
@@ -134,11 +137,19 @@ class Teacher:
 
 
 def read_teacher(path: str) -> Teacher:
-    """A teacher's scores from a file of trainer.score. Raises DataError where all scores are equal."""
+    """A teacher's scores from a file of trainer.score.
+
+    Raises DataError where all scores are equal, and where one of many has more than half of their variance.
+    """
     table = ScoreTable(path)
     values = table.scores.astype(np.float64)
     if values.size == 0 or values.std() == 0:
         raise DataError(f"{path}: all {values.size} teacher scores are equal: nothing to learn from")
+    farthest = int(np.abs(values - values.mean()).argmax())
+    if values.size >= FEW and (values[farthest] - values.mean()) ** 2 > values.size * values.var() / 2:
+        raise DataError(
+            f"{path}: one score, {values[farthest]:g}, is so far from the others that these are as if equal"
+        )
     return Teacher(path, table, float(values.mean()), float(values.std()))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from client.files import appears_whole
+from client.files import appears_whole, check_writable
 from trainer.command import command, console_of, parse
 from trainer.data.rankings import check_known, read_qrels, read_run, read_scores
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
@@ -96,6 +96,7 @@ class SystemResult:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, EvaluateArguments)
+    check_writable(arguments.output, arguments.per_query)
     groups = read_groups(*arguments.data)
     qrels = _qrels(arguments, groups)
     measures = arguments.measures or [MEASURE, *(["RR@10"] if _whole(qrels) else [])]

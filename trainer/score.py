@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from client.files import check_writable
 from trainer.command import command, parse
 from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError("give either --model (a teacher's checkpoint), --triton (its servers) or --run (a TREC run)")
     if min(arguments.rows_per_batch, arguments.pairs_per_shard, arguments.in_flight) < 1 or arguments.timeout_s <= 0:
         raise DataError("--rows_per_batch, --pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
+    check_writable(arguments.output)
     if arguments.run is not None:
         groups = read_groups(*arguments.data)
         sizes = array("I", (len(group.documents) for group in groups))

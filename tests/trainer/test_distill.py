@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,22 @@ def test_bad_choices_are_refused(
     whole = teacher(tmp_path / "whole.parquet", groups, lambda _, place: float(place))
     assert "cannot keep 9 layers" in fails(distill, capsys, *taught, "--scores", whole, "--student_layers", 9)
     assert {path.name for path in tmp_path.iterdir()} == {"some.parquet", "whole.parquet"}
+
+
+def test_scores_that_teach_nothing_are_refused(
+    deep_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One score of 1e30 among the others; queries of one document, which no margin compares."""
+    groups = read_groups(data)
+    far = teacher(tmp_path / "far.parquet", groups, lambda query, place: 1e30 if query == place == 0 else place)
+    flags = ["--model", deep_bert, "--output_dir", tmp_path / "out", *FEW]
+    assert "one score, 1e+30, is so far from the others" in fails(
+        distill, capsys, *flags, "--data", data, "--scores", far
+    )
+    single = tmp_path / "single.jsonl"
+    lines = map(json.loads, data.read_text().splitlines())
+    single.write_text("".join(json.dumps({**line, "documents": line["documents"][:1]}) + "\n" for line in lines))
+    alone = teacher(tmp_path / "alone.parquet", read_groups(single), lambda query, _: float(query))
+    flags += ["--data", single, "--scores", alone]
+    assert "found no documents to compare in any query" in fails(distill, capsys, *flags)
+    run(distill, *flags, "--margin_weight", 0)  # the points alone can be learnt

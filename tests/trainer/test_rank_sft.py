@@ -51,7 +51,7 @@ def test_a_run_that_compares_nothing_is_an_error(
     spam = [{"doc_id": name, "title": name, "label": label} for name, label in (("a", 0), ("b", -2))]
     data = written(tmp_path / "a.jsonl", {**GROUP, "documents": spam})
     flags = ["--model", deep_bert, "--data", data, "--output_dir", tmp_path / "out", *FEW]
-    assert "no query had documents that the objective compares" in fails(
+    assert "found no documents to compare in any query" in fails(
         rank_sft, capsys, *flags, "--objective", "localized_contrastive"
     )
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.files import appears_whole
+from client.files import appears_whole, check_writable
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
 from trainer.checkpoints.load import CheckpointError
 from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
@@ -54,8 +54,10 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
 
 
 def refuse_existing(output_dir: Path) -> None:
+    """Raises CheckpointError for an output that is there, and DisRankerError where none can be made."""
     if output_dir.exists():
         raise CheckpointError(f"{output_dir}: exists already; remove it or choose another --output_dir")
+    check_writable(output_dir)
 
 
 def _compare_tokenizer(encoder: PairEncoder, directory: Path) -> None:

@@ -143,7 +143,8 @@ def drop_broken_checkpoints(directory: Path) -> Path | None:
 
     The checkpoint of the run's last step is removed too: the Trainer would train one step more from there.
     """
-    steps = {int(path.name.rpartition("-")[2]): path for path in directory.glob("checkpoint-*")}
+    numbered = ((path.name.rpartition("-")[2], path) for path in directory.glob("checkpoint-*"))
+    steps = {int(step): path for step, path in numbered if step.isdecimal()}  # checkpoint-best is somebody else's
     for step in sorted(steps, reverse=True):
         if (steps[step] / WHOLE_FILE).is_file() and (directory / SETTINGS_FILE).is_file():
             state = json.loads((steps[step] / "trainer_state.json").read_text(encoding="utf-8"))

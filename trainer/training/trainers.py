@@ -108,11 +108,16 @@ class RankingTrainer(StageTrainer):
     ) -> Tensor:
         scores_RS = model(**inputs["packed"])
         scores = scores_RS.flatten()[inputs["slots"]]
-        parts = []
-        for term in self._objective:
-            each = term.loss(scores, inputs["labels" if term.on_labels else "targets"], inputs["groups"])
-            self._compared.add(each.counts)
-            parts.append(term.weight * mean_of_all_processes(*mean_over_queries(each, self._by_count)))
+        each = [
+            term.loss(scores, inputs["labels" if term.on_labels else "targets"], inputs["groups"])
+            for term in self._objective
+        ]
+        counts = [losses.counts for term, losses in zip(self._objective, each, strict=True) if not term.on_labels]
+        self._compared.add(torch.stack(counts) > 0)
+        parts = [
+            term.weight * mean_of_all_processes(*mean_over_queries(losses, self._by_count))
+            for term, losses in zip(self._objective, each, strict=True)
+        ]
         return finite(torch.stack(parts).sum(), self.state.global_step, inputs["queries"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -146,29 +151,32 @@ class LanguageTrainer(StageTrainer):
 
 
 class Compared(TrainerCallback):
-    """Counts the queries of this process in which the objective found documents to compare."""
+    """Counts the queries of this process in which the terms of the objective found documents to compare."""
 
     def __init__(self) -> None:
-        self._found: list[Tensor] = []  # [B] of each step since the last point of the loss curve
-        self._ever = False
+        self._found: list[Tensor] = []  # [terms, B] of each step since the last point of the loss curve
+        self._ever: Tensor = torch.tensor(False)  # [terms]
 
-    def add(self, counts: Tensor) -> None:
-        self._found.append(counts > 0)
+    def add(self, found_TB: Tensor) -> None:
+        self._found.append(found_TB)
 
     def share(self) -> dict[str, float]:
         """The share of queries since the last call, under its name in the loss curve; nothing without queries."""
-        found, self._found = self._found, []
-        share = torch.cat(found).float().mean().item() if found else None
-        self._ever = self._ever or bool(share)
-        return {} if share is None else {"queries_compared": share}
+        if not self._found:
+            return {}
+        found_TB, self._found = torch.cat(self._found, dim=1), []
+        self._ever = self._ever.to(found_TB.device) | found_TB.any(dim=1)
+        return {"queries_compared": found_TB.any(dim=0).float().mean().item()}
 
     def on_epoch_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Raises DataError in all processes where none found anything."""
-        self._ever = self._ever or any(bool(found.any()) for found in self._found)
-        if not highest(int(self._ever), args.device):
+        """Raises DataError in all processes for a term that found nothing in any of them."""
+        found = self._found
+        self.share()
+        self._found = found
+        if not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
             raise DataError(
-                "no query had documents that the objective compares: one document of each was drawn, or the labels or "
-                "scores of its documents are alike"
+                "a part of the objective found no documents to compare in any query: each has one document, or the "
+                "labels or scores of its documents are alike"
             )
 
 

@@ -70,3 +70,15 @@ def test_ranking_batches_keep_targets_beside_their_pairs(tmp_path: Path, bert: P
     row, place = divmod(int(batch["slots"][len(groups[0].targets)]), encoder.config.slots_per_row)
     there = batch["packed"]["segment_ids"][row] == place + 1
     assert batch["packed"]["input_ids"][row][there].tolist() == pair.token_ids.tolist()
+
+
+@pytest.mark.parametrize("title", ["", "中" * 10, "中" * 400_000])
+def test_a_text_above_a_servers_limit_is_cut_off_line(bert: Path, title: str) -> None:
+    """It is as if the text ended far behind the tokens that are read."""
+    encoder = PairEncoder.load(bert)
+    long = JudgedDocument("d", title, "river 🚀 \ud83d" * 200_000, None, 0)
+    short = JudgedDocument("d", title[:5000], "river 🚀 \ud83d" * 5000, None, 0)
+    pairs = [encode_groups(encoder, [QueryGroup("q", "garden" * factor, (each,))]) for each, factor in
+             ((long, 400_000), (short, 5000))]  # fmt: skip
+    assert np.array_equal(pairs[0].token_ids, pairs[1].token_ids)
+    assert pairs[0].truncated.all()

@@ -123,6 +123,9 @@ def test_a_checkpoint_that_was_cut_off_is_dropped(interrupted: list[object], tmp
     (directory / "checkpoint-6" / WHOLE_FILE).unlink()
     assert drop_broken_checkpoints(directory) == directory / "checkpoint-3"
     assert not (directory / "checkpoint-6").exists()
+    (directory / "checkpoint-best").mkdir()
+    assert drop_broken_checkpoints(directory) == directory / "checkpoint-3"
+    assert (directory / "checkpoint-best").exists()
 
 
 def test_checkpoints_of_adapters_do_not_hold_what_is_frozen(material: Material, tmp_path: Path) -> None:
