@@ -44,7 +44,7 @@ $(VENV)/.browser: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.prometheus: $(VENV)/.installed
-	rm -rf $@.new && mkdir -p $@.new
+	rm -rf $@ $@.new && mkdir -p $@.new
 	@# Unpacked beside, not installed: it would be started as a service.
 	which prometheus promtool >/dev/null || { cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
 		{ $(SUDO) apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb .; }

@@ -38,6 +38,7 @@ from trainer.checkpoints.load import (
     check_packing,
     load_causal_lm,
     load_for_training,
+    reading,
     require_checkpoint,
 )
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
@@ -99,10 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _pretrained(name: str) -> tuple[Any, Any]:
     require_checkpoint(name)
-    try:
+    with reading(name, "a model with a tokenizer"):
         config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     model = load_causal_lm(name) if _is_causal(config) else load_for_training(name)
     return model, tokenizer
 

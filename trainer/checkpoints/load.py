@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +60,9 @@ def load_encoder(directory: str) -> tuple[PairEncoder, Any]:
     require_checkpoint(directory)
     if not (Path(directory) / ENCODING_FILE).is_file():
         raise CheckpointError(f"{directory}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
-    return PairEncoder.load(directory), AutoTokenizer.from_pretrained(directory)
+    encoder = PairEncoder.load(directory)
+    with reading(directory, "a tokenizer"):
+        return encoder, AutoTokenizer.from_pretrained(directory)
 
 
 def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:
@@ -100,11 +104,18 @@ def load_causal_lm(directory: str | Path) -> Model:
 def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple[Model, list[str], list[str]]:
     """The model, the weights that the checkpoint lacks, and those that only the checkpoint has, by name."""
     require_checkpoint(directory)
-    try:
+    with reading(directory, what):
         model, report = kind.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{directory}: cannot be loaded as {what}: {first_line(error)}") from error
     return model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+
+
+@contextmanager
+def reading(directory: str | Path, what: str) -> Iterator[None]:
+    """For a library's loaders. Broken files make them raise errors of any kind, which become a CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{directory}: cannot be loaded as {what}: {first_line(error)}") from error
 
 
 def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:

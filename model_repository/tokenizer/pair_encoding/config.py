@@ -71,7 +71,7 @@ class PairEncodingConfig:
             raise EncodingError(
                 f"{path}: no such file; every checkpoint of ours has one beside its tokenizer"
             ) from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise EncodingError(f"{path}: not JSON: {error}") from error
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) - known:

@@ -83,7 +83,11 @@ class PairEncoder:
         path = directory / TOKENIZER_FILE
         if not path.is_file():
             raise EncodingError(f"{path}: no such file")
-        return cls(Tokenizer.from_file(str(path)), PairEncodingConfig.load(directory / ENCODING_FILE))
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no other class
+            raise EncodingError(f"{path}: not a tokenizer: {error}") from error
+        return cls(tokenizer, PairEncodingConfig.load(directory / ENCODING_FILE))
 
     def encode(self, query: str, documents: Sequence[Document]) -> FlatPairs:
         """One pair per document, in order. Raises EncodingError for an empty query and for a query or document above

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support.checkpoints import SMALL
+from tests.support.stages import FEW
+from trainer import init, pretrain, rank_sft, score
 from trainer.checkpoints.load import CheckpointError, load_causal_lm, load_for_training, load_scorer
 
 
@@ -27,3 +31,37 @@ def test_a_causal_lm_is_no_scorer_until_it_is_trained(tmp_path: Path, llama: Pat
     with pytest.raises(CheckpointError, match=r"no 'score.weight': it is not a trained scorer"):
         load_scorer(directory)
     assert load_for_training(directory).config.num_labels == 1
+
+
+BREAK: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"", "cut": lambda data: data[: len(data) // 2], "no text": lambda data: b"\x00\xffno",
+    "a list": lambda data: b"[1, 2]", "nothing in it": lambda data: b"{}", "nested": lambda data: b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_broken_file_of_a_checkpoint_is_one_line(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """Whatever the libraries raise. A file that a command does not need may be broken."""
+    broken = tmp_path / "broken"
+    out = ["--output_dir", tmp_path / "out", *FEW]
+    commands: dict[Any, list[object]] = {
+        score: ["--model", broken, "--data", data, "--output", tmp_path / "scores.parquet"],
+        rank_sft: ["--model", broken, "--data", data, *out],
+        pretrain: ["--model", broken, "--data", data, *out],
+        init: ["--pretrained", broken, "--output_dir", tmp_path / "out"],
+    }
+    for name in ("config.json", "model.safetensors", "pair_encoding.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(bert, broken)
+        (broken / name).write_bytes(BREAK[how]((broken / name).read_bytes()))
+        for command, flags in commands.items():
+            if command.main([str(flag) for flag in flags]) == 0:
+                assert name != "model.safetensors"
+                shutil.rmtree(tmp_path / "out", ignore_errors=True)
+                (tmp_path / "scores.parquet").unlink(missing_ok=True)
+                capsys.readouterr()
+                continue
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert line.startswith("error: ")
