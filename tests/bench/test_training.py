@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from bench.environments import BenchError
 from bench.report import Spread, bf16_units, machine, ratios, write
-from bench.training import growth, material
+from bench.training import growth, losses, material
 from bench.training.__main__ import main
 from bench.training.job import Group, Job, Outcome, Shape
 from bench.training.rounds import Measured, System, Task, compare, largest_difference, run
@@ -255,3 +255,10 @@ def test_bad_flags_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--peers", "nobody"]) == 2
     assert "--peers nobody: not one of sentence-transformers" in capsys.readouterr().err
     assert main(["--documents", "1"]) == 2
+
+
+def test_losses_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert losses.main(["--documents", "1000", "2000"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("MiB") == 2 * len(losses.OBJECTIVES)
+    assert "2,000 documents" in table

@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from bench.memory import Peak
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import training_groups
-from tests.support.memory import Peak
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 from trainer.training.batches import LanguageBatch, LanguageCollator

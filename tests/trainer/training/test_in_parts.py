@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from bench.memory import Peak
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_llm, training_groups
-from tests.support.memory import Peak
 from trainer.checkpoints.load import load_causal_lm, load_for_training
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.records import DataError

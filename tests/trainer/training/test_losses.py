@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sentence_transformers.cross_encoder import losses as theirs
 from torch import Tensor, nn, tensor
 
-from tests.support.memory import Peak
+from bench.memory import Peak
 from trainer.training import losses
 from trainer.training.losses import mean_over_queries
 
