@@ -54,7 +54,7 @@ class DemoArguments:
     size: float = field(default=1.0, metadata={"help": "Queries of the collection, as a share of the usual number."})
     cpt_epochs: float = field(default=12.0, metadata={"help": "Epochs over the clicked documents of the log."})
     sft_epochs: float = field(default=6.0, metadata={"help": "Epochs over the judged queries, for the teacher."})
-    student_steps: int = field(default=600, metadata={"help": "Steps of both students."})
+    student_steps: int = field(default=900, metadata={"help": "Steps of both students."})
 
 
 class StageFailedError(DisRankerError):
@@ -151,7 +151,7 @@ def rank_through_server(arguments: DemoArguments, root: Path) -> None:
     group = read_groups(root / "collection/test.jsonl")[SHOWN]
     documents = root / "documents.jsonl"
     fields = [
-        {"doc_id": f"{each.doc_id} (label {each.label:g})", "title": each.title, "summary": each.summary}
+        {"doc_id": f"{each.doc_id}-label{each.label:g}", "title": each.title, "summary": each.summary}
         for each in group.documents
     ]
     documents.write_text("".join(json.dumps(each) + "\n" for each in fields), encoding="utf-8")
