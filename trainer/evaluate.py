@@ -37,7 +37,7 @@ from trainer.measures.metrics import (
     pnr,
     pnr_interval,
 )
-from trainer.scoring.checkpoint import GroupScorer
+from trainer.scoring.checkpoint import PRECISIONS, GroupScorer, Precision
 
 BASELINES = ("random", "bm25")
 
@@ -58,6 +58,9 @@ class EvaluateArguments:
     )
     depth: int | None = field(
         default=None, metadata={"help": "Only the first documents of each query in --candidates, this many."}
+    )
+    precision: Precision = field(
+        default="fp32", metadata={"help": "Precision of a checkpoint's layers; its score head computes in fp32."}
     )
     baseline: str | None = field(
         default=None, metadata={"help": "System that the others are compared with, query by query."}
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for measure in measures:
         per_query(qrels, {}, measure)  # a misspelt one is refused before hours of scoring
     ranked = list(_candidates(arguments, groups, qrels))
-    systems = [_ranking(system, ranked, groups, arguments.seed) for system in arguments.systems]
+    systems = [_ranking(system, ranked, groups, arguments) for system in arguments.systems]
     if len({system.name for system in systems}) < len(systems):
         raise DataError(f"two systems have one name: {[system.name for system in systems]}: name them NAME=SYSTEM")
     shared = _scored_by_all(systems, qrels)
@@ -144,10 +147,12 @@ def _candidates(arguments: EvaluateArguments, groups: Sequence[QueryGroup], qrel
             yield replace(group, documents=tuple(each for each in group.documents if each.doc_id in first))
 
 
-def _ranking(system: str, ranked: Sequence[QueryGroup], groups: Sequence[QueryGroup], seed: int) -> System:
+def _ranking(
+    system: str, ranked: Sequence[QueryGroup], groups: Sequence[QueryGroup], arguments: EvaluateArguments
+) -> System:
     name, source = _named(system)
     if source in BASELINES or Path(source).is_dir():
-        score = _scorer(source, groups, seed)  # to load a checkpoint, or to index, is not to score
+        score = _scorer(source, groups, arguments)  # to load a checkpoint, or to index, is not to score
         started = time.perf_counter()
         scores = score(ranked)
         return System(name, scores, sum(map(len, scores.values())) / (time.perf_counter() - started))
@@ -165,12 +170,14 @@ def _named(system: str) -> tuple[str, str]:
     return (name, source) if equals and not Path(system).exists() else (system, system)
 
 
-def _scorer(source: str, groups: Sequence[QueryGroup], seed: int) -> Callable[[Sequence[QueryGroup]], Scores]:
+def _scorer(
+    source: str, groups: Sequence[QueryGroup], arguments: EvaluateArguments
+) -> Callable[[Sequence[QueryGroup]], Scores]:
     if source == "random":
-        return lambda ranked: random_scores(ranked, seed)
+        return lambda ranked: random_scores(ranked, arguments.seed)
     if source == "bm25":
         return Bm25(groups).scores
-    return GroupScorer(source).score_all
+    return GroupScorer(source, precision=PRECISIONS[arguments.precision]).score_all
 
 
 def _read(source: str, judged: Sequence[QueryGroup]) -> tuple[Scores, int]:

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -30,14 +29,13 @@ from client.files import check_writable
 from trainer.command import command, parse
 from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
-from trainer.scoring.checkpoint import GroupScorer, progress, run_scores
+from trainer.scoring.checkpoint import PRECISIONS, GroupScorer, Precision, progress, run_scores
 from trainer.scoring.prefetch import prefetched
 from trainer.scoring.servers import TritonScorer
 from trainer.scoring.shards import finished, list_missing, taken, wait_for_all
 from trainer.training.memory import naming_flags
 from trainer.training.resume import held, open_shards, stamps
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FREE = {
     "in_flight",
     "pairs_per_shard",
@@ -66,7 +64,7 @@ class ScoreArguments:
         default=600.0, metadata={"help": "Seconds that a query may take, a restart of its server included."}
     )
     rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward pass, at most."})
-    precision: Literal["fp32", "bf16", "fp16"] = field(
+    precision: Precision = field(
         default="fp32", metadata={"help": "Precision of the teacher's layers; its score head computes in fp32."}
     )
     pairs_per_shard: int = field(

@@ -102,9 +102,9 @@ def test_the_speed_of_a_checkpoint_is_that_of_scoring_and_not_of_loading(
     seconds = 0.0
 
     class Timed(GroupScorer):
-        def __init__(self, checkpoint: str) -> None:
+        def __init__(self, checkpoint: str, **settings: Any) -> None:
             nonlocal seconds
-            super().__init__(checkpoint)
+            super().__init__(checkpoint, **settings)
             seconds += 1000
 
         def scores(self, groups: Sequence[QueryGroup], bar: Any) -> Iterator[tuple[str, str, float]]:
@@ -168,6 +168,12 @@ def test_layers_in_bfloat16_give_scores_close_by_that_do_not_tie(
     whole, half = map(np.array, scores)
     assert np.abs(whole - half).max() < 0.1 * whole.std() + 0.02
     assert not np.array_equal(whole, half)
+    # Scored by evaluate in the same precision, the order is that of the file.
+    systems = [f"here={stages / checkpoint}", f"file={tmp_path / 'bf16.parquet'}"]
+    table = tmp_path / "table.json"
+    run(evaluate, "--data", data, "--systems", *systems, "--precision", "bf16", "--output", table)
+    here, file = json.loads(table.read_text())
+    assert here["ndcg@10"] == pytest.approx(file["ndcg@10"])
     assert len(set(half)) > 0.9 * len(set(whole))
 
 

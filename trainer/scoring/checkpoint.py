@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from trainer.data.pairs import encode_groups
 from trainer.data.rankings import check_known, read_run
 from trainer.data.records import DataError, QueryGroup, Scores
 from trainer.scoring.prefetch import prefetched
+
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Ids = Sequence[tuple[str, str]]  # query_id, doc_id
 
