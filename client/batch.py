@@ -17,7 +17,7 @@ from client import outputs
 from client.command import say
 from client.concurrency import in_order
 from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
-from client.inputs import STDIN, FaultyLineError, QueryRecord, opened, read_queries
+from client.inputs import STDIN, FaultyLineError, QueryRecord, lines, opened, read_queries
 from client.partial import PartialFile, Settings
 from client.ranking import RankingClient
 from client.records import RankedDocument
@@ -175,7 +175,7 @@ def _count(path: str) -> int | None:
     if path == STDIN or not Path(path).is_file():
         return None
     with opened(path) as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for _ in lines(path, file))
 
 
 class Progress:

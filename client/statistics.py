@@ -6,15 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-Spent = Counter[
-    str
-]  # requests, executions (batches) and nanoseconds by kind, of one model; a Counter can be subtracted
+# Requests, executions (batches) and nanoseconds by kind, of one model; a Counter can be subtracted.
+Spent = Counter[str]
 TOTAL, STEPS = "success", ("queue", "compute_input", "compute_infer", "compute_output")  # kinds, as Triton names them
 
 
 def spent_by_model(answers: Iterable[dict[str, Any]]) -> dict[str, Spent]:
-    """What each model has spent since it was loaded, over its versions and the servers that gave these answers to
-    ``get_inference_statistics``."""
+    """The requests and time of each model since it was loaded, over its versions and all servers; ``answers`` are
+    theirs to ``get_inference_statistics``."""
     models: dict[str, Spent] = defaultdict(Counter)
     for version in (version for answer in answers for version in answer.get("model_stats", [])):
         # int64 comes as text, and what is 0 not at all.

@@ -64,7 +64,7 @@ class Course:
 
 
 class _Run:
-    """What runs share: the settings, the server, and the report."""
+    """The settings, the server and the report, which all runs share."""
 
     def __init__(self, course: Course) -> None:
         self._settings, self._host = course.settings, course.host

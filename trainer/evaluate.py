@@ -105,10 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     measures = arguments.measures or [MEASURE, *(["RR@10"] if _whole(qrels) else [])]
     for measure in measures:
         per_query(qrels, {}, measure)  # a misspelt one is refused before hours of scoring
+    names = [_named(system)[0] for system in arguments.systems]
+    if len({*names}) < len(names):
+        raise DataError(f"two systems have one name: {names}: name them NAME=SYSTEM")
+    if arguments.baseline is not None and arguments.baseline not in names:
+        raise DataError(f"--baseline {arguments.baseline}: not among the systems {names}")
     ranked = list(_candidates(arguments, groups, qrels))
     systems = [_ranking(system, ranked, groups, arguments) for system in arguments.systems]
-    if len({system.name for system in systems}) < len(systems):
-        raise DataError(f"two systems have one name: {[system.name for system in systems]}: name them NAME=SYSTEM")
     shared = _scored_by_all(systems, qrels)
     results = [_result(system, qrels, measures, shared, arguments.seed) for system in systems]
     if arguments.baseline is not None:
@@ -240,9 +243,7 @@ def _scored(system: System, qrels: Scores) -> int:
 
 def _compare(results: Sequence[SystemResult], baseline: str, seed: int) -> None:
     """Add the paired difference from the baseline to every other system's row."""
-    base = next((result for result in results if result.name == baseline), None)
-    if base is None:
-        raise DataError(f"--baseline {baseline}: not among the systems {[result.name for result in results]}")
+    base = next(result for result in results if result.name == baseline)
     for result in results:
         for measure, values in result.values.items():
             differences = [value - base.values[measure][query_id] for query_id, value in values.items()]
@@ -268,7 +269,7 @@ def _table(results: Sequence[SystemResult], title: str) -> Table:
 
 
 def _notes(systems: Sequence[System], qrels: Scores, pairs: int) -> Iterator[str]:
-    """What a reader of the table must know besides."""
+    """Lines that a reader of the table needs besides."""
     for system in systems:
         if (scored := _scored(system, qrels)) < len(qrels):
             yield f"{system.name}: {scored} of {len(qrels)} judged queries are in it; the others count 0."

@@ -36,14 +36,8 @@ from trainer.scoring.shards import finished, list_missing, taken, wait_for_all
 from trainer.training.memory import naming_flags
 from trainer.training.resume import held, open_shards, stamps
 
-FREE = {
-    "in_flight",
-    "pairs_per_shard",
-    "rows_per_batch",
-    "timeout_s",
-    "triton",
-    "triton_model",
-}  # may differ when a job resumes
+# What may differ when a job resumes.
+FREE = {"in_flight", "pairs_per_shard", "rows_per_batch", "timeout_s", "triton", "triton_model"}
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 

@@ -89,7 +89,7 @@ def check_repository(repository: Path, engine: str) -> None:
 
 
 class Changes(NamedTuple):
-    """What undoes the changes of files so far, and what cleans up at the end. Every file appears whole."""
+    """Undoes the changes of files so far, and cleans up at the end. Every file appears whole."""
 
     undo: ExitStack
     cleanup: ExitStack

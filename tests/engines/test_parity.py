@@ -34,7 +34,7 @@ def yardstick(checkpoint: Path, model: Runner) -> Yardstick:
 
 
 def report(yardstick: Yardstick, model: Runner, change: float = 0.0, scale: float = 1.0) -> ParityReport:
-    """Of the model's own scores, each times ``scale`` and every fourth plus ``change``."""
+    """A report on the model's own scores, each times ``scale`` and every fourth plus ``change``."""
 
     def run(pairs: FlatPairs) -> FloatArray:
         scores_N = model(pairs) * np.float32(scale)

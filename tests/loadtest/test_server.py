@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 
 def answer(requests: int, batches: int, queue_ms: int, compute_ms: int) -> dict[str, Any]:
-    """Of two versions, as tritonclient's JSON has it: int64 is text, and what is 0 is left out."""
+    """Statistics of two versions, as tritonclient's JSON has them: int64 is text, and what is 0 is left out."""
     times = {"queue": queue_ms, "compute_infer": compute_ms}
     figures = {name: {"count": str(requests), "ns": str(10**6 * time)} for name, time in times.items()}
     version = {"name": "student", "inference_stats": {"success": {"count": str(requests)}, **figures}}

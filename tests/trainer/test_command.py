@@ -1,4 +1,4 @@
-"""What is wrong with a command line is one line and exit code 2, before any data are read."""
+"""A command line that is wrong ends with one line and exit code 2, before any data are read."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from bm25s.stopwords import STOPWORDS_EN
 
 from trainer.data.records import JudgedDocument, QueryGroup, Scores
 
-ABOUT_BM25 = "k1 0.9, b 0.4; English stems; pairs of characters where a script has no spaces"
 K1, B = 0.9, 0.4  # Anserini's, by which the runs of TREC's passage rankings are made
+ABOUT_BM25 = f"k1 {K1}, b {B}; English stems; pairs of characters where a script has no spaces"
 # Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Kana and Han.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -41,7 +41,7 @@ class Bm25:
             self._retriever.index(tokens, show_progress=False)
 
     def scores(self, groups: Sequence[QueryGroup]) -> Scores:
-        """Of every query and document of ``groups``, which are among those of the index."""
+        """Score every document of ``groups``, which are among those of the index."""
         return {group.query_id: self._scores(group) for group in groups}
 
     def _scores(self, group: QueryGroup) -> dict[str, float]:

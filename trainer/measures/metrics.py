@@ -121,7 +121,7 @@ def mean_pnr_interval(counts: Sequence[PairCounts], seed: int = 0, samples: int 
 
 
 def _interval(estimates: FloatArray) -> tuple[float, float]:
-    """Of values that may be infinite, so nothing is interpolated; those that are not a number are left out."""
+    """The values may be infinite, so nothing is interpolated; those that are not a number are left out."""
     known = estimates[~np.isnan(estimates)]
     low, high = np.percentile(known, [2.5, 97.5], method="nearest") if len(known) else (np.nan, np.nan)
     return float(low), float(high)

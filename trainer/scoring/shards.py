@@ -72,7 +72,8 @@ def wait_for_all(directory: Path) -> list[Path]:
 
     It looks at the files: a barrier of the processes would give up after its time limit, while others work for hours.
     """
-    while not all(shard.path(directory).exists() for shard in _missing(directory)):
+    files = [shard.path(directory) for shard in _missing(directory)]
+    while not all(file.exists() for file in files):
         time.sleep(0.2)
     return [shard.path(directory) for shard in finished(directory)]
 

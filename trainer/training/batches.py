@@ -58,9 +58,8 @@ def draw_documents(group: TrainingGroup, count: int | None, seed: int, epoch: in
     order = draw.permutation(len(group.documents))
     targets = np.array(group.targets)[order]
     best = int(targets.argmax())
-    lower = int((targets < targets[best]).argmax())  # the first of the order, or 0 where all are alike
-    first = [order[best], order[lower]] if targets[lower] < targets[best] else [order[best]]
-    chosen = sorted(list(dict.fromkeys([*first, *order]))[:count])
+    lower = int((targets < targets[best]).argmax())  # the best one, at 0, where all are alike
+    chosen = sorted(list(dict.fromkeys([order[best], order[lower], *order]))[:count])
     documents, scores, labels = (
         tuple(values[place] for place in chosen) if values else ()
         for values in (group.documents, group.targets, group.labels)

@@ -45,7 +45,7 @@ class Term(NamedTuple):
 
 
 def mean_of_all_processes(total: Tensor, weight: Tensor) -> Tensor:
-    """What this process adds to the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes, times
+    """This process's share of the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes, times
     their number: DDP takes the mean of the processes' gradients."""
     everything: Tensor = reduce(weight, "mean")
     return total / everything.clamp(min=torch.finfo(weight.dtype).tiny)
@@ -159,20 +159,17 @@ class Compared(TrainerCallback):
 
     def add(self, found_TB: Tensor) -> None:
         self._found.append(found_TB)
+        self._ever = self._ever.to(found_TB.device) | found_TB.any(dim=1)
 
     def share(self) -> dict[str, float]:
         """The share of queries since the last call, under its name in the loss curve; nothing without queries."""
         if not self._found:
             return {}
         found_TB, self._found = torch.cat(self._found, dim=1), []
-        self._ever = self._ever.to(found_TB.device) | found_TB.any(dim=1)
         return {"queries_compared": found_TB.any(dim=0).float().mean().item()}
 
     def on_epoch_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         """Raises DataError in all processes for a term that found nothing in any of them."""
-        found = self._found
-        self.share()
-        self._found = found
         if not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
             raise DataError(
                 "a part of the objective found no documents to compare in any query: each has one document, or the "

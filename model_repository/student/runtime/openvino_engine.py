@@ -41,7 +41,7 @@ class OpenVinoEngine(ProcessorGraph):
         return not {"i8", "u8"}.isdisjoint(self.product_types())
 
     def product_types(self) -> list[str]:
-        """What each product with weights is computed in, as OpenVINO names it."""
+        """The precision in which each product with weights is computed, as OpenVINO names it."""
         operations = [operation.get_rt_info() for operation in self.compiled.get_runtime_model().get_ops()]
         products = [info for info in operations if info["layerType"].get() == "FullyConnected"]
         return [info["runtimePrecision"].get() for info in products]
