@@ -3,47 +3,33 @@
     python -m trainer.evaluate --data test.jsonl --systems random bm25 runs/teacher runs/student llm.run
 
 A system is ``random``, ``bm25``, a checkpoint, a TREC run file or a Parquet file of ``trainer.score``;
-``NAME=SYSTEM`` gives it another name in the table.
+``NAME=SYSTEM`` gives it another name in the table. Under ``torchrun`` processes share out what checkpoints score.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from rich.table import Table
 
 from client.files import appears_whole, check_writable
 from trainer.command import command, console_of, parse
-from trainer.data.rankings import check_known, read_qrels, read_run, read_scores
+from trainer.data.rankings import candidates, of_known_queries, read_qrels, read_ranking
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import ABOUT_BM25, Bm25, random_scores
-from trainer.measures.metrics import (
-    MEASURE,
-    PairCounts,
-    bootstrap_interval,
-    judgments,
-    mean_pnr,
-    mean_pnr_interval,
-    pair_counts,
-    per_query,
-    pnr,
-    pnr_interval,
-)
-from trainer.scoring.checkpoint import PRECISIONS, GroupScorer, Precision
+from trainer.measures.comparison import System, as_json, compared, table
+from trainer.measures.metrics import MEASURE, judgments, per_query
+from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, processes_together
+from trainer.training.memory import naming_flags
 
 BASELINES = ("random", "bm25")
+JUDGED = "judged in the data"
 
 
-@dataclass
-class EvaluateArguments:
+@dataclass(kw_only=True)
+class EvaluateArguments(ScoringArguments):
     """The systems to compare, and the queries."""
 
     data: list[str] = field(metadata={"help": "Queries with their candidates (JSONL, Parquet)."})
@@ -59,9 +45,6 @@ class EvaluateArguments:
     depth: int | None = field(
         default=None, metadata={"help": "Only the first documents of each query in --candidates, this many."}
     )
-    precision: Precision = field(
-        default="fp32", metadata={"help": "Precision of a checkpoint's layers; its score head computes in fp32."}
-    )
     baseline: str | None = field(
         default=None, metadata={"help": "System that the others are compared with, query by query."}
     )
@@ -72,28 +55,14 @@ class EvaluateArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the bootstrap and of random."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.depth is not None and (self.depth < 1 or not self.candidates):
             raise DataError("--depth is a number of documents, at least 1, and needs --candidates")
-
-
-@dataclass(frozen=True)
-class System:
-    """A system that has ranked the queries."""
-
-    name: str
-    scores: Scores
-    documents_per_second: float | None  # None where the scores were in a file
-    other_queries: int = 0  # that the file has and the judged data has not
-
-
-@dataclass(frozen=True)
-class SystemResult:
-    """One system on all judged queries."""
-
-    name: str
-    values: dict[str, dict[str, float]]  # measure -> query_id -> value
-    row: dict[str, Any]  # as it is reported
-    per_query: list[dict[str, Any]]  # a line for each query
+        names = [_named(system)[0] for system in self.systems]
+        if len({*names}) < len(names):
+            raise DataError(f"two systems have one name: {names}: name them NAME=SYSTEM")
+        if self.baseline is not None and self.baseline not in names:
+            raise DataError(f"--baseline {self.baseline}: not among the systems {names}")
 
 
 @command
@@ -105,26 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     measures = arguments.measures or [MEASURE, *(["RR@10"] if _whole(qrels) else [])]
     for measure in measures:
         per_query(qrels, {}, measure)  # a misspelt one is refused before hours of scoring
-    names = [_named(system)[0] for system in arguments.systems]
-    if len({*names}) < len(names):
-        raise DataError(f"two systems have one name: {names}: name them NAME=SYSTEM")
-    if arguments.baseline is not None and arguments.baseline not in names:
-        raise DataError(f"--baseline {arguments.baseline}: not among the systems {names}")
-    ranked = list(_candidates(arguments, groups, qrels))
-    systems = [_ranking(system, ranked, groups, arguments) for system in arguments.systems]
-    shared = _scored_by_all(systems, qrels)
-    results = [_result(system, qrels, measures, shared, arguments.seed) for system in systems]
-    if arguments.baseline is not None:
-        _compare(results, arguments.baseline, arguments.seed)
+    ranked = _candidates(arguments, [group for group in groups if group.query_id in qrels])
+    systems = [_ranking(system, ranked, groups, qrels, arguments) for system in arguments.systems]
+    if not processes_together().is_main_process:
+        return
+    results = compared(systems, qrels, measures, arguments.baseline, arguments.seed)
     console = console_of(240)
-    console.print(_table(results, f"{len(qrels)} queries, 95% bootstrap intervals"))
-    for note in _notes(systems, qrels, results[0].row["pairs"]):
+    console.print(table(results, f"{len(qrels)} queries, 95% bootstrap intervals"))
+    for note in _notes(systems, qrels, len(ranked), arguments.candidates, results[0].row["pairs"]):
         console.print(note, highlight=False, markup=False)
     if arguments.output:
-        _write(arguments.output, json.dumps([_finite(result.row) for result in results], indent=2, allow_nan=False))
+        _write(arguments.output, as_json([result.row for result in results], indent=2))
     if arguments.per_query:
-        lines = (json.dumps(_finite(line), allow_nan=False) for result in results for line in result.per_query)
-        _write(arguments.per_query, "\n".join(lines))
+        _write(arguments.per_query, "\n".join(as_json(line) for result in results for line in result.lines()))
 
 
 def _qrels(arguments: EvaluateArguments, groups: Sequence[QueryGroup]) -> Scores:
@@ -136,35 +98,36 @@ def _qrels(arguments: EvaluateArguments, groups: Sequence[QueryGroup]) -> Scores
     return qrels
 
 
-def _candidates(arguments: EvaluateArguments, groups: Sequence[QueryGroup], qrels: Scores) -> Iterator[QueryGroup]:
+def _candidates(arguments: EvaluateArguments, judged: list[QueryGroup]) -> list[QueryGroup]:
     """The judged queries with the documents that systems rank: all, or those of ``--candidates``."""
-    judged = [group for group in groups if group.query_id in qrels]
-    if not arguments.candidates:
-        yield from judged
-        return
-    run, _ = _read(arguments.candidates, judged)
-    for group in judged:
-        order = run.get(group.query_id, {})
-        first = set(sorted(order, key=order.__getitem__, reverse=True)[: arguments.depth])
-        if first:
-            yield replace(group, documents=tuple(each for each in group.documents if each.doc_id in first))
+    if not (path := arguments.candidates):
+        return judged
+    return candidates(read_ranking(path), judged, arguments.depth, path, JUDGED)
 
 
 def _ranking(
-    system: str, ranked: Sequence[QueryGroup], groups: Sequence[QueryGroup], arguments: EvaluateArguments
+    system: str,
+    ranked: Sequence[QueryGroup],
+    groups: Sequence[QueryGroup],
+    qrels: Scores,
+    arguments: EvaluateArguments,
 ) -> System:
     name, source = _named(system)
     if source in BASELINES or Path(source).is_dir():
         score = _scorer(source, groups, arguments)  # to load a checkpoint, or to index, is not to score
         started = time.perf_counter()
-        scores = score(ranked)
+        with naming_flags(LESS_MEMORY):
+            scores = score(ranked)
         return System(name, scores, sum(map(len, scores.values())) / (time.perf_counter() - started))
-    judged = {group.query_id: group for group in ranked}
-    scores, others = _read(source, [group for group in groups if group.query_id in judged])
-    for query_id, documents in scores.items():
-        wanted = {document.doc_id for document in judged[query_id].documents}
-        scores[query_id] = {doc_id: score for doc_id, score in documents.items() if doc_id in wanted}
-    return System(name, scores, None, others)
+    read = read_ranking(source)
+    known = of_known_queries(read, (group for group in groups if group.query_id in qrels), source, JUDGED)
+    scores = {group.query_id: _of_candidates(known.get(group.query_id, {}), group) for group in ranked}
+    return System(name, scores, None, len(read) - len(known))
+
+
+def _of_candidates(documents: dict[str, float], group: QueryGroup) -> dict[str, float]:
+    wanted = {document.doc_id for document in group.documents}
+    return {doc_id: score for doc_id, score in documents.items() if doc_id in wanted}
 
 
 def _named(system: str) -> tuple[str, str]:
@@ -180,99 +143,16 @@ def _scorer(
         return lambda ranked: random_scores(ranked, arguments.seed)
     if source == "bm25":
         return Bm25(groups).scores
-    return GroupScorer(source, precision=PRECISIONS[arguments.precision]).score_all
+    return arguments.scorer(source).score_all
 
 
-def _read(source: str, judged: Sequence[QueryGroup]) -> tuple[Scores, int]:
-    """The scores of judged queries in a file, and how many other queries it has. Raises DataError without any."""
-    scores = read_scores(source) if source.endswith(".parquet") else read_run(source)
-    query_ids = {group.query_id for group in judged}
-    known = {query_id: documents for query_id, documents in scores.items() if query_id in query_ids}
-    if not known:
-        example = next(iter(scores), None)
-        raise DataError(f"{source}: none of its {len(scores)} queries is judged in the data, such as {example!r}")
-    check_known(known, judged, source)
-    return known, len(scores) - len(known)
-
-
-def _scored_by_all(systems: Sequence[System], qrels: Scores) -> dict[str, list[str]]:
-    """The judged documents of each query that every system scored: what PNR compares."""
-    return {
-        query_id: [doc_id for doc_id in labels if all(doc_id in system.scores.get(query_id, {}) for system in systems)]
-        for query_id, labels in qrels.items()
-    }
-
-
-def _result(
-    system: System, qrels: Scores, measures: Sequence[str], shared: dict[str, list[str]], seed: int
-) -> SystemResult:
-    row: dict[str, Any] = {"system": system.name, "queries": len(qrels), "queries_scored": _scored(system, qrels)}
-    values = {measure: per_query(qrels, system.scores, measure) for measure in measures}
-    for measure, column in values.items():
-        row[measure.lower()] = float(np.mean(list(column.values())))
-        row[f"{measure.lower()}_interval"] = bootstrap_interval(list(column.values()), seed)
-    counts = {
-        query_id: pair_counts(
-            [qrels[query_id][doc_id] for doc_id in doc_ids], [system.scores[query_id][doc_id] for doc_id in doc_ids]
-        )
-        for query_id, doc_ids in shared.items()
-        if doc_ids
-    }
-    pooled = list(counts.values())
-    row["pnr"], row["pnr_interval"] = pnr(pooled), pnr_interval(pooled, seed)
-    row["mean_pnr"], row["mean_pnr_interval"] = mean_pnr(pooled), mean_pnr_interval(pooled, seed)
-    row["pairs"] = sum(sum(count) for count in pooled)
-    row["tied_pairs"] = sum(count.tied for count in pooled)
-    row["documents_per_second"] = system.documents_per_second
-    lines = [
-        {
-            "system": system.name,
-            "query_id": query_id,
-            **{measure.lower(): column[query_id] for measure, column in values.items()},
-            **{f"{name}_pairs": count for name, count in counts.get(query_id, PairCounts(0, 0, 0))._asdict().items()},
-        }
-        for query_id in qrels
-    ]
-    return SystemResult(system.name, values, row, lines)
-
-
-def _scored(system: System, qrels: Scores) -> int:
-    """The judged queries that the system has scores for."""
-    return sum(bool(system.scores.get(query_id)) for query_id in qrels)
-
-
-def _compare(results: Sequence[SystemResult], baseline: str, seed: int) -> None:
-    """Add the paired difference from the baseline to every other system's row."""
-    base = next(result for result in results if result.name == baseline)
-    for result in results:
-        for measure, values in result.values.items():
-            differences = [value - base.values[measure][query_id] for query_id, value in values.items()]
-            result.row[f"{measure.lower()}_difference"] = float(np.mean(differences))
-            result.row[f"{measure.lower()}_difference_interval"] = bootstrap_interval(differences, seed)
-
-
-def _table(results: Sequence[SystemResult], title: str) -> Table:
-    table = Table(title=title)
-    columns = [key for key in results[0].row if f"{key}_interval" in results[0].row]
-    plain = ["tied_pairs", "documents_per_second"]
-    for heading in ("system", *(name.replace("_", " ") for name in (*columns, *plain))):
-        table.add_column(heading, justify="left" if heading == "system" else "right")
-    for result in results:
-        cells = []
-        for key in columns:
-            low, high = result.row[f"{key}_interval"]
-            cells.append(f"{result.row[key]:.3f} [{low:.3f}, {high:.3f}]")
-        table.add_row(
-            result.name, *cells, *("" if result.row[key] is None else f"{result.row[key]:,.0f}" for key in plain)
-        )
-    return table
-
-
-def _notes(systems: Sequence[System], qrels: Scores, pairs: int) -> Iterator[str]:
-    """Lines that a reader of the table needs besides."""
+def _notes(systems: Sequence[System], qrels: Scores, ranked: int, source: str | None, pairs: int) -> Iterator[str]:
+    """Lines that a reader of the table needs besides; ``ranked`` judged queries have candidates, out of ``source``."""
+    if ranked < len(qrels):
+        yield f"{source}: {ranked} of {len(qrels)} judged queries have candidates; the others count 0 for every system."
     for system in systems:
-        if (scored := _scored(system, qrels)) < len(qrels):
-            yield f"{system.name}: {scored} of {len(qrels)} judged queries are in it; the others count 0."
+        if (scored := system.scored(qrels)) < ranked:
+            yield f"{system.name}: {scored} of {ranked} judged queries are in it; the others count 0."
         if system.other_queries:
             yield f"{system.name}: {system.other_queries} of its queries are not judged in the data and do not count."
         if system.name == "bm25":
@@ -282,18 +162,6 @@ def _notes(systems: Sequence[System], qrels: Scores, pairs: int) -> Iterator[str
 
 def _whole(qrels: Scores) -> bool:
     return all(label == int(label) for labels in qrels.values() for label in labels.values())
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """The row for JSON, which has no infinity: null stands for it."""
-    return {
-        name: [_finite_or_none(each) for each in value] if isinstance(value, tuple) else _finite_or_none(value)
-        for name, value in row.items()
-    }
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: str, text: str) -> None:

@@ -21,15 +21,20 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from client.files import check_writable
 from trainer.command import command, parse
 from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
-from trainer.scoring.checkpoint import PRECISIONS, GroupScorer, Precision, progress, run_scores
+from trainer.scoring.checkpoint import (
+    LESS_MEMORY,
+    GroupScorer,
+    ScoringArguments,
+    processes_together,
+    progress,
+    run_scores,
+)
 from trainer.scoring.prefetch import prefetched
 from trainer.scoring.servers import TritonScorer
 from trainer.scoring.shards import finished, list_missing, taken, wait_for_all
@@ -38,11 +43,10 @@ from trainer.training.resume import held, open_shards, stamps
 
 # What may differ when a job resumes.
 FREE = {"in_flight", "pairs_per_shard", "rows_per_batch", "timeout_s", "triton", "triton_model"}
-LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 
 
-@dataclass
-class ScoreArguments:
+@dataclass(kw_only=True)
+class ScoreArguments(ScoringArguments):
     """The teacher, the pairs and the output."""
 
     data: list[str] = field(metadata={"help": "Pool of pairs: JSONL, Parquet, or ir_datasets:ID."})
@@ -57,10 +61,6 @@ class ScoreArguments:
     timeout_s: float = field(
         default=600.0, metadata={"help": "Seconds that a query may take, a restart of its server included."}
     )
-    rows_per_batch: int = field(default=32, metadata={"help": "Packed rows of one forward pass, at most."})
-    precision: Precision = field(
-        default="fp32", metadata={"help": "Precision of the teacher's layers; its score head computes in fp32."}
-    )
     pairs_per_shard: int = field(
         default=100_000, metadata={"help": "Pairs of a shard, about; a finished shard is never scored again."}
     )
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, ScoreArguments)
     if sum(source is not None for source in (arguments.model, arguments.triton, arguments.run)) != 1:
         raise DataError("give either --model (a teacher's checkpoint), --triton (its servers) or --run (a TREC run)")
-    if min(arguments.rows_per_batch, arguments.pairs_per_shard, arguments.in_flight) < 1 or arguments.timeout_s <= 0:
-        raise DataError("--rows_per_batch, --pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
+    if min(arguments.pairs_per_shard, arguments.in_flight) < 1 or arguments.timeout_s <= 0:
+        raise DataError("--pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
     check_writable(arguments.output)
     if arguments.run is not None:
         groups = read_groups(*arguments.data)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes = survey(arguments.data)
         with scorer_of(arguments) as scorer:
             written = score_in_shards(arguments, scorer, sizes)
-    if PartialState().is_main_process:
+    if processes_together().is_main_process:
         print(f"{arguments.output}: {written:,} of {sum(sizes):,} pairs of {len(sizes):,} queries")
 
 
@@ -98,7 +98,7 @@ def survey(sources: Sequence[str]) -> array[int]:
 def scorer_of(arguments: ScoreArguments) -> Iterator[GroupScorer | TritonScorer]:
     """The teacher, loaded here or behind its servers."""
     if arguments.model is not None:
-        yield GroupScorer(arguments.model, arguments.rows_per_batch, PRECISIONS[arguments.precision])
+        yield arguments.scorer(arguments.model)
         return
     with closing(
         TritonScorer(arguments.triton or [], arguments.triton_model, arguments.in_flight, arguments.timeout_s)
@@ -111,7 +111,7 @@ def score_in_shards(arguments: ScoreArguments, scorer: GroupScorer | TritonScore
 
     Raises ResumeError for shards of other settings.
     """
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = processes_together()
     output = Path(arguments.output)
     directory = output.with_name(f".{output.name}.shards")
     files = stamps([*arguments.data, *([arguments.model] if arguments.model else [])])

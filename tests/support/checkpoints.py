@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
-from trainer.data.rankings import write_scores
+from trainer.data.rankings import write_run, write_scores
 from trainer.data.records import QueryGroup, read_groups
 from trainer.training.batches import TrainingGroup
 
@@ -121,10 +121,29 @@ def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0
     return path
 
 
+def write_uneven_groups(path: Path) -> Path:
+    """Nine judged queries, of which one has 60 documents and the others 5.
+
+    Packed by eight pairs at least they make five parts, by 16 three: one of two processes gets more of them, and the
+    first part has most of the rows.
+    """
+    deep = write_groups(path, queries=1, documents=60, name="deep").read_text(encoding="utf-8")
+    path.write_text(deep + write_groups(path, queries=8, documents=5, seed=1).read_text(encoding="utf-8"))
+    return path
+
+
 def write_teacher(path: Path, data: Path) -> Path:
     """Scores of a teacher for every pair of the data."""
     pairs = [(group.query_id, document.doc_id) for group in read_groups(data) for document in group.documents]
     write_scores(path, [(*pair, float(number % 7)) for number, pair in enumerate(pairs)], teacher="t")
+    return path
+
+
+def write_candidates(path: Path, data: Path) -> Path:
+    """A run of the documents of the data in their order."""
+    orders = {group.query_id: [document.doc_id for document in group.documents] for group in read_groups(data)}
+    run = {query_id: {doc_id: -place for place, doc_id in enumerate(order)} for query_id, order in orders.items()}
+    write_run(path, run, "first")
     return path
 
 

@@ -19,6 +19,7 @@ import torch
 from accelerate.state import DistributedType, PartialState
 
 from bench.children import free_ports
+from trainer import evaluate
 
 Commands = Sequence[Sequence[object]]  # each the name of one and its flags
 
@@ -29,12 +30,20 @@ LEARNING = ["--max_steps", "30", "--per_device_train_batch_size", "4", "--learni
 # A process that has imported everything already: what is killed is a stage, not the start of Python.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    [__name__, *(f"trainer.{stage}" for stage in ("pretrain", "rank_sft", "score", "distill"))]
+    [__name__, *(f"trainer.{stage}" for stage in ("pretrain", "rank_sft", "score", "distill", "rerank"))]
 )
 
 
 def run(module: Any, *flags: object) -> None:
     assert module.main([str(flag) for flag in flags]) == 0
+
+
+def measured(checkpoint: Path, data: Path) -> float:
+    """nDCG@10 as ``trainer.evaluate`` has it."""
+    table = checkpoint.with_suffix(".json")
+    run(evaluate, "--data", data, "--systems", checkpoint, "--output", table)
+    (row,) = json.loads(table.read_text())
+    return float(row["ndcg@10"])
 
 
 def learnt(checkpoint: Path) -> bool:

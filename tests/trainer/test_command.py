@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.stages import fails
-from trainer import distill, evaluate, init, merge, plan, pretrain, rank_sft, score
+from trainer import distill, evaluate, init, merge, plan, pretrain, rank_sft, rerank, score
 from trainer.command import FlagError, parse
 from trainer.rank_sft import RankArguments
 from trainer.training.run import StageArguments
@@ -35,6 +35,7 @@ NEEDED: dict[Any, list[str]] = {
     ],
     pretrain: ["--model", "m", "--data", "d", "--output_dir", "o"],
     rank_sft: ["--model", "m", "--data", "d", "--output_dir", "o"],
+    rerank: ["--model", "m", "--data", "d", "--run", "r", "--output", "o"],
     score: ["--data", "d", "--output", "o"],
 }
 

@@ -131,6 +131,24 @@ def test_every_system_is_compared_on_the_same_pairs(tmp_path: Path) -> None:
     assert lines[0]["discordant_pairs"] == 1
 
 
+def test_judged_queries_without_candidates_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And only what a system lacks besides is said of it; what is judged and no candidate is not called unjudged."""
+    source = data(tmp_path / "d.jsonl", {**{name: {"a": 1, "b": 0} for name in "pqr"}, "unjudged": {"a": None}})
+    first = ranking(tmp_path / "first.run", {"p": ["b", "a"], "q": ["b"], "unjudged": ["a"]})
+    whole = ranking(tmp_path / "whole.run", {name: ["a", "b"] for name in ("p", "q", "r", "unjudged")})
+    less = ranking(tmp_path / "less.run", {"p": ["a", "b"], "q": ["a"]})  # no candidate of q
+    systems = ["random", f"whole={whole}", f"less={less}"]
+    rows = table(tmp_path, "--data", source, "--systems", *systems, "--candidates", first)
+    assert {name: row["queries_scored"] for name, row in rows.items()} == {"random": 2, "whole": 2, "less": 1}
+    assert rows["whole"]["ndcg@10"] == pytest.approx(1 / 3)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "queries" in line and ": " in line]
+    assert notes == [
+        f"{first}: 2 of 3 judged queries have candidates; the others count 0 for every system.",
+        "whole: 1 of its queries are not judged in the data and do not count.",
+        "less: 1 of 2 judged queries are in it; the others count 0.",
+    ]
+
+
 def test_depth_needs_candidates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = data(tmp_path / "d.jsonl", {"q": {"a": 1}})
     assert "--depth" in fails(evaluate, capsys, "--data", source, "--systems", "random", "--depth", "5")

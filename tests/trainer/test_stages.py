@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from trainer import distill, evaluate, init, pretrain, rank_sft, score
 from trainer.checkpoints.load import CheckpointError, load_scorer
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.rankings import read_scores, write_scores
-from trainer.data.records import QueryGroup, read_groups
-from trainer.scoring.checkpoint import GroupScorer
+from trainer.data.records import read_groups
+from trainer.scoring.checkpoint import GroupScorer, ScoringArguments
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -101,18 +101,16 @@ def test_the_speed_of_a_checkpoint_is_that_of_scoring_and_not_of_loading(
     """By a clock on which loading takes 1,000 seconds and scoring 2."""
     seconds = 0.0
 
-    class Timed(GroupScorer):
-        def __init__(self, checkpoint: str, **settings: Any) -> None:
+    def taking(length: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
             nonlocal seconds
-            super().__init__(checkpoint, **settings)
-            seconds += 1000
+            seconds += length
+            return call(*arguments)
 
-        def scores(self, groups: Sequence[QueryGroup], bar: Any) -> Iterator[tuple[str, str, float]]:
-            nonlocal seconds
-            yield from super().scores(groups, bar)
-            seconds += 2
+        return timed
 
-    monkeypatch.setattr(evaluate, "GroupScorer", Timed)
+    monkeypatch.setattr(ScoringArguments, "scorer", taking(1000, ScoringArguments.scorer))
+    monkeypatch.setattr(GroupScorer, "score_all", taking(2, GroupScorer.score_all))
     monkeypatch.setattr(time, "perf_counter", lambda: seconds)
     run(evaluate, "--data", data, "--systems", stages / "student", "--output", tmp_path / "table.json")
     (row,) = json.loads((tmp_path / "table.json").read_text())

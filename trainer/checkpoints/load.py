@@ -161,8 +161,12 @@ class PackedScorer(nn.Module):
 
     def score(self, batch: PackedBatch, rows_per_pass: int = 32) -> FloatArray:
         """Float32 logits [N], in the order of the pairs that were packed."""
-        scores_RS = torch.cat([self.start(rows) for rows in chunks(batch.rows, rows_per_pass)])
+        scores_RS = torch.cat(self.passes(batch.rows, rows_per_pass))
         return unpack(scores_RS.cpu().numpy(), batch.slots)
+
+    def passes(self, rows: Rows, rows_per_pass: int) -> list[Tensor]:
+        """``scores[R, S]`` of each forward pass, which a GPU may still be computing."""
+        return [self.start(part) for part in chunks(rows, rows_per_pass)]
 
     @torch.inference_mode()
     def start(self, rows: Rows) -> Tensor:

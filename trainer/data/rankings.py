@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SCORE_SCHEMA = pa.schema(
     [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]
 )
 ROWS_AT_ONCE = 65_536
+RUN_COLUMNS = 6
 
 
 def read_run(path: str | Path) -> Scores:
@@ -28,16 +30,25 @@ def read_run(path: str | Path) -> Scores:
 
     Raises DataError for a rank that comes twice, since the order would not be known.
     """
-    run = _trec(Path(path), 6, _minus_rank, "a whole number")
+    run = _trec(Path(path), RUN_COLUMNS, _minus_rank, "a whole number")
     for query_id, documents in run.items():
-        ranked = sorted(documents, key=documents.__getitem__, reverse=True)
-        for first, second in pairwise(ranked):
+        for first, second in pairwise(best_first(documents)):
             if documents[first] == documents[second]:
                 raise DataError(
                     f"{path}: query {query_id!r}: documents {first!r} and {second!r} both have rank "
                     f"{-documents[first]:.0f}: number the ranks, the order of equal ones is not known"
                 )
     return run
+
+
+def read_ranking(path: str | Path) -> Scores:
+    """A Parquet file of ``trainer.score``, by its name, or else a TREC run."""
+    return read_scores(path) if Path(path).suffix == ".parquet" else read_run(path)
+
+
+def best_first(documents: Mapping[str, float]) -> list[str]:
+    """The ids, those with equal scores in the order in which they came."""
+    return sorted(documents, key=documents.__getitem__, reverse=True)
 
 
 def read_qrels(path: str | Path) -> Scores:
@@ -116,6 +127,21 @@ def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], tea
     return written
 
 
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
+    """A TREC run of each query's documents, which come best first; it appears whole or not at all.
+
+    Scores have the nine digits that tell any two of float32 apart. Raises DataError for an id with a space in it,
+    which would be two columns.
+    """
+    with appears_whole(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        for query_id, documents in run.items():
+            for rank, (doc_id, score) in enumerate(documents.items(), start=1):
+                line = f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}"
+                if len(line.split()) != RUN_COLUMNS:
+                    raise DataError(f"{path}: query {query_id!r}, document {doc_id!r}: a run has no spaces in ids")
+                file.write(f"{line}\n")
+
+
 def join_scores(shards: Sequence[Path], path: Path) -> None:
     """One file of the rows of all shards, in their order; it appears whole or not at all."""
     with appears_whole(path) as partial, pq.ParquetWriter(partial, SCORE_SCHEMA) as writer:
@@ -132,6 +158,36 @@ def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path
         for doc_id in documents:
             if doc_id not in known[query_id]:
                 raise DataError(f"{source}: document {doc_id!r} of query {query_id!r} is not in the data")
+
+
+def candidates(
+    run: Scores, groups: Sequence[QueryGroup], depth: int | None, source: str, known: str = "in the data"
+) -> list[QueryGroup]:
+    """Those of the groups that the run has, each with the run's first documents: ``depth`` of them, or all.
+
+    Raises DataError as ``of_known_queries`` does; documents below the depth need not be in the data.
+    """
+    first = {query_id: dict.fromkeys(best_first(documents)[:depth], 0.0) for query_id, documents in run.items()}
+    wanted = of_known_queries(first, groups, source, known)
+    return [
+        replace(group, documents=tuple(each for each in group.documents if each.doc_id in wanted[group.query_id]))
+        for group in groups
+        if group.query_id in wanted
+    ]
+
+
+def of_known_queries(scores: Scores, groups: Iterable[QueryGroup], source: str, known: str = "in the data") -> Scores:
+    """The scores of those queries that are among the groups.
+
+    Raises DataError where there is none, which are not ``known`` then, and for a document that its group has not.
+    """
+    judged = {group.query_id: group for group in groups}
+    wanted = {query_id: documents for query_id, documents in scores.items() if query_id in judged}
+    if not wanted:
+        example = next(iter(scores), None)
+        raise DataError(f"{source}: none of its {len(scores)} queries is {known}, such as {example!r}")
+    check_known(wanted, judged.values(), source)
+    return wanted
 
 
 def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:

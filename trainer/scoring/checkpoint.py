@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, chunks, unpack
+from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, unpack
 from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
 from trainer.data.pairs import encode_groups
-from trainer.data.rankings import check_known, read_run
+from trainer.data.rankings import best_first, check_known, read_run
 from trainer.data.records import DataError, QueryGroup, Scores
 from trainer.scoring.prefetch import prefetched
 
@@ -24,7 +28,40 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 Ids = Sequence[tuple[str, str]]  # query_id, doc_id
 
+LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
+ROWS_PER_PASS = 32  # unless the user says otherwise
 BATCHES_PER_PACK = 4  # pairs packed together fill all rows but the last ones
+PATIENCE = timedelta(days=14)  # of processes that wait for each other's scores; PyTorch takes up to 24 days
+
+
+@dataclass
+class ScoringArguments:
+    """How a checkpoint scores."""
+
+    rows_per_batch: int = field(default=ROWS_PER_PASS, metadata={"help": "Packed rows of one forward pass, at most."})
+    precision: Precision = field(
+        default="fp32", metadata={"help": "Precision of a checkpoint's layers; its score head computes in fp32."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows_per_batch < 1:
+            raise DataError("--rows_per_batch must be at least 1")
+
+    def scorer(self, checkpoint: str) -> GroupScorer:
+        """The checkpoint's model, on this process's accelerator if there is one.
+
+        Raises CheckpointError as ``load_scorer`` does.
+        """
+        processes_together()  # each chooses its GPU
+        encoder = PairEncoder.load(checkpoint)
+        model = load_scorer(checkpoint, encoder)
+        lower_precision(model, PRECISIONS[self.precision])
+        return GroupScorer(Path(checkpoint).name, PackedScorer(to_device(model)), encoder, self.rows_per_batch)
+
+
+def processes_together() -> PartialState:
+    """The processes of a command that scores, several of them under ``torchrun``."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 class Started(NamedTuple):
@@ -36,53 +73,55 @@ class Started(NamedTuple):
 
 
 class GroupScorer:
-    """The model of a checkpoint, on the accelerator if there is one.
+    """A model that scores the documents of many queries, packed together.
 
-    A forward pass has at most ``rows_per_batch`` packed rows. ``precision`` is that of the layers.
-    Raises CheckpointError for what is not a trained scorer.
+    A forward pass has at most ``rows_per_pass`` packed rows.
     """
 
-    def __init__(self, checkpoint: str, rows_per_batch: int = 32, precision: torch.dtype = torch.float32) -> None:
-        self._checkpoint, self._encoder = checkpoint, PairEncoder.load(checkpoint)
-        self.name, self.identity = Path(checkpoint).name, None  # the checkpoint's files say which it is
-        model = load_scorer(checkpoint, self._encoder)
-        lower_precision(model, precision)
-        self._scorer = PackedScorer(to_device(model))
-        self._rows_per_batch = rows_per_batch
-        self._pairs_per_pack = BATCHES_PER_PACK * rows_per_batch * self._encoder.config.slots_per_row // 2
+    identity = None  # the checkpoint's files say which it is
+
+    def __init__(self, name: str, scorer: PackedScorer, encoder: PairEncoder, rows_per_pass: int) -> None:
+        self.name, self._scorer, self._encoder, self._rows_per_pass = name, scorer, encoder, rows_per_pass
+        self._pairs_per_pack = max(1, BATCHES_PER_PACK * rows_per_pass * encoder.config.slots_per_row // 2)
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
 
         A thread encodes and packs the next pairs meanwhile. A GPU gets its next rows before the last scores are read.
         """
+        yield from self._scores(parts(groups, self._pairs_per_pack), bar)
+
+    def score_all(self, groups: Sequence[QueryGroup], quiet: bool = False) -> Scores:
+        """The scores of all groups, in every process, with a progress bar unless ``quiet``.
+
+        Processes share out what is packed together: scores do not depend on their number. All must call this.
+        """
+        processes = PartialState()
+        share = share_of(list(parts(groups, self._pairs_per_pack)), processes.process_index, processes.num_processes)
+        own: Scores = {group.query_id: {} for part in share for group in part}
+        pairs = sum(len(group.documents) for part in share for group in part)
+        with progress(self.name, pairs, disable=quiet or not processes.is_main_process) as bar:
+            for query_id, doc_id, score in self._scores(share, bar):
+                own[query_id][doc_id] = score
+        scores = {query_id: documents for each in gather_object([own]) for query_id, documents in each.items()}
+        return {group.query_id: scores[group.query_id] for group in groups}
+
+    def _scores(self, packs: Iterable[Sequence[QueryGroup]], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         started: deque[Started] = deque()
-        for ids, packed in prefetched(self._packed(groups), ahead=2):
-            started.append(Started(ids, packed.slots, self._start(packed)))
+        for ids, packed in prefetched(map(self._packed, packs), ahead=2):
+            started.append(Started(ids, packed.slots, self._scorer.passes(packed.rows, self._rows_per_pass)))
             if len(started) > 1:
                 yield from self._read(started.popleft(), bar)
         for last in started:
             yield from self._read(last, bar)
 
-    def score_all(self, groups: Sequence[QueryGroup]) -> Scores:
-        """The scores of all groups, with a progress bar."""
-        scores: Scores = {group.query_id: {} for group in groups}
-        with progress(self._checkpoint, sum(len(group.documents) for group in groups)) as bar:
-            for query_id, doc_id, score in self.scores(groups, bar):
-                scores[query_id][doc_id] = score
-        return scores
-
-    def _packed(self, groups: Sequence[QueryGroup]) -> Iterator[tuple[Ids, PackedBatch]]:
-        for part in parts(groups, self._pairs_per_pack):
-            ids = [(group.query_id, document.doc_id) for group in part for document in group.documents]
-            yield ids, self._encoder.pack(encode_groups(self._encoder, part))
-
-    def _start(self, packed: PackedBatch) -> list[Tensor]:
-        return [self._scorer.start(rows) for rows in chunks(packed.rows, self._rows_per_batch)]
+    def _packed(self, part: Sequence[QueryGroup]) -> tuple[Ids, PackedBatch]:
+        ids = [(group.query_id, document.doc_id) for group in part for document in group.documents]
+        return ids, self._encoder.pack(encode_groups(self._encoder, part))
 
     def _read(self, started: Started, bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
         scores = unpack(torch.cat(started.scores).cpu().numpy(), started.slots).tolist()
-        yield from named_scores(self._checkpoint, started.ids, scores)
+        yield from named_scores(self.name, started.ids, scores)
         bar.update(len(scores))
 
 
@@ -111,7 +150,7 @@ def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, s
     ranking = read_run(path)
     check_known(ranking, groups, path)
     for query_id, documents in ranking.items():
-        for rank, doc_id in enumerate(sorted(documents, key=documents.__getitem__, reverse=True), start=1):
+        for rank, doc_id in enumerate(best_first(documents), start=1):
             yield query_id, doc_id, -math.log(rank)
 
 
@@ -127,3 +166,9 @@ def parts(groups: Iterable[QueryGroup], pairs_per_part: int) -> Iterator[list[Qu
             part, pairs = [], 0
     if part:
         yield part
+
+
+def share_of(packs: Sequence[list[QueryGroup]], process: int, processes: int) -> list[list[QueryGroup]]:
+    """Every so many-th of the packs. Each process gets as many, so that some may score the last one again."""
+    rounds = -(-len(packs) // processes)
+    return [packs[min(place, len(packs) - 1)] for place in range(process, rounds * processes, processes)]

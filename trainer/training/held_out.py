@@ -13,9 +13,9 @@ from transformers.trainer_utils import IntervalStrategy
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_groups
-from trainer.data.records import DataError, QueryGroup, Scores, read_groups
+from trainer.data.records import DataError, QueryGroup, read_groups
 from trainer.measures.metrics import MEASURE, judgments, per_query
+from trainer.scoring.checkpoint import ROWS_PER_PASS, GroupScorer
 
 
 @dataclass
@@ -78,17 +78,17 @@ class HeldOut:
                 file=sys.stderr,
             )
 
-    def evaluate(self, scorer: PackedScorer, encoder: PairEncoder) -> dict[str, Any]:
-        """The mean of the measure over the judged queries, under the name by which the Trainer reads it."""
+    def evaluate(self, scorer: PackedScorer, encoder: PairEncoder, rows_per_pass: int | None) -> dict[str, Any]:
+        """The mean of the measure over the judged queries, under the name by which the Trainer reads it.
+
+        As ``trainer.evaluate`` has it: processes share out the queries, with ``rows_per_pass`` packed rows at a time.
+        """
         qrels = judgments(self.groups)
+        judged = [group for group in self.groups if group.query_id in qrels]
         was_training = scorer.model.training
         scorer.model.eval()
-        scores: Scores = {}
-        for group in self.groups:
-            if group.query_id in qrels:
-                values = scorer.score(encoder.pack(encode_groups(encoder, [group]))).tolist()
-                doc_ids = (document.doc_id for document in group.documents)
-                scores[group.query_id] = dict(zip(doc_ids, values, strict=True))
+        groups = GroupScorer("--held_out", scorer, encoder, rows_per_pass or ROWS_PER_PASS)
+        scores = groups.score_all(judged, quiet=True)
         scorer.model.train(was_training)
         return {f"eval_{self.measure}": float(np.mean(list(per_query(qrels, scores, self.measure).values())))}
 

@@ -18,8 +18,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import strtobool
 
 from client.errors import DisRankerError
-from model_repository.tokenizer.pair_encoding import INPUTS
+from model_repository.tokenizer.pair_encoding import INPUTS, Rows, chunks
 from trainer.checkpoints.load import Model, PackedScorer
+from trainer.training.processes import highest
 
 
 class ShardingError(DisRankerError):
@@ -81,7 +82,15 @@ def scorer_of(trainer: Trainer) -> PackedScorer:
 
 
 class _CalledScorer(PackedScorer):
-    """Scores by the model's call: its forward is packed (``use_packed_forward``), and its hooks gather the weights."""
+    """Scores by the model's call: its forward is packed (``use_packed_forward``), and its hooks gather the weights.
+
+    All processes make as many passes, whatever rows they have, since they gather the weights of each together.
+    """
+
+    def passes(self, rows: Rows, rows_per_pass: int) -> list[Tensor]:
+        parts = list(chunks(rows, rows_per_pass))
+        more = highest(len(parts), self.model.device) - len(parts)
+        return [self.start(part) for part in [*parts, *parts[-1:] * more]][: len(parts)]
 
     def forward(self, *rows: Tensor) -> Tensor:
         scores_RS: Tensor = self.model(**dict(zip(INPUTS, rows, strict=True)))

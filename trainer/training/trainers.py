@@ -61,7 +61,8 @@ class StageTrainer(Trainer):
     def __init__(
         self, model: Model, encoder: PairEncoder, collate: Collate, args: StageArguments, **settings: Any
     ) -> None:
-        use_packed_forward(model, rows_within(args.token_budget, encoder.config.row_length))
+        self._rows_per_part = rows_within(args.token_budget, encoder.config.row_length)
+        use_packed_forward(model, self._rows_per_part)
         collator: Any = PassOver(collate)
         super().__init__(model=model, args=args, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
@@ -129,7 +130,7 @@ class RankingTrainer(StageTrainer):
         """The measure on the held-out queries, logged like a loss."""
         if self._held_out is None:
             raise ValueError("this trainer has no held-out queries")
-        own_metrics = self._held_out.evaluate(scorer_of(self), self._encoder)
+        own_metrics = self._held_out.evaluate(scorer_of(self), self._encoder, self._rows_per_part)
         metrics = decided_by_first(lambda: own_metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
-from tests.support.stages import FEW, fails, finish, run
+from tests.support.stages import FEW, fails, finish, measured, run
 from trainer import rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.records import read_groups
@@ -33,9 +35,7 @@ def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Pat
     values = evaluations(deep_bert, data, tmp_path / "scorer", *steps)
     assert len(values) == 10
     assert len(set(values)) > 2
-    held_out = HeldOut(read_groups(data), MEASURE, None)
-    best = held_out.evaluate(PackedScorer(load_scorer(tmp_path / "scorer")), PairEncoder.load(deep_bert))
-    assert best["eval_nDCG@10"] == max(values)
+    assert measured(tmp_path / "scorer", data) == pytest.approx(max(values), abs=1e-9)
 
 
 def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path, data: Path, tmp_path: Path) -> None:
@@ -44,10 +44,11 @@ def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path,
     assert len(values) == 4  # the first is the best so far, three others were no better
 
 
-def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
-    """A held-out query of 200 documents goes through the model two rows at a time, as in a training step."""
+@pytest.mark.parametrize(("queries", "documents"), [(1, 200), (100, 2)])
+def test_an_evaluation_keeps_to_the_token_budget(queries: int, documents: int, tmp_path: Path) -> None:
+    """Queries of any size go through the model two full rows at a time, as in a training step."""
     directory, rows = tiny_bert(tmp_path / "bert"), []
-    groups = read_groups(write_groups(tmp_path / "data.jsonl", queries=1, documents=200))
+    groups = read_groups(write_groups(tmp_path / "data.jsonl", queries=queries, documents=documents))
     model: Any = load_scorer(directory)
     arguments = StageArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", token_budget=2 * 64)
     encoder, held_out = PairEncoder.load(directory), HeldOut(groups, MEASURE, None)
@@ -57,7 +58,27 @@ def test_an_evaluation_keeps_to_the_token_budget(tmp_path: Path) -> None:
     )
     trainer.evaluate()
     assert max(rows) == 2
-    assert sum(rows) > 50
+    assert 50 <= sum(rows) < 100  # of 4 pairs at most, and of more than 2
+
+
+def test_held_out_queries_are_scored_in_the_precision_of_the_training(
+    deep_bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head computes in float32."""
+    seen: set[tuple[str, torch.dtype]] = set()
+    evaluate_held_out = HeldOut.evaluate
+
+    def watched(self: HeldOut, scorer: PackedScorer, *arguments: Any) -> dict[str, Any]:
+        for name, module in scorer.model.named_modules():
+            if isinstance(module, nn.Linear):
+                part = "layers" if ".layer." in name else "head"
+                module.register_forward_hook(lambda *call, part=part: seen.add((part, call[2].dtype)))
+        return evaluate_held_out(self, scorer, *arguments)
+
+    monkeypatch.setattr(HeldOut, "evaluate", watched)
+    flags = ["--max_steps", 1, "--save_steps", 1, "--bf16", "true", "--use_cpu", "true"]
+    assert len(evaluations(deep_bert, data, tmp_path / "scorer", *flags)) == 1
+    assert seen == {("layers", torch.bfloat16), ("head", torch.float32)}
 
 
 def test_only_runs_that_keep_checkpoints_can_evaluate_them(

@@ -1,8 +1,7 @@
-"""Two processes train as one does with all of the step's queries."""
+"""Two processes train as one does with all of the step's queries, and score as one does."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,19 +10,29 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
-from tests.support.stages import exit_codes, in_two_processes
+from tests.support.checkpoints import (
+    tiny_bert,
+    tiny_llm,
+    write_candidates,
+    write_groups,
+    write_teacher,
+    write_uneven_groups,
+)
+from tests.support.stages import exit_codes, finish, in_two_processes, measured
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
 STAGES = ("pretrain", "rank_sft", "distill")
+SCORED = {"evaluate": "table.json", "rerank": "reranked.run", "score": "score.parquet"}
 
 
 def commands(material: dict[str, list[str]], processes: int, output: Path) -> list[list[str]]:
-    """Every stage and relabelling, with the same queries in a step for any number of processes."""
+    """What scores, and every stage with the same queries in a step for any number of processes."""
     size = ["--per_device_train_batch_size", str(8 // processes), "--max_steps", "8"]
-    stages = [[stage, *SAME, *material[stage], *size, "--output_dir", str(output / stage)] for stage in STAGES]
-    return [*stages, ["score", *material["score"], "--output", str(output / "score.parquet")]]
+    return [
+        *([name, *material[name], "--output", str(output / file)] for name, file in SCORED.items()),
+        *([stage, *SAME, *material[stage], *size, "--output_dir", str(output / stage)] for stage in STAGES),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +42,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_groups(root / "data.jsonl", queries=16)
     scores = write_teacher(root / "scores.parquet", data)
     llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
+    dev = write_uneven_groups(root / "dev.jsonl")
+    judging = ["--held_out", str(dev), "--save_strategy", "steps", "--save_steps", "2", "--token_budget", "128"]
+    candidates = ["--run", str(write_candidates(root / "first.run", dev)), "--depth", "4", "--rows_per_batch", "1"]
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     AutoModelForSequenceClassification.from_pretrained(bert, **still).save_pretrained(bert)
     material = {
         "pretrain": ["--model", str(llama), "--data", str(data), "--shuffle_buffer", "6"],
-        "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank", "--token_budget", "128"],
+        "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank", *judging],
         "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3"],
         "score": ["--model", str(bert), "--data", str(data), "--pairs_per_shard", "12"],
+        "rerank": ["--model", str(bert), "--data", str(dev), *candidates],
+        "evaluate": ["--data", str(dev), "--systems", str(bert), "random", "--rows_per_batch", "1"],
     }
     for command, *flags in commands(material, 1, root / "1"):
-        assert importlib.import_module(f"trainer.{command}").main(flags) == 0
+        assert finish(command, *flags) == 0
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven")]
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
@@ -71,3 +85,21 @@ def test_two_processes_score_every_pair_once(results: Path) -> None:
     one, two = (pq.read_table(results / f"{name}/score.parquet").to_pydict() for name in "12")
     assert all(one[column] == two[column] for column in ("query_id", "doc_id"))
     np.testing.assert_allclose(two["score"], one["score"], atol=1e-5)  # rows are packed with others
+
+
+def test_two_processes_rerank_and_evaluate_as_one_does(results: Path) -> None:
+    """To the last digit, since the same pairs share a row."""
+    one, two = ((results / name / "reranked.run").read_text() for name in "12")
+    assert two == one
+    assert len(one.splitlines()) == 60 + 8 * 5
+    rows = [json.loads((results / name / "table.json").read_text()) for name in "12"]
+    assert all(row.pop("documents_per_second") > 0 for table in rows for row in table)
+    assert rows[1] == rows[0]
+
+
+def test_two_processes_judge_held_out_queries_as_one_does(results: Path) -> None:
+    curves = [json.loads((results / name / "rank_sft/training.json").read_text())["held_out"] for name in "12"]
+    one, two = ([point["eval_nDCG@10"] for point in curve] for curve in curves)
+    assert len(one) == len(two) == 4
+    np.testing.assert_allclose(two, one, rtol=1e-6)  # a rank that changes moves it by far more
+    assert measured(results / "2/rank_sft", results / "dev.jsonl") == pytest.approx(max(two), abs=1e-9)

@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
-from tests.support.checkpoints import tiny_llm, write_groups
+from tests.support.checkpoints import tiny_llm, write_groups, write_uneven_groups
 from tests.support.servers import ports
 from tests.support.stages import Commands, exit_codes, in_two_processes
 from trainer import pretrain, rank_sft
@@ -45,6 +45,7 @@ STEPS = 30  # of a run that is stopped in the middle
 class Material:
     llama: Path
     data: Path
+    held_out: Path
 
     def flags(self, processes: int, output: Path, *more: object) -> list[str]:
         size = ["--per_device_train_batch_size", 8 // processes, *(["--use_cpu", "true"] if processes == 1 else [])]
@@ -55,7 +56,8 @@ class Material:
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     root = tmp_path_factory.mktemp("material")
-    return Material(tiny_llm(root / "llama"), write_groups(root / "data.jsonl", queries=16))
+    held_out = write_uneven_groups(root / "dev.jsonl")
+    return Material(tiny_llm(root / "llama"), write_groups(root / "data.jsonl", queries=16), held_out)
 
 
 def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
@@ -93,7 +95,7 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     adapted = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4]
     more = {
         "pretrain": ["--max_steps", STEPS, "--save_steps", 1000],
-        "rank_sft": [*adapted, "--held_out", material.data],
+        "rank_sft": [*adapted, "--held_out", material.held_out],
     }
     for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
         assert module.main(material.flags(1, root / "1" / stage, *more[stage])) == 0
