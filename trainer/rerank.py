@@ -16,6 +16,7 @@ from client.files import check_writable
 from trainer.command import command, parse
 from trainer.data.rankings import best_first, candidates, read_ranking, write_run
 from trainer.data.records import DataError, Scores, read_groups
+from trainer.measures.metrics import ranked
 from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, processes_together
 from trainer.training.memory import naming_flags
 
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def reordered(before: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
     """All documents of a query, best first: those with ``scores``, then the others in their order, with lower ones.
 
-    Equal scores are in the order that trec_eval gives them, by id, the last one first.
+    Equal scores are in the order that trec_eval gives them.
     """
-    first = sorted(scores, key=lambda doc_id: (scores[doc_id], doc_id), reverse=True)
+    first = ranked(scores)
     below = (doc_id for doc_id in best_first(before) if doc_id not in scores)
     lowest = scores[first[-1]]
     return {doc_id: scores[doc_id] for doc_id in first} | {

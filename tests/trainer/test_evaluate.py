@@ -122,6 +122,9 @@ def test_every_system_is_compared_on_the_same_pairs(tmp_path: Path) -> None:
     rows = table(tmp_path, "--data", source, "--systems", f"short={short}", f"long={long}", "random")
     assert {row["pairs"] for row in rows.values()} == {1}
     assert (rows["short"]["pnr"], rows["long"]["pnr"]) == (0.0, None)  # no discordant pair, so infinite
+    apart = ranking(tmp_path / "apart.run", {"q": ["d"]})
+    rows = table(tmp_path, "--data", source, "--systems", f"short={short}", f"apart={apart}")
+    assert {(row["pairs"], row["pnr"], row["mean_pnr"]) for row in rows.values()} == {(0, None, None)}
     flags = ["--candidates", long, "--depth", 2, "--per_query", tmp_path / "each.jsonl"]
     rows = table(tmp_path, "--data", source, "--systems", f"long={long}", "random", *flags)
     assert {row["pairs"] for row in rows.values()} == {1}  # c and a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,21 +48,29 @@ def per_query(qrels: Scores, scores: Scores, measure: str) -> dict[str, float]:
     if parsed.NAME == "nDCG" and set(parsed.params) <= {"cutoff"}:
         return values | {query: ndcg(qrels[query], run[query], parsed.params.get("cutoff")) for query in run}
     grades = {query_id: _grades(query_id, documents, measure) for query_id, documents in qrels.items()}
+    # Programs that ir_measures calls, its RR@10 among them, break ties in other ways: they get none.
+    ranks = {query_id: {each: -rank for rank, each in enumerate(ranked(run[query_id]))} for query_id in run}
     try:
-        calculated = list(ir_measures.iter_calc([parsed], grades, run))
+        calculated = list(ir_measures.iter_calc([parsed], grades, ranks))
     except Exception as error:  # some measures are programs of other people's that are not installed
         raise DataError(f"the measure {measure} cannot be computed here: {' '.join(str(error).split())}") from error
     return values | {metric.query_id: float(metric.value) for metric in calculated}
 
 
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Document ids as trec_eval ranks them: best first, and of equal scores the last id first.
+
+    It keeps scores in float32, so those that are equal there are ties.
+    """
+    return sorted(scores, key=lambda doc_id: (np.float32(scores[doc_id]), doc_id), reverse=True)
+
+
 def ndcg(labels: Mapping[str, float], scores: Mapping[str, float], cutoff: int | None = None) -> float:
     """nDCG of one query as trec_eval computes it, for labels that may have fractions; 0 where no label is above 0.
 
-    trec_eval keeps scores in float32, so those that are equal there are ties. Source: Järvelin and Kekäläinen 2002,
-    with the discount ``1 / log2(1 + rank)``.
+    Source: Järvelin and Kekäläinen 2002, with the discount ``1 / log2(1 + rank)``.
     """
-    ranked = sorted(scores, key=lambda doc_id: (np.float32(scores[doc_id]), doc_id), reverse=True)[:cutoff]
-    gains = [max(0.0, labels.get(doc_id, 0.0)) for doc_id in ranked]
+    gains = [max(0.0, labels.get(doc_id, 0.0)) for doc_id in ranked(scores)[:cutoff]]
     ideal = _dcg(sorted((max(0.0, label) for label in labels.values()), reverse=True)[:cutoff])
     return _dcg(gains) / ideal if ideal else 0.0
 
@@ -80,7 +89,7 @@ def pnr(counts: Sequence[PairCounts]) -> float:
     Pairs with equal scores are in neither count: report their number beside it. Infinite without a discordant pair,
     NaN without any.
     """
-    return float(_ratio(np.array([[count.concordant, count.discordant] for count in counts]).sum(axis=0)))
+    return float(_ratio(_table(counts).sum(axis=0)))
 
 
 def mean_pnr(counts: Sequence[PairCounts]) -> float:
@@ -109,8 +118,10 @@ def bootstrap_interval(values: npt.ArrayLike, seed: int = 0, samples: int = 2000
 
 
 def pnr_interval(counts: Sequence[PairCounts], seed: int = 0, samples: int = 2000) -> tuple[float, float]:
-    """95% percentile interval of ``pnr``, resampling queries."""
-    table = np.array([(count.concordant, count.discordant) for count in counts], dtype=np.float64)
+    """95% percentile interval of ``pnr``, resampling queries; NaN without any."""
+    table = _table(counts)
+    if not len(table):
+        return math.nan, math.nan
     return _interval(_ratio(table[_resamples(len(table), seed, samples)].sum(axis=1)))
 
 
@@ -125,6 +136,11 @@ def _interval(estimates: FloatArray) -> tuple[float, float]:
     known = estimates[~np.isnan(estimates)]
     low, high = np.percentile(known, [2.5, 97.5], method="nearest") if len(known) else (np.nan, np.nan)
     return float(low), float(high)
+
+
+def _table(counts: Sequence[PairCounts]) -> FloatArray:
+    """The concordant and the discordant pairs of each query, [B, 2]."""
+    return np.array([count[:2] for count in counts], dtype=np.float64).reshape(-1, 2)
 
 
 def _ratio(pairs: FloatArray) -> FloatArray:
