@@ -124,8 +124,7 @@ def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0
 def write_uneven_groups(path: Path) -> Path:
     """Nine judged queries, of which one has 60 documents and the others 5.
 
-    Packed by eight pairs at least they make five parts, by 16 three: one of two processes gets more of them, and the
-    first part has most of the rows.
+    However they are packed, one of two processes gets most of the rows, and the last turn is for one of them only.
     """
     deep = write_groups(path, queries=1, documents=60, name="deep").read_text(encoding="utf-8")
     path.write_text(deep + write_groups(path, queries=8, documents=5, seed=1).read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ Ids = Sequence[tuple[str, str]]  # query_id, doc_id
 
 LESS_MEMORY = "a smaller --rows_per_batch, --precision bf16"
 ROWS_PER_PASS = 32  # unless the user says otherwise
-BATCHES_PER_PACK = 4  # pairs packed together fill all rows but the last ones
+BATCHES_PER_PACK = 2  # pairs packed together fill all rows but the last ones; fewer are shared out more evenly
 PATIENCE = timedelta(days=14)  # of processes that wait for each other's scores; PyTorch takes up to 24 days
 
 
