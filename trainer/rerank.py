@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client.files import check_writable
 from trainer.command import command, parse
-from trainer.data.rankings import best_first, candidates, read_ranking, write_run
+from trainer.data.rankings import best_first, candidates, read_run, write_run
 from trainer.data.records import DataError, Scores, read_groups
 from trainer.measures.metrics import ranked
 from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, processes_together
@@ -27,7 +27,7 @@ class RerankArguments(ScoringArguments):
 
     model: str = field(metadata={"help": "Checkpoint of a scorer."})
     data: list[str] = field(metadata={"help": "Queries with the texts of their documents (JSONL, Parquet)."})
-    run: str = field(metadata={"help": "TREC run, or Parquet of trainer.score, with the candidates."})
+    run: str = field(metadata={"help": "TREC run with the candidates."})
     output: str = field(metadata={"help": "TREC run to write; its tag is the checkpoint's name."})
     depth: int | None = field(
         default=None, metadata={"help": "Documents of each query to score, all by default; the data need no others."}
@@ -43,7 +43,7 @@ class RerankArguments(ScoringArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, RerankArguments)
     check_writable(arguments.output)
-    run, groups = read_ranking(arguments.run), read_groups(*arguments.data)
+    run, groups = read_run(arguments.run), read_groups(*arguments.data)
     wanted = candidates(run, groups, arguments.depth, arguments.run)
     scorer = arguments.scorer(arguments.model)
     with naming_flags(LESS_MEMORY):

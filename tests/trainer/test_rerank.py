@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tests.support.checkpoints import write_candidates
 from tests.support.stages import fails, run
 from trainer import evaluate, rerank
-from trainer.data.rankings import best_first, read_run, write_run
-from trainer.data.records import DataError
+from trainer.data.rankings import best_first, read_run
 from trainer.rerank import reordered
 
 DEPTH = 4
@@ -87,14 +86,10 @@ def test_what_does_not_fit_is_named(
     assert note in capsys.readouterr().err
 
     (tmp_path / "reranked.run").unlink()
+    path.write_bytes(b"PAR1\xff\xfe\n")
+    assert f"{path}:1: " in fails(rerank, capsys, *flags, path)
     path.write_text("other Q0 d0 1 0 x\n")
     assert f"{path}: none of its 1 queries is in the data, such as 'other'" in fails(rerank, capsys, *flags, path)
     assert "--depth must be at least 1, not 0" in fails(rerank, capsys, *flags, path, "--depth", 0)
     assert "--rows_per_batch must be at least 1" in fails(rerank, capsys, *flags, path, "--rows_per_batch", 0)
     assert {each.name for each in tmp_path.iterdir()} == {"a.run"}
-
-
-def test_ids_that_would_be_two_columns_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="query 'q', document 'a b': a run has no spaces in ids"):
-        write_run(tmp_path / "a.run", {"q": {"a": 2.0, "a b": 1.0}}, "x")
-    assert not list(tmp_path.iterdir())

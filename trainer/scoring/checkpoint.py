@@ -60,7 +60,7 @@ class ScoringArguments:
 
 
 def processes_together() -> PartialState:
-    """The processes of a command that scores, several of them under ``torchrun``."""
+    """The processes of a command that scores, several under ``torchrun``, which wait for each other's scores."""
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 

@@ -87,8 +87,8 @@ class HeldOut:
         judged = [group for group in self.groups if group.query_id in qrels]
         was_training = scorer.model.training
         scorer.model.eval()
-        groups = GroupScorer("--held_out", scorer, encoder, rows_per_pass or ROWS_PER_PASS)
-        scores = groups.score_all(judged, quiet=True)
+        rows_per_pass = rows_per_pass or ROWS_PER_PASS
+        scores = GroupScorer("--held_out", scorer, encoder, rows_per_pass).score_all(judged, quiet=True)
         scorer.model.train(was_training)
         return {f"eval_{self.measure}": float(np.mean(list(per_query(qrels, scores, self.measure).values())))}
 
