@@ -29,7 +29,7 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
 from tests.support.checkpoints import tiny_llm, write_groups, write_uneven_groups
 from tests.support.servers import ports
-from tests.support.stages import Commands, exit_codes, in_two_processes
+from tests.support.stages import Commands, exit_codes, in_two_processes, measured
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.packed.check import QUERY, SHORT
@@ -111,13 +111,14 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     return root
 
 
-def test_fsdp_trains_a_scorer_as_one_process_does(sharded_runs: Path) -> None:
+def test_fsdp_trains_a_scorer_as_one_process_does(material: Material, sharded_runs: Path) -> None:
     one, two = sharded_runs / "1/rank_sft", sharded_runs / "2/rank_sft"
     assert_same_training(one, two, steps=4)
     evaluations = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
     assert [evaluation["step"] for evaluation in evaluations[1]] == [2, 4]
     expected, seen = ([evaluation["eval_nDCG@10"] for evaluation in path] for path in evaluations)
     np.testing.assert_allclose(seen, expected, rtol=1e-6)  # a rank that changes moves it by far more
+    assert measured(two, material.held_out) == pytest.approx(max(seen), abs=1e-9)
     assert type(AutoModelForSequenceClassification.from_pretrained(two)).__name__ == "LlamaForSequenceClassification"
     encoder = PairEncoder.load(two)
     batch = encoder.pack(encoder.encode(QUERY, SHORT))
