@@ -80,7 +80,11 @@ def test_a_broken_server_gets_probes_only_until_it_is_well_again(face: Any, act:
 
 def test_a_server_that_hangs_costs_one_call_its_time(face: Any) -> None:
     over, well = threading.Event(), OddServer()
-    hangs = OddServer(act=lambda context: over.wait(60))
+
+    def hang(context: Any) -> None:
+        over.wait(60)
+
+    hangs = OddServer(act=hang)
     with two(face, hangs, well) as client:
         with pytest.raises(RequestTimeoutError):
             client.score(QUERY, DOCUMENTS, timeout_s=0.5)
@@ -93,11 +97,11 @@ def test_a_server_that_hangs_costs_one_call_its_time(face: Any) -> None:
 def test_a_limit_that_is_mostly_too_short_is_no_fault_of_the_server(face: Any) -> None:
     services = [OddServer(), OddServer()]
     with two(face, *services) as client:
-        services[0].act = services[1].act = late(idle)
+        services[0].act = services[1].act = late(idle, 0.05)
         warmed(client)
         for _ in range(4):
             with pytest.raises(RequestTimeoutError):
-                client.score(QUERY, DOCUMENTS, timeout_s=0.02)
+                client.score(QUERY, DOCUMENTS, timeout_s=0.01)
         assert not any(server.aside for server in client.health())
 
 
@@ -190,13 +194,11 @@ def test_a_late_answer_is_asked_for_elsewhere_and_the_late_request_cancelled(fac
         assert held.gone.wait(60)
         assert client.second_requests > before
         assert all(server.load == 0 for server in client.health())
-    with two(face, held := OddServer(act=Held()), well, timeout_s=1.0) as client:  # off by default
-        assert sum(failure is not None for failure in score(client, 2)) == 1
 
 
-def late(then: Act) -> Act:
+def late(then: Act, seconds: float) -> Act:
     def act(context: Any) -> None:
-        time.sleep(0.3)
+        time.sleep(seconds)
         then(context)
 
     return act
@@ -208,7 +210,7 @@ def test_of_two_requests_one_may_fail(face: Any, first: Act, second: Act) -> Non
     services = [OddServer(), OddServer()]
     with two(face, *services, hedge=0.5) as client:
         warmed(client)
-        services[0].act, services[1].act = late(first), late(second)
+        services[0].act, services[1].act = late(first, 0.3), late(second, 0.3)
         expected = type(None) if idle in (first, second) else ServerError
         assert type(score(client)[0]) is expected
         assert all(server.load == 0 for server in client.health())
@@ -218,7 +220,7 @@ def test_second_requests_are_few_however_late_all_are(face: Any) -> None:
     services = [OddServer(), OddServer()]
     with two(face, *services, hedge=0.01) as client:
         assert score(client, MANY) == [None] * MANY
-        assert client.second_requests <= FIRST_RETRIES + RETRY_SHARE * MANY
+        assert 5 < client.second_requests <= FIRST_RETRIES + RETRY_SHARE * MANY
 
 
 def test_a_server_whose_student_was_killed(server: Server, served_repository: Path, tmp_path: Path) -> None:
@@ -227,7 +229,8 @@ def test_a_server_whose_student_was_killed(server: Server, served_repository: Pa
         urls = [fragile.url, server.url]
         with RankingClient(urls) as threads, Blocking(urls) as asyncio:
             for client in (threads, asyncio):
-                expected = [client.score(QUERY, DOCUMENTS) for _ in urls][0]
+                client.document_limit()  # asks both
+            expected = client.score(QUERY, DOCUMENTS)
             family = descendants(fragile.process.pid)
             (student,) = [one for one in family if "/student/" in " ".join(one.cmdline())]
             student.kill()
