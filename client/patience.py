@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from client.errors import Fault, RankingError, ServerError, ServerOverloadedError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 8.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 4.0
 BREAKS = 3  # of servers by one request: it may be what breaks them
 T = TypeVar("T")
 
