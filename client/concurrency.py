@@ -124,6 +124,8 @@ def async_start(client: Any, request: dict[str, Any], then: Then) -> Any:
             result = await client.infer(**request)
         except InferenceServerException as error:
             then(None, error)
+        except Exception as error:  # such as gRPC's for a channel that was closed meanwhile: somebody waits for the end
+            then(None, InferenceServerException(repr(error)))
         else:
             then(result, None)
 
