@@ -104,12 +104,12 @@ class Fleet:
         while (pause := attempts.pause_s()) is not None:
             if pause:
                 sleep(pause)
-            server = attempts.take()
+            server, given_s = attempts.take(), deadline.left_s
             try:
                 self._probe(but=server)
                 return call(server)
             except InferenceServerException as error:
-                attempts.failed(server, self._failure(error, server, documents, deadline))
+                attempts.failed(server, self._failure(error, server, documents, deadline, given_s))
             except ModelNotReadyError as error:
                 attempts.failed(server, error)
             finally:
@@ -139,7 +139,7 @@ class Fleet:
                     self.balancer.give_back(other, documents)
         for end in (*failures, arrival):
             if end.error is not None and (end.number != server or arrival.error is None):
-                attempts.failed(end.number, self._failure(end.error, end.number, documents, deadline))
+                attempts.failed(end.number, self._failure(end.error, end.number, documents, deadline, 0.0))
         if arrival.error is not None:
             raise next(end.error for end in (*failures, arrival) if end.error is not None and end.number == server)
         return arrival
@@ -174,20 +174,20 @@ class Fleet:
     def _probed(self, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None) -> None:
         self._probing.discard(server)
         if error is not None:
-            self.balancer.failed(server, self._failure(error, server, 1, deadline))
+            self.balancer.failed(server, self._failure(error, server, 1, deadline, deadline.limit_s))
             return
         with suppress(InvalidAnswerError):
             wire.scores(result, 1, self._connection.servers[server])
             self.balancer.answered(server)
 
     def _failure(
-        self, error: InferenceServerException, server: int, documents: int, deadline: Deadline
+        self, error: InferenceServerException, server: int, documents: int, deadline: Deadline, given_s: float
     ) -> RankingError:
         settings = self._connection
         failure = translated(error, settings.servers[server], settings.model, deadline.limit_s)
         failure.__cause__ = error
-        if failure.fault == "late" and deadline.limit_s < (self._latencies.quantile(documents, MOSTLY) or 0.0):
-            failure.fault = ""  # such requests mostly take longer: the limit is at fault
+        if failure.fault == "late" and given_s < (self._latencies.quantile(documents, MOSTLY) or 0.0):
+            failure.fault = ""  # such requests mostly take longer: the time that was given is at fault
         if failure.fault == "broken":
             self._limits.pop(server, None)  # it may come back with another model
         return failure
