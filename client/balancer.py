@@ -110,6 +110,10 @@ class Balancer:
                 one.pause_s = min(2 * one.pause_s, LAST_PROBE_S)
             return due
 
+    def is_broken(self, server: int) -> bool:
+        with self._lock:
+            return self._servers[server].probe_due is not None
+
     def health(self) -> list[Health]:
         with self._lock:
             now = self._clock()

@@ -24,7 +24,7 @@ from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReady
 from client.latencies import Latencies
 from client.records import Document, Scores
 
-PROBE = "probe"  # the query and the document of a probe
+PROBE = wire.inputs("probe", [Document(summary="probe")])
 PROBE_S = 10.0
 MOSTLY = 0.9  # of recent requests
 T = TypeVar("T")
@@ -171,10 +171,9 @@ class AsyncFleet:
         for server in self.balancer.to_probe(but):
             if server not in self._probing:
                 self._probing.add(server)
-                inputs = wire.inputs(PROBE, [Document(summary=PROBE)])
                 deadline = Deadline.after(min(PROBE_S, self._connection.timeout_s))
-                probed = partial(self._probed, server, deadline)
-                self._probes[server] = async_start(self._clients[server], self._request(inputs, deadline), probed)
+                request, probed = self._request(PROBE, deadline), partial(self._probed, server, deadline)
+                self._probes[server] = async_start(self._clients[server], request, probed)
 
     def _probed(self, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None) -> None:
         self._probing.discard(server)
@@ -229,8 +228,12 @@ class AsyncFleet:
         return self._limits[server]
 
     async def _serves(self, server: int) -> bool:
-        settings = self._connection
+        settings, deadline = self._connection, Deadline.after(self._connection.timeout_s)
         with suppress(InferenceServerException):
+            if self.balancer.is_broken(server):  # Triton may call a model ready whose process is dead
+                result = await self._clients[server].infer(**self._request(PROBE, deadline))
+                self._probed(server, deadline, result, None)
+                return not self.balancer.is_broken(server)
             ready: bool = await self._clients[server].is_model_ready(
                 settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
             )

@@ -78,6 +78,19 @@ def test_a_broken_server_gets_probes_only_until_it_is_well_again(face: Any, act:
         assert not any(server.aside or server.load for server in client.health())
 
 
+def test_a_server_that_was_broken_is_ready_only_if_it_scores(face: Any) -> None:
+    """Whatever Triton says of a model whose process is dead."""
+    service = OddServer()
+    with odd_server(service) as url, face(url, max_documents=10) as client:
+        assert client.is_ready()
+        service.act = refusing(INTERNAL, STUB)
+        assert score(client) != [None]
+        assert not client.is_ready()
+        service.act = idle
+        assert client.is_ready()
+        assert not client.health()[0].aside
+
+
 def test_a_server_that_hangs_costs_one_call_its_time(face: Any) -> None:
     over, well = threading.Event(), OddServer()
 

@@ -46,6 +46,9 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         config.ensemble_scheduling.step.add(model_name=SCORER)
         return service_pb2.ModelConfigResponse(config=config)
 
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=True)
+
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ModelMetadataResponse(name=request.name, versions=["1"])
 
