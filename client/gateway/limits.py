@@ -24,7 +24,7 @@ def _limit_s(
     if not told:
         return None
     arrived: float = getattr(request.state, ARRIVED)
-    return min(told) / 1000 - (time.monotonic() - arrived)
+    return max(0.0, min(told) / 1000 - (time.monotonic() - arrived))
 
 
 LimitS = Annotated[float | None, Depends(_limit_s)]
