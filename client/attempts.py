@@ -76,7 +76,7 @@ class Attempts:
             "sent: raise it"
         )
 
-    def pause_s(self) -> float | None:
+    def wait_s(self) -> float | None:
         """How long to wait before the next attempt; None if there is none. A second attempt takes from the budget."""
         if not self._made:
             self._budget.earn()

@@ -101,7 +101,7 @@ class Fleet:
 
     def _attempt(self, attempts: Attempts, call: Callable[[int], T], documents: int, deadline: Deadline) -> T:
         """The answer of one server to ``call(server)``: at first of the one with the least load, then of others."""
-        while (pause := attempts.pause_s()) is not None:
+        while (pause := attempts.wait_s()) is not None:
             if pause:
                 sleep(pause)
             server, given_s = attempts.take(), deadline.left_s

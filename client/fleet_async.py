@@ -106,7 +106,7 @@ class AsyncFleet:
         self, attempts: Attempts, call: Callable[[int], Awaitable[T]], documents: int, deadline: Deadline
     ) -> T:
         """The answer of one server to ``call(server)``: at first of the one with the least load, then of others."""
-        while (pause := attempts.pause_s()) is not None:
+        while (pause := attempts.wait_s()) is not None:
             if pause:
                 await async_sleep(pause)
             server, given_s = attempts.take(), deadline.left_s

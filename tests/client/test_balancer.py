@@ -83,7 +83,7 @@ class Client:
                 self.balancer.failed(server, failure)
 
     def _attempt(self, call: Call) -> None:
-        if call.attempts.pause_s() is None:
+        if call.attempts.wait_s() is None:
             assert call.servers, "no attempt at all"
             return
         aside = [server.aside for server in self.balancer.health()]
