@@ -108,7 +108,7 @@ class InvalidAnswerError(ServerError):
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")
 # Triton has one code for a server that has gone, one that is full and a model that is not there: only words differ.
 OVERLOADED = ("rows wait for the engine", "Exceeds maximum queue size")
-RETRY_IN = re.compile(r"retry in (\d+(?:\.\d+)?) s\b")
+RETRY_IN, LONGEST_WAIT_S = re.compile(r"retry in (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s\b"), 3600.0
 LATE = ("past its deadline", "Request timeout expired")  # our scorers say the one, Triton's queue the other
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
 OTHER_MODEL = (
@@ -126,8 +126,12 @@ def translated(error: InferenceServerException, server: str, model: str, timeout
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)
     if status == "UNAVAILABLE" and ((told := RETRY_IN.search(message)) or _holds(message, OVERLOADED)):
-        wait = (float(told[1]),) if told else ()
+        wait = (min(float(told[1]), LONGEST_WAIT_S),) if told else ()
         return ServerOverloadedError(f"{server} is overloaded: {message}", server, *wait)
+    if status == "RESOURCE_EXHAUSTED" and "larger than" in message:
+        return InvalidRequestError(f"{server} takes no such message ({message}): lower `max_documents`", server)
+    if status == "RESOURCE_EXHAUSTED":
+        return ServerOverloadedError(f"{server} is overloaded: {message}", server)
     if status in UNKNOWN or _holds(message, UNSERVED):
         return ModelNotReadyError(f"{served}: {message}: start it with this model, or name another", server)
     if status == "INVALID_ARGUMENT" and _holds(message, OTHER_MODEL):

@@ -68,7 +68,9 @@ def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, FULL, ServerOverloadedError, 1),
         (grpc.StatusCode.UNAVAILABLE, "Socket closed", ServerUnavailableError, 3),
-        (grpc.StatusCode.UNAVAILABLE, "100 waiting, retry in 0.25 s", ServerOverloadedError, 1),
+        (grpc.StatusCode.UNAVAILABLE, "100 waiting, retry in 1e999 s", ServerOverloadedError, 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ServerOverloadedError, 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (2 vs. 1)", InvalidRequestError, 1),
         (grpc.StatusCode.UNAVAILABLE, "the request is past its deadline", RequestTimeoutError, 1),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "late", RequestTimeoutError, 1),
         (grpc.StatusCode.INTERNAL, STUB, ServerError, 1),
