@@ -61,7 +61,7 @@ class AsyncRankingClient:
         return await self._fleet.document_limit()
 
     def health(self) -> list[Health]:
-        """What the calls so far have shown of each server."""
+        """The state of each server, as the calls so far have shown it."""
         return self._fleet.balancer.health()
 
     @property

@@ -21,7 +21,7 @@ FREE, BUSY, BROKEN = range(3)
 
 
 class Health(NamedTuple):
-    """What a client knows of a server.
+    """The state of a server, as a client knows it.
 
     aside: whether it gets requests only if no other server is free
     load: documents under way from this client

@@ -50,7 +50,7 @@ class Call:
 
 
 class Client:
-    """What a fleet does with the answers, without servers and waiting, and what must hold at every step."""
+    """Does with answers what a fleet does, without servers and waiting, and checks what must hold at every step."""
 
     def __init__(self, servers: int, most: int) -> None:
         self.clock, self.budget, self.most, self.calls = Clock(), RetryBudget(), most, list[Call]()
@@ -63,7 +63,7 @@ class Client:
         self._attempt(Call(attempts, documents))
 
     def end(self, number: int, failure: RankingError | None) -> None:
-        """Of one of the requests under way."""
+        """End one of the requests under way."""
         if not self.calls:
             return
         call = self.calls.pop(number % len(self.calls))
