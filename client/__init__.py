@@ -7,6 +7,7 @@ with RankingClient("localhost:8001") as client:
 """
 
 from client.asynchronous import AsyncRankingClient
+from client.balancer import Health
 from client.connection import Connection
 from client.errors import (
     AuthenticationError,
@@ -28,6 +29,7 @@ __all__ = [
     "Connection",
     "Document",
     "DocumentLike",
+    "Health",
     "InvalidAnswerError",
     "InvalidRequestError",
     "ModelNotReadyError",

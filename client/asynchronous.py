@@ -5,27 +5,20 @@ A client belongs to the event loop of its first call. A call that is cancelled c
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, suppress
-from typing import Any, Self, TypeVar
-
-import tritonclient.grpc.aio as grpc
-from tritonclient.utils import InferenceServerException
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Self
 
 from client import wire
-from client.attempts import AGAIN, FAILED, NOT_FOUND, Balancer, Deadline, pause_s
-from client.concurrency import async_in_order, async_sleep
+from client.attempts import Deadline
+from client.balancer import Health
+from client.concurrency import async_in_order
 from client.connection import Connection
-from client.errors import InvalidRequestError, RankingError, RequestTimeoutError, status_of, translated
+from client.errors import InvalidRequestError, RankingError
+from client.fleet_async import AsyncFleet, SmallerLimitError
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
 PARTS_AT_ONCE = 4
-T = TypeVar("T")
-
-
-class _SmallerLimitError(Exception):
-    """A server was met that takes fewer documents in a request than those before."""
 
 
 class AsyncRankingClient:
@@ -43,11 +36,7 @@ class AsyncRankingClient:
     ) -> None:
         several = (servers,) if isinstance(servers, str) else tuple(servers)
         self.connection = Connection(several, model, timeout_s=timeout_s, **settings)
-        self._balancer = Balancer(len(several))
-        self._limits = dict[int, int]()  # documents that a server takes in a request, once it was asked
-        self._lock = threading.Lock()
-        self._opened: list[grpc.InferenceServerClient] = []
-        self._closed = False
+        self._fleet = AsyncFleet(self.connection)
 
     @classmethod
     def of(cls, connection: Connection) -> Self:
@@ -61,29 +50,24 @@ class AsyncRankingClient:
 
     async def close(self) -> None:
         """Close the connections. Requests under way end with an error."""
-        with self._lock:
-            opened, self._opened, self._closed = self._opened, [], True
-        for client in opened:
-            await client.close()
+        await self._fleet.close()
 
     async def is_ready(self) -> bool:
         """Whether at least one server answers and serves the model."""
-        servers = range(len(self.connection.servers))
-        return any([ready async for ready in async_in_order(self._serves, servers, len(servers))])
+        return await self._fleet.is_ready()
 
     async def document_limit(self) -> int:
         """Documents that every server takes in a request, of those that answer. More are split and merged."""
-        deadline = Deadline.after(self.connection.timeout_s)
+        return await self._fleet.document_limit()
 
-        async def try_to_ask(server: int) -> None:
-            with suppress(InferenceServerException, RankingError):  # it is asked again at its first request
-                await self._limit_of(server, deadline)
+    def health(self) -> list[Health]:
+        """The state of each server, as the calls so far have shown it."""
+        return self._fleet.balancer.health()
 
-        await self._attempt(lambda server: self._limit_of(server, deadline), 0, deadline)
-        servers = range(len(self.connection.servers))
-        async for _ in async_in_order(try_to_ask, servers, len(servers)):
-            pass
-        return self._limit
+    @property
+    def second_requests(self) -> int:
+        """Retries and hedges so far, of all calls."""
+        return self._fleet.budget.spent
 
     async def score(
         self, query: str, documents: Iterable[DocumentLike], *, timeout_s: float | None = None
@@ -144,107 +128,18 @@ class AsyncRankingClient:
         while True:
             try:
                 return await self._score_in_parts(query, documents, deadline)
-            except _SmallerLimitError:  # once for each server at most, and mostly before anything was scored
+            except SmallerLimitError:  # once for each server at most, and mostly before anything was scored
                 continue
 
     async def _score_in_parts(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
-        parts = wire.parts(documents, self._limit)
+        parts = wire.parts(documents, self._fleet.limit)
         if len(parts) == 1:
-            return await self._infer(query, documents, deadline)
+            return await self._fleet.score(query, documents, deadline)
 
         async def score_part(part: slice) -> Scores:
             try:
-                return await self._infer(query, documents[part], deadline)
+                return await self._fleet.score(query, documents[part], deadline)
             except RankingError as error:
                 raise wire.of_part(error, part) from error
 
         return wire.joined([piece async for piece in async_in_order(score_part, parts, PARTS_AT_ONCE)])
-
-    async def _infer(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
-        settings, inputs = self.connection, wire.inputs(query, documents)
-
-        async def infer(server: int) -> Scores:
-            if len(documents) > await self._limit_of(server, deadline):
-                raise _SmallerLimitError
-            result = await self._clients[server].infer(
-                settings.model,
-                inputs,
-                settings.version,
-                client_timeout=max(deadline.left_s, 1e-4),
-                headers=settings.headers,
-            )
-            return wire.scores(result, len(documents), settings.servers[server])
-
-        return await self._attempt(infer, len(documents), deadline)
-
-    async def _attempt(self, call: Callable[[int], Awaitable[T]], documents: int, deadline: Deadline) -> T:
-        """The answer of one server to ``call(server)``: at first of the one with the least load, then of others."""
-        settings, tried = self.connection, set[int]()
-        failure: RankingError = RequestTimeoutError(
-            f"{', '.join(settings.servers)}: the time limit of {deadline.limit_s:.3g} s was over before this part was "
-            "sent: raise it"
-        )
-        for attempt in range(settings.attempts):
-            pause = pause_s(attempt) if len(tried) == len(settings.servers) else 0.0
-            if pause >= deadline.left_s:
-                break
-            if pause:
-                await async_sleep(pause)
-            server, status = self._balancer.take(documents, tried), ""
-            try:
-                return await call(server)
-            except InferenceServerException as error:
-                status = status_of(error)
-                tried.add(server)
-                failure = translated(error, settings.servers[server], settings.model, deadline.limit_s)
-                failure.__cause__ = error
-                if status == AGAIN:
-                    self._limits.pop(server, None)  # it may come back with another model
-                elif status != NOT_FOUND or len(tried) == len(settings.servers):
-                    break
-            finally:
-                self._balancer.give_back(server, documents, failed=status in FAILED)
-        raise failure
-
-    @property
-    def _limit(self) -> int:
-        """Documents that every server takes that was asked so far."""
-        return self.connection.max_documents or min([*self._limits.values()], default=wire.NO_LIMIT)
-
-    async def _limit_of(self, server: int, deadline: Deadline) -> int:
-        """Asked at the first request to the server."""
-        if limit := self.connection.max_documents or self._limits.get(server):
-            return limit
-        settings = self.connection
-
-        async def config(model: str, version: str = "") -> dict[str, Any]:
-            answer = await self._clients[server].get_model_config(
-                model, version, headers=settings.headers, as_json=True, client_timeout=max(deadline.left_s, 1e-4)
-            )
-            found: dict[str, Any] = answer["config"]
-            return found
-
-        ensemble = await config(settings.model, settings.version)
-        wire.check_ranker(ensemble, settings.model, settings.servers[server])
-        self._limits[server] = wire.limit([await config(step) for step in wire.steps(ensemble)])
-        return self._limits[server]
-
-    async def _serves(self, server: int) -> bool:
-        settings = self.connection
-        with suppress(InferenceServerException):
-            ready: bool = await self._clients[server].is_model_ready(
-                settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
-            )
-            return ready
-        return False
-
-    @property
-    def _clients(self) -> list[grpc.InferenceServerClient]:
-        """Opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
-        with self._lock:
-            if self._closed:
-                raise InvalidRequestError("this client was closed")
-            if not self._opened:
-                channel = self.connection.channel()
-                self._opened = [grpc.InferenceServerClient(server, **channel) for server in self.connection.servers]
-            return self._opened

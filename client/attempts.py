@@ -1,4 +1,4 @@
-"""Which server a call goes to, how long it may take, and when it is tried again."""
+"""How long a call may take, which servers it asks one after the other, and how many retries there are at all."""
 
 from __future__ import annotations
 
@@ -7,40 +7,12 @@ import threading
 import time
 from typing import NamedTuple
 
+from client.balancer import Balancer
 from client.connection import LONGEST_S
-from client.errors import InvalidRequestError
+from client.errors import EVERY, InvalidRequestError, RankingError, RequestTimeoutError, ServerOverloadedError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-ASIDE_S = 5.0  # for which a server that failed is taken only if there is no other
-AGAIN = "UNAVAILABLE"
-FAILED = (AGAIN, "DEADLINE_EXCEEDED")  # the server may hang
-NOT_FOUND = "NOT_FOUND"  # said by a server that stops, too, so another one is asked; the same one is not
-
-
-class Balancer:
-    """The load of each server, in documents under way. For any number of threads."""
-
-    def __init__(self, servers: int) -> None:
-        self._lock = threading.Lock()
-        self._load = [0] * servers
-        self._failed = [0.0] * servers  # until when it stands aside
-        self._next = 0
-
-    def take(self, documents: int, tried: set[int]) -> int:
-        """The index of a server, by whether this call has tried it, whether it failed of late, its load, and turns."""
-        with self._lock:
-            count, now = len(self._load), time.monotonic()
-            turns = [(self._next + step) % count for step in range(count)]
-            best = min(turns, key=lambda server: (server in tried, self._failed[server] > now, self._load[server]))
-            self._next = (best + 1) % count
-            self._load[best] += documents
-            return best
-
-    def give_back(self, server: int, documents: int, failed: bool) -> None:
-        with self._lock:
-            self._load[server] -= documents
-            if failed:
-                self._failed[server] = time.monotonic() + ASIDE_S
+RETRY_SHARE, FIRST_RETRIES, MOST_RETRIES = 0.1, 10.0, 100.0
 
 
 class Deadline(NamedTuple):
@@ -63,6 +35,72 @@ class Deadline(NamedTuple):
     @property
     def left_s(self) -> float:
         return self.ends - time.monotonic()
+
+
+class RetryBudget:
+    """The second requests, retries and hedges, that a client may send: a tenth of the first ones, and ten more.
+
+    Up to a hundred are saved for the moment when a server with many requests under way breaks. When all servers are in
+    trouble, retries so add a tenth to their load, however many calls fail. For any number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left = FIRST_RETRIES
+        self.spent = 0
+
+    def earn(self) -> None:
+        """Count a first request."""
+        with self._lock:
+            self._left = min(self._left + RETRY_SHARE, MOST_RETRIES)
+
+    def spend(self) -> bool:
+        """Take one; False if none is left."""
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            self.spent += 1
+            return True
+
+
+class Attempts:
+    """The attempts of one request, each at another server while there is one; ``failure`` is what they end with."""
+
+    def __init__(self, balancer: Balancer, budget: RetryBudget, documents: int, most: int, deadline: Deadline) -> None:
+        self._balancer, self._budget, self._documents, self._deadline = balancer, budget, documents, deadline
+        self._most, self._made, self._elsewhere, self._again = most, 0, EVERY, False
+        self.tried = set[int]()
+        self.failure: RankingError = RequestTimeoutError(
+            f"{', '.join(balancer.names)}: the time limit of {deadline.limit_s:.3g} s was over before this part was "
+            "sent: raise it"
+        )
+
+    def wait_s(self) -> float | None:
+        """How long to wait before the next attempt; None if there is none. A second attempt takes from the budget."""
+        if not self._made:
+            self._budget.earn()
+            return 0.0 if self._deadline.left_s > 0 else None
+        everywhere = len(self.tried) == len(self._balancer.names)
+        if self._made >= self._most or not self._elsewhere or (everywhere and not self._again):
+            return None
+        pause = pause_s(self._made) if everywhere else 0.0
+        return pause if pause < self._deadline.left_s and self._budget.spend() else None
+
+    def take(self) -> int:
+        """The server for the next attempt."""
+        self._made += 1
+        return self._balancer.take(self._documents, self.tried)
+
+    def failed(self, server: int, failure: RankingError) -> None:
+        self._balancer.failed(server, failure)
+        self._elsewhere = min(self._elsewhere - bool(self.tried), failure.elsewhere)
+        self._again = failure.again
+        self.tried.add(server)
+        if not isinstance(self.failure, ServerOverloadedError):
+            self.failure = failure
+        elif isinstance(failure, ServerOverloadedError):
+            self.failure = min(self.failure, failure, key=lambda refusal: refusal.retry_after_s)
 
 
 def pause_s(attempt: int) -> float:

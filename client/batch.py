@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from client.concurrency import in_order
 from client.errors import InvalidAnswerError, InvalidRequestError, RankingError
 from client.inputs import STDIN, FaultyLineError, QueryRecord, lines, opened, read_queries
 from client.partial import PartialFile, Settings
+from client.patience import patiently
 from client.ranking import RankingClient
 from client.records import RankedDocument
 
@@ -78,8 +80,8 @@ def rank_batch(client: RankingClient, batch: Batch) -> Tally:
                 tally = _rank_all(client, batch, resumed.records, output.write, tally)
             except RankingError as error:
                 kept = tally.before + tally.queries
-                raise type(error)(
-                    f"{error} ({output.part} keeps the {kept} before: the same command resumes)", error.server
+                raise error.reworded(
+                    f"{error} ({output.part} keeps the {kept} before: the same command resumes)"
                 ) from error
             except KeyboardInterrupt:
                 kept = tally.before + tally.queries
@@ -103,7 +105,7 @@ def _rank_all(
             if isinstance(outcome, RankingError):
                 where = "" if record is None else f"{record.where}: query {record.query_id!r}: "
                 if not batch.skip or not isinstance(outcome, OF_A_QUERY):
-                    raise type(outcome)(f"{where}{outcome}", outcome.server)
+                    raise outcome.reworded(f"{where}{outcome}")
                 say(f"left out: {where}{outcome}")
                 tally.left_out += 1
             elif record is not None:
@@ -127,13 +129,16 @@ def _outcomes(
             if isinstance(record, FaultyLineError) and not batch.skip:
                 return  # what was read before it is answered first
 
+    def rank(record: QueryRecord, left_s: float) -> list[RankedDocument]:
+        return client.rank(record.query, record.documents, batch.top_k, timeout_s=left_s)
+
     def outcome(
         record: QueryRecord | FaultyLineError,
     ) -> tuple[QueryRecord | None, list[RankedDocument] | RankingError]:
         if isinstance(record, FaultyLineError):
             return None, record
         try:
-            return record, client.rank(record.query, record.documents, batch.top_k)
+            return record, patiently(partial(rank, record), client.connection.timeout_s, ("overloaded",))
         except RankingError as error:
             return record, error
 

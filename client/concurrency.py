@@ -3,6 +3,9 @@
 ``in_order`` calls a function for each of some items, ``at_once`` calls at a time, and yields the results in the order
 of the items, each as soon as it is there. It takes items beyond those answered, ``ahead`` of them at most, while it
 waits: a source may be slow, or wait for the answers. The first exception, of a call or of the source, ends it.
+
+``start`` sends a request of tritonclient and calls ``then(result, error)`` at its end, one of them None, in a thread of
+gRPC's or in the event loop. ``cancel`` ends such requests.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, Self, TypeVar
+
+from tritonclient.utils import InferenceServerException
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,3 +101,85 @@ async def _asynchronous(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIte
     else:
         for item in items:
             yield item
+
+
+Then = Callable[[Any, InferenceServerException | None], None]
+
+
+class Arrival(NamedTuple):
+    """The end of a request to the server ``number``: its result, or its error."""
+
+    number: int
+    result: Any
+    error: InferenceServerException | None
+
+
+def start(client: Any, request: dict[str, Any], then: Then) -> Any:
+    return client.async_infer(callback=lambda result, error: then(result, error), **request)
+
+
+def async_start(client: Any, request: dict[str, Any], then: Then) -> Any:
+    async def infer() -> None:
+        try:
+            result = await client.infer(**request)
+        except InferenceServerException as error:
+            then(None, error)
+        except Exception as error:  # such as gRPC's for a channel that was closed meanwhile: somebody waits for the end
+            then(None, InferenceServerException(repr(error)))
+        else:
+            then(result, None)
+
+    return asyncio.create_task(infer())
+
+
+def cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        call.cancel()
+
+
+async def async_cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+class Race:
+    """Requests to several servers of which the first answer counts. Those that are left at its end are cancelled."""
+
+    def __init__(self) -> None:
+        self._arrived, self._calls = SimpleQueue[Arrival](), list[Any]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cancel(self._calls)
+
+    def start(self, number: int, client: Any, request: dict[str, Any]) -> None:
+        self._calls.append(start(client, request, lambda *outcome: self._arrived.put(Arrival(number, *outcome))))
+
+    def next(self, timeout_s: float | None = None) -> Arrival:
+        """Raises TimeoutError if none arrives so soon."""
+        try:
+            return self._arrived.get(timeout=timeout_s)
+        except Empty:
+            raise TimeoutError from None
+
+
+class AsyncRace:
+    def __init__(self) -> None:
+        self._arrived, self._calls = asyncio.Queue[Arrival](), list[Any]()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await async_cancel(self._calls)
+
+    def start(self, number: int, client: Any, request: dict[str, Any]) -> None:
+        self._calls.append(
+            async_start(client, request, lambda *outcome: self._arrived.put_nowait(Arrival(number, *outcome)))
+        )
+
+    async def next(self, timeout_s: float | None = None) -> Arrival:
+        return await asyncio.wait_for(self._arrived.get(), timeout_s)

@@ -9,6 +9,7 @@ from typing import Any
 from client.errors import InvalidRequestError
 
 LARGEST = 2**31 - 1
+PERSON, BATCH = 1, 2  # priorities
 LONGEST_S = 1e9  # 30 years; clocks and gRPC count with it
 
 
@@ -20,8 +21,11 @@ class Connection:
     model: the ensemble that ranks
     version: of the model; "" is the server's choice
     timeout_s: time limit of a whole call, with all its attempts
-    attempts: at most so many; after UNAVAILABLE another one, after NOT_FOUND one at another server, after a time limit
-        none (scoring changes nothing, therefore it is safe to repeat)
+    attempts: of a request, at most; which failures have another one is said by the classes of the errors (scoring
+        changes nothing, therefore it is safe to repeat)
+    hedge: a share such as 0.95: the call asks a second server, too, when it waited longer than this share of recent
+        requests of like size took; None never does
+    priority: 1 where a person waits, 2 for batch work, which a server that has much to do takes later
     tls: encrypt, and check the server's certificate by the system's authorities
     root_certificates: PEM file of the authorities, in place of the system's
     certificate_chain: PEM file of the client's own certificate
@@ -36,6 +40,8 @@ class Connection:
     version: str = ""
     timeout_s: float = 30.0
     attempts: int = 4
+    hedge: float | None = None
+    priority: int = PERSON
     tls: bool = False
     root_certificates: Path | None = None
     certificate_chain: Path | None = None
@@ -57,6 +63,10 @@ class Connection:
             )
         if self.attempts < 1:
             raise InvalidRequestError(f"attempts must be at least 1, not {self.attempts}")
+        if self.hedge is not None and not 0 < self.hedge < 1:
+            raise InvalidRequestError(f"hedge must be a share between 0 and 1, or None, not {self.hedge:g}")
+        if self.priority not in (PERSON, BATCH):
+            raise InvalidRequestError(f"priority must be 1 (a person waits) or 2 (batch work), not {self.priority}")
         if self.max_documents < 0:
             raise InvalidRequestError(f"max_documents must be at least 1, or 0, not {self.max_documents}")
         for path in (self.root_certificates, self.certificate_chain, self.private_key):

@@ -6,7 +6,9 @@ line and returns its exit code.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import re
+from typing import Any, ClassVar, Literal, Self
 
 from tritonclient.utils import InferenceServerException
 
@@ -22,12 +24,31 @@ class DisRankerError(Exception):
     label: str = "error"
 
 
+Fault = Literal["", "late", "overloaded", "broken"]
+EVERY = 2**31
+
+
 class RankingError(DisRankerError):
-    """Documents were not ranked. ``server`` is the one concerned, "" if none is."""
+    """Documents were not ranked. ``server`` is the one concerned, "" if none is.
+
+    ``fault`` is the server's, "" if the request is at fault. It decides how the server stands aside.
+    ``elsewhere`` limits how many other servers the call asks after this error.
+    ``again`` says whether it also asks the same server another time.
+    """
+
+    fault: Fault = ""
+    elsewhere: ClassVar[int] = 0
+    again: ClassVar[bool] = False
 
     def __init__(self, message: str, server: str = "") -> None:
         super().__init__(message)
         self.server = server
+
+    def reworded(self, message: str) -> Self:
+        """The same error with another message."""
+        other = copy.copy(self)
+        other.args = (message,)
+        return other
 
 
 class InvalidRequestError(RankingError):
@@ -35,36 +56,60 @@ class InvalidRequestError(RankingError):
 
 
 class RequestTimeoutError(RankingError):
-    """No answer came within the time limit of the call; never tried again, since the server may still work on it."""
+    """No answer came within the time limit of the call; never tried again, since its time is over."""
+
+    fault = "late"
 
 
 class ServerError(RankingError):
     """The server is at fault; another server, or a later call, may succeed."""
 
+    fault: Fault = "broken"
+    elsewhere = 1  # no more: a request that breaks one server would break the others, too
+
 
 class ServerUnavailableError(ServerError):
-    """At every attempt nothing answered at the address, or the connection was cut."""
+    """Nothing answered at the address, or the connection was cut."""
+
+    elsewhere = EVERY
+    again = True
 
 
 class ServerOverloadedError(ServerError):
-    """At every attempt too many requests waited at the server already."""
+    """Every server that was asked has too much to do. ``retry_after_s`` is the shortest wait that one asked for."""
+
+    fault = "overloaded"
+
+    def __init__(self, message: str, server: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, server)
+        self.retry_after_s = retry_after_s
 
 
 class ModelNotReadyError(ServerError):
     """The server lacks the model, its version, or the inputs and outputs of a ranker."""
 
+    elsewhere = EVERY
+
 
 class AuthenticationError(ServerError):
     """The server, or a proxy before it, refuses the authorization."""
+
+    fault = ""
+    elsewhere = 0
 
 
 class InvalidAnswerError(ServerError):
     """The answer has scores that are not finite, or not one for each document."""
 
+    fault = ""
+    elsewhere = 0
+
 
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")
 # Triton has one code for a server that has gone, one that is full and a model that is not there: only words differ.
 OVERLOADED = ("rows wait for the engine", "Exceeds maximum queue size")
+RETRY_IN, LONGEST_WAIT_S = re.compile(r"retry in (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s\b"), 3600.0
+LATE = ("past its deadline", "Request timeout expired")  # our scorers say the one, Triton's queue the other
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
 OTHER_MODEL = (
     "unexpected inference input", "inputs but model", "missing required input", "unexpected shape for input",
@@ -73,14 +118,19 @@ OTHER_MODEL = (
 
 
 def translated(error: InferenceServerException, server: str, model: str, timeout_s: float) -> RankingError:
-    """The exception of a failed call, by gRPC's code and Triton's words."""
+    """The exception of a failed call, by gRPC's code and Triton's words: what follows from it is in its class."""
     status, message = status_of(error), str(error.message()).strip()
     served = f"the server at {server} does not serve the model {model!r}"
-    if status == "DEADLINE_EXCEEDED":
+    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and _holds(message, LATE)):
         return RequestTimeoutError(f"{server} gave no answer within {timeout_s:.3g} s: raise the time limit", server)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)
-    if status == "UNAVAILABLE" and _holds(message, OVERLOADED):
+    if status == "UNAVAILABLE" and ((told := RETRY_IN.search(message)) or _holds(message, OVERLOADED)):
+        wait = (min(float(told[1]), LONGEST_WAIT_S),) if told else ()
+        return ServerOverloadedError(f"{server} is overloaded: {message}", server, *wait)
+    if status == "RESOURCE_EXHAUSTED" and "larger than" in message:
+        return InvalidRequestError(f"{server} takes no such message ({message}): lower `max_documents`", server)
+    if status == "RESOURCE_EXHAUSTED":
         return ServerOverloadedError(f"{server} is overloaded: {message}", server)
     if status in UNKNOWN or _holds(message, UNSERVED):
         return ModelNotReadyError(f"{served}: {message}: start it with this model, or name another", server)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -22,6 +23,7 @@ if __name__ == "__main__" and not __package__:
 from client import outputs
 from client.batch import Batch, rank_batch
 from client.command import command
+from client.connection import BATCH, PERSON
 from client.errors import InvalidRequestError
 from client.explain import Explainer
 from client.flags import EXIT_CODES, add_server_flags, connection_of
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
-    connection = connection_of(arguments)
+    connection = replace(connection_of(arguments), priority=PERSON if arguments.queries is None else BATCH)
     if arguments.format == "trec":
         check_word("--tag", arguments.tag)
         check_word("--query_id", arguments.query_id)

@@ -1,7 +1,7 @@
-"""Make client/ranking.py, the client for threads, of client/asynchronous.py.
+"""Make client/ranking.py and client/fleet.py, for threads, of client/asynchronous.py and client/fleet_async.py.
 
-python client/unasync.py          # writes it
-python client/unasync.py --check  # exit code 1 if it is not up to date
+python client/unasync.py          # writes them
+python client/unasync.py --check  # exit code 1 if one is not up to date
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("asynchronous.py")
-TARGET = Path(__file__).with_name("ranking.py")
-DOCSTRING = (
-    '"""The client for any number of threads. Made of client/asynchronous.py by client/unasync.py: edit that one."""'
-)
+MADE = {"asynchronous.py": "ranking.py", "fleet_async.py": "fleet.py"}
+HERE = Path(__file__).parent
 CHANGES = (
-    (r'\A""".*?"""', DOCSTRING),
     (r"Iterable\[RankingRequest\] \| AsyncIterable\[RankingRequest\]", "Iterable[RankingRequest]"),
-    (r"AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable,", "Callable, Iterable, Iterator,"),
+    (r"AsyncIterable, AsyncIterator, Iterable,", "Iterable, Iterator,"),
+    (r"Awaitable, ", ""),
     (r"Awaitable\[(\w+)\]", r"\1"),
-    (r"\bAsyncIterator\b", "Iterator"),
-    (r"\bAsyncRankingClient\b", "RankingClient"),
+    (r"\bAsync(?=[A-Z])", ""),
+    (r"\bfleet_async\b", "fleet"),
     (r"tritonclient\.grpc\.aio", "tritonclient.grpc"),
     (r"\baclosing\b", "closing"),
     (r"__a(enter|exit)__", r"__\1__"),
@@ -32,22 +29,28 @@ CHANGES = (
 )
 
 
-def without_asyncio(source: str) -> str:
+def without_asyncio(source: Path) -> str:
     """The same for threads, formatted as the linter wants it."""
+    text = source.read_text(encoding="utf-8")
     for pattern, replacement in CHANGES:
-        source = re.sub(pattern, replacement, source, flags=re.DOTALL)
-    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TARGET), "-"]
-    return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+        text = re.sub(pattern, replacement, text)
+    docstring = f'"""For any number of threads. Made of client/{source.name} by client/unasync.py: edit that one."""'
+    text = re.sub(r'\A""".*?"""', docstring, text, flags=re.DOTALL)
+    target = source.with_name(MADE[source.name])
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(target), "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    wanted = without_asyncio(SOURCE.read_text(encoding="utf-8"))
-    if "--check" not in (sys.argv if argv is None else argv):
-        TARGET.write_text(wanted, encoding="utf-8")
-    elif TARGET.read_text(encoding="utf-8") != wanted:
-        print(f"{TARGET.name} is not what {SOURCE.name} says: python client/unasync.py", file=sys.stderr)
-        return 1
-    return 0
+    stale = 0
+    for source, target in ((HERE / source, HERE / target) for source, target in MADE.items()):
+        wanted = without_asyncio(source)
+        if "--check" not in (sys.argv if argv is None else argv):
+            target.write_text(wanted, encoding="utf-8")
+        elif target.read_text(encoding="utf-8") != wanted:
+            print(f"{target.name} is not what {source.name} says: python client/unasync.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

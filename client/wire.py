@@ -72,7 +72,7 @@ def joined(pieces: Sequence[Scores]) -> Scores:
 
 def of_part(error: RankingError, part: slice) -> RankingError:
     """The error of a part of a request, whose documents the server counts from 0."""
-    return type(error)(f"of documents {part.start} to {part.stop - 1}, counted from 0 here: {error}", error.server)
+    return error.reworded(f"of documents {part.start} to {part.stop - 1}, counted from 0 here: {error}")
 
 
 def check_ranker(config: dict[str, Any], model: str, server: str) -> None:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from client import Document, Scores
+from client.gateway.limits import LimitS
 from client.gateway.problems import COHERE_ROUTES, Problem, responses
 from client.gateway.ranker import TheRanker, best_first, tell_truncated
 from client.records import sigmoid
@@ -81,11 +82,13 @@ router = APIRouter(tags=["Cohere and Jina"])
 @router.post(
     COHERE_ROUTES[1], response_model_exclude_none=True, responses=responses(COHERE_ROUTES[1]), operation_id="rerank_v2"
 )
-async def rerank(body: RerankRequest, ranker: TheRanker, request: Request, response: Response) -> RerankResponse:
+async def rerank(
+    body: RerankRequest, ranker: TheRanker, limit_s: LimitS, request: Request, response: Response
+) -> RerankResponse:
     """Documents by their relevance to a query, the best first."""
     documents = [_document(item, index, body.rank_fields) for index, item in enumerate(body.documents)]
     model = ranker.named(body.model)
-    scores = await ranker.score(model, body.query, documents, body.max_chunks_per_doc)
+    scores = await ranker.score(model, body.query, documents, limit_s, body.max_chunks_per_doc)
     tell_truncated(response, scores)
     return RerankResponse(
         id=str(uuid.uuid4()),

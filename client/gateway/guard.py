@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from client.gateway.limits import ARRIVED
 from client.gateway.metrics import Metrics
 from client.gateway.problems import RERANK_ROUTES, RETRY, Problem
 from client.gateway.settings import Settings
@@ -60,6 +61,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] not in RERANK_ROUTES or scope["method"] != "POST":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
+        scope.setdefault("state", {})[ARRIVED] = time.monotonic()
         try:
             self._check_key(headers)
             with self._place():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator, Mapping
 
-from client import Scores
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from client import AsyncRankingClient, Scores
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -35,9 +39,38 @@ class Metrics:
         self._pieces.labels(model).inc(pieces)
         self._truncated.labels(model).inc(int(scores.truncated.sum()))
 
+    def watch(self, clients: Mapping[str, AsyncRankingClient]) -> None:
+        """Show what the clients, by their models' names, know of their servers."""
+        self._registry.register(_Servers(clients))
+
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _per_model(self, name: str, description: str) -> Counter:
         return Counter(f"disranker_gateway_{name}", description, ["model"], registry=self._registry)
+
+
+class _Servers(Collector):
+    """The state of the ranking servers, as the clients see it when they are asked."""
+
+    def __init__(self, clients: Mapping[str, AsyncRankingClient]) -> None:
+        self._clients = clients
+
+    def collect(self) -> Iterator[Metric]:
+        aside = GaugeMetricFamily(
+            "disranker_gateway_server_aside", "1: gets requests only if no other is free", labels=["model", "server"]
+        )
+        faults = CounterMetricFamily(
+            "disranker_gateway_server_faults", "Requests that a server failed", labels=["model", "server", "fault"]
+        )
+        second = CounterMetricFamily(
+            "disranker_gateway_second_requests", "Retries and hedges to ranking servers", labels=["model"]
+        )
+        for model, client in self._clients.items():
+            second.add_metric([model], client.second_requests)
+            for name, server in {server.server: server for server in client.health()}.items():
+                aside.add_metric([model, name], server.aside)
+                for fault, count in server.faults.items():
+                    faults.add_metric([model, name, fault], count)
+        yield from (aside, faults, second)

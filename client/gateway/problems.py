@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -61,7 +62,8 @@ def of_ranking(error: RankingError) -> Problem:
     if isinstance(error, RequestTimeoutError):
         return Problem(504, str(error), "Backend")
     if isinstance(error, ServerOverloadedError):
-        return Problem(503, str(error), "Overloaded", RETRY)
+        seconds = max(1, math.ceil(error.retry_after_s))
+        return Problem(503, str(error), "Overloaded", {"Retry-After": str(seconds)})
     if isinstance(error, ServerUnavailableError | ModelNotReadyError):
         return Problem(503, str(error), "Unhealthy", RETRY)
     return Problem(502, str(error), "Backend")

@@ -25,6 +25,7 @@ class Ranker:
     def __init__(self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics) -> None:
         self._clients = {name: AsyncRankingClient.of(connection) for name, connection in connections.items()}
         self._settings, self._metrics = settings, metrics
+        metrics.watch(self._clients)
 
     @property
     def models(self) -> list[str]:
@@ -47,18 +48,25 @@ class Ranker:
         return model
 
     async def score(
-        self, model: str, query: str, documents: Sequence[Document], max_chunks: int | None = None
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[Document],
+        limit_s: float | None,
+        max_chunks: int | None = None,
     ) -> Scores:
-        """The scores of the documents, in the caller's order."""
+        """The scores of the documents, in the caller's order, within ``limit_s`` and the gateway's own time limit."""
         limit = self._settings.max_documents
         if len(documents) > limit:
             raise Problem(413, f"{len(documents)} documents are more than {limit}: send several requests")
         chunking = self._settings.chunking
         pieces = split(documents, chunking._replace(pieces=min(max_chunks or chunking.pieces, chunking.pieces)))
         try:
-            scores = pieces.merged(await self._clients[model].score_documents(query, pieces.documents))
+            timeout_s = self._settings.timeout if limit_s is None else min(limit_s, self._settings.timeout)
+            scored = await self._clients[model].score_documents(query, pieces.documents, timeout_s=timeout_s)
         except RankingError as error:
             raise of_ranking(error) from error
+        scores = pieces.merged(scored)
         self._metrics.count(model, scores, len(pieces.documents))
         return scores
 

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="of a request; more are refused with 413")
     max_concurrent: int = Field(64, ge=1, description="requests at a time; more are refused with 429")
     api_keys: Keys = Field((), description="any of these as `Authorization: Bearer KEY`; none: no key is asked for")
+    hedge: float | None = Field(
+        None, gt=0, lt=1, description="ask a second server after the time in which this share is answered, such as 0.95"
+    )
     chunk_words: int = Field(0, ge=0, description="cut documents into pieces of so many words; 0: leave them whole")
     chunk_overlap: int = Field(0, ge=0, description="words of a piece that the piece before has too")
     max_chunks: int = Field(10, ge=1, description="pieces of a document that are read")
@@ -87,6 +90,7 @@ class Settings(BaseSettings):
         default = Connection(
             servers=self.servers,
             timeout_s=self.timeout,
+            hedge=self.hedge,
             tls=self.tls,
             root_certificates=self.root_certificates,
             certificate_chain=self.certificate_chain,

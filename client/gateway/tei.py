@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from client import Document, Scores
+from client.gateway.limits import LimitS
 from client.gateway.problems import TEI_ROUTE, Problem, responses
 from client.gateway.ranker import TheRanker, best_first, tell_truncated
 from client.records import sigmoid
@@ -43,12 +44,12 @@ router = APIRouter(tags=["text-embeddings-inference"])
 
 
 @router.post(TEI_ROUTE, response_model_exclude_none=True, responses=responses(TEI_ROUTE), operation_id="rerank_tei")
-async def rerank(body: TeiRequest, ranker: TheRanker, response: Response) -> list[Rank]:
+async def rerank(body: TeiRequest, ranker: TheRanker, limit_s: LimitS, response: Response) -> list[Rank]:
     """Texts by their relevance to a query, the best first."""
     if not body.texts:
         raise Problem(400, "`texts` cannot be empty", "Empty")
     documents = [Document(summary=text) for text in body.texts]
-    scores = await ranker.score(ranker.named(body.model), body.query, documents)
+    scores = await ranker.score(ranker.named(body.model), body.query, documents, limit_s)
     _check_cuts(body, scores)
     tell_truncated(response, scores)
     return [_rank(index, body, scores) for index in best_first(scores)]

@@ -21,13 +21,13 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
-from client.attempts import Balancer, pause_s
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.relay import Relay
 from tests.support.servers import Server, ports
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
+STUB = "Stub process 'student_0_0' is not healthy."
 FULL = "8 rows wait for the engine and this request has 2"
 
 
@@ -66,40 +66,25 @@ def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "message", "kind", "attempts"),
     [
-        (grpc.StatusCode.UNAVAILABLE, FULL, ServerOverloadedError, 3),
+        (grpc.StatusCode.UNAVAILABLE, FULL, ServerOverloadedError, 1),
         (grpc.StatusCode.UNAVAILABLE, "Socket closed", ServerUnavailableError, 3),
+        (grpc.StatusCode.UNAVAILABLE, "100 waiting, retry in 1e999 s", ServerOverloadedError, 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ServerOverloadedError, 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (2 vs. 1)", InvalidRequestError, 1),
+        (grpc.StatusCode.UNAVAILABLE, "the request is past its deadline", RequestTimeoutError, 1),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "late", RequestTimeoutError, 1),
-        (grpc.StatusCode.INTERNAL, "broken", ServerError, 1),
+        (grpc.StatusCode.INTERNAL, STUB, ServerError, 1),
         (grpc.StatusCode.INVALID_ARGUMENT, "the query is empty", InvalidRequestError, 1),
         (grpc.StatusCode.UNAUTHENTICATED, "who are you", AuthenticationError, 1),
     ],
 )
-def test_only_unavailable_is_tried_again(
+def test_the_same_server_is_tried_again_only_after_a_cut(
     face: Any, code: grpc.StatusCode, message: str, kind: type[RankingError], attempts: int
 ) -> None:
     service = OddServer(act=refusing(code, message))
     with odd_server(service) as url, face(url, attempts=3, max_documents=10) as client:
         assert url in str(refusal(client, kind))
     assert len(service.sizes) == attempts
-
-
-def test_a_server_that_was_full_is_tried_again(face: Any) -> None:
-    service = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL, times=2))
-    with odd_server(service) as url, face(url) as client:
-        assert client.score(QUERY, DOCUMENTS) == [0.0] * 4
-
-
-def test_what_one_server_refuses_another_gets_at_once(face: Any) -> None:
-    full, idle = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL)), OddServer()
-    with (
-        odd_server(full) as first,
-        odd_server(idle) as second,
-        face([first, second], max_documents=10) as client,
-    ):
-        for _ in range(10):
-            client.score(QUERY, DOCUMENTS)
-    assert len(full.sizes) == 1  # it stands aside after that
-    assert len(idle.sizes) == 10
 
 
 def test_a_server_that_has_not_the_model_sends_a_call_elsewhere_once(face: Any) -> None:
@@ -157,9 +142,9 @@ def test_a_time_limit_is_that_of_the_whole_call(face: Any, server: Server) -> No
         for over in (0.0, -1.0):
             assert "was over before this part was sent" in str(refusal(client, RequestTimeoutError, timeout_s=over))
         assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
-    full = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, FULL))
-    with odd_server(full) as url, face(url, timeout_s=0.5, attempts=100_000, max_documents=10) as client:
-        refusal(client, ServerOverloadedError)  # what it said tells more than that time was over
+    cut = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, "Socket closed"))
+    with odd_server(cut) as url, face(url, timeout_s=0.5, attempts=100_000, max_documents=10) as client:
+        refusal(client, ServerUnavailableError)  # what it said tells more than that time was over
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), 1e300])
@@ -190,18 +175,3 @@ def test_a_connection_that_takes_its_time(face: Any, server: Server) -> None:
             scoring = pool.submit(client.score, QUERY, DOCUMENTS)
             time.sleep(1.5)
         assert len(scoring.result()) == 4
-
-
-def test_the_least_loaded_server_is_taken() -> None:
-    balancer = Balancer(3)
-    assert [balancer.take(10, set()) for _ in range(3)] == [0, 1, 2]
-    balancer.give_back(1, 10, failed=False)
-    assert balancer.take(1, set()) == 1
-    assert balancer.take(1, set()) == 1  # 1 under way is less than 10
-    assert balancer.take(1, {1}) in (0, 2)
-    balancer.give_back(1, 1, failed=True)
-    assert balancer.take(1, set()) in (0, 2)
-
-
-def test_pauses_grow_to_an_end() -> None:
-    assert all(0 <= pause_s(attempt) <= min(2.0, 0.1 * 2 ** min(attempt, 10)) for attempt in (*range(20), 10**6))

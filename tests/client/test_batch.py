@@ -18,7 +18,7 @@ import pytest
 from client import RankingClient, batch
 from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS, rank_running
-from tests.support.odd_servers import Held, OddServer, odd_server
+from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Server
 from tests.support.waiting import eventually
 from trainer.data.rankings import read_run
@@ -190,6 +190,19 @@ def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: 
         code, _, (line,) = run(*flags)
     assert (code, "7 queries" in line, "after 5 of an earlier start" in line) == (0, True, True)
     assert len(records(ranked)) == QUERIES
+
+
+def test_a_batch_waits_while_a_server_has_much_to_do(queries: Path, ranked: Path, run: Any) -> None:
+    service = OddServer(np.arange, refusing(grpc.StatusCode.UNAVAILABLE, "full, retry in 0.1 s", times=8))
+    with odd_server(service) as url:
+        flags = ["--queries", queries, "--output", ranked, "--url", url]
+        assert run(*flags)[0] == 0
+        assert len(records(ranked)) == QUERIES
+        assert {one["priority"] for one in service.parameters} == {2}
+        ranked.unlink()
+        service.act = refusing(grpc.StatusCode.UNAVAILABLE, "full, retry in 600 s")
+        code, _, (line,) = run(*flags, "--timeout", 1)
+        assert (code, "is overloaded: full, retry in 600 s" in line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ NAN, INF = float("nan"), float("inf")
         *(({"timeout_s": value}, "timeout_s must be above 0") for value in (0.0, -1.0, NAN, INF, 1e300)),
         *(({"keepalive_s": value}, "keepalive_s must be above 0") for value in (0.0, -1.0, NAN, INF, 1e9)),
         *(({"attempts": value}, "attempts must be at least 1") for value in (0, -1)),
+        *(({"hedge": value}, "hedge must be a share between 0 and 1") for value in (0.0, 1.0, -0.5, NAN, INF)),
+        *(({"priority": value}, "priority must be 1") for value in (0, 3, -1)),
         ({"max_documents": -1}, "max_documents must be at least 1, or 0"),
         ({"root_certificates": Path("/nowhere.pem")}, "/nowhere.pem: no such file"),
     ],

@@ -34,14 +34,15 @@ def test_the_client_for_threads_is_made_of_the_one_for_asyncio(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert unasync.main(["--check"]) == 0
-    monkeypatch.setattr(unasync, "SOURCE", tmp_path / "asynchronous.py")
-    monkeypatch.setattr(unasync, "TARGET", tmp_path / "ranking.py")
-    unasync.SOURCE.write_text("class A:\n    async def __aenter__(self) -> int:\n        return await async_f()\n")
+    monkeypatch.setattr(unasync, "HERE", tmp_path)
+    source, made = (tmp_path / name for name in ("fleet_async.py", "fleet.py"))
+    monkeypatch.setattr(unasync, "MADE", {source.name: made.name})
+    source.write_text("class AsyncA:\n    async def __aenter__(self) -> int:\n        return await async_f()\n")
     assert unasync.main([]) == unasync.main(["--check"]) == 0
-    assert unasync.TARGET.read_text() == "class A:\n    def __enter__(self) -> int:\n        return f()\n"
-    unasync.TARGET.write_text("class A: ...\n")
+    assert made.read_text() == "class A:\n    def __enter__(self) -> int:\n        return f()\n"
+    made.write_text("class A: ...\n")
     assert unasync.main(["--check"]) == 1
-    assert "python client/unasync.py" in capsys.readouterr().err
+    assert "fleet.py is not what fleet_async.py says: python client/unasync.py" in capsys.readouterr().err
 
 
 def test_rank_orders_by_score_and_tells_what_was_cut(face: Any, server: Server, reference: Reference) -> None:

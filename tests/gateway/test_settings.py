@@ -38,11 +38,12 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DISRANKER_GATEWAY_MAX_DOCUMENTS", "7")
     monkeypatch.setenv("DISRANKER_GATEWAY_API_KEYS", "key-1, key-2")
     monkeypatch.setenv("DISRANKER_GATEWAY_TIMEOUT", "2.5")
-    settings = read(["--timeout", "3", "--authorization", "Bearer secret"])
+    settings = read(["--timeout", "3", "--authorization", "Bearer secret", "--hedge", "0.95"])
     assert (settings.max_documents, settings.timeout) == (7, 3.0)
     assert [key.get_secret_value() for key in settings.api_keys] == ["key-1", "key-2"]
     assert settings.connections()["ranker"].authorization == "Bearer secret"
     assert settings.connections()["ranker"].timeout_s == 3.0
+    assert settings.connections()["ranker"].hedge == 0.95
     assert not any(secret in repr(settings) for secret in ("key-1", "key-2", "Bearer"))
 
 
@@ -51,6 +52,7 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
     [
         (["--port", "x"], "--port (or DISRANKER_GATEWAY_PORT): Input should be a valid integer"),
         (["--timeout", "0"], "--timeout (or DISRANKER_GATEWAY_TIMEOUT): Input should be greater than 0"),
+        (["--hedge", "1"], "--hedge (or DISRANKER_GATEWAY_HEDGE): Input should be less than 1"),
         (["--chunk_words", "5", "--chunk_overlap", "5"], "chunk_overlap must be below chunk_words (5), not 5"),
         (["--models", "a,a"], "--models: two have the same name: a, a"),
         (["--models", "=x"], "--models: '=x' has no name before '='"),

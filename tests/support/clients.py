@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,9 +40,13 @@ class Blocking:
         self.close()
         self._loop.close()
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
         def call(*arguments: Any, **settings: Any) -> Any:
-            return self._loop.run_until_complete(getattr(self._client, name)(*arguments, **settings))
+            return self._loop.run_until_complete(found(*arguments, **settings))
 
         return call
 

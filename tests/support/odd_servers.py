@@ -23,12 +23,14 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     """A ranker whose scores are ``reply(number of documents)``, once ``act`` has seen the call's context.
 
     Both may be changed while it serves. ``limit`` is the documents of a request that it says it takes, 0 any number.
-    ``sizes`` are the documents of each request that came, and ``authorization`` is the header of the last one.
+    ``sizes`` are the documents of each request that came, ``parameters`` those of Triton that each had, and
+    ``authorization`` is the header of the last one.
     """
 
     def __init__(self, reply: Reply = np.zeros, act: Act = lambda context: None, limit: int = 0) -> None:
         self.reply, self.act, self.limit, self.sizes = reply, act, limit, list[int]()
         self.authorization: str | None = None
+        self.parameters = list[dict[str, int]]()
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.name == SCORER:
@@ -44,10 +46,18 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         config.ensemble_scheduling.step.add(model_name=SCORER)
         return service_pb2.ModelConfigResponse(config=config)
 
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelMetadataResponse(name=request.name, versions=["1"])
+
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.authorization = dict(context.invocation_metadata()).get("authorization")
         documents = request.inputs[1].shape[0]
         self.sizes.append(documents)
+        given = request.parameters.items()
+        self.parameters.append({name: value.int64_param or value.uint64_param for name, value in given})
         self.act(context)
         scores = self.reply(documents).astype(np.float32)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -16,24 +15,22 @@ from tqdm import tqdm
 from client import (
     Connection,
     InvalidRequestError,
-    ModelNotReadyError,
     RankingClient,
     RankingError,
     RequestTimeoutError,
-    ServerOverloadedError,
     ServerUnavailableError,
     wire,
 )
-from client.errors import DisRankerError, translated
+from client.connection import BATCH
+from client.errors import DisRankerError, Fault, translated
+from client.patience import patiently
 from trainer.data.records import QueryGroup
 from trainer.scoring.checkpoint import named_scores
 
 T = TypeVar("T")
 
 ANSWER_S = 10.0  # for a server to report what it serves
-PAUSE_S = 1.0
-# What a server answers while it stops, starts or has much to do; one that stops unloads its models first.
-PASSING = (ServerUnavailableError, ServerOverloadedError, ModelNotReadyError)
+PASSING: tuple[Fault, ...] = ("overloaded", "broken")  # of a server that has much to do, stops, starts or is replaced
 FIRST_OF_PART, NAMED_DOCUMENT = re.compile(r"of documents (\d+) to "), re.compile(r"\b(?:document |\w+\[)(\d+)")
 
 
@@ -57,7 +54,7 @@ class TritonScorer:
     """
 
     def __init__(self, urls: Sequence[str], model: str, in_flight: int, timeout_s: float) -> None:
-        self._connection = Connection(tuple(urls), model, timeout_s=timeout_s)
+        self._connection = Connection(tuple(urls), model, timeout_s=timeout_s, priority=BATCH)
         self._at_once = in_flight * len(urls)
         self.name, self.identity = teacher_of(self._connection, urls[0])
         for url in urls[1:]:
@@ -92,7 +89,10 @@ class TritonScorer:
         try:
             return self._patiently(lambda left_s: self._client.score(group.query, documents, timeout_s=left_s))
         except RankingError as error:
-            raise type(error)(f"query {group.query_id!r}{_named(error, group)}: {error}", error.server) from error
+            raise error.reworded(f"query {group.query_id!r}{_named(error, group)}: {error}") from error
+
+    def _patiently(self, call: Callable[[float], T]) -> T:
+        return patiently(call, self._connection.timeout_s, PASSING)
 
     def _teacher_of(self, url: str, left_s: float) -> Teacher:
         return teacher_of(self._connection, url, min(left_s, ANSWER_S))
@@ -103,17 +103,6 @@ class TritonScorer:
                 f"{url} has another teacher: {teacher.name} ({teacher.identity}) instead of {self.name} "
                 f"({self.identity}): give it that one, or remove the shards to start from the beginning"
             )
-
-    def _patiently(self, call: Callable[[float], T]) -> T:
-        """The result of ``call(seconds left)``, which is made again until the time is over."""
-        ends = time.monotonic() + self._connection.timeout_s
-        while True:
-            try:
-                return call(ends - time.monotonic())
-            except PASSING:
-                if time.monotonic() + PAUSE_S >= ends:
-                    raise
-                time.sleep(PAUSE_S)
 
 
 def teacher_of(connection: Connection, url: str, answer_s: float = ANSWER_S) -> Teacher:
