@@ -178,7 +178,7 @@ def test_persons_go_first_and_then_the_smaller_ones(requests: list[tuple[int, in
     added = [Asked(0, size, Urgency(priority)).request() for size, priority in requests]
     for request in added:
         queue.add(request)
-    ended = []
+    ended = list[Request]()
     while len(ended) < len(added):
         ended += [piece.request for piece in queue.take(1) if piece.request in added and not piece.request.left]
         if all(request.urgency.priority == BATCH or not request.left for request in added):
