@@ -75,8 +75,8 @@ class Waiting:
     def delay_s(self, tokens: float, urgency: Urgency, now: float) -> float:
         """Seconds by which a new request of so many tokens comes too early; 0 for one that may join.
 
-        It must make its deadline, or wait ``longest_s`` at most where it has none, and leave their deadlines to those
-        of its priority that it overtakes. An idle engine takes all, whatever it was measured to do: nothing else would
+        It must make its deadline, or wait ``longest_s`` at most where it has none, and so must those of its priority
+        that it overtakes. An idle engine takes all, whatever it was measured to do: nothing else would
         ever show that it has become faster.
         """
         if self.is_idle or not self.speed:
@@ -88,9 +88,10 @@ class Waiting:
         most_s = self.longest_s if math.isinf(urgency.deadline) else CAUTION * (urgency.deadline - now - own_s)
         overtaken = ~ahead & (priority == urgency.priority)
         order = np.argsort(left[overtaken], kind="stable")
-        ends_s = wait_s + np.cumsum(left[overtaken][order]) / self.speed
-        spare_s = deadline[overtaken][order] - now - ends_s
-        harmed = (spare_s >= 0) & (spare_s < own_s)  # the others are late without it, or make it all the same
+        left_s, time_s = left[overtaken][order] / self.speed, deadline[overtaken][order] - now
+        ends_s = wait_s + np.cumsum(left_s)
+        # Those that would be late without it do not count.
+        harmed = (ends_s <= time_s) & (ends_s - left_s + own_s > CAUTION * (time_s - left_s))
         return max(wait_s - most_s, float(ends_s[harmed].max(initial=0.0)))
 
     def refusal(self, delay_s: float, now: float) -> str:
