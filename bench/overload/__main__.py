@@ -7,12 +7,14 @@ The server runs on this machine, beside the load generator, whose share of the p
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ import psutil
 from rich.table import Table
 
 from bench.children import Child, free_ports, healthy, started, triton
-from bench.overload.load import ANSWERED, LATE, REFUSED, Callers, Load, first
+from bench.overload.load import ANSWERED, LATE, REFUSED, Callers, Load
 from bench.report import command_of, described, machine, show, table_of, write
 from bench.serving.processes import family_memory
 from loadtest._samples import Percentiles
 from loadtest._schedule import arrivals
-from loadtest._traffic import Counts, read_groups, traffic
-from trainer.command import command, parse
+from loadtest._traffic import Counts, Request, read_groups, traffic
+from trainer.command import FlagError, command, parse
 
 STEPS = (0.5, 1.0, 2.0, 5.0)  # of the sustainable rate
 AFTER, PAUSE_S = 0.8, 5.0  # of it, so many seconds after the last step
@@ -87,8 +89,7 @@ class Watch:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, OverloadArguments)
-    groups = read_groups(Path(arguments.queries))
-    requests = first(traffic(groups, Counts.parse(arguments.documents), arguments.seed), MESSAGES)
+    requests = requests_of(arguments)
     ports = free_ports("http", "grpc", "metrics")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -99,8 +100,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = measured(arguments, callers, server)
     if arguments.output:
         write(Path(arguments.output), {"command": command_of("bench.overload", argv), "machine": machine(0),
-                                       "rows": [asdict(row) for row in rows]})  # fmt: skip
+                                       "rows": [{**vars(row), "load": vars(row.load)} for row in rows]})  # fmt: skip
     show(table(rows, f"callers wait {arguments.limit_ms:g} ms; {described(machine(0))}"))
+
+
+def requests_of(arguments: OverloadArguments) -> list[Request]:
+    """Raises FlagError for a flag that makes no sense."""
+    for name in ("limit_ms", "seconds", "rate"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise FlagError(f"--{name} {value:g}: above 0 is needed")
+    try:
+        counts = Counts.parse(arguments.documents)
+    except ValueError as error:
+        raise FlagError(f"--documents {error}") from error
+    return [*islice(traffic(read_groups(Path(arguments.queries)), counts, arguments.seed), MESSAGES)]
 
 
 def measured(arguments: OverloadArguments, callers: Callers, server: Child) -> list[Row]:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -114,7 +114,3 @@ def _message(model: str, request: Request, limit_s: float) -> ModelInferRequest:
         message.raw_input_contents.append(tensor._get_content())
     message.parameters["timeout"].int64_param = round(limit_s * 1e6)
     return message
-
-
-def first(requests: Iterator[Request], count: int) -> list[Request]:
-    return list(itertools.islice(requests, count))
