@@ -33,7 +33,8 @@ from trainer.command import FlagError, command, parse
 STEPS = (0.5, 1.0, 2.0, 5.0)  # of the sustainable rate
 AFTER, PAUSE_S = 0.8, 5.0  # of it, so many seconds after the last step
 MESSAGES = 500  # that differ; then they come again
-CALLERS = 8  # of the closed loop that finds the sustainable rate
+CALLERS, PATIENCE_S = 8, 60.0  # of the closed loop that finds the sustainable rate
+MODEL = "ranker"
 HEADINGS = ("load", "offered/s", "in time/s", "of the peak", "refused/s", "late/s", "failed", "p50 ms", "p99 ms",
             "refusal p99 ms", "lag p99 ms", "server cores", "generator cores", "memory MB")  # fmt: skip
 
@@ -96,8 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         started(triton(arguments.model_repository, ports), Path(folder) / "log") as server,
     ):
         server.wait_until(lambda: healthy(ports["http"]))
-        callers = Callers(f"127.0.0.1:{ports['grpc']}", "ranker", requests, arguments.limit_ms / 1000)
-        rows = measured(arguments, callers, server)
+        url = f"127.0.0.1:{ports['grpc']}"
+        patient, hurried = (
+            Callers(url, MODEL, requests, limit_s) for limit_s in (PATIENCE_S, arguments.limit_ms / 1000)
+        )
+        rows = measured(arguments, patient, hurried, server)
     if arguments.output:
         write(Path(arguments.output), {"command": command_of("bench.overload", argv), "machine": machine(0),
                                        "rows": [{**vars(row), "load": vars(row.load)} for row in rows]})  # fmt: skip
@@ -117,18 +121,18 @@ def requests_of(arguments: OverloadArguments) -> list[Request]:
     return [*islice(traffic(read_groups(Path(arguments.queries)), counts, arguments.seed), MESSAGES)]
 
 
-def measured(arguments: OverloadArguments, callers: Callers, server: Child) -> list[Row]:
-    """The closed loop, then each rate, the last one after a pause."""
-    callers.closed_loop(CALLERS, min(arguments.seconds, 3.0))  # what is new: documents, memory, the engine's speed
+def measured(arguments: OverloadArguments, patient: Callers, hurried: Callers, server: Child) -> list[Row]:
+    """The closed loop of ``patient`` callers, then each rate of ``hurried`` ones, the last one after a pause."""
+    patient.closed_loop(CALLERS, min(arguments.seconds, 3.0))  # what is new: documents, memory, the engine's speed
     watch = Watch(server)
-    rows = [watch.row(f"{CALLERS} callers", callers.closed_loop(CALLERS, arguments.seconds))]
+    rows = [watch.row(f"{CALLERS} patient callers", patient.closed_loop(CALLERS, arguments.seconds))]
     sustainable = arguments.rate or rows[0].load.a_second(ANSWERED)
     for number, (step, pause_s) in enumerate([*((step, 0.0) for step in STEPS), (AFTER, PAUSE_S)]):
         time.sleep(pause_s)
         watch, rate = Watch(server), step * sustainable
         times = arrivals("poisson", rate, arguments.seconds, arguments.seed + number)
         after = f", {pause_s:g} s later" if pause_s else ""
-        rows.append(watch.row(f"{step:g} times{after}", callers.open_loop(times, arguments.seconds)))
+        rows.append(watch.row(f"{step:g} times{after}", hurried.open_loop(times, arguments.seconds)))
         print(f"{rows[-1].name}: {rows[-1].load.a_second(ANSWERED):.1f}/s in time", file=sys.stderr)
     return rows
 

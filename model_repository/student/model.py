@@ -37,6 +37,10 @@ METRICS = {
 }
 
 
+class InvalidPairsError(ValueError):
+    """What came are no pairs that the engine was built for; the caller is at fault."""
+
+
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(TURN_S)
@@ -57,7 +61,7 @@ class TritonPythonModel:
         self.scheduler = Scheduler(
             self.scorer.score,
             self.scorer.tokens_per_call,
-            longest_wait_s(config),
+            setting(config, "max_wait_s") or math.inf,
             watch=lambda waiting: self.board.show(waiting.numbers()),
             tick=self._show_metrics,
         )
@@ -83,21 +87,29 @@ class TritonPythonModel:
     def _show_metrics(self) -> None:
         scheduler = self.scheduler
         wait_s = scheduler.waiting().wait_s(time.monotonic())
-        self.metrics.show(
-            requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
-        )
+        try:
+            self.metrics.show(
+                requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
+            )
+        except pb_utils.TritonModelException as error:  # the engine's thread goes on
+            pb_utils.Logger.log_warn(f"{self.name}: the metrics could not be shown: {error}")
 
     def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
         if isinstance(outcome, Exception):
-            kind = pb_utils.TritonError
-            code = kind.UNAVAILABLE if isinstance(outcome, UnavailableError) else kind.INTERNAL
-            response = pb_utils.InferenceResponse(error=kind(f"{self.name}: {outcome}", code))
+            response = pb_utils.InferenceResponse(error=self._error(outcome))
         else:
             response = pb_utils.InferenceResponse([pb_utils.Tensor("SCORES", outcome)])
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
             pb_utils.Logger.log_warn(f"{self.name}: an answer could not be sent: {error}")
+
+    def _error(self, error: Exception) -> Any:
+        kind = pb_utils.TritonError
+        if isinstance(error, InvalidPairsError):
+            return kind(f"{self.name}: {error}", kind.INVALID_ARG)
+        code = kind.UNAVAILABLE if isinstance(error, UnavailableError) else kind.INTERNAL
+        return kind(f"{self.name}: {error}", code)
 
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
@@ -127,18 +139,19 @@ def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, row_length: i
 
 
 def urgency_of(tensor: Any) -> Urgency:
-    """The priority and the deadline that the tokenizer has read off a request; any time without them."""
+    """The priority and the deadline that the tokenizer has read off a request; any time without them. Raises
+    InvalidPairsError for what no tokenizer of ours hands on."""
     if tensor is None:
         return ANY_TIME
     numbers = tensor.as_numpy().tolist()
     if len(numbers) != len(Urgency._fields) or numbers[0] not in (PERSON, BATCH) or math.isnan(numbers[1]):
-        raise ValueError(f"{URGENCY} is a priority ({PERSON} or {BATCH}) and a deadline, not {numbers[:9]}")
+        raise InvalidPairsError(f"{URGENCY} is a priority ({PERSON} or {BATCH}) and a deadline, not {numbers[:9]}")
     return Urgency(int(numbers[0]), numbers[1])
 
 
-def longest_wait_s(config: dict[str, Any]) -> float:
-    """The setting of the configuration; without one, or for 0, a request without a deadline may wait for ever."""
-    given = config["parameters"].get("max_wait_s", {"string_value": "0"})["string_value"]
+def setting(config: dict[str, Any], name: str) -> int:
+    """The number of that name among the configuration's parameters; 0 without one, which is no limit."""
+    given = config["parameters"].get(name, {"string_value": "0"})["string_value"]
     if not given.isdecimal():
-        raise pb_utils.TritonModelException(f"max_wait_s of the configuration must be 0 or more, not {given!r}")
-    return int(given) or math.inf
+        raise pb_utils.TritonModelException(f"{name} of the configuration must be 0 or more, not {given!r}")
+    return int(given)

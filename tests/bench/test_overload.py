@@ -22,7 +22,7 @@ def test_every_rate_has_a_line_and_every_request_an_outcome(
     assert overload.main([*argv, "--limit_ms", "60000", "--output", str(output)]) == 0
     rows = json.loads(output.read_text())["rows"]
     assert [row["name"] for row in rows] == [
-        "8 callers",
+        "8 patient callers",
         "0.5 times",
         "1 times",
         "2 times",

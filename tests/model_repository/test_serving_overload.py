@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
 from model_repository.tokenizer.pair_encoding import Document, FloatArray
 from tests.support.gated import gated
-from tests.support.requests import strings
+from tests.support.requests import strings, student_inputs
 from tests.support.servers import Reference, Server, metric, running
 from tests.support.waiting import eventually
 
@@ -105,3 +107,23 @@ def test_a_priority_that_does_not_exist_is_the_callers_fault(server: Server, lev
     with pytest.raises(grpc.InferenceServerException, match=f"priority_level is 1 or 2, not '{level}'") as caught:
         Asking(server)("river", SMALL, parameters={"priority_level": level})
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    ("urgency", "status", "message"),
+    [
+        ([3.0, math.inf], "INVALID_ARGUMENT", "urgency is a priority"),
+        ([1.0, math.nan], "INVALID_ARGUMENT", "urgency is a priority"),
+        ([1.0, 0.0], "UNAVAILABLE", "past its deadline"),
+    ],
+)
+def test_an_urgency_that_no_tokenizer_hands_on_fails_alone(
+    server: Server, urgency: list[float], status: str, message: str
+) -> None:
+    """Sent to the student itself, which takes pairs without one too."""
+    tensor = grpc.InferInput("urgency", [2], "FP64")
+    tensor.set_data_from_numpy(np.array(urgency))
+    with grpc.InferenceServerClient(server.url) as raw:
+        with pytest.raises(grpc.InferenceServerException, match=rf"StatusCode.{status}\] .*{message}"):
+            raw.infer("student", [*student_inputs([3]), tensor])
+        assert len(raw.infer("student", student_inputs([3])).as_numpy("SCORES")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ METRICS = {
     "document_cache_hits": ("documents that were not tokenised again", COUNTER),
     "document_cache_bytes": ("memory that the cache takes", GAUGE),
     "requests_refused": ("requests that were refused at once, since they could not be scored in time", COUNTER),
+    "server_restarts": ("how often the embedded server has started Triton again", GAUGE),
 }
+RESTARTS = "DISRANKER_RESTARTS"  # the variable in which it tells Triton
 METRICS_EVERY_S = 1.0
 
 
@@ -98,6 +101,7 @@ class MetricsThread(threading.Thread):
                 document_cache_hits=self._cache.hits,
                 document_cache_bytes=self._cache.bytes,
                 requests_refused=self._gate.refused,
+                server_restarts=int(os.environ.get(RESTARTS, 0)),
             )
 
     def stop(self) -> None:
