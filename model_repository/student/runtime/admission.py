@@ -7,7 +7,9 @@ in its folder, because Triton shows a model its own folder only).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -41,28 +43,30 @@ class Waiting:
     call_began: when the call that runs began, a time of time.monotonic; inf for none
     call_s: how long that call should take
     longest_s: how long a request without a deadline may have to wait
-    requests: [n, 3], the tokens left, priority and deadline of each request that waits
+    requests: the tokens left, priority and deadline of each request that waits
     """
 
     speed: float
     call_began: float
     call_s: float
     longest_s: float
-    requests: Numbers
+    requests: Sequence[tuple[float, float, float]]
 
     def numbers(self) -> Numbers:
         """All of it in one array, for ``of``."""
-        return np.array([self.speed, self.call_began, self.call_s, self.longest_s, *self.requests.ravel()])
+        return np.array([self.speed, self.call_began, self.call_s, self.longest_s, *chain(*self.requests)])
 
     @classmethod
     def of(cls, numbers: Numbers) -> Waiting:
-        count = (len(numbers) - 4) // 3  # a board may have had no room for all of them
-        speed, call_began, call_s, longest_s = numbers[:4].tolist()
-        return cls(speed, call_began, call_s, longest_s, numbers[4 : 4 + 3 * count].reshape(-1, 3))
+        speed, call_began, call_s, longest_s, *rest = numbers.tolist()
+        return cls(speed, call_began, call_s, longest_s, [*zip(rest[::3], rest[1::3], rest[2::3], strict=False)])
+
+    def joined_by(self, tokens: float, urgency: Urgency) -> Waiting:
+        return replace(self, requests=[*self.requests, (tokens, *urgency)])
 
     @property
     def is_idle(self) -> bool:
-        return not len(self.requests) and math.isinf(self.call_began)
+        return not self.requests and math.isinf(self.call_began)
 
     def busy_s(self, now: float) -> float:
         """Seconds that the running call will take. One that is late is taken to be late for as long again."""
@@ -70,7 +74,7 @@ class Waiting:
 
     def wait_s(self, now: float) -> float:
         """Seconds until all is scored."""
-        return self.busy_s(now) + (float(self.requests[:, 0].sum()) / self.speed if self.speed else 0.0)
+        return self.busy_s(now) + (sum(left for left, _, _ in self.requests) / self.speed if self.speed else 0.0)
 
     def delay_s(self, tokens: float, urgency: Urgency, now: float) -> float:
         """Seconds by which a new request of so many tokens comes too early; 0 for one that may join.
@@ -81,18 +85,24 @@ class Waiting:
         """
         if self.is_idle or not self.speed:
             return 0.0
-        left, priority, deadline = self.requests.T
-        own_s = tokens / self.speed
-        ahead = (priority < urgency.priority) | ((priority == urgency.priority) & (left <= tokens))
-        wait_s = self.busy_s(now) + float(left[ahead].sum()) / self.speed
+        own_s, mine = tokens / self.speed, (urgency.priority, tokens)
+        wait_s = self.busy_s(now) + sum(left for left, level, _ in self.requests if (level, left) <= mine) / self.speed
         most_s = self.longest_s if math.isinf(urgency.deadline) else CAUTION * (urgency.deadline - now - own_s)
-        overtaken = ~ahead & (priority == urgency.priority)
-        order = np.argsort(left[overtaken], kind="stable")
-        left_s, time_s = left[overtaken][order] / self.speed, deadline[overtaken][order] - now
-        ends_s = wait_s + np.cumsum(left_s)
-        # Those that would be late without it do not count.
-        harmed = (ends_s <= time_s) & (ends_s - left_s + own_s > CAUTION * (time_s - left_s))
-        return max(wait_s - most_s, float(ends_s[harmed].max(initial=0.0)))
+        if wait_s > most_s:
+            return wait_s - most_s
+        return self._harm_s(mine, wait_s, own_s, now)
+
+    def _harm_s(self, mine: tuple[float, float], wait_s: float, own_s: float, now: float) -> float:
+        """Seconds until those are scored who would not make their deadlines if this one overtook them. Those who would
+        not make them anyway do not count."""
+        harm_s = 0.0
+        for left, level, deadline in sorted(self.requests):
+            if level == mine[0] and (level, left) > mine:
+                left_s, time_s = left / self.speed, deadline - now
+                if wait_s + left_s <= time_s and wait_s + own_s > CAUTION * (time_s - left_s):
+                    harm_s = wait_s + left_s
+                wait_s += left_s
+        return harm_s
 
     def refusal(self, delay_s: float, now: float) -> str:
         """What a request is told that comes too early."""

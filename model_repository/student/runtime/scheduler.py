@@ -76,16 +76,15 @@ class Scheduler:
                 self.refused += 1
                 raise OverloadedError(waiting.refusal(delay_s, now))
             self._queue.add(request)
-            self._watch(self.waiting())
+            self._watch(waiting.joined_by(request.left, request.urgency))
             self._changed.notify()
 
     def waiting(self) -> Waiting:
         """What the engine has to do."""
-        rows = [(request.left, *request.urgency) for request in self._queue.waiting]
-        speed = self._speed.tokens_per_s
+        speed, requests = self._speed.tokens_per_s, self._queue.waiting
         call_s = self._call_tokens / speed if speed else 0.0
-        requests = np.array(rows, np.float64).reshape(-1, 3)
-        return Waiting(speed, self._call_began, call_s, self._longest_s, requests)
+        rows = [(request.left, *request.urgency) for request in requests]
+        return Waiting(speed, self._call_began, call_s, self._longest_s, rows)
 
     def close(self) -> None:
         """End the thread after the call that it is in; what has not been scored by then fails."""
