@@ -19,6 +19,7 @@ TRACKED = ("*.py", "*.pbtxt", ".gitkeep")
 # an LLM's forward pass.
 QUEUE_DELAY_US = 20_000
 SCORED_BY = "scored_by"  # the tokenizer's parameter: which model its rows are for
+MAX_WAIT = "max_wait_s"  # the student's parameter: how long requests without a deadline may wait, 0 for any time
 OF_ONE_VERSION = ("version_policy", "cc_model_filenames", "default_model_filename")
 
 
@@ -104,8 +105,8 @@ def _is_built(origin: str, path: Path) -> bool:
 def for_teacher(student: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
     """A configuration of the student's models with the teacher's ``names``.
 
-    The scorer has one instance a device, since each takes an LLM's memory. It waits for full batches. It refuses no
-    request for the length of its queue, since the clients bound what is on its way.
+    The scorer has one instance a device, since each takes an LLM's memory. It waits for full batches. No request is
+    refused for the length of a queue, since the clients bound what is on its way.
     """
     config = ModelConfig()
     config.CopyFrom(student)
@@ -114,7 +115,10 @@ def for_teacher(student: ModelConfig, names: Mapping[str, str]) -> ModelConfig:
         step.model_name = names[step.model_name]
     if SCORED_BY in config.parameters:
         config.parameters[SCORED_BY].string_value = names[config.parameters[SCORED_BY].string_value]
+    if MAX_WAIT in config.parameters:
+        config.parameters[MAX_WAIT].string_value = "0"
     if student.name != "student":
+        config.ClearField("dynamic_batching")
         return config
     for field in OF_ONE_VERSION:
         config.ClearField(field)

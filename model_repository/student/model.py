@@ -8,29 +8,44 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from metrics import COUNTER, GAUGE, Metrics
+from runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
+from runtime.board import Board
 from runtime.packing import FlatPairs, FloatArray
+from runtime.pair_queue import Request
 from runtime.pair_scorer import PairScorer
-from runtime.scheduler import OverloadedError, Request, Scheduler, StoppedError
+from runtime.scheduler import Scheduler, UnavailableError
 
 # Python lets a thread wait this long for another's turn. The engine's asks for one after each call, which takes some
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
 TURN_S = 0.0005
-INPUTS = ("token_ids", "lengths", "document_starts")
+PAIRS, URGENCY = ("token_ids", "lengths", "document_starts"), "urgency"
+METRICS = {
+    "requests_refused": ("requests that were refused at once, since they could not be scored in time", COUNTER),
+    "requests_dropped": ("requests that were past their deadline before they were scored", COUNTER),
+    "expected_wait_seconds": ("work that waits for the engine", GAUGE),
+}
+
+
+class InvalidPairsError(ValueError):
+    """What came are no pairs that the engine was built for; the caller is at fault."""
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(TURN_S)
         self.name, config = args["model_name"], json.loads(args["model_config"])
-        if tuple(tensor["name"] for tensor in config["input"]) != INPUTS:
+        if tuple(tensor["name"] for tensor in config["input"]) != (*PAIRS, URGENCY):
             raise pb_utils.TritonModelException(
                 f"{self.name}: the configurations of this model repository are of an older release; build the engine "
                 "into a new --model_repository"
@@ -42,38 +57,59 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{self.name}: {note}")
         self.scorer.warm_up()
         self.row_length = self.scorer.layout.row_length
+        self.board, self.metrics = Board(self.name), Metrics(args, METRICS)
         self.scheduler = Scheduler(
-            self.scorer.score, self.scorer.tokens_per_call, self.row_length, max_waiting_rows(config)
+            self.scorer.score,
+            self.scorer.tokens_per_call,
+            setting(config, "max_wait_s") or math.inf,
+            watch=lambda waiting: self.board.show(waiting.numbers()),
+            tick=self._show_metrics,
         )
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
-            token_ids, lengths, starts = (
-                pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS
-            )
+            token_ids, lengths, starts = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PAIRS)
             try:
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
                 pairs = flat_pairs(token_ids, lengths, starts, self.row_length)
-                self.scheduler.submit(Request(pairs, partial(self._send, sender)))
-            except (OverloadedError, StoppedError, ValueError) as error:
+                urgency = urgency_of(pb_utils.get_input_tensor_by_name(request, URGENCY))
+                self.scheduler.submit(Request(pairs, partial(self._send, sender), urgency))
+            except (UnavailableError, ValueError) as error:
                 self._send(sender, error)
         return [None] * len(requests)
 
     def finalize(self) -> None:
         self.scheduler.close()
+        self.metrics.close()
+        self.board.close()
+
+    def _show_metrics(self) -> None:
+        scheduler = self.scheduler
+        wait_s = scheduler.waiting().wait_s(time.monotonic())
+        try:
+            self.metrics.show(
+                requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
+            )
+        except pb_utils.TritonModelException as error:  # the engine's thread goes on
+            pb_utils.Logger.log_warn(f"{self.name}: the metrics could not be shown: {error}")
 
     def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
         if isinstance(outcome, Exception):
-            kind = pb_utils.TritonError
-            code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL
-            response = pb_utils.InferenceResponse(error=kind(f"{self.name}: {outcome}", code))
+            response = pb_utils.InferenceResponse(error=self._error(outcome))
         else:
             response = pb_utils.InferenceResponse([pb_utils.Tensor("SCORES", outcome)])
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
             pb_utils.Logger.log_warn(f"{self.name}: an answer could not be sent: {error}")
+
+    def _error(self, error: Exception) -> Any:
+        kind = pb_utils.TritonError
+        if isinstance(error, InvalidPairsError):
+            return kind(f"{self.name}: {error}", kind.INVALID_ARG)
+        code = kind.UNAVAILABLE if isinstance(error, UnavailableError) else kind.INTERNAL
+        return kind(f"{self.name}: {error}", code)
 
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
@@ -102,9 +138,20 @@ def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, row_length: i
     return FlatPairs(token_ids, lengths.astype(np.int64), document_starts.astype(np.int64), truncated)
 
 
-def max_waiting_rows(config: dict[str, Any]) -> int:
-    """The setting of the configuration; without one any number may wait."""
-    given = config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"]
+def urgency_of(tensor: Any) -> Urgency:
+    """The priority and the deadline that the tokenizer has read off a request; any time without them. Raises
+    InvalidPairsError for what no tokenizer of ours hands on."""
+    if tensor is None:
+        return ANY_TIME
+    numbers = tensor.as_numpy().tolist()
+    if len(numbers) != len(Urgency._fields) or numbers[0] not in (PERSON, BATCH) or math.isnan(numbers[1]):
+        raise InvalidPairsError(f"{URGENCY} is a priority ({PERSON} or {BATCH}) and a deadline, not {numbers[:9]}")
+    return Urgency(int(numbers[0]), numbers[1])
+
+
+def setting(config: dict[str, Any], name: str) -> int:
+    """The number of that name among the configuration's parameters; 0 without one, which is no limit."""
+    given = config["parameters"].get(name, {"string_value": "0"})["string_value"]
     if not given.isdecimal():
-        raise pb_utils.TritonModelException(f"max_waiting_rows of the configuration must be 0 or more, not {given!r}")
+        raise pb_utils.TritonModelException(f"{name} of the configuration must be 0 or more, not {given!r}")
     return int(given)

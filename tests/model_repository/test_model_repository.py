@@ -69,7 +69,7 @@ def test_the_tokenizer_gives_pairs_flat_and_packed() -> None:
         name: (kind["TYPE_INT32"].number, -1, width) for name, width in widths.items()
     }
     expected |= dict.fromkeys(("slots", *FLAT), (kind["TYPE_INT32"].number, -1))
-    expected["TRUNCATED"] = (kind["TYPE_BOOL"].number, -1)
+    expected |= {"TRUNCATED": (kind["TYPE_BOOL"].number, -1), "urgency": (kind["TYPE_FP64"].number, 2)}
     assert got == expected
 
 
@@ -86,8 +86,8 @@ def test_a_plan_takes_packed_rows_and_gives_scores_by_slot() -> None:
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_student_in_the_python_backend_takes_flat_pairs_and_gives_scores(name: str) -> None:
     served, made = config(f"student/{name}"), tensors(config("tokenizer/config.pbtxt").output)
-    assert [one.name for one in served.input] == [*FLAT]
-    assert tensors(served.input) == {tensor: made[tensor] for tensor in FLAT}
+    assert [one.name for one in served.input if not one.optional] == [*FLAT]
+    assert tensors(served.input) == {tensor: made[tensor] for tensor in (*FLAT, "urgency")}
     assert tensors(served.output) == tensors(config("scores/config.pbtxt").output)
 
 
@@ -164,9 +164,11 @@ def test_production_records_a_graph_for_every_small_batch() -> None:
     assert (min(warm), max(warm)) == (1, production.max_batch_size)
 
 
-def test_production_refuses_what_it_cannot_serve_in_time() -> None:
-    batching = config("student/config.pbtxt").dynamic_batching
+@pytest.mark.parametrize("name", ["student", "tokenizer"])
+def test_tritons_queues_refuse_what_cannot_be_served_in_time(name: str) -> None:
+    """Triton takes a request's timeout only up to the default, and for none without one."""
+    batching = config(f"{name}/config.pbtxt").dynamic_batching
     policy = batching.default_queue_policy
     assert policy.max_queue_size and policy.default_timeout_microseconds and policy.allow_timeout_override
     assert policy.timeout_action == ModelQueuePolicy.REJECT
-    assert 1 < batching.default_priority_level <= batching.priority_levels, "something can be ahead of the default"
+    assert (batching.default_priority_level, batching.priority_levels) == (1, 2), "a person waits, unless it is said"

@@ -6,7 +6,9 @@ The scheduler, the warm-up and the version policy are Triton's own, so they are 
 from __future__ import annotations
 
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from model_repository.tokenizer.pair_encoding import INPUTS
 from tests import ROOT
 from tests.support.requests import answer, assert_equal, by_ids, documents
 from tests.support.servers import Reference, Server, running
+from tests.support.waiting import eventually
 
 TRACKED = Dimensions(row_length=256, slots_per_row=16, max_rows=1000)
 ROWS = 600  # more than half of what may run at a time, so that requests wait for each other
@@ -34,6 +37,8 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
         rows = [len(pb_utils.get_input_tensor_by_name(request, "pool_positions").as_numpy()) for request in requests]
+        with Path(__file__).with_name("calls").open("a") as calls:
+            print(*rows, file=calls)
         while ROWS in rows and not Path(__file__).with_name("released").exists():
             time.sleep(0.01)
         zeros = (np.zeros((count, 16), dtype=np.float32) for count in rows)
@@ -49,7 +54,7 @@ def on_the_processor(config: ModelConfig) -> ModelConfig:
     changed.ClearField("default_model_filename")
     changed.ClearField("cc_model_filenames")
     changed.ClearField("optimization")
-    changed.dynamic_batching.default_queue_policy.max_queue_size = 2
+    changed.dynamic_batching.default_queue_policy.max_queue_size = 2  # of each priority
     for group in changed.instance_group:
         group.count, group.kind = 1, ModelInstanceGroup.KIND_CPU
     return changed
@@ -81,17 +86,46 @@ def test_triton_takes_the_scheduler_and_refuses_what_is_too_much(production: Mod
     assert outcomes == {"scored", "StatusCode.UNAVAILABLE"}
 
 
-def ask(server: Server) -> str:
+def test_triton_keeps_to_priorities_and_timeouts(production: ModelConfig, tmp_path: Path) -> None:
+    version = tmp_path / "model_repository/student/1"
+    version.mkdir(parents=True)
+    config = ModelConfig()
+    config.CopyFrom(production)
+    config.ClearField("model_warmup")
+    config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 10**9  # a busy machine is no failure
+    (version.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
+    (version / "model.py").write_text(HELD.replace("ROWS", str(ROWS)))
+    with running(tmp_path / "model_repository", tmp_path / "log") as server, ThreadPoolExecutor(4) as pool:
+        asked = {"held": pool.submit(ask, server)}
+        eventually((version / "calls").exists)
+        for count, (name, settings) in enumerate(
+            {"job": {"priority": 2}, "person": {}, "late": {"timeout": 1000}}.items()
+        ):
+            eventually(partial(_wait, server, count))
+            asked[name] = pool.submit(ask, server, ROWS + 1 + count, **settings)
+        eventually(lambda: asked["late"].done() or _wait(server, 3))
+        time.sleep(0.01)  # more than it waits
+        (version / "released").touch()
+        outcomes = {name: each.result() for name, each in asked.items()}
+    assert outcomes == {**dict.fromkeys(asked, "scored"), "late": "StatusCode.UNAVAILABLE"}
+    assert (version / "calls").read_text().split() == [str(ROWS), str(ROWS + 2), str(ROWS + 1)]
+
+
+def _wait(server: Server, count: int) -> bool:
+    return server.metrics("nv_inference_pending_request_count") == count
+
+
+def ask(server: Server, rows: int = ROWS, **settings: int) -> str:
     """The outcome of a request for which others must wait."""
     inputs = []
     for name in INPUTS:
         width = TRACKED.width(name)
         assert width is not None
-        inputs.append(grpc.InferInput(name, [ROWS, width], "INT32"))
-        inputs[-1].set_data_from_numpy(np.zeros((ROWS, width), dtype=np.int32))
+        inputs.append(grpc.InferInput(name, [rows, width], "INT32"))
+        inputs[-1].set_data_from_numpy(np.zeros((rows, width), dtype=np.int32))
     with grpc.InferenceServerClient(server.url) as client:
         try:
-            client.infer("student", inputs)
+            client.infer("student", inputs, **settings)
         except grpc.InferenceServerException as error:
             return str(error.status())
     return "scored"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,18 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from google.protobuf import text_format
 
 from client import RankingClient, RankingError
-from engines.repository.configs import read_config
 from model_repository.tokenizer.pair_encoding import (
     Document,
     DocumentIds,
     EncodingError,
-    FloatArray,
     PairEncoder,
 )
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_xlm_roberta
+from tests.support.gated import gated
 from tests.support.requests import (
     STRANGE,
     answer,
@@ -36,8 +31,7 @@ from tests.support.requests import (
     student_inputs,
 )
 from tests.support.servers import Reference, Server, running
-
-PATIENCE_S = 180.0
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 def test_documents_as_ids_score_as_their_texts(server: Server, reference: Reference) -> None:
@@ -101,66 +95,15 @@ def test_documents_that_come_again_are_not_tokenised_again(server: Server, refer
         for query in ("garden", "bridge", "river " * 20, "garden"):  # each leaves other room for the document
             assert_equal(answer(client, query, candidates), reference(query, candidates))
     # There are two instances, each with its own cache: the third request finds its documents in one of them.
-    _wait_until(lambda: server.metrics("disranker_document_cache_lookups") - lookups == 200)
+    eventually(lambda: server.metrics("disranker_document_cache_lookups") - lookups == 200)
     assert server.metrics("disranker_document_cache_hits") - hits >= 100
     assert server.metrics("disranker_document_cache_bytes") > 50 * 65
-
-
-def _wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-SLOW_ENGINE = '''
-import time
-from pathlib import Path
-
-from .openvino_engine import OpenVinoEngine
-
-GATE = Path({gate!r})
-
-
-class GatedEngine(OpenVinoEngine):
-    """The engine, each call of which waits for a file, and breaks if there is another."""
-
-    def infer(self, rows):
-        (GATE / "entered").touch()
-        while not (GATE / "open").exists():
-            time.sleep(0.01)
-        if (GATE / "broken").exists():
-            raise RuntimeError("the engine broke")
-        return super().infer(rows)
-'''
-
-
-def _gated(served_repository: Path, root: Path, max_waiting_rows: int = 0) -> tuple[Path, Path]:
-    """A copy of the repository whose engine waits for ``gate/open`` at each call, and the gate, which is open."""
-    repository, gate = root / "model_repository", root / "gate"
-    shutil.copytree(served_repository, repository)
-    gate.mkdir()
-    (gate / "open").touch()  # for the warm-up; ``_closed`` closes it
-    (repository / "student/runtime/gated_engine.py").write_text(SLOW_ENGINE.format(gate=str(gate)))
-    manifest = repository / "student/1/manifest.json"
-    served_by = {"served_by": "gated_engine.GatedEngine"}
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **served_by}))
-    path = repository / "student/configs/cpu.pbtxt"
-    config = read_config(path)
-    config.parameters["max_waiting_rows"].string_value = str(max_waiting_rows)
-    path.write_text(text_format.MessageToString(config))
-    return repository, gate
-
-
-def _closed(gate: Path) -> None:
-    (gate / "open").unlink()
-    (gate / "entered").unlink()
 
 
 def test_who_goes_first_who_fails_and_who_is_dropped(
     served_repository: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    repository, gate = _gated(served_repository, tmp_path)
+    repository, gate = gated(served_repository, tmp_path)
     large, small = documents(1000, longest=60), documents(10, longest=60)
     order = list[str]()
 
@@ -170,22 +113,22 @@ def test_who_goes_first_who_fails_and_who_is_dropped(
         order.append(name)
 
     with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(3) as pool:
-        _closed(gate)
+        gate.close()
         answers = [pool.submit(ask, "large", large)]
-        _wait_until((gate / "entered").exists)
+        gate.wait()
         answers.append(pool.submit(ask, "small", small))
-        _wait_until(lambda: _requests(server, "student") == 2)
+        eventually(lambda: _requests(server, "student") == 2)
         _leave(server, student_inputs([256] * 500))
-        (gate / "open").touch()
+        gate.open()
         for future in answers:
             future.result()
         assert order == ["small", "large"]
 
-        (gate / "broken").touch()
+        gate.broken.touch()
         with RankingClient(server.url) as client:
             with pytest.raises(RankingError, match="student: the engine broke"):
                 client.score("silver", ["river"])
-            (gate / "broken").unlink()
+            gate.broken.unlink()
             assert_equal(answer(client, "silver", small), reference("silver", small))
 
 
@@ -195,7 +138,7 @@ def _leave(server: Server, pairs: list[grpc.InferInput]) -> None:
     with grpc.InferenceServerClient(server.url) as raw:
         before = _requests(server, "student")
         call = raw.async_infer("student", pairs, callback=lambda result, error: gone.set())
-        _wait_until(lambda: _requests(server, "student") > before)
+        eventually(lambda: _requests(server, "student") > before)
         call.cancel()
         assert gone.wait(PATIENCE_S)
 
@@ -226,25 +169,3 @@ def _requests(server: Server, model: str) -> int:
     """Requests that the model has been given, whether they are answered or not."""
     with grpc.InferenceServerClient(server.url) as client:
         return int(client.get_inference_statistics(model).model_stats[0].execution_count)
-
-
-def test_a_server_that_is_overloaded_says_so(served_repository: Path, tmp_path: Path) -> None:
-    repository, gate = _gated(served_repository, tmp_path, max_waiting_rows=5)
-    rows_per_call = json.loads((repository / "student/1/manifest.json").read_text())["rows_per_call"]
-    many = [("market " * 260).encode()] * (rows_per_call + 4)  # a row each; four wait while the first call runs
-
-    def ask(texts: list[bytes]) -> FloatArray:
-        with grpc.InferenceServerClient(server.url) as raw:
-            result = raw.infer("ranker", strings(QUERY=[b"q"], TITLES=texts, SUMMARIES=texts))
-        scores: FloatArray = result.as_numpy("SCORES")
-        return scores
-
-    with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(1) as pool:
-        _closed(gate)
-        first = pool.submit(ask, many)
-        _wait_until((gate / "entered").exists)
-        with pytest.raises(grpc.InferenceServerException, match="4 rows wait for the engine") as caught:
-            ask(many[:2])
-        assert caught.value.status() == "StatusCode.UNAVAILABLE"
-        (gate / "open").touch()
-        assert len(first.result()) == len(many)

@@ -1,166 +1,90 @@
-"""The pairs of all waiting requests in the engine's calls, and each request answered with its last pair.
-
-A pair costs its tokens. Each call takes pairs of as many tokens as the engine likes, from as many requests as are
-needed. Therefore no call waits for more, and a request of 1,000 documents has the engine for one call at a time. The
-request with the fewest tokens left goes first, which is the least waiting on the whole. A share of the tokens goes to
-the request that has waited longest: otherwise enough small requests would starve a large one.
-"""
+"""The pairs of all waiting requests in the engine's calls, and each request answered with its last pair, unless it is
+refused when it comes, or dropped once its deadline is over."""
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
+from .admission import Speed, Waiting
 from .packing import FlatPairs, FloatArray
+from .pair_queue import PairQueue, Piece, Request
 
-# With it a large request takes 8 times as long as alone at worst. With twice the share small ones feel every call.
-SHARE_OF_OLDEST = 0.125
-
-
-class OverloadedError(Exception):
-    """More waits than may; the request is to be sent again later, or elsewhere."""
+FULL = 0.5  # of a call's tokens: from there on its time is that of its tokens
+TICK_S = 1.0
 
 
-class StoppedError(Exception):
+class UnavailableError(Exception):
+    """The request was not scored, through no fault of its own."""
+
+
+class OverloadedError(UnavailableError):
+    """Too much waits already; the request is to be sent again later, or elsewhere."""
+
+
+class PastDeadlineError(UnavailableError):
+    """Nobody waits for the answer any more."""
+
+
+class StoppedError(UnavailableError):
     """The scheduler was closed before the request was scored."""
-
-
-class Request:
-    """A request's pairs, sorted once: the longest first, and pairs of like length side by side.
-
-    ``answer`` is called once, with the scores[N] in the caller's order or with what went wrong.
-    """
-
-    def __init__(self, pairs: FlatPairs, answer: Callable[[FloatArray | Exception], None]) -> None:
-        self.answer = answer
-        self.answered = False
-        self.taken = self.scored = 0  # pairs that a call has taken, and those that have come back
-        self._order = np.argsort(-pairs.lengths, kind="stable")
-        self._pairs = pairs[self._order]
-        self._tokens = np.concatenate([[0], np.cumsum(self._pairs.lengths)])  # of all pairs before each
-        self._scores = np.empty(len(pairs), np.float32)
-
-    @property
-    def size(self) -> int:
-        return len(self._pairs)
-
-    @property
-    def left(self) -> int:
-        """The tokens of the pairs that no call has taken."""
-        return int(self._tokens[-1] - self._tokens[self.taken])
-
-    def take(self, most: float) -> int:
-        """Take the next pairs that have at most ``most`` tokens together; returns how many they have."""
-        before = self._tokens[self.taken]
-        self.taken = int(np.searchsorted(self._tokens, before + most, "right")) - 1
-        return int(self._tokens[self.taken] - before)
-
-    def pairs(self, start: int, stop: int) -> FlatPairs:
-        return self._pairs[start:stop]
-
-    def put(self, start: int, scores: FloatArray) -> None:
-        """Keep the scores of the pairs from ``start`` on."""
-        self._scores[self._order[start : start + len(scores)]] = scores
-        self.scored += len(scores)
-
-    def scores(self) -> FloatArray:
-        return self._scores
-
-
-class Piece(NamedTuple):
-    """Pairs ``start`` to ``stop`` of a request, in one call."""
-
-    request: Request
-    start: int
-    stop: int
-
-
-class PairQueue:
-    """The requests that wait, and which pairs go next. Not for several threads."""
-
-    def __init__(self) -> None:
-        self.tokens = 0  # that wait
-        self._waiting: list[Request] = []  # in order of arrival
-        self._owed = 0.0  # tokens that the request which waits longest has a right to
-
-    def add(self, request: Request) -> None:
-        self._waiting.append(request)
-        self.tokens += request.left
-
-    def take(self, most: int) -> list[Piece]:
-        """The next pairs, of at most ``most`` tokens together. A pair that has more alone never goes."""
-        room = min(most, self.tokens)
-        self._owed += room * SHARE_OF_OLDEST
-        pieces: list[Piece] = []
-        if self._waiting:
-            spent = self._take(self._waiting[0], min(room, self._owed), pieces)
-            self._owed -= spent
-            room -= spent
-        for request in sorted(self._waiting, key=lambda request: request.left):
-            if not room:
-                break
-            room -= self._take(request, room, pieces)
-        self._waiting = [request for request in self._waiting if request.left]
-        if not self._waiting:
-            self._owed = 0.0
-        return pieces
-
-    def drop(self, request: Request) -> None:
-        """Forget the pairs that no call has taken yet."""
-        if request.left:
-            self.tokens -= request.left
-            self._waiting.remove(request)
-            request.taken = request.size
-
-    def _take(self, request: Request, most: float, pieces: list[Piece]) -> int:
-        start = request.taken
-        spent = request.take(most)
-        if request.taken > start:
-            pieces.append(Piece(request, start, request.taken))
-        self.tokens -= spent
-        return spent
 
 
 class Scheduler:
     """A thread that keeps the engine busy as long as pairs wait.
 
-    ``score`` takes pairs of up to ``tokens_per_call`` tokens. More than ``max_waiting_rows`` full rows of
-    ``row_length`` tokens do not wait (0: any number).
+    ``score`` takes pairs of up to ``tokens_per_call`` tokens. A request without a deadline is refused where it would
+    wait longer than ``longest_s``. ``watch`` is called whenever what waits has changed, ``tick`` every second by the
+    engine's thread, which is the only one that may talk to Triton beside the one that submits.
     """
 
     def __init__(
         self,
         score: Callable[[FlatPairs], FloatArray],
         tokens_per_call: int,
-        row_length: int,
-        max_waiting_rows: int = 0,
+        longest_s: float = math.inf,
+        watch: Callable[[Waiting], None] = lambda waiting: None,
+        tick: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._score, self._tokens_per_call = score, tokens_per_call
-        self._row_length, self._max_waiting_rows = row_length, max_waiting_rows
-        self._queue = PairQueue()
+        self._score, self._tokens_per_call, self._longest_s = score, tokens_per_call, longest_s
+        self._watch, self._tick, self._clock = watch, tick, clock
+        self._queue, self._speed = PairQueue(), Speed()
+        self._call_began, self._call_tokens = math.inf, 0
+        self.refused = self.dropped = 0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Raises OverloadedError where too much waits already, StoppedError after ``close``."""
+        """Raises OverloadedError where the request could not be scored in time, PastDeadlineError where its time is
+        over, StoppedError after ``close``."""
+        now = self._clock()
         with self._changed:
-            waiting, new = (tokens / self._row_length for tokens in (self._queue.tokens, request.left))
-            most = self._max_waiting_rows
             if self._closed:
                 raise StoppedError("the model is being unloaded")
-            if most and waiting and waiting + new > most:
-                raise OverloadedError(
-                    f"{math.ceil(waiting)} rows wait for the engine and this request has {math.ceil(new)}; at most "
-                    f"{most} may wait (max_waiting_rows): send it later, or to another server"
-                )
+            if request.urgency.deadline <= now:
+                self.dropped += 1
+                raise PastDeadlineError("the request came past its deadline")
+            waiting = self.waiting()
+            if (delay_s := waiting.delay_s(request.left, request.urgency, now)) > 0:
+                self.refused += 1
+                raise OverloadedError(waiting.refusal(delay_s, now))
             self._queue.add(request)
+            self._watch(waiting.joined_by(request.left, request.urgency))
             self._changed.notify()
+
+    def waiting(self) -> Waiting:
+        """What the engine has to do."""
+        speed, requests = self._speed.tokens_per_s, self._queue.waiting
+        call_s = self._call_tokens / speed if speed else 0.0
+        rows = [(request.left, *request.urgency) for request in requests]
+        return Waiting(speed, self._call_began, call_s, self._longest_s, rows)
 
     def close(self) -> None:
         """End the thread after the call that it is in; what has not been scored by then fails."""
@@ -172,16 +96,35 @@ class Scheduler:
             self._end(piece.request, StoppedError("the model was unloaded before this request was scored"))
 
     def _work(self) -> None:
-        while pieces := self._next():
-            self._run(pieces)
+        ticked = self._clock()
+        while not self._closed:
+            self._drop_late()
+            if pieces := self._next():
+                self._run(pieces)
+            if self._clock() - ticked >= TICK_S:
+                ticked = self._clock()
+                self._tick()
+
+    def _drop_late(self) -> None:
+        """Answer those whose time is over, before anything of theirs is scored in vain."""
+        with self._changed:
+            late = self._queue.late(self._clock())
+            self.dropped += len(late)
+        for request in late:
+            self._end(request, PastDeadlineError("the request was past its deadline before it was scored"))
 
     def _next(self) -> list[Piece]:
-        """The pairs of the next call, when there are any; none once closed."""
+        """The pairs of the next call, when there are any; none once closed, or if none come for a while."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._queue.tokens)
-            if self._closed:
-                return []
-            return self._queue.take(self._tokens_per_call)
+            self._call_began = math.inf
+            self._watch(self.waiting())
+            self._changed.wait_for(lambda: self._closed or self._queue.tokens, TICK_S)
+            pieces = [] if self._closed else self._queue.take(self._tokens_per_call)
+            if pieces:
+                self._call_began = self._clock()
+                self._call_tokens = sum(piece.tokens for piece in pieces)
+                self._watch(self.waiting())
+            return pieces
 
     def _run(self, pieces: list[Piece]) -> None:
         try:
@@ -195,6 +138,8 @@ class Scheduler:
             piece.request.put(piece.start, part)
             if piece.request.scored == piece.request.size:
                 self._end(piece.request, piece.request.scores())
+        full = self._call_tokens >= FULL * self._tokens_per_call
+        self._speed.measure(self._call_tokens, self._clock() - self._call_began, full)
 
     def _end(self, request: Request, outcome: FloatArray | Exception) -> None:
         if request.answered:  # it failed, and had two pieces in one call

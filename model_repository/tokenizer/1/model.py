@@ -10,18 +10,25 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import Urgency
+from gate import Gate, OverloadedError, urgency_of
+from metrics import COUNTER, GAUGE, Metrics
 from pair_encoding import EncodingError, FlatPairs, PairEncoder
 from request_encoder import RequestEncoder, check_student
 from token_cache import TokenCache
 
 TEXTS = ("TITLES", "SUMMARIES")
 IDS = ("DOCUMENT_IDS", "DOCUMENT_LENGTHS")
+COUNTED = ("TITLES", "DOCUMENT_LENGTHS")  # an element for each document
 FLAT = ("token_ids", "lengths", "document_starts")
-METRICS = (
-    ("lookups", "documents that were looked up", "counter"),
-    ("hits", "documents that were not tokenised again", "counter"),
-    ("bytes", "memory that the cache takes", "gauge"),
-)
+METRICS = {
+    "document_cache_lookups": ("documents that were looked up", COUNTER),
+    "document_cache_hits": ("documents that were not tokenised again", COUNTER),
+    "document_cache_bytes": ("memory that the cache takes", GAUGE),
+    "requests_refused": ("requests that were refused at once, since they could not be scored in time", COUNTER),
+    "server_restarts": ("how often the embedded server has started Triton again", GAUGE),
+}
+RESTARTS = "DISRANKER_RESTARTS"  # the variable in which it tells Triton
 METRICS_EVERY_S = 1.0
 
 
@@ -34,7 +41,9 @@ class TritonPythonModel:
         self.encoder = RequestEncoder(encoder, _cache_bytes(config))
         scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
-        self.metrics = CacheMetrics(args, self.encoder.cache)
+        self.gate = Gate(scored_by)
+        self.gate.boards.look()
+        self.metrics = MetricsThread(Metrics(args, METRICS), self.encoder.cache, self.gate)
         self.metrics.start()  # last: Triton does not finalize what it could not initialize
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
@@ -45,17 +54,23 @@ class TritonPythonModel:
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        documents = max((array.size for name, array in tensors.items() if name in COUNTED), default=0)
+        kind = pb_utils.TritonError
         try:
+            urgency = urgency_of(request.timeout(), request.parameters())
+            self.gate.check(documents, urgency)
             pairs = self._pairs(tensors)
         except EncodingError as error:
-            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=invalid)
-        outputs = self._outputs(pairs, {*request.requested_output_names()})
+            return pb_utils.InferenceResponse(error=kind(str(error), kind.INVALID_ARG))
+        except OverloadedError as error:
+            return pb_utils.InferenceResponse(error=kind(str(error), kind.UNAVAILABLE))
+        self.gate.learn(len(pairs), pairs.token_ids.size)
+        outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
-    def _outputs(self, pairs: FlatPairs, names: set[str]) -> dict[str, Any]:
+    def _outputs(self, pairs: FlatPairs, urgency: Urgency, names: set[str]) -> dict[str, Any]:
         """The outputs that are asked for: rows are laid out only for a student that cannot do it."""
-        outputs: dict[str, Any] = {"TRUNCATED": pairs.truncated}
+        outputs: dict[str, Any] = {"TRUNCATED": pairs.truncated, "urgency": np.array(urgency)}
         outputs |= {name: getattr(pairs, name).astype(np.int32) for name in FLAT}
         if not names <= outputs.keys():
             outputs |= self.layout.pack(pairs)._asdict()
@@ -70,46 +85,29 @@ class TritonPythonModel:
         raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
 
 
-class CacheMetrics(threading.Thread):
-    """Reports this instance's cache in Triton's ``/metrics``, once a second: each number is a message to
-    Triton's process, which a request would wait for."""
+class MetricsThread(threading.Thread):
+    """Once a second, this instance's numbers to Triton and the students' to the gate."""
 
-    def __init__(self, args: dict[str, str], cache: TokenCache) -> None:
-        super().__init__(name="cache-metrics", daemon=True)
-        labels = {
-            "model": args["model_name"],
-            "version": args["model_version"],
-            "instance": args["model_instance_name"],
-            # Of two models that are reloaded the new one is there before the old one goes. With equal labels they would
-            # share Triton's metric, which the old one frees: the next number of the new one then ends up anywhere in
-            # the server's memory.
-            "process": str(os.getpid()),
-        }
-        self._cache = cache
-        self._families = [_family(*described) for described in METRICS]
-        self._lookups, self._hits, self._bytes = (family.Metric(labels=labels) for family in self._families)
+    def __init__(self, metrics: Metrics, cache: TokenCache, gate: Gate) -> None:
+        super().__init__(name="metrics", daemon=True)
+        self._metrics, self._cache, self._gate = metrics, cache, gate
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        lookups = hits = 0
         while not self._stopped.wait(METRICS_EVERY_S):
-            now = self._cache.lookups, self._cache.hits
-            if now != (lookups, hits):
-                self._lookups.increment(now[0] - lookups)
-                self._hits.increment(now[1] - hits)
-                self._bytes.set(self._cache.bytes)
-                lookups, hits = now
+            self._gate.boards.look()
+            self._metrics.show(
+                document_cache_lookups=self._cache.lookups,
+                document_cache_hits=self._cache.hits,
+                document_cache_bytes=self._cache.bytes,
+                requests_refused=self._gate.refused,
+                server_restarts=int(os.environ.get(RESTARTS, 0)),
+            )
 
     def stop(self) -> None:
         self._stopped.set()
         self.join()
-        del self._lookups, self._hits, self._bytes  # before their families, which would take them along
-        del self._families
-
-
-def _family(name: str, description: str, kind: str) -> Any:
-    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
-    return pb_utils.MetricFamily(name=f"disranker_document_cache_{name}", description=description, kind=kinds[kind])
+        self._metrics.close()
 
 
 def _cache_bytes(config: dict[str, Any]) -> int:

@@ -257,6 +257,9 @@ def test_the_teacher_waits_for_full_batches_and_refuses_nobody() -> None:
     assert [group.count for group in teacher.instance_group] == [1]
     assert not teacher.HasField("version_policy")
     assert student.name == "student"
+    assert not for_teacher(read_config(PROJECT / "tokenizer/config.pbtxt"), TEACHER.names).HasField("dynamic_batching")
+    on_processor = for_teacher(read_config(PROJECT / "student/configs/cpu.pbtxt"), TEACHER.names)
+    assert on_processor.parameters["max_wait_s"].string_value == "0"
 
 
 def test_versions_of_the_teacher_are_listed_and_chosen(

@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_repository.student.runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
 from model_repository.student.runtime.packing import FlatPairs, FloatArray
+from model_repository.student.runtime.pair_queue import SHARE_OF_OLDEST, PairQueue, Request
 from model_repository.student.runtime.scheduler import (
-    SHARE_OF_OLDEST,
     OverloadedError,
-    PairQueue,
-    Request,
+    PastDeadlineError,
     Scheduler,
     StoppedError,
 )
@@ -40,12 +41,13 @@ class Asked:
 
     first: int
     size: int
+    urgency: Urgency = ANY_TIME
     outcomes: list[FloatArray | Exception] = field(default_factory=list)
     answered: threading.Event = field(default_factory=threading.Event)
 
     def request(self) -> Request:
         numbers, ones = np.arange(self.first, self.first + self.size, dtype=np.int32), np.ones(self.size, np.int64)
-        return Request(FlatPairs(numbers, ones, ones, np.zeros(self.size, np.bool_)), self._answer)
+        return Request(FlatPairs(numbers, ones, ones, np.zeros(self.size, np.bool_)), self._answer, self.urgency)
 
     def _answer(self, outcome: FloatArray | Exception) -> None:
         self.outcomes.append(outcome)
@@ -86,9 +88,9 @@ class Engine:
 
 @contextmanager
 def scheduling(
-    score: Callable[[FlatPairs], FloatArray], tokens_per_call: int = 4, most: int = 0
+    score: Callable[[FlatPairs], FloatArray], tokens_per_call: int = 4, **settings: Any
 ) -> Iterator[Scheduler]:
-    scheduler = Scheduler(score, tokens_per_call, row_length=1, max_waiting_rows=most)
+    scheduler = Scheduler(score, tokens_per_call, **settings)
     try:
         yield scheduler
     finally:
@@ -155,16 +157,34 @@ def test_a_small_request_overtakes_a_large_one() -> None:
     assert len(engine.calls[1]) == 4
 
 
-def test_small_requests_do_not_starve_a_large_one() -> None:
-    """Whenever one small request has been served the next is there: shortest first would never end the large one."""
+@pytest.mark.parametrize(("waits", "comes"), [((40, PERSON), (4, PERSON)), ((2, BATCH), (9, PERSON))])
+def test_what_goes_first_does_not_starve_the_others(waits: tuple[int, int], comes: tuple[int, int]) -> None:
+    """Whenever a call has been filled the next small or urgent request is there."""
     queue = PairQueue()
-    large = Asked(0, 40).request()
-    queue.add(large)
+    starved = Asked(0, waits[0], Urgency(waits[1])).request()
+    queue.add(starved)
     served = 0
-    while large.taken < large.size:
-        queue.add(Asked(1000, 4).request())
-        served += sum(piece.stop - piece.start for piece in queue.take(4))
-        assert served <= large.size / SHARE_OF_OLDEST + 4
+    while starved.taken < starved.size:
+        queue.add(Asked(1000, comes[0], Urgency(comes[1])).request())
+        served += sum(piece.tokens for piece in queue.take(4))
+        assert served <= starved.size / SHARE_OF_OLDEST + 4
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([PERSON, BATCH])), min_size=2, max_size=9))
+def test_persons_go_first_and_then_the_smaller_ones(requests: list[tuple[int, int]]) -> None:
+    """One token a call, of which every eighth is the oldest's; it does not count here."""
+    queue = PairQueue()
+    queue.add(Asked(0, 1000, Urgency(PERSON)).request())
+    added = [Asked(0, size, Urgency(priority)).request() for size, priority in requests]
+    for request in added:
+        queue.add(request)
+    ended = list[Request]()
+    while len(ended) < len(added):
+        ended += [piece.request for piece in queue.take(1) if piece.request in added and not piece.request.left]
+        if all(request.urgency.priority == BATCH or not request.left for request in added):
+            break  # the large one is a person's
+    persons = sorted((size for size, priority in requests if priority == PERSON))
+    assert [request.size for request in ended] == persons
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 9))
@@ -253,16 +273,57 @@ def _until_closed(scheduler: Scheduler) -> None:
         scheduler.submit(Asked(1000 + number, 1).request())
 
 
-def test_too_many_waiting_rows_are_refused_and_one_request_never() -> None:
-    engine = Engine()
-    with scheduling(engine, most=10) as scheduler:
-        running, large, refused = Asked(0, 1), Asked(10, 50), Asked(100, 1)
+class Clock:
+    """Seconds, which pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TimedEngine(Engine):
+    """A token a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def __call__(self, pairs: FlatPairs) -> FloatArray:
+        scores = super().__call__(pairs)
+        self._clock.now += len(pairs.token_ids)
+        return scores
+
+
+def test_what_cannot_be_scored_in_time_is_refused_and_what_is_late_is_not_scored() -> None:
+    clock = Clock()
+    engine = TimedEngine(clock)
+    with scheduling(engine, longest_s=30.0, clock=clock) as scheduler:
+        first, running, waiting = Asked(0, 4), Asked(10, 4), Asked(20, 20)
+        engine.gate.release()
+        scheduler.submit(first.request())
+        first.check()
         scheduler.submit(running.request())
-        assert engine.entered.acquire(timeout=PATIENCE_S)
-        scheduler.submit(large.request())  # more than may wait, but nothing else does
-        with pytest.raises(OverloadedError, match="50 rows wait for the engine and this request has 1; at most 10"):
-            scheduler.submit(refused.request())
+        for _ in range(2):
+            assert engine.entered.acquire(timeout=PATIENCE_S)
+        scheduler.submit(waiting.request())
+        wanted = Asked(50, 30, Urgency(deadline=clock.now + 40))  # 24 s of work wait, and it has 30 itself
+        with pytest.raises(OverloadedError, match=r"24\.00 s waits for the engine: retry in 19\.00 s"):
+            scheduler.submit(wanted.request())
+        with pytest.raises(PastDeadlineError, match="past its deadline"):
+            scheduler.submit(Asked(50, 1, Urgency(deadline=clock.now)).request())
+        scheduler.submit(Asked(100, 10).request())
+        with pytest.raises(OverloadedError, match="retry in"):
+            scheduler.submit(Asked(50, 40).request())  # it would have to wait for 34 s
+        late = Asked(200, 6, Urgency(BATCH, clock.now + 200))
+        scheduler.submit(late.request())
+        clock.now += 200
         engine.open()
-        large.check()
-        scheduler.submit(refused.request())
-        refused.check()
+        waiting.check()
+        assert isinstance(late.outcome(), PastDeadlineError)
+        again = Asked(50, 30, Urgency(deadline=clock.now + 400))
+        scheduler.submit(again.request())
+        again.check()
+    assert (scheduler.refused, scheduler.dropped) == (2, 2)
+    assert not {*range(200, 206)} & {pair for call in engine.calls for pair in call}

@@ -106,7 +106,14 @@ def test_chunks_are_the_rows_in_order(lengths: list[int], count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("students", "tokenizers"), [("runtime/packing.py", "pair_encoding/packing.py"), ("served.py", "served.py")]
+    ("students", "tokenizers"),
+    [
+        ("runtime/packing.py", "pair_encoding/packing.py"),
+        ("runtime/admission.py", "admission.py"),
+        ("runtime/board.py", "board.py"),
+        ("metrics.py", "metrics.py"),
+        ("served.py", "served.py"),
+    ],
 )
 def test_student_and_tokenizer_have_the_same_file(students: str, tokenizers: str) -> None:
     """One file: Triton shows a model its own folder only, so a link to it lies in the other's."""

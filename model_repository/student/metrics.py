@@ -1,0 +1,47 @@
+"""Numbers of this process in Triton's ``/metrics``. A link to this file lies in the tokenizer's folder, because Triton
+shows a model its own folder only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import triton_python_backend_utils as pb_utils
+
+COUNTER, GAUGE = "COUNTER", "GAUGE"  # by name: the process that only reads a model's configuration has no metrics
+
+
+class Metrics:
+    """Metrics by name, each with its description and its kind. For one thread: each new value is a message to Triton's
+    process, which a request would wait for."""
+
+    def __init__(self, args: Mapping[str, str], described: Mapping[str, tuple[str, str]]) -> None:
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+            # Of two models that are reloaded the new one is there before the old one goes. With equal labels they would
+            # share Triton's metric, which the old one frees: the next number of the new one then ends up anywhere in
+            # the server's memory.
+            "process": str(os.getpid()),
+        }
+        self._families = {
+            name: pb_utils.MetricFamily(f"disranker_{name}", description, getattr(pb_utils.MetricFamily, kind))
+            for name, (description, kind) in described.items()
+        }
+        self._metrics = {name: family.Metric(labels=labels) for name, family in self._families.items()}
+        self._kinds = {name: kind for name, (_, kind) in described.items()}
+        self._shown = dict.fromkeys(described, 0.0)
+
+    def show(self, **values: float) -> None:
+        """Give metrics these values; those of counters are totals."""
+        for name, value in values.items():
+            if value != self._shown[name]:
+                metric = self._metrics[name]
+                metric.increment(value - self._shown[name]) if self._kinds[name] == COUNTER else metric.set(value)
+                self._shown[name] = value
+
+    def close(self) -> None:
+        """To be called while Triton still answers: metrics that go later crash this process."""
+        del self._metrics  # before their families, which would take them along
+        del self._families

@@ -1,0 +1,1 @@
+../student/runtime/board.py
