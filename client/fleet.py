@@ -200,6 +200,7 @@ class Fleet:
             "inputs": inputs,
             "headers": settings.headers,
             "priority": settings.priority,
+            "parameters": {"priority_level": settings.priority},  # Triton's queues read the one, our models the other
             "timeout": int(left_s * 1e6),
             "client_timeout": left_s,
         }
