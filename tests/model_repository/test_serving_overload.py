@@ -19,7 +19,7 @@ from tests.support.servers import Reference, Server, metric, running
 from tests.support.waiting import eventually
 
 LARGE, SMALL = 1000, 10  # documents
-HELD_S = 2.0
+HELD_S = 3.0
 BATCH: dict[str, Any] = {"priority": 2, "parameters": {"priority_level": 2}}
 
 
