@@ -135,7 +135,7 @@ def check_known(scores: Scores, groups: Iterable[QueryGroup], source: str | Path
 
 
 def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:
-    rows = parquet_rows(path, {"query_id", "doc_id", "score"}, ROWS_AT_ONCE)
+    rows = parquet_rows(path, {"query_id", "doc_id", "score"}, rows_at_once=ROWS_AT_ONCE)
     for number, row in enumerate(rows, start=1):
         query_id, doc_id, score = row["query_id"], row["doc_id"], row["score"]
         if score is None or not math.isfinite(score):

@@ -37,8 +37,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     data = write_groups(root / "data.jsonl", queries=9)
     scores = write_teacher(root / "scores.parquet", data)
     llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
+    more = write_groups(root / "more.jsonl", queries=5, name="more", weights=(1.0, 0.5))
+    mixed = ["--data", data, more, "--mix", 1, 3, "--shuffle_buffer", 4, "--held_out", more]
     return {
-        "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
+        "pretrain": ["--model", llama, *mixed],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }
