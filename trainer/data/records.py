@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +25,7 @@ LabelScale = Sequence[float]  # the lowest and the highest
 Parsed = TypeVar("Parsed")
 
 IR_DATASETS = "ir_datasets:"
+HIGHEST = float(np.finfo(np.float32).max)  # of a label, a weight or a score
 
 
 class DataError(DisRankerError):
@@ -139,8 +141,9 @@ def parquet_rows(
             for row_group in range(file.num_row_groups):  # over all of them at once, memory grows
                 for batch in file.iter_batches(rows_at_once, [row_group], sorted((columns | optional) & {*names})):
                     yield from batch.to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+    # Besides broken files, values that Python has not: bytes that are no UTF-8, dates of no year.
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
 def _without_nulls(value: Any) -> Any:
@@ -197,11 +200,10 @@ def _weight(where: str, value: Any) -> float:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is no number, infinity for a whole one of hundreds of digits."""
-    try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return math.inf
+    """NaN for what is no number, infinity for what float32 does not have, in which training computes."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) <= HIGHEST else math.inf
 
 
 def _shown(value: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import reduce
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -189,6 +189,7 @@ class Compared(TrainerCallback):
     def __init__(self) -> None:
         self._found: list[Tensor] = []  # [terms, B] of each step since the last point of the loss curve
         self._ever: Tensor = torch.tensor(False)  # [terms]
+        self._from_the_start = False  # of an epoch: a run that resumed did not see what came before
 
     def add(self, found_TB: Tensor) -> None:
         self._found.append(found_TB)
@@ -201,9 +202,12 @@ class Compared(TrainerCallback):
         found_TB, self._found = torch.cat(self._found, dim=1), []
         return {"queries_compared": found_TB.any(dim=0).float().mean().item()}
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._from_the_start = self._from_the_start or not (state.epoch or 0) % 1
+
     def on_epoch_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         """Raises DataError in all processes for a term that found nothing in any of them."""
-        if not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
+        if self._from_the_start and not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
             raise DataError(
                 "a part of the objective found no documents to compare in any query: each has one document, or the "
                 "labels or scores of its documents are alike"

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
-from tests.support.stages import fails, finish, started
+from tests.support.stages import fails, finish, started, status_of
 from trainer import distill, rank_sft, score
 from trainer.data.records import read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
@@ -208,11 +208,6 @@ def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material
     assert finish(stage, *flags) == 0
     assert output.exists()
     assert not directory.exists()
-
-
-def status_of(pid: int | None) -> str:
-    """The letter by which the kernel says what a process does, such as T for one that was stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def finish_and_read(stage: str, *flags: object) -> tuple[int, str]:
