@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from client.files import appears_whole, move, naming
+from client.files import appears_whole, check_writable, flush, move, naming
 from engines.records import EngineError
 from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -45,6 +45,7 @@ def install(
         if manifest.served_by:
             shutil.copyfile(SKELETON / "student" / SERVER_MODEL, partial / SERVER_MODEL)
         (partial / MANIFEST_FILE).write_text(manifest.written(), encoding="utf-8")
+        flush(partial)  # it takes seconds; what follows changes what is served, and takes none
 
         configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)
         if models.are_copies:
@@ -61,7 +62,8 @@ def install(
 
 
 def check_repository(repository: Path, engine: str) -> None:
-    """Raises EngineError unless the directory is a model repository, or free to become one, and serves ``engine``.
+    """Raises EngineError unless the directory is a model repository, or free to become one, and serves ``engine``, and
+    DisRankerError where it cannot be written.
 
     Its configurations are for one kind of engine: with a version of another kind Triton would not start.
     """
@@ -75,6 +77,7 @@ def check_repository(repository: Path, engine: str) -> None:
     if not scorers:
         expected = " or ".join(f"{name}/config.pbtxt" for name in SCORERS)
         raise EngineError(f"{origin}: not a model repository of ours (it has no {expected})")
+    check_writable(repository / "student")
     for scorer in () if free else scorers:
         served = served_version(repository / scorer)
         installed = read_manifest(repository / scorer / str(served))["engine"] if served else engine

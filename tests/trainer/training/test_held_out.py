@@ -102,11 +102,13 @@ def test_only_runs_that_keep_checkpoints_can_evaluate_them(
 
 @pytest.mark.parametrize("stage", ["rank_sft", "pretrain"])
 def test_patience_is_kept_when_a_run_resumes(stage: str, deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    """Stopped after the third evaluation, it has one left; without a step to learn by, none is better."""
+    """Stopped after the third evaluation, it has one left; without a step to learn by, none is better. Stopped while it
+    saves its result, it has none."""
     model = deep_bert if stage == "rank_sft" else tiny_llm(tmp_path / "llm")
     flags = ["--model", model, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer", *FEW[4:],
              "--max_steps", 50, "--save_steps", 1, "--learning_rate", 0, "--early_stop", 3]  # fmt: skip
-    assert finish(stage, *flags, at="checkpoint-4/whole.json") == -signal.SIGKILL
+    for place in ("checkpoint-4/whole.json", ".partial/training.json"):
+        assert finish(stage, *flags, at=place) == -signal.SIGKILL
     assert finish(stage, *flags) == 0
     assert len(json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]) == 4
 

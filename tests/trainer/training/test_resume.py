@@ -10,19 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
 from tests.support.stages import fails, finish, started, status_of
 from trainer import distill, rank_sft, score
-from trainer.data.records import read_groups
+from trainer.data.records import DataError, read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
-from trainer.training.run import FREE
+from trainer.training.run import FREE, StageArguments
+from trainer.training.trainers import Compared
 
 STEPS = 12
 Material = dict[str, list[object]]
@@ -153,6 +156,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(
     assert "error: the loss is nan after" in error
     assert "the queries of this step: q" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("epoch", "refused"), [(0.0, True), (0.5, False)])
+def test_only_an_epoch_that_was_seen_from_its_start_must_have_compared_documents(epoch: float, refused: bool) -> None:
+    """A run that resumes at its last step would else be refused for a query of one document."""
+    compared, training = Compared(), StageArguments(output_dir="out", use_cpu=True)
+    compared.on_epoch_begin(training, TrainerState(epoch=epoch))
+    compared.add(torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(DataError, match="no documents to compare") if refused else nullcontext():
+        compared.on_epoch_end(training)
 
 
 def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, tmp_path: Path) -> None:
