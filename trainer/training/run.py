@@ -25,8 +25,8 @@ from trainer.data.records import DataError
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
+from trainer.training.resumable import Resumable
 from trainer.training.resume import (
-    Resumable,
     ResumeError,
     checkpoint_of,
     drop_broken_checkpoints,
