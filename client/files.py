@@ -1,14 +1,19 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, whatever ends the process or the machine meanwhile."""
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from client.errors import DisRankerError
+
+# How libraries that are not written in Python say that the disk refused: Rust's (safetensors, tokenizers), PyTorch's.
+NO_OS_ERRORS = ("(os error ", "inline_container")
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -17,9 +22,22 @@ def check_writable(*paths: str | Path | None) -> None:
         if path is None:
             continue
         above = next(folder for folder in Path(path).absolute().parents if folder.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            reason = "is read-only" if above.is_dir() else "is no directory"
-            raise DisRankerError(f"{path}: cannot be written: {above} {reason}")
+        with naming(path), tempfile.TemporaryFile(dir=above) as file:
+            file.write(b"tried")
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Raise DisRankerError, which names ``path``, for what the disk refuses in the block."""
+    try:
+        yield
+    except Exception as error:
+        refused = isinstance(error, OSError) or any(words in str(error) for words in NO_OS_ERRORS)
+        if isinstance(error, DisRankerError) or not refused:
+            raise
+        short = None if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)
+        reason = short or str(error).partition("\n")[0]  # a file that is not there is another one than the path
+        raise DisRankerError(f"{path}: cannot be written: {reason}") from error
 
 
 @contextmanager
@@ -27,17 +45,50 @@ def appears_whole(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write a file or a folder to; it is renamed to ``path`` if the block ends without error.
 
     Folders above ``path`` are made. A file at ``path`` is replaced, a folder that is not empty is not. Raises
-    DisRankerError for what cannot be written; every error leaves ``path`` as it was and nothing beside it.
+    DisRankerError for what cannot be written; every error leaves ``path`` as it was and nothing beside it. What killed
+    processes left there is removed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise DisRankerError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                if not _is_alive(left.name.split(".")[-2]):
+                    _remove(left)
+            yield partial
+            move(partial, path)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        elif partial.exists():
-            partial.unlink()
+        _remove(partial)
+
+
+def _is_alive(process: str) -> bool:
+    return process.isdecimal() and Path("/proc", process).exists()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a folder once all of it is on the disk; after a power cut it is there whole, or as before."""
+    flush(source)
+    source.replace(target)
+    _synchronise(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Return when a file, or all that a folder holds, is on the disk."""
+    for inside in path.rglob("*") if path.is_dir() else ():
+        _synchronise(inside)
+    _synchronise(path)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,13 +7,13 @@ holds the settings that must be the same to resume.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from client.errors import InvalidRequestError
+from client.files import move, naming
 from client.inputs import FaultyLineError, QueryRecord
 
 Settings = dict[str, str | int | None]
@@ -82,9 +82,9 @@ class PartialFile:
             ) from error
 
     def appear(self) -> None:
-        os.fsync(self._file.fileno())
         self.close()
-        self.part.replace(self.path)
+        with naming(self.path):
+            move(self.part, self.path)
         self._settings_file.unlink(missing_ok=True)
 
     def close(self) -> None:

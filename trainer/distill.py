@@ -24,7 +24,7 @@ from trainer.data.rankings import ScoreTable
 from trainer.data.records import DataError, QueryGroup
 from trainer.training import losses
 from trainer.training.batches import TrainingGroup
-from trainer.training.held_out import HeldOutArguments, read_held_out
+from trainer.training.held_out import JudgedArguments, read_held_out
 from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
 from trainer.training.trainers import (
@@ -83,7 +83,7 @@ class DistillArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, data, judge, training = parse(argv, DistillArguments, DataArguments, HeldOutArguments, StageArguments)
+    arguments, data, judge, training = parse(argv, DistillArguments, DataArguments, JudgedArguments, StageArguments)
     check_documents_per_query(data.documents_per_query)
     held_out = read_held_out(judge)
     run = begin(training, arguments, data, judge, held_out=held_out)
@@ -177,7 +177,7 @@ class TeacherTargets:
         if not taught:
             return None
         documents, scores, labels = zip(*taught, strict=True)
-        return TrainingGroup(group.query_id, group.query, documents, scores, labels)
+        return TrainingGroup(group.query_id, group.query, documents, scores, labels, weight=group.weight)
 
     def check(self, missing: str) -> None:
         """Called after a pass over the data.

@@ -17,11 +17,14 @@ from typing import Literal
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.command import command, parse
-from trainer.data.records import JudgedDocument, QueryGroup
+from trainer.data.records import DataError, JudgedDocument, QueryGroup, iter_groups
 from trainer.training.batches import TrainingGroup
+from trainer.training.held_out import LOSS, HeldOut, HeldOutArguments
 from trainer.training.run import StageArguments, begin, train_and_save
-from trainer.training.streams import DataArguments, training_groups
+from trainer.training.streams import DataArguments, Take, training_groups
 from trainer.training.trainers import LanguageTrainer
+
+UNCLICKED = "no document has clicks; for judged data without clicks give --min_label"
 
 
 @dataclass
@@ -40,14 +43,27 @@ class PretrainArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, data, lora, training = parse(argv, PretrainArguments, DataArguments, LoraArguments, StageArguments)
-    run = begin(training, arguments, data, lora)
+    arguments, data, judge, lora, training = parse(
+        argv, PretrainArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
+    )
+    take = partial(clicked, arguments=arguments)
+    held_out = read_held_out(judge, take)
+    run = begin(training, arguments, data, judge, lora, held_out=held_out)
     llm = load_checkpoint(arguments.model, causal=True, seed=training.seed)
     add_adapters(llm.model, lora, arguments.model)
-    unclicked = "no document has clicks; for judged data without clicks give --min_label"
-    groups = training_groups(data, partial(clicked, arguments=arguments), run.training, unclicked)
-    trainer = LanguageTrainer(llm.model, llm.encoder, run.training, train_dataset=groups)
+    groups = training_groups(data, take, run.training, UNCLICKED, held_out=held_out)
+    trainer = LanguageTrainer(llm.model, llm.encoder, run.training, held_out=held_out, train_dataset=groups)
     train_and_save(trainer, llm, run, {"stage": "pretrain"}, lora.lora_merge)
+
+
+def read_held_out(arguments: HeldOutArguments, take: Take) -> HeldOut | None:
+    """None without ``--held_out``. Raises DataError where no document of it would be trained on."""
+    if not arguments.held_out:
+        return None
+    groups = [chosen for group in iter_groups(*arguments.held_out) if (chosen := take(group)) and group.weight]
+    if not groups:
+        raise DataError(f"{arguments.held_out[0]}: {UNCLICKED}: nothing judges the model")
+    return HeldOut(groups, LOSS, arguments.early_stop)
 
 
 def clicked(group: QueryGroup, arguments: PretrainArguments) -> TrainingGroup | None:
@@ -59,7 +75,7 @@ def clicked(group: QueryGroup, arguments: PretrainArguments) -> TrainingGroup | 
     if not chosen:
         return None
     documents, weights = zip(*chosen, strict=True)
-    return TrainingGroup(group.query_id, group.query, documents, weights)
+    return TrainingGroup(group.query_id, group.query, documents, weights, weight=group.weight)
 
 
 def _weight(document: JudgedDocument, arguments: PretrainArguments) -> float:

@@ -21,7 +21,7 @@ from trainer.command import command, parse
 from trainer.data.records import DataError, JudgedDocument, QueryGroup
 from trainer.training import losses
 from trainer.training.batches import TrainingGroup
-from trainer.training.held_out import HeldOutArguments, read_held_out
+from trainer.training.held_out import JudgedArguments, read_held_out
 from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
 from trainer.training.trainers import (
@@ -64,7 +64,7 @@ class RankArguments:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, judge, lora, training = parse(
-        argv, RankArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
+        argv, RankArguments, DataArguments, JudgedArguments, LoraArguments, StageArguments
     )
     check_documents_per_query(data.documents_per_query)
     held_out = read_held_out(judge)
@@ -107,7 +107,9 @@ class JudgedTargets:
                     f"documents {other.doc_id!r} ({other.label:g}) and {document.doc_id!r} ({document.label:g}) "
                     f"of query {group.query_id!r}"
                 )
-        return TrainingGroup(group.query_id, group.query, documents, labels) if len(set(labels)) > 1 else None
+        if len(set(labels)) < 2:
+            return None
+        return TrainingGroup(group.query_id, group.query, documents, labels, weight=group.weight)
 
     def report(self) -> None:
         if self._contradictions:

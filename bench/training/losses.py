@@ -67,7 +67,8 @@ def measured(name: str, count: int, of_a_query: int) -> tuple[float, int]:
 
 
 def _step(objective: Any, student: Tensor, targets: Tensor, groups: Tensor) -> None:
-    total, weight = losses.mean_over_queries(objective(student, targets, groups))
+    each = objective(student, targets, groups)
+    total, weight = losses.mean_over_queries(each, torch.ones_like(each.losses))
     torch.autograd.backward(total / weight)
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from client.files import appears_whole
+from client.files import appears_whole, check_writable, flush, move, naming
 from engines.records import EngineError
 from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -25,46 +25,45 @@ def install(
     """The directory of the new version, ``student/<highest + 1>``; it appears last, and whole.
 
     ``models`` that the repository lacks appear with it, and code of another release is replaced. A repository that
-    does not exist is made from the project's own. If anything fails, all is as it was. Raises EngineError for a
+    does not exist is made from the project's own. If anything fails, all is as it was. Raises DisRankerError for a
     directory that cannot be written.
     """
     root = repository.absolute()
     is_new = not root.exists() or not any(root.iterdir())
     lacking = [name for name in models.names.values() if not any((root / name).glob("*"))]
-    try:
-        with together() as changes:
-            # What appears is made beside the repository: then one rename brings it in.
-            staged = changes.staged(root.with_name(f".{root.name}.partial"))
-            copy_models(SKELETON, staged, models, lacking)
-            where = {name: (staged if name in lacking else root) / name for name in models.names.values()}
-            scorer, tokenizer = where[models.scorer], where[models.tokenizer]
+    with naming(repository), together() as changes:
+        # What appears is made beside the repository: then one rename brings it in.
+        staged = changes.staged(root.with_name(f".{root.name}.partial"))
+        copy_models(SKELETON, staged, models, lacking)
+        where = {name: (staged if name in lacking else root) / name for name in models.names.values()}
+        scorer, tokenizer = where[models.scorer], where[models.tokenizer]
 
-            version = max(versions_of(scorer), default=0) + 1
-            partial = changes.staged(scorer / f".{version}.partial")
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
-            if manifest.served_by:
-                shutil.copyfile(SKELETON / "student" / SERVER_MODEL, partial / SERVER_MODEL)
-            (partial / MANIFEST_FILE).write_text(manifest.written(), encoding="utf-8")
+        version = max(versions_of(scorer), default=0) + 1
+        partial = changes.staged(scorer / f".{version}.partial")
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+        if manifest.served_by:
+            shutil.copyfile(SKELETON / "student" / SERVER_MODEL, partial / SERVER_MODEL)
+        (partial / MANIFEST_FILE).write_text(manifest.written(), encoding="utf-8")
+        flush(partial)  # it takes seconds; what follows changes what is served, and takes none
 
-            configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)
-            if models.are_copies:
-                configs |= identified(scorer, configs, version, manifest.identity)
-            for path, content in {**other_release(SKELETON, where, models), **configs}.items():
-                changes.write(path, content)
-            for name in (TOKENIZER_FILE, ENCODING_FILE):
-                changes.write(tokenizer / name, (checkpoint / name).read_bytes())
+        configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)
+        if models.are_copies:
+            configs |= identified(scorer, configs, version, manifest.identity)
+        for path, content in {**other_release(SKELETON, where, models), **configs}.items():
+            changes.write(path, content)
+        for name in (TOKENIZER_FILE, ENCODING_FILE):
+            changes.write(tokenizer / name, (checkpoint / name).read_bytes())
 
-            changes.move(partial, scorer / str(version))
-            for source, target in [(staged, root)] if is_new else [(staged / name, root / name) for name in lacking]:
-                changes.move(source, target)
-    except OSError as error:
-        raise EngineError(f"{repository}: cannot be written: {error}") from error
+        changes.move(partial, scorer / str(version))
+        for source, target in [(staged, root)] if is_new else [(staged / name, root / name) for name in lacking]:
+            changes.move(source, target)
     return repository / models.scorer / str(version)
 
 
 def check_repository(repository: Path, engine: str) -> None:
-    """Raises EngineError unless the directory is a model repository, or free to become one, and serves ``engine``.
+    """Raises EngineError unless the directory is a model repository, or free to become one, and serves ``engine``, and
+    DisRankerError where it cannot be written.
 
     Its configurations are for one kind of engine: with a version of another kind Triton would not start.
     """
@@ -78,6 +77,7 @@ def check_repository(repository: Path, engine: str) -> None:
     if not scorers:
         expected = " or ".join(f"{name}/config.pbtxt" for name in SCORERS)
         raise EngineError(f"{origin}: not a model repository of ours (it has no {expected})")
+    check_writable(repository / "student")
     for scorer in () if free else scorers:
         served = served_version(repository / scorer)
         installed = read_manifest(repository / scorer / str(served))["engine"] if served else engine
@@ -103,11 +103,13 @@ class Changes(NamedTuple):
 
     def write(self, path: Path, content: bytes) -> None:
         before = path.read_bytes() if path.exists() else None
+        if content == before:
+            return
         _write(path, content)
         self.undo.callback(_write, path, before)
 
     def move(self, source: Path, target: Path) -> None:
-        source.rename(target)
+        move(source, target)
         self.undo.callback(target.rename, source)
 
 

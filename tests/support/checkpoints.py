@@ -101,8 +101,13 @@ def _saved(
     return directory
 
 
-def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0, name: str = "q") -> Path:
-    """Judged queries ``q0``.. (by ``name``) with documents ``d0``.. as JSONL; every second document carries a label."""
+def write_groups(
+    path: Path, queries: int = 4, documents: int = 6, seed: int = 0, name: str = "q", weights: Sequence[float] = (1.0,)
+) -> Path:
+    """Judged queries ``q0``.. (by ``name``) with documents ``d0``.. as JSONL; every second document carries a label.
+
+    The queries have the ``weights`` in turn.
+    """
     draw = random.Random(seed)
     lines = []
     for query in range(queries):
@@ -116,7 +121,8 @@ def write_groups(path: Path, queries: int = 4, documents: int = 6, seed: int = 0
             }
             for index in range(documents)
         ]
-        lines.append(json.dumps({"query_id": f"{name}{query}", "query": _phrase(draw, 1, 4), "documents": candidates}))
+        record = {"query_id": f"{name}{query}", "query": _phrase(draw, 1, 4), "documents": candidates}
+        lines.append(json.dumps({**record, "weight": weights[query % len(weights)]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -61,17 +62,28 @@ def fails(module: Any, capsys: pytest.CaptureFixture[str], *flags: object) -> st
     return line
 
 
-def started(stage: str, *flags: object, at: str = "", send: int = signal.SIGKILL) -> ForkServerProcess:
-    """A process that sends itself the signal ``send`` as it opens, renames to or removes a path that ends in ``at``."""
-    process = SERVER.Process(target=_child, args=(stage, [str(flag) for flag in flags], at, send))
+def started(
+    stage: str, *flags: object, at: str | int = "", send: int = signal.SIGKILL, log: Path | None = None
+) -> ForkServerProcess:
+    """A process that sends itself the signal ``send`` as it opens, renames to or removes a path that ends in ``at``.
+
+    Of a number, it does so before its ``at``-th change of what lies beside its output, the last of its flags. Its
+    errors go to the ``log``.
+    """
+    process = SERVER.Process(target=_child, args=(stage, [str(flag) for flag in flags], at, send, log))
     process.start()
     return process
 
 
-def finish(stage: str, *flags: object, at: str = "", send: int = signal.SIGKILL) -> int | None:
+def finish(stage: str, *flags: object, at: str | int = "", send: int = signal.SIGKILL) -> int | None:
     process = started(stage, *flags, at=at, send=send)
     process.join(120)
     return process.exitcode
+
+
+def status_of(pid: int | None) -> str:
+    """The letter by which the kernel says what a process does, such as T for one that was stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def in_two_processes(
@@ -112,13 +124,30 @@ def _one_of_several(commands: list[list[str]], log: Path, environment: dict[str,
     os._exit(0)
 
 
-def _child(stage: str, flags: list[str], at: str, send: int) -> None:
+def _child(stage: str, flags: list[str], at: str | int, send: int, log: Path | None) -> None:
+    changes, strikes = itertools.count(1), itertools.count()
+
     def strike(event: str, arguments: tuple[Any, ...]) -> None:
         paths = {"open": arguments[:1], "os.rename": arguments[1:2], "shutil.rmtree": arguments[:1]}.get(event, ())
-        if any(str(path).endswith(at) for path in paths):
+        if isinstance(at, str) and any(str(path).endswith(at) for path in paths) and not next(strikes):
+            os.kill(os.getpid(), send)
+        if isinstance(at, int) and _changes(event, arguments, Path(flags[-1])) and next(changes) == at:
             os.kill(os.getpid(), send)
 
     if at:
         sys.addaudithook(strike)
+    if log:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
     torch.set_num_threads(1)
-    os._exit(importlib.import_module(f"trainer.{stage}").main(flags))  # no cleanup, as after a kill
+    module = importlib.import_module(stage if "." in stage else f"trainer.{stage}")
+    os._exit(module.main(flags))  # no cleanup, as after a kill
+
+
+def _changes(event: str, arguments: tuple[Any, ...], output: Path) -> bool:
+    """Whether an audited event changes something beside or in the output; removals inside a folder name no path."""
+    if event == "open" and not (int(arguments[2]) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        return False
+    inside = str(arguments[0]).startswith(str(output.parent)) if arguments else False
+    return event in ("os.remove", "os.rmdir") or (
+        event in ("open", "os.rename", "os.mkdir", "shutil.rmtree") and inside
+    )

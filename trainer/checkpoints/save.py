@@ -22,15 +22,15 @@ QUERY = "A query, to check"
 DOCUMENT = Document(title="Crème brûlée & 東京", summary="  two\tspaces: 3.50€ <s> DON'T re-use")
 
 
-def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any]) -> None:
-    """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json`` and
-    ``training.json``.
+def save_checkpoint(
+    model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any], logs: Path | None = None
+) -> None:
+    """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json``,
+    ``training.json`` and a copy of the folder ``logs`` if there is one.
 
     Read back and compared weight by weight before it appears. Raises CheckpointError where the result
     would differ from what was trained, or would replace something.
     """
-    for left in output_dir.parent.glob(f".{output_dir.name}.*.partial"):  # of a run that was killed while it saved
-        shutil.rmtree(left)
     if not is_decoder(model):  # sentence-transformers would put a sigmoid on a single logit
         model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     tokenizer.model_max_length = encoder.config.max_pair_tokens
@@ -50,6 +50,8 @@ def save_checkpoint(model: Any, encoder: PairEncoder, tokenizer: Any, output_dir
         encoder.config.save(partial / ENCODING_FILE)
         _compare_tokenizer(encoder, partial)
         (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        if logs is not None and logs.exists():
+            shutil.copytree(logs, partial / logs.name)
         refuse_existing(output_dir)
 
 

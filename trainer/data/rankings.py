@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from client.files import appears_whole
 from client.inputs import text_of
 from trainer.data.identities import identity, repeated
-from trainer.data.records import DataError, QueryGroup, Scores, parquet_rows, parsed_lines
+from trainer.data.records import HIGHEST, DataError, QueryGroup, Scores, parquet_rows, parsed_lines
 
 SCORE_SCHEMA = pa.schema(
     [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]
@@ -186,12 +186,15 @@ def of_known_queries(scores: Scores, groups: Iterable[QueryGroup], source: str, 
 
 
 def _score_rows(path: Path) -> Iterator[tuple[str, str, float]]:
-    rows = parquet_rows(path, {"query_id", "doc_id", "score"}, ROWS_AT_ONCE)
+    rows = parquet_rows(path, {"query_id", "doc_id", "score"}, rows_at_once=ROWS_AT_ONCE)
     for number, row in enumerate(rows, start=1):
         query_id, doc_id, score = row["query_id"], row["doc_id"], row["score"]
-        if score is None or not math.isfinite(score):
+        for name in ("query_id", "doc_id"):
+            if not isinstance(row[name], str) or not row[name]:
+                raise DataError(f"{path}: row {number}: {name!r} must be a string with an id, not {row[name]!r:.80}")
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= HIGHEST:
             where = f"{path}: row {number}, query {query_id!r}, document {doc_id!r}"
-            raise DataError(f"{where}: the score is {score}, not a finite number")
+            raise DataError(f"{where}: the score is {score!r:.80}, not a finite number")
         yield query_id, doc_id, score
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +25,7 @@ LabelScale = Sequence[float]  # the lowest and the highest
 Parsed = TypeVar("Parsed")
 
 IR_DATASETS = "ir_datasets:"
+HIGHEST = float(np.finfo(np.float32).max)  # of a label, a weight or a score
 
 
 class DataError(DisRankerError):
@@ -48,6 +50,7 @@ class QueryGroup:
     query_id: str
     query: str
     documents: tuple[JudgedDocument, ...]
+    weight: float = field(default=1.0, kw_only=True)  # of its loss in training
 
 
 def read_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> list[QueryGroup]:
@@ -61,13 +64,18 @@ def iter_groups(*sources: str | Path, label_scale: LabelScale | None = None) -> 
     Raises DataError, which names the file and the line (or row), for what is malformed, missing, of the wrong type,
     duplicate or empty, and for labels outside ``label_scale``. That a query comes twice is only known at the end.
     """
+    yield from (group for _, group in iter_numbered(*sources, label_scale=label_scale))
+
+
+def iter_numbered(*sources: str | Path, label_scale: LabelScale | None = None) -> Iterator[tuple[int, QueryGroup]]:
+    """The same with the place of each group's source among the ``sources``."""
     identities = array("Q")
-    for source in sources:
+    for number, source in enumerate(sources):
         before = len(identities)
         for where, record in _records(source):
             group = _group(where, record, label_scale)
             identities.append(identity(group.query_id))
-            yield group
+            yield number, group
         if len(identities) == before:
             raise DataError(f"{source}: no queries in this file")
     _refuse_repeated(identities, sources)
@@ -94,7 +102,7 @@ def _records(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     path = Path(source)
     if path.suffix == ".parquet":
-        rows = parquet_rows(path, {"query_id", "query", "documents"})
+        rows = parquet_rows(path, {"query_id", "query", "documents"}, {"weight"})
         yield from ((f"{path}:{number}", _without_nulls(row)) for number, row in enumerate(rows, start=1))
         return
     yield from parsed_lines(path, record_of)
@@ -121,18 +129,21 @@ def _of_ir_datasets(source: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{source}: cannot be read: {reason}") from error
 
 
-def parquet_rows(path: Path, columns: set[str], rows_at_once: int = 64) -> Iterator[dict[str, Any]]:
-    """The rows of a file that must have ``columns``, a few in memory at a time."""
+def parquet_rows(
+    path: Path, columns: set[str], optional: Set[str] = frozenset(), rows_at_once: int = 64
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file that must have ``columns`` and may have ``optional`` ones, a few in memory at a time."""
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if missing := sorted(columns - set(names)):
                 raise DataError(f"{path}: no column {missing[0]!r}; it has {names}")
             for row_group in range(file.num_row_groups):  # over all of them at once, memory grows
-                for batch in file.iter_batches(rows_at_once, [row_group], sorted(columns)):
+                for batch in file.iter_batches(rows_at_once, [row_group], sorted((columns | optional) & {*names})):
                     yield from batch.to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+    # Besides broken files, values that Python has not: bytes that are no UTF-8, dates of no year.
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
 def _without_nulls(value: Any) -> Any:
@@ -160,7 +171,7 @@ def _group(where: str, record: dict[str, Any], label_scale: LabelScale | None) -
         if document.doc_id in seen:
             raise DataError(f"{where}: doc_id {document.doc_id!r} comes twice")
         seen.add(document.doc_id)
-    return QueryGroup(query_id, query, judged)
+    return QueryGroup(query_id, query, judged, weight=_weight(where, record.get("weight", 1.0)))
 
 
 def _judged(where: str, document: Document, fields: Any, label_scale: LabelScale | None) -> JudgedDocument:
@@ -177,15 +188,22 @@ def _judged(where: str, document: Document, fields: Any, label_scale: LabelScale
 
 
 def _label(where: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    try:
-        label = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        label = math.inf
-    if not math.isfinite(label):
+    if value is not None and not math.isfinite(_number(value)):
         raise DataError(f"{where}: 'label' must be a finite number or null, not {_shown(value)}")
-    return label
+    return None if value is None else _number(value)
+
+
+def _weight(where: str, value: Any) -> float:
+    if not 0 <= _number(value) < math.inf:
+        raise DataError(f"{where}: 'weight' must be a finite number of at least 0, not {_shown(value)}")
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number, infinity for what float32 does not have, in which training computes."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) <= HIGHEST else math.inf
 
 
 def _shown(value: Any) -> str:

@@ -34,6 +34,7 @@ class RankingBatch(TypedDict):
     targets: Tensor  # [N]
     groups: Tensor  # [N], which query of the step a pair belongs to
     labels: Tensor  # [N] as the groups have them, or [0]
+    weights: Tensor  # [B], of the queries
     queries: list[str]  # ids, to name in errors
 
 
@@ -42,7 +43,7 @@ class LanguageBatch(TypedDict):
 
     packed: dict[str, Tensor]
     labels: Tensor  # [R, L], the document's tokens and the end token; IGNORED elsewhere
-    weights: Tensor  # [R, L], the weight of the token's pair
+    weights: Tensor  # [R, L], the weight of the token's query and document
     queries: list[str]  # ids, to name in errors
 
 
@@ -81,6 +82,7 @@ class RankingCollator:
             "targets": torch.tensor([target for group in batch for target in group.targets]),
             "groups": torch.tensor([index for index, group in enumerate(batch) for _ in group.targets]),
             "labels": torch.tensor([label for group in batch for label in group.labels]),
+            "weights": torch.tensor([group.weight for group in batch]),
             "queries": [group.query_id for group in batch],
         }
 
@@ -98,7 +100,7 @@ class LanguageCollator:
     def __call__(self, batch: Sequence[TrainingGroup]) -> LanguageBatch:
         pairs = encode_groups(self.encoder, batch)
         packed = self.encoder.pack(pairs)
-        weights = [target for group in batch for target in group.targets]
+        weights = [group.weight * target for group in batch for target in group.targets]
         labels_RL = np.full(packed.input_ids.shape, IGNORED, dtype=np.int64)
         weights_RL = np.zeros(packed.input_ids.shape, dtype=np.float32)
         for pair, weight, start in zip(pairs, weights, packed.starts.tolist(), strict=True):

@@ -17,6 +17,8 @@ from trainer.data.records import DataError, QueryGroup, read_groups
 from trainer.measures.metrics import MEASURE, judgments, per_query
 from trainer.scoring.checkpoint import ROWS_PER_PASS, GroupScorer
 
+LOSS = "loss"  # the measure of continued pre-training; of all, it alone is better where it is lower
+
 
 @dataclass
 class HeldOutArguments:
@@ -24,9 +26,8 @@ class HeldOutArguments:
 
     held_out: list[str] = field(
         default_factory=list,
-        metadata={"help": "Judged queries: --measure on them at every --save_steps, and the best checkpoint wins."},
+        metadata={"help": "Queries that judge the model at every --save_steps; the best checkpoint wins."},
     )
-    measure: str = field(default=MEASURE, metadata={"help": "What --held_out is judged by, a name of ir_measures."})
     early_stop: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations on --held_out without a better one."}
     )
@@ -34,6 +35,13 @@ class HeldOutArguments:
     def __post_init__(self) -> None:
         if self.early_stop is not None and (self.early_stop < 1 or not self.held_out):
             raise DataError("--early_stop is a number of evaluations, at least 1, and needs --held_out")
+
+
+@dataclass
+class JudgedArguments(HeldOutArguments):
+    """Held-out queries with labels, and the measure on them."""
+
+    measure: str = field(default=MEASURE, metadata={"help": "What --held_out is judged by, a name of ir_measures."})
 
 
 def evaluation_settings(training: TrainingArguments, measure: str) -> dict[str, Any]:
@@ -45,14 +53,14 @@ def evaluation_settings(training: TrainingArguments, measure: str) -> dict[str, 
         "eval_steps": training.save_steps,
         "load_best_model_at_end": True,
         "metric_for_best_model": f"eval_{measure}",
-        "greater_is_better": True,
+        "greater_is_better": measure != LOSS,
         "restore_callback_states_from_checkpoint": True,  # the patience of an early end
     }
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Judged queries, their measure, and after how many evaluations without a better one training stops."""
+    """The queries, their measure, and after how many evaluations without a better one training stops."""
 
     groups: Sequence[QueryGroup]
     measure: str
@@ -62,15 +70,15 @@ class HeldOut:
         """The Trainer's callbacks that stop it early."""
         return [] if self.early_stop is None else [EarlyStoppingCallback(early_stopping_patience=self.early_stop)]
 
-    def trained_on(self, groups: Iterable[QueryGroup]) -> Iterator[QueryGroup]:
+    def trained_on(self, numbered: Iterable[tuple[int, QueryGroup]]) -> Iterator[tuple[int, QueryGroup]]:
         """The groups as they come; at their end, a line on standard error if there were queries of ours among them."""
         ours = {_normal(group.query) for group in self.groups}
         also = list[QueryGroup]()
-        for group in groups:
+        for number, group in numbered:
             if _normal(group.query) in ours:
                 ours.remove(_normal(group.query))
                 also.append(group)
-            yield group
+            yield number, group
         if also:
             print(
                 f"--held_out: {len(also):,} of its {len(self.groups):,} queries are trained on too, such as "
@@ -97,7 +105,7 @@ def _normal(query: str) -> str:
     return " ".join(query.casefold().split())
 
 
-def read_held_out(arguments: HeldOutArguments) -> HeldOut | None:
+def read_held_out(arguments: JudgedArguments) -> HeldOut | None:
     """None without ``--held_out``. Raises DataError where none of the queries is judged."""
     if not arguments.held_out:
         return None

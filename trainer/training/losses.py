@@ -159,13 +159,13 @@ def margin_mse(student: Tensor, teacher: Tensor, groups: Tensor) -> QueryLosses:
     return _by_query((errors[left] - errors[right]).square(), left, groups)
 
 
-def mean_over_queries(each: QueryLosses, by_count: bool = False) -> tuple[Tensor, Tensor]:
+def mean_over_queries(each: QueryLosses, weights: Tensor, by_count: bool = False) -> tuple[Tensor, Tensor]:
     """The sum of the queries' losses and of their weights, whose ratio is the loss of the step.
 
-    Each query that has something to compare weighs the same; ``by_count``, as many documents or pairs as it has, by
-    which one query of 60 documents has more to say than a hundred of 4.
+    Each query that has something to compare weighs its ``weights[B]``; ``by_count``, that times the documents or pairs
+    that it has, by which one query of 60 documents has more to say than a hundred of 4.
     """
-    weights = each.counts if by_count else (each.counts > 0).to(each.losses)
+    weights = weights * (each.counts if by_count else each.counts > 0)
     return (each.losses * weights).sum(), weights.sum()
 
 

@@ -2,7 +2,7 @@
 
 While a stage runs, its directory lies beside the place of its result. It holds ``settings.json`` and checkpoints of
 transformers' Trainer, each with ``whole.json``, which is written last. A checkpoint without that file is broken, and
-is removed.
+is removed. One with ``ended.json`` has nothing left to learn: if the result could not be written, it is made of that.
 """
 
 from __future__ import annotations
@@ -11,40 +11,23 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
-from accelerate.utils import reduce
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from client.errors import DisRankerError
-from client.files import appears_whole
-from trainer.training.processes import highest
+from client.files import appears_whole, naming
 
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
+ENDED_FILE = "ended.json"
 OWNER_FILE = "owner"
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class ResumeError(DisRankerError):
     """A directory of an interrupted run that this command cannot resume."""
-
-
-class InterruptedRunError(DisRankerError):
-    """A signal stopped the run. Its newest checkpoint is whole, and the same command resumes from there."""
-
-    label = ""
-
-    def __init__(self, received: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(received).name} at step {step}; the same command resumes there")
-        self.exit_code = 128 + received
 
 
 class NonFiniteLossError(DisRankerError):
@@ -91,7 +74,8 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises ResumeError that names the process and the host which work in it. A process that dies holds it no more.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with naming(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -100,7 +84,8 @@ def held(directory: Path) -> Iterator[None]:
             owner = directory / OWNER_FILE
             who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
             raise ResumeError(f"{directory}: {who} works in it: wait for its end, or choose another output") from None
-        (directory / OWNER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with naming(directory):
+            (directory / OWNER_FILE).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         os.close(descriptor)
@@ -112,7 +97,8 @@ def new_directory(directory: Path, settings: dict[str, Any]) -> None:
     for path in directory.iterdir():
         if path.name != OWNER_FILE:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (directory / SETTINGS_FILE).write_text(_as_saved(settings), encoding="utf-8")
+    with appears_whole(directory / SETTINGS_FILE) as partial:
+        partial.write_text(_as_saved(settings), encoding="utf-8")
 
 
 def stamps(names: Iterable[str]) -> dict[str, str]:
@@ -141,77 +127,33 @@ def differences(before: dict[str, Any], now: dict[str, Any], free: set[str], nam
 def drop_broken_checkpoints(directory: Path) -> Path | None:
     """Remove the newest checkpoints until one is whole, and return that one, or None if none is left.
 
-    The checkpoint of the run's last step is removed too: the Trainer would train one step more from there.
+    The checkpoint of the run's last step is removed too, unless the run has ended there: the Trainer would train one
+    step more.
     """
-    numbered = ((path.name.rpartition("-")[2], path) for path in directory.glob("checkpoint-*"))
-    steps = {int(step): path for step, path in numbered if step.isdecimal()}  # checkpoint-best is somebody else's
-    for step in sorted(steps, reverse=True):
-        if (steps[step] / WHOLE_FILE).is_file() and (directory / SETTINGS_FILE).is_file():
-            state = json.loads((steps[step] / "trainer_state.json").read_text(encoding="utf-8"))
-            if step < state["max_steps"]:
-                return steps[step]
-        shutil.rmtree(steps[step])
+    for step, checkpoint in sorted(numbered(directory).items(), reverse=True):
+        if (checkpoint / WHOLE_FILE).is_file() and (directory / SETTINGS_FILE).is_file():
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            if step < state["max_steps"] or (checkpoint / ENDED_FILE).is_file():
+                return checkpoint
+        remove(checkpoint)
     return None
 
 
-class Resumable(TrainerCallback):
-    """Marks checkpoints as whole, restores the state that the Trainer forgets, and answers a signal by a checkpoint."""
+def numbered(directory: Path) -> dict[int, Path]:
+    """By their steps; checkpoint-best is somebody else's."""
+    named = ((path.name.rpartition("-")[2], path) for path in directory.glob("checkpoint-*"))
+    return {int(step): path for step, path in named if step.isdecimal()}
 
-    def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
-        self._trainer, self._checkpoint = trainer, checkpoint
-        self._received = self._stopped_by = 0  # the number of a signal, here and as all processes agreed
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """A signal that arrives in the block ends it with a checkpoint, and then with InterruptedRunError."""
-        before: dict[int, Any] = {number: signal.getsignal(number) for number in STOPPING}
+def remove(checkpoint: Path) -> None:
+    """Whatever stops it, what is left of the checkpoint is not taken for a whole one."""
+    (checkpoint / WHOLE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
-        def receive(number: int, frame: FrameType | None) -> None:
-            self._received = number
-            signal.signal(number, before[number])  # a second one takes effect at once
 
-        for number in STOPPING:
-            signal.signal(number, receive)
-        try:
-            yield
-        finally:
-            for stopping, handler in before.items():
-                signal.signal(stopping, handler)
-        if self._stopped_by:
-            raise InterruptedRunError(self._stopped_by, self._trainer.state.global_step)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._checkpoint is not None:  # the loss since the last point of the curve
-            whole = json.loads((self._checkpoint / WHOLE_FILE).read_text(encoding="utf-8"))
-            self._trainer._tr_loss = torch.tensor(whole["loss"], device=args.device)
-            self._trainer._globalstep_last_logged = whole["logged"]
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        dataset: Any = self._trainer.train_dataset
-        if hasattr(dataset, "resume_at"):
-            dataset.resume_at(state.epoch or 0.0)
-        else:  # Accelerate forgets it where batches are skipped
-            dataset.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:  # only the result is left to be saved
-            control.should_save = control.should_save and args.load_best_model_at_end
-        elif stopped_by := highest(self._received, args.device):  # a signal reaches the processes in different steps
-            self._stopped_by = stopped_by
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # The mean over the processes is a barrier too: every process has written its part of the checkpoint.
-        loss = reduce(self._trainer._tr_loss, "mean").item()
-        if args.load_best_model_at_end and state.best_global_step:
-            # With shards, the Trainer may look for the directory before it exists, and find it in some processes only.
-            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
-        if state.is_world_process_zero:
-            directory = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            since = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
-            with appears_whole(directory / WHOLE_FILE) as partial:
-                partial.write_text(json.dumps(since), encoding="utf-8")
+def metrics_of(checkpoint: Path | None) -> dict[str, float] | None:
+    """The Trainer's metrics of a run that has ended with this checkpoint, None for one that has steps left."""
+    if checkpoint is None or not (checkpoint / ENDED_FILE).is_file():
+        return None
+    metrics: dict[str, float] = json.loads((checkpoint / ENDED_FILE).read_text(encoding="utf-8"))
+    return metrics

@@ -16,6 +16,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
 
+from client.errors import DisRankerError
+from client.files import naming
 from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.lora import merge_adapters
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
@@ -23,7 +25,16 @@ from trainer.data.records import DataError
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
-from trainer.training.resume import Resumable, ResumeError, checkpoint_of, held, new_directory, stamps
+from trainer.training.resumable import Resumable
+from trainer.training.resume import (
+    ResumeError,
+    checkpoint_of,
+    drop_broken_checkpoints,
+    held,
+    metrics_of,
+    new_directory,
+    stamps,
+)
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
 
 LOGS = "logs"
@@ -102,6 +113,7 @@ class Run:
     output_dir: Path  # where the result goes
     directory: Path  # where checkpoints and the loss curve lie until then
     training: StageArguments  # the Trainer's arguments, for a run in that directory
+    keep: int | None  # checkpoints
     settings: dict[str, Any]  # what must be the same when the run resumes, and is saved beside the result
     checkpoint: Path | None  # to resume from
 
@@ -133,13 +145,13 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
         )
     if checkpoint is not None and training.should_save:
         print(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
-    return Run(output_dir, directory, prepared, settings, checkpoint)
+    return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint)
 
 
 def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | None) -> StageArguments:
     """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
     prepared = copy.copy(training)
-    prepared.output_dir = str(directory)
+    prepared.output_dir, prepared.save_total_limit = str(directory), None  # the run removes checkpoints itself
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
     prepared.accelerator_config = replace(loading, dispatch_batches=False)
@@ -168,15 +180,19 @@ def train_and_save(
     with held(run.directory) if first else nullcontext():
         if first and run.checkpoint is None:
             new_directory(run.directory, run.settings)
-        metrics = _train(trainer, run)
+        try:
+            metrics = _train(trainer, run)
+        except DisRankerError:
+            if first:  # a checkpoint that is half written takes room
+                drop_broken_checkpoints(run.directory)
+            raise
         model = whole.gather()
         if first:
             if merge:
                 merge_adapters(model)
             record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
-            save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record)
-            if (run.directory / LOGS).exists():
-                (run.directory / LOGS).rename(run.output_dir / LOGS)
+            logs = run.directory / LOGS
+            save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
             shutil.rmtree(run.directory)
 
 
@@ -185,13 +201,16 @@ def _train(trainer: Trainer, run: Run) -> dict[str, float]:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(run.directory / LOGS)
-    resumable = Resumable(trainer, run.checkpoint)
+    resumable = Resumable(trainer, run.checkpoint, run.keep)
     trainer.add_callback(resumable)
-    with naming_flags(*LESS_MEMORY), resumable.listening():
+    ended = metrics_of(run.checkpoint)
+    if ended is not None:  # only the result is left to be saved
+        trainer._run_epoch = lambda **_: None  # type: ignore[method-assign]
+    with naming(run.directory), naming_flags(*LESS_MEMORY), resumable.listening():
         result = trainer.train(resume_from_checkpoint=None if run.checkpoint is None else str(run.checkpoint))
     if result.global_step == 0:
         raise DataError("nothing was trained: --num_train_epochs leaves no step")
-    return result.metrics
+    return ended or result.metrics
 
 
 def _curves(trainer: Trainer) -> dict[str, Any]:

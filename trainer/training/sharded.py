@@ -77,8 +77,13 @@ def _layers_to_gather(model: Model) -> list[str]:
 
 def scorer_of(trainer: Trainer) -> PackedScorer:
     """A scorer of the model as it is in the middle of training."""
+    return _CalledScorer(callable_model(trainer))
+
+
+def callable_model(trainer: Trainer) -> Any:
+    """The model that gathers its weights, where they are sharded, when it is called in the middle of training."""
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    return _CalledScorer(trainer.model_wrapped if sharded else trainer.model)
+    return trainer.model_wrapped if sharded else trainer.model
 
 
 class _CalledScorer(PackedScorer):

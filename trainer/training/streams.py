@@ -7,9 +7,11 @@ takes its place.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from trainer.data.records import DataError, QueryGroup, iter_groups
+from trainer.data.records import DataError, QueryGroup, iter_groups, iter_numbered
 from trainer.training.batches import SKIPPED, TrainingGroup, draw_documents
 from trainer.training.held_out import HeldOut
+from trainer.training.mix import Mix, mix_of
 
 Take = Callable[[QueryGroup], TrainingGroup | None]  # the part of a query that a stage trains on; None leaves it out
 
@@ -29,6 +32,10 @@ class DataArguments:
     """Queries with their documents, and how they are read."""
 
     data: list[str] = field(metadata={"help": "Queries with documents: JSONL, Parquet, or ir_datasets:ID."})
+    mix: list[float] | None = field(
+        default=None,
+        metadata={"help": "A weight for each of --data, by which an epoch draws from it; by default all come once."},
+    )
     label_scale: list[float] | None = field(
         default=None, metadata={"help": "Lowest and highest label; a label outside is an error."}
     )
@@ -45,25 +52,32 @@ class DataArguments:
             raise DataError("--label_scale takes the lowest and the highest label")
         if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
             raise DataError(f"--shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
+        if self.mix is not None and not (len(self.mix) == len(self.data) and all(0 < w < math.inf for w in self.mix)):
+            raise DataError(f"--mix takes a finite weight above 0 for each --data, {len(self.data)}, not {self.mix}")
 
-    def groups(self) -> Iterator[QueryGroup]:
-        return iter_groups(*self.data, label_scale=self.label_scale)
+    def groups(self, *sources: str) -> Iterator[QueryGroup]:
+        """Those of ``sources``, or of all data."""
+        return iter_groups(*(sources or self.data), label_scale=self.label_scale)
 
 
 class GroupList(Dataset[TrainingGroup]):
-    """Groups in memory; documents are drawn again in each epoch."""
+    """Groups in memory; documents, and the groups of a mix, are drawn again in each epoch."""
 
-    def __init__(self, groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int) -> None:
-        self._groups, self._count, self._seed, self._epoch = groups, documents_per_query, seed, 0
+    def __init__(
+        self, groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int, mix: Mix | None = None
+    ) -> None:
+        self._groups, self._count, self._seed, self._mix = groups, documents_per_query, seed, mix
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
+        self._places = range(len(self._groups)) if self._mix is None else self._mix.places(epoch)
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def __getitem__(self, index: int) -> TrainingGroup:
-        return draw_documents(self._groups[index], self._count, self._seed, self._epoch, index)
+        return draw_documents(self._groups[self._places[index]], self._count, self._seed, self._epoch, index)
 
 
 class GroupStream(IterableDataset[TrainingGroup]):
@@ -73,8 +87,16 @@ class GroupStream(IterableDataset[TrainingGroup]):
     several workers, each reads whole steps.
     """
 
-    def __init__(self, arguments: DataArguments, take: Take, groups: int, seed: int, groups_per_step: int) -> None:
-        self._arguments, self._take, self._groups = arguments, take, groups
+    def __init__(
+        self,
+        arguments: DataArguments,
+        take: Take,
+        groups: int,
+        seed: int,
+        groups_per_step: int,
+        mix: Mix | None = None,
+    ) -> None:
+        self._arguments, self._take, self._groups, self._mix = arguments, take, groups, mix
         self._seed, self._epoch, self._skipped = seed, 0, 0
         self._groups_per_step = groups_per_step
 
@@ -109,9 +131,13 @@ class GroupStream(IterableDataset[TrainingGroup]):
         yield from (waiting[place] for place in draw.permutation(len(waiting)).tolist())
 
     def _drawn(self) -> Iterator[TrainingGroup]:
-        taken = filter(None, map(self._take, self._arguments.groups()))
-        for place, group in enumerate(taken):
+        sets = [partial(self._taken, source) for source in self._arguments.data]
+        groups = self._taken() if self._mix is None else self._mix.stream(sets, self._epoch)
+        for place, group in enumerate(groups):
             yield draw_documents(group, self._arguments.documents_per_query, self._seed, self._epoch, place)
+
+    def _taken(self, *sources: str) -> Iterator[TrainingGroup]:
+        return filter(None, map(self._take, self._arguments.groups(*sources)))
 
 
 def training_groups(
@@ -125,26 +151,33 @@ def training_groups(
     """The data of a stage, read once and checked; prints on standard error how many queries were left out, and why.
 
     ``take`` gives the part of each query to train on, or None for ``reason_left_out``. ``check`` is called after the
-    last one. A line says how many are ``held_out`` queries, too. Raises DataError where no query is left, besides the
-    errors of the readers and of the check.
+    last one. Queries of weight 0 are left out, too. A line says how many are ``held_out`` queries. Raises DataError
+    where no query is left, besides the errors of the readers, of the check and of the mix.
     """
     silent = training.disable_tqdm or not training.should_save
-    everything = tqdm(arguments.groups(), desc="reading", unit="query", delay=5, disable=silent)
+    numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
+    everything = tqdm(numbered, desc="reading", unit="query", delay=5, disable=silent)
     kept: list[TrainingGroup] = []
-    queries = taken = 0
-    for group in everything if held_out is None or not training.should_save else held_out.trained_on(everything):
+    sizes, queries, take = [0] * len(arguments.data), 0, partial(_of_some_weight, take)
+    for source, group in held_out.trained_on(everything) if held_out and training.should_save else everything:
         queries += 1
         if (chosen := take(group)) is not None:
-            taken += 1
+            sizes[source] += 1
             if arguments.shuffle_buffer is None:
                 kept.append(chosen)
     if check is not None:
         check()
-    if not taken:
+    if not (taken := sum(sizes)):
         raise DataError(f"{arguments.data[0]}: {reason_left_out}: nothing is left to train on")
     if taken < queries and training.should_save:
         print(f"{queries - taken:,} of {queries:,} queries are left out: {reason_left_out}", file=sys.stderr)
+    mix = None if arguments.mix is None else mix_of(arguments.mix, arguments.data, sizes, training.seed)
     if kept:
-        return GroupList(kept, arguments.documents_per_query, training.seed)
+        return GroupList(kept, arguments.documents_per_query, training.seed, mix)
     at_once = training.train_batch_size * training.world_size
-    return GroupStream(arguments, take, taken, training.seed, at_once)
+    return GroupStream(arguments, take, taken, training.seed, at_once, mix)
+
+
+def _of_some_weight(take: Take, group: QueryGroup) -> TrainingGroup | None:
+    chosen = take(group)
+    return chosen if group.weight else None

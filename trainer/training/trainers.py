@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import reduce
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
@@ -22,13 +22,13 @@ from trainer.checkpoints.load import Model
 from trainer.checkpoints.lora import has_adapters
 from trainer.data.records import DataError
 from trainer.training.batches import Collate, LanguageCollator, PassOver, RankingCollator
-from trainer.training.held_out import HeldOut
+from trainer.training.held_out import LOSS, HeldOut
 from trainer.training.in_parts import rows_within, use_packed_forward
 from trainer.training.losses import QueryLosses, mean_over_queries
 from trainer.training.processes import decided_by_first, highest
 from trainer.training.resume import NonFiniteLossError
 from trainer.training.run import StageArguments
-from trainer.training.sharded import scorer_of
+from trainer.training.sharded import callable_model, scorer_of
 
 MeanOver = Literal["queries", "pairs"]
 MEAN_OVER_HELP = (
@@ -59,13 +59,36 @@ class StageTrainer(Trainer):
     """
 
     def __init__(
-        self, model: Model, encoder: PairEncoder, collate: Collate, args: StageArguments, **settings: Any
+        self,
+        model: Model,
+        encoder: PairEncoder,
+        collate: Collate,
+        args: StageArguments,
+        held_out: HeldOut | None = None,
+        **settings: Any,
     ) -> None:
         self._rows_per_part = rows_within(args.token_budget, encoder.config.row_length)
         use_packed_forward(model, self._rows_per_part)
         collator: Any = PassOver(collate)
+        if held_out is not None:
+            settings.update(eval_dataset=held_out.groups, callbacks=held_out.callbacks())
         super().__init__(model=model, args=args, data_collator=collator, **settings)
         self.model_accepts_loss_kwargs = False  # our losses are means: accumulation must divide
+        self._encoder, self._collate, self._held_out = encoder, collate, held_out
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The measure on the held-out queries, logged like a loss."""
+        if self._held_out is None:
+            raise ValueError("this trainer has no held-out queries")
+        own_metrics = self._judged_by(self._held_out)
+        metrics = decided_by_first(lambda: own_metrics)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _judged_by(self, held_out: HeldOut) -> dict[str, float]:
+        """The measure on the held-out queries, under the name by which the Trainer reads it."""
+        raise NotImplementedError
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         model: Model = self.model
@@ -93,14 +116,10 @@ class RankingTrainer(StageTrainer):
         objective: Sequence[Term],
         args: StageArguments,
         by_count: bool = False,
-        held_out: HeldOut | None = None,
         **settings: Any,
     ) -> None:
-        if held_out is not None:
-            settings.update(eval_dataset=held_out.groups, callbacks=held_out.callbacks())
         super().__init__(model, encoder, RankingCollator(encoder), args, **settings)
         self._objective, self._by_count = objective, by_count
-        self._encoder, self._held_out = encoder, held_out
         self._compared = Compared()
         self.add_callback(self._compared)
 
@@ -116,7 +135,7 @@ class RankingTrainer(StageTrainer):
         counts = [losses.counts for term, losses in zip(self._objective, each, strict=True) if not term.on_labels]
         self._compared.add(torch.stack(counts) > 0)
         parts = [
-            term.weight * mean_of_all_processes(*mean_over_queries(losses, self._by_count))
+            term.weight * mean_of_all_processes(*mean_over_queries(losses, inputs["weights"], self._by_count))
             for term, losses in zip(self._objective, each, strict=True)
         ]
         return finite(torch.stack(parts).sum(), self.state.global_step, inputs["queries"])
@@ -126,15 +145,8 @@ class RankingTrainer(StageTrainer):
             logs = {**logs, **self._compared.share()}
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The measure on the held-out queries, logged like a loss."""
-        if self._held_out is None:
-            raise ValueError("this trainer has no held-out queries")
-        own_metrics = self._held_out.evaluate(scorer_of(self), self._encoder, self._rows_per_part)
-        metrics = decided_by_first(lambda: own_metrics)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def _judged_by(self, held_out: HeldOut) -> dict[str, float]:
+        return held_out.evaluate(scorer_of(self), self._encoder, self._rows_per_part)
 
 
 class LanguageTrainer(StageTrainer):
@@ -150,6 +162,27 @@ class LanguageTrainer(StageTrainer):
         loss = mean_of_all_processes((losses_RL * inputs["weights"]).sum(), inputs["weights"].sum())
         return finite(loss, self.state.global_step, inputs["queries"])
 
+    def _judged_by(self, held_out: HeldOut) -> dict[str, float]:
+        """The loss of training, as one mean over the tokens of all held-out documents; processes share them out."""
+        model = callable_model(self)
+        was_training, processes = model.training, self.args.world_size
+        model.eval()
+        size = self.args.per_device_eval_batch_size
+        batches = [held_out.groups[first : first + size] for first in range(0, len(held_out.groups), size)]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for first in range(0, len(batches), processes):
+            place = first + self.args.process_index
+            # Where weights are sharded, all processes call the model as often: one has a batch that does not count.
+            collated: Any = self._collate(batches[min(place, len(batches) - 1)])
+            inputs: Any = self._prepare_inputs(collated)
+            with torch.no_grad():
+                losses_RL = model(**inputs["packed"], labels=inputs["labels"])
+            if place < len(batches):
+                sums += torch.stack([(losses_RL * inputs["weights"]).sum(), inputs["weights"].sum()]).double()
+        model.train(was_training)
+        total, weight = reduce(sums, "sum")
+        return {f"eval_{LOSS}": finite(total / weight, self.state.global_step, ["all of --held_out"]).item()}
+
 
 class Compared(TrainerCallback):
     """Counts the queries of this process in which the terms of the objective found documents to compare."""
@@ -157,6 +190,7 @@ class Compared(TrainerCallback):
     def __init__(self) -> None:
         self._found: list[Tensor] = []  # [terms, B] of each step since the last point of the loss curve
         self._ever: Tensor = torch.tensor(False)  # [terms]
+        self._from_the_start = False  # of an epoch: a run that resumed did not see what came before
 
     def add(self, found_TB: Tensor) -> None:
         self._found.append(found_TB)
@@ -169,9 +203,12 @@ class Compared(TrainerCallback):
         found_TB, self._found = torch.cat(self._found, dim=1), []
         return {"queries_compared": found_TB.any(dim=0).float().mean().item()}
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._from_the_start = self._from_the_start or not (state.epoch or 0) % 1
+
     def on_epoch_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         """Raises DataError in all processes for a term that found nothing in any of them."""
-        if not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
+        if self._from_the_start and not all(highest(int(ever), args.device) for ever in self._ever.flatten()):
             raise DataError(
                 "a part of the objective found no documents to compare in any query: each has one document, or the "
                 "labels or scores of its documents are alike"

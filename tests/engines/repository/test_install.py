@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from client.errors import DisRankerError
 from engines import versions
 from engines.records import CpuEngine, EngineError, Int8
 from engines.repository import install as installer
@@ -103,7 +104,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(with_student: Path, chec
     files, message = engine_of(checkpoint), "cannot be written"
     if case == "no such engine":
         files, message = [checkpoint / "model.plan"], r"model\.plan"
-        with pytest.raises(EngineError, match=message):
+        with pytest.raises(DisRankerError, match=message):
             install(with_student.with_name("new"), checkpoint, files, MANIFEST)
     elif case == "a malformed config":
         (with_student / "ranker/config.pbtxt").write_text("name ranker")
@@ -113,7 +114,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(with_student: Path, chec
         (with_student / "tokenizer/pair_encoding.json").mkdir()
     (checkpoint / "tokenizer.json").write_text("a newer tokenizer.json")
     before = contents(with_student)
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(DisRankerError, match=message):
         install(with_student, checkpoint, files, replace(MANIFEST, row_length=512))
     assert contents(with_student) == before
     assert not [*with_student.glob("*/.*.partial")]
@@ -230,7 +231,7 @@ def test_a_repository_of_the_teacher_alone_takes_a_student_later(tmp_path: Path,
 def test_all_of_the_teachers_models_appear_or_none(with_student: Path, checkpoint: Path) -> None:
     (with_student / "teacher_ranker").write_text("in the way: the last of them cannot appear")
     before = contents(with_student)
-    with pytest.raises(EngineError, match="cannot be written"):
+    with pytest.raises(DisRankerError, match="cannot be written"):
         add(with_student, checkpoint)
     assert contents(with_student) == before
     assert names_in(with_student.parent) == {"models", "checkpoint"}

@@ -22,6 +22,13 @@ def test_groups_are_read_from_jsonl_and_parquet_alike(tmp_path: Path) -> None:
     assert read_groups(tmp_path / "a.parquet") == groups
 
 
+def test_the_weight_of_a_query_is_1_where_it_has_none(tmp_path: Path) -> None:
+    records = [GROUP, {**GROUP, "query_id": "q2", "weight": 2.5}, {**GROUP, "query_id": "q3", "weight": 0}]
+    pq.write_table(pa.Table.from_pylist(records[::-1]), tmp_path / "a.parquet")  # null where it is left out
+    for path in (written(tmp_path / "a.jsonl", *records[::-1]), tmp_path / "a.parquet"):
+        assert [group.weight for group in read_groups(path)] == [0.0, 2.5, 1.0]
+
+
 def test_label_and_clicks_may_be_left_out(tmp_path: Path) -> None:
     document = {"doc_id": "d1", "title": "", "summary": "text"}
     (group,) = read_groups(written(tmp_path / "a.jsonl", {**GROUP, "documents": [document]}))
@@ -47,6 +54,12 @@ def test_a_title_or_a_summary_may_be_left_out_and_a_byte_order_mark_is_no_text(t
         ({**GROUP, "query_id": ""}, "no 'query_id'"),
         (GROUP, "query_id 'q1' again; it was in "),
         ({**GROUP, "query_id": "q2", "query": " "}, "query 'q2': the query is empty"),
+        ({**GROUP, "query_id": "q2", "weight": -1}, "query 'q2': 'weight' must be a finite number of at least 0"),
+        ({**GROUP, "query_id": "q2", "weight": math.inf}, "must be a finite number of at least 0, not inf"),
+        ({**GROUP, "query_id": "q2", "weight": int("9" * 400)}, "must be a finite number of at least 0"),
+        ({**GROUP, "query_id": "q2", "weight": True}, "must be a finite number of at least 0, not True"),
+        ({**GROUP, "query_id": "q2", "weight": "2"}, "must be a finite number of at least 0, not '2'"),
+        ({**GROUP, "query_id": "q2", "weight": None}, "must be a finite number of at least 0, not None"),
         (
             {**GROUP, "query_id": "q2", "documents": []},
             "query 'q2': 'documents' must be a list with at least one document",

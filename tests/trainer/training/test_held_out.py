@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ import torch
 from torch import nn
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_bert, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups
 from tests.support.stages import FEW, fails, finish, measured, run
-from trainer import rank_sft
-from trainer.checkpoints.load import PackedScorer, load_scorer
+from trainer import pretrain, rank_sft
+from trainer.checkpoints.load import PackedScorer, load_checkpoint, load_scorer
 from trainer.data.records import read_groups
 from trainer.measures.metrics import MEASURE
-from trainer.training.held_out import HeldOut
+from trainer.training.held_out import HeldOut, HeldOutArguments
 from trainer.training.losses import margin_mse
 from trainer.training.run import StageArguments
-from trainer.training.trainers import RankingTrainer, Term
+from trainer.training.trainers import LanguageTrainer, RankingTrainer, Term
 
 
 def evaluations(bert: Path, data: Path, output: Path, *flags: object) -> list[float]:
@@ -36,6 +37,36 @@ def test_the_best_checkpoint_on_held_out_queries_wins(deep_bert: Path, data: Pat
     assert len(values) == 10
     assert len(set(values)) > 2
     assert measured(tmp_path / "scorer", data) == pytest.approx(max(values), abs=1e-9)
+
+
+def test_the_lowest_loss_of_pre_training_on_held_out_clicks_wins(data: Path, tmp_path: Path) -> None:
+    """By learning the one half of the data by heart, the model forgets the other after a while."""
+    llm, lines = tiny_llm(tmp_path / "llm"), data.read_text().splitlines(keepends=True)
+    for name, half in (("half", lines[::2]), ("other", lines[1::2])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(half))
+    flags = ["--model", llm, "--data", tmp_path / "half.jsonl", "--held_out", tmp_path / "other.jsonl"]
+    steps = ["--max_steps", 20, "--save_steps", 4, "--learning_rate", "0.05", "--per_device_train_batch_size", 4]
+    run(pretrain, *flags, "--output_dir", tmp_path / "cpt", *steps, *FEW[4:])
+    values = [point["eval_loss"] for point in json.loads((tmp_path / "cpt/training.json").read_text())["held_out"]]
+    assert len(values) == 5
+    assert min(values) < values[-1]
+    best: Any = load_checkpoint(str(tmp_path / "cpt"), causal=True, seed=0)
+    take = partial(pretrain.clicked, arguments=pretrain.PretrainArguments(model=""))
+    held_out = pretrain.read_held_out(HeldOutArguments(held_out=[str(tmp_path / "other.jsonl")]), take)
+    arguments = StageArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer = LanguageTrainer(best.model, best.encoder, arguments, held_out=held_out)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(values), rel=1e-6)
+
+
+def test_held_out_queries_without_clicks_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    for document in (document for line in lines for document in line["documents"]):
+        document["clicks"] = 0
+    (tmp_path / "none.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--model", "x", "--data", "x", "--held_out", tmp_path / "none.jsonl", "--output_dir", tmp_path / "out"]
+    assert "none.jsonl: no document has clicks" in fails(pretrain, capsys, *flags)
 
 
 def test_training_ends_early_when_held_out_queries_gain_no_more(deep_bert: Path, data: Path, tmp_path: Path) -> None:
@@ -90,12 +121,16 @@ def test_only_runs_that_keep_checkpoints_can_evaluate_them(
     assert "'P@0' looks at no document" in fails(rank_sft, capsys, *flags, "--measure", "P@0")
 
 
-def test_patience_is_kept_when_a_run_resumes(deep_bert: Path, data: Path, tmp_path: Path) -> None:
-    """Stopped after the third evaluation, it has one left."""
-    flags = ["--model", deep_bert, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer", *FEW[4:],
-             "--max_steps", 50, "--save_steps", 1, "--learning_rate", "1e-9", "--early_stop", 3]  # fmt: skip
-    assert finish("rank_sft", *flags, at="checkpoint-4/whole.json") == -signal.SIGKILL
-    assert finish("rank_sft", *flags) == 0
+@pytest.mark.parametrize("stage", ["rank_sft", "pretrain"])
+def test_patience_is_kept_when_a_run_resumes(stage: str, deep_bert: Path, data: Path, tmp_path: Path) -> None:
+    """Stopped after the third evaluation, it has one left; without a step to learn by, none is better. Stopped while it
+    saves its result, it has none."""
+    model = deep_bert if stage == "rank_sft" else tiny_llm(tmp_path / "llm")
+    flags = ["--model", model, "--data", data, "--held_out", data, "--output_dir", tmp_path / "scorer", *FEW[4:],
+             "--max_steps", 50, "--save_steps", 1, "--learning_rate", 0, "--early_stop", 3]  # fmt: skip
+    for place in ("checkpoint-4/whole.json", ".partial/training.json"):
+        assert finish(stage, *flags, at=place) == -signal.SIGKILL
+    assert finish(stage, *flags) == 0
     assert len(json.loads((tmp_path / "scorer/training.json").read_text())["held_out"]) == 4
 
 

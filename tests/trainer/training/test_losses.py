@@ -22,7 +22,8 @@ def mean(objective: Callable[..., losses.QueryLosses]) -> Callable[..., Tensor]:
     """The objective's loss of a step."""
 
     def value(*tensors: Tensor, by_count: bool = False, **settings: Any) -> Tensor:
-        total, weight = mean_over_queries(objective(*tensors, **settings), by_count)
+        each = objective(*tensors, **settings)
+        total, weight = mean_over_queries(each, torch.ones_like(each.losses), by_count)
         return total / weight.clamp(min=1)
 
     return value

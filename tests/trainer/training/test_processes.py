@@ -39,7 +39,8 @@ def commands(material: dict[str, list[str]], processes: int, output: Path) -> li
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of one process in folder 1, of two in folder 2; no dropout: each process would draw its own."""
     root = tmp_path_factory.mktemp("processes")
-    data = write_groups(root / "data.jsonl", queries=16)
+    data = write_groups(root / "data.jsonl", queries=20, weights=(1.0, 3.0, 0.5, 0.0, 2.0))
+    more = write_groups(root / "more.jsonl", queries=8, seed=1, name="more")
     scores = write_teacher(root / "scores.parquet", data)
     llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
     dev = write_uneven_groups(root / "dev.jsonl")
@@ -48,13 +49,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     AutoModelForSequenceClassification.from_pretrained(bert, **still).save_pretrained(bert)
     material = {
-        "pretrain": ["--model", str(llama), "--data", str(data), "--shuffle_buffer", "6"],
-        "rank_sft": ["--model", str(llama), "--data", str(data), "--objective", "lambda_rank", *judging],
+        "pretrain": ["--model", str(llama), "--data", str(data), str(more), "--mix", "3", "1", "--shuffle_buffer", "6",
+                     "--held_out", str(more), "--save_strategy", "steps", "--save_steps", "3",
+                     "--per_device_eval_batch_size", "3"],
+        "rank_sft": ["--model", str(llama), "--data", str(data), str(more), "--mix", "3", "1",
+                     "--objective", "lambda_rank", *judging],
         "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3"],
         "score": ["--model", str(bert), "--data", str(data), "--pairs_per_shard", "12"],
         "rerank": ["--model", str(bert), "--data", str(dev), *candidates],
         "evaluate": ["--data", str(dev), "--systems", str(bert), "random", "--rows_per_batch", "1"],
-    }
+    }  # fmt: skip
     for command, *flags in commands(material, 1, root / "1"):
         assert finish(command, *flags) == 0
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer.
@@ -64,19 +68,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def losses(checkpoint: Path) -> list[float]:
-    return [point["loss"] for point in json.loads((checkpoint / "training.json").read_text())["loss_curve"]]
+def points(checkpoint: Path, curve: str = "loss_curve", value: str = "loss") -> list[float]:
+    return [point[value] for point in json.loads((checkpoint / "training.json").read_text())[curve]]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_train_as_one_does(stage: str, results: Path) -> None:
-    one, two = (losses(results / name / stage) for name in "12")
+    one, two = (points(results / name / stage) for name in "12")
     assert len(one) == len(two) == 8
     np.testing.assert_allclose(two, one, rtol=1e-5)  # sums of float32 in another order
 
 
+def test_two_processes_share_out_the_held_out_queries(results: Path) -> None:
+    """In three batches: in the second round one process has none."""
+    one, two = (points(results / name / "pretrain", "held_out", "eval_loss") for name in "12")
+    assert len(one) == 3
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 def test_an_uneven_last_batch_does_not_hang(results: Path) -> None:
-    curve = losses(results / "uneven")
+    curve = points(results / "uneven")
     assert len(curve) == 6
     assert np.isfinite(curve).all()
 

@@ -10,19 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_teacher
-from tests.support.stages import fails, finish, started
+from tests.support.stages import fails, finish, started, status_of
 from trainer import distill, rank_sft, score
-from trainer.data.records import read_groups
+from trainer.data.records import DataError, read_groups
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
-from trainer.training.run import FREE
+from trainer.training.run import FREE, StageArguments
+from trainer.training.trainers import Compared
 
 STEPS = 12
 Material = dict[str, list[object]]
@@ -37,8 +40,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     data = write_groups(root / "data.jsonl", queries=9)
     scores = write_teacher(root / "scores.parquet", data)
     llama, bert = tiny_llm(root / "llama"), tiny_bert(root / "bert")
+    more = write_groups(root / "more.jsonl", queries=5, name="more", weights=(1.0, 0.5))
+    mixed = ["--data", data, more, "--mix", 1, 3, "--shuffle_buffer", 4, "--held_out", more]
     return {
-        "pretrain": ["--model", llama, "--data", data, "--shuffle_buffer", 4],
+        "pretrain": ["--model", llama, *mixed],
         "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }
@@ -153,6 +158,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_queries(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("epoch", "refused"), [(0.0, True), (0.5, False)])
+def test_only_an_epoch_that_was_seen_from_its_start_must_have_compared_documents(epoch: float, refused: bool) -> None:
+    """A run that resumes at its last step would else be refused for a query of one document."""
+    compared, training = Compared(), StageArguments(output_dir="out", use_cpu=True)
+    compared.on_epoch_begin(training, TrainerState(epoch=epoch))
+    compared.add(torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(DataError, match="no documents to compare") if refused else nullcontext():
+        compared.on_epoch_end(training)
+
+
 def test_relabelling_that_is_killed_scores_every_pair_once(material: Material, tmp_path: Path) -> None:
     """Killed before the first shard is whole, before a later one is, and before the result is; shards change size."""
     teacher, data = tiny_bert(tmp_path / "teacher"), write_groups(tmp_path / "pool.jsonl", queries=20)
@@ -206,11 +221,6 @@ def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material
     assert finish(stage, *flags) == 0
     assert output.exists()
     assert not directory.exists()
-
-
-def status_of(pid: int | None) -> str:
-    """The letter by which the kernel says what a process does, such as T for one that was stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def finish_and_read(stage: str, *flags: object) -> tuple[int, str]:

@@ -94,7 +94,7 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("runs")
     adapted = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4]
     more = {
-        "pretrain": ["--max_steps", STEPS, "--save_steps", 1000],
+        "pretrain": ["--max_steps", STEPS, "--save_steps", 15, "--held_out", material.data],
         "rank_sft": [*adapted, "--held_out", material.held_out],
     }
     for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
@@ -128,7 +128,12 @@ def test_fsdp_trains_a_scorer_as_one_process_does(material: Material, sharded_ru
 
 def test_fsdp_resumes_from_its_shards(sharded_runs: Path) -> None:
     """One of two processes got a signal: both stopped, after the same step, and the same command resumed."""
-    assert_same_training(sharded_runs / "1/pretrain", sharded_runs / "2/pretrain", steps=STEPS)
+    one, two = sharded_runs / "1/pretrain", sharded_runs / "2/pretrain"
+    assert_same_training(one, two, steps=STEPS)
+    evaluations = [json.loads((path / "training.json").read_text())["held_out"] for path in (one, two)]
+    expected, seen = ([evaluation["eval_loss"] for evaluation in path] for path in evaluations)
+    assert len(expected) == 2
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
 
 
 def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
