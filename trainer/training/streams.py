@@ -158,15 +158,19 @@ def training_groups(
     numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
     everything = tqdm(numbered, desc="reading", unit="query", delay=5, disable=silent)
     kept: list[TrainingGroup] = []
-    sizes, queries, take = [0] * len(arguments.data), 0, partial(_of_some_weight, take)
+    sizes, queries, weightless = [0] * len(arguments.data), 0, ""
+    take = partial(_of_some_weight, take)
     for source, group in held_out.trained_on(everything) if held_out and training.should_save else everything:
         queries += 1
+        if not group.weight:
+            weightless = ", or the weight is 0"
         if (chosen := take(group)) is not None:
             sizes[source] += 1
             if arguments.shuffle_buffer is None:
                 kept.append(chosen)
     if check is not None:
         check()
+    reason_left_out += weightless
     if not (taken := sum(sizes)):
         raise DataError(f"{arguments.data[0]}: {reason_left_out}: nothing is left to train on")
     if taken < queries and training.should_save:

@@ -105,3 +105,16 @@ def test_a_set_without_queries_to_train_on_is_named(sets: list[str]) -> None:
         training_groups(
             arguments, lambda group: training_group(group) if group.query_id[0] == "a" else None, training, ""
         )
+
+
+def test_queries_of_no_weight_are_left_out_and_a_file_of_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = StageArguments(output_dir="out", use_cpu=True, report_to="none")
+    some = write_groups(tmp_path / "some.jsonl", queries=5, weights=(1.0, 0.0))
+    groups = training_groups(DataArguments(data=[str(some)]), training_group, training, "without labels")
+    assert ids(groups) == ["q0", "q2", "q4"]
+    assert capsys.readouterr().err == "2 of 5 queries are left out: without labels, or the weight is 0\n"
+    none = write_groups(tmp_path / "none.jsonl", queries=5, weights=(0.0,))
+    with pytest.raises(DataError, match="or the weight is 0: nothing is left to train on"):
+        training_groups(DataArguments(data=[str(none)]), training_group, training, "without labels")
