@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 TORCH := 2.13.0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
+SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton
 
 # Compiled modules are kept, whatever the environment says: most tests start processes that import PyTorch.
 unexport PYTHONDONTWRITEBYTECODE

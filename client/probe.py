@@ -147,9 +147,9 @@ def main(argv: Sequence[str] | None) -> int:
 def _warn_of_age(connection: Connection) -> None:
     """Say if the server's release has holes that are known; one that keeps its version to itself is left alone."""
     metadata: Any = None
-    with closing(grpc.InferenceServerClient(connection.servers[0], **connection.channel())) as client:
-        with suppress(InferenceServerException):
-            metadata = client.get_server_metadata(connection.headers, client_timeout=connection.timeout_s)
+    client = grpc.InferenceServerClient(connection.servers[0], **connection.channel())
+    with closing(client), suppress(InferenceServerException):
+        metadata = client.get_server_metadata(connection.headers, client_timeout=connection.timeout_s)
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", metadata.version if metadata else "")
     if found and tuple(map(int, found.groups())) < SAFE:
         oldest = ".".join(map(str, SAFE))
