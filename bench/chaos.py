@@ -33,41 +33,36 @@ DOCUMENTS = ["garden bridge", "river market", "winter"]
 SAME = 1e-4  # logits: a library chooses its kernels by what shares the call
 
 
-def family(command: int, name: str) -> list[psutil.Process]:
-    """The processes below the command whose command line begins with a file of this name or ends with it, as the stub
-    of student_0_0 does; ``tritonserver`` is Triton itself."""
+def family(command: int, *names: str) -> list[psutil.Process]:
+    """Processes below the command: ``tritonserver`` is Triton itself, ``student_0_0`` the process of that instance."""
     found = []
     for process in psutil.Process(command).children(recursive=True):
         with suppress(psutil.Error):
             arguments = process.cmdline()
-            if name in (Path(arguments[0]).name, *arguments[-2:-1]):
+            if {Path(arguments[0]).name, *arguments[-2:-1]} & {*names}:
                 found.append(process)
     return found
 
 
-def send(number: signal.Signals, *names: str) -> Callable[[int], None]:
+def send(number: signal.Signals, *names: str, then: signal.Signals | None = None) -> Callable[[int], None]:
+    """A fault: a signal to these processes, and another one after a second."""
+
     def fault(command: int) -> None:
-        for name in names:
-            for process in family(command, name):
-                process.send_signal(number)
+        struck = family(command, *names)
+        for one in filter(None, (number, then)):
+            for process in struck:
+                with suppress(psutil.NoSuchProcess):  # replaced already
+                    process.send_signal(one)
+            time.sleep(1 if then else 0)
 
     return fault
-
-
-def stop_for_a_second(command: int) -> None:
-    stopped = family(command, "student_0_0")
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for process in stopped:
-            with suppress(psutil.NoSuchProcess):  # replaced already
-                process.send_signal(number)
-        time.sleep(1)
 
 
 FAULTS: dict[str, Callable[[int], None]] = {
     "student killed": send(signal.SIGKILL, "student_0_0"),
     "a tokenizer and the scores killed": send(signal.SIGKILL, "tokenizer_0_1", "scores_0_0"),
     "student stopped": send(signal.SIGSTOP, "student_0_0"),
-    "student stopped for a second": stop_for_a_second,
+    "student stopped for a second": send(signal.SIGSTOP, "student_0_0", then=signal.SIGCONT),
     "Triton killed": send(signal.SIGKILL, "tritonserver"),
     "Triton stopped": send(signal.SIGSTOP, "tritonserver"),
 }

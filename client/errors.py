@@ -78,7 +78,7 @@ def translated(error: InferenceServerException, server: str, model: str, timeout
     served = f"the server at {server} does not serve the model {model!r}"
     if status == "DEADLINE_EXCEEDED":
         return RequestTimeoutError(f"{server} gave no answer within {timeout_s:.3g} s: raise the time limit", server)
-    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in message:
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)
     if status == "UNAVAILABLE" and _holds(message, OVERLOADED):
         return ServerOverloadedError(f"{server} is overloaded: {message}", server)

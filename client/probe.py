@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from client import wire
 from client.command import command, say
-from client.connection import Connection
+from client.connection import LONGEST_S, Connection
 from client.errors import (
     InvalidAnswerError,
     InvalidRequestError,
@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None) -> int:
     )
     add_access_flags(parser)
     arguments = parser.parse_args(argv)
-    if not arguments.deadline > 0:  # NaN is not, either
-        raise InvalidRequestError(f"--deadline must be above 0, not {arguments.deadline:g}")
+    if not 0 < arguments.deadline <= LONGEST_S:  # nor NaN
+        raise InvalidRequestError(f"--deadline must be above 0 and at most {LONGEST_S:g}, not {arguments.deadline:g}")
     connection = connection_of(
         argparse.Namespace(**vars(arguments), url=arguments.servers, timeout=arguments.deadline, version="")
     )

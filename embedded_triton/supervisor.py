@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from client.connection import Connection
-from embedded_triton.processes import PREFIX, Stub, claim, clear, guard, sweep
+from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, sweep
 from embedded_triton.watch import Canary, Watch, is_served
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -75,7 +75,6 @@ class End(NamedTuple):
 def supervise(launch: Launch) -> int:
     """The command's exit code."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    os.umask(0o077)  # regions of shared memory hold the text of requests
     with claim():
         guard()
         try:
@@ -173,6 +172,7 @@ class Triton:
                     self._status = ended[1]
 
     def _look(self) -> None:
+        close_regions()
         if time.monotonic() > self._kill_at:
             self._kill("it did not stop in time")
         elif self._ready_at is not None:
