@@ -51,12 +51,13 @@ def state_of(pid: int) -> State | None:
 
 
 def stub_of(pid: int) -> Stub | None:
-    """None for any other process, and for one that has ended."""
+    """None for any other process, for one that has ended, and for one that only completes a configuration."""
     arguments = _command_line(pid)
     if Path(arguments[0]).name != STUB or len(arguments) < 4:
         return None
     version = Path(arguments[1]).parent
-    return Stub(arguments[-2], version.parent.name, version.name)
+    stub = Stub(arguments[-2], version.parent.name, version.name)
+    return None if stub.instance == stub.model else stub
 
 
 def sweep(prefix: str) -> None:

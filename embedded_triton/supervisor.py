@@ -173,6 +173,7 @@ class Triton:
 
     def _look(self) -> None:
         close_regions()
+        self._watch.meet()
         if time.monotonic() > self._kill_at:
             self._kill("it did not stop in time")
         elif self._ready_at is not None:

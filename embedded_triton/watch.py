@@ -16,11 +16,12 @@ from client.errors import RankingError, status_of
 from client.probe import Health, probe
 from embedded_triton.processes import State, Stub, children, state_of, stub_of
 
+MEET_S = 1.0  # a model takes longer to load
 ASK_S = 1.0  # for what Triton answers at once
 # Triton takes a stub for dead that is stopped for about a second, and never has it back; a debugger's stop is another.
 STOPPED_S = 0.5
 KILLED_S = 0.1  # once seen twice: a stub that Triton ends itself is gone by then
-ENDED_S = 2.0  # a stub of a model that is unloaded ends by itself
+ENDED_S = 2.0  # a stub that was told to end, does, and Triton reaps it
 
 
 class Watch:
@@ -33,12 +34,21 @@ class Watch:
     def __init__(self, triton: int, serves: Callable[[Stub], bool]) -> None:
         self._triton, self._serves = triton, serves
         self._stubs = dict[int, Stub]()
+        self._meets_at = 0.0
         self._since = dict[int, float]()  # when what is wrong with a process was seen first
+
+    def meet(self) -> None:
+        """Look for new stubs, once a second at most: Triton has some sixty threads, each with its own children."""
+        if time.monotonic() >= self._meets_at:
+            self._meets_at = time.monotonic() + MEET_S
+            self._stubs |= {pid: stub for pid in children(self._triton) if (stub := stub_of(pid))}
 
     def look(self, stopping: bool) -> str:
         """What is wrong, "" for nothing; called several times a second. Stubs of a ``stopping`` Triton may end."""
-        self._stubs |= {pid: stub for pid in children(self._triton) if (stub := stub_of(pid))}
-        states = {pid: state_of(pid) for pid in (self._triton, *self._stubs)}
+        states = {pid: state for pid in (self._triton, *self._stubs) if (state := state_of(pid))}
+        # Triton reaps a stub that it has ended itself; one that died stays a zombie.
+        self._stubs = {pid: stub for pid, stub in self._stubs.items() if pid in states}
+        self._since = {pid: since for pid, since in self._since.items() if pid in states}
         for pid, state in states.items():
             if not self._lasts(pid, state, stopping):
                 continue
@@ -47,25 +57,23 @@ class Watch:
                 return "Triton was stopped"
             if not self._replaced(stub, states) and (stopping or self._serves(stub)):
                 return f"the process {stub.instance} {_words(state)}"
-            if state is None or state.letter == "Z":
-                del self._stubs[pid]
+            if state.letter == "Z":
+                del self._stubs[pid]  # its model was not served, so it never will be by this one
         return ""
 
-    def _lasts(self, pid: int, state: State | None, stopping: bool) -> bool:
+    def _lasts(self, pid: int, state: State, stopping: bool) -> bool:
         patience_s = _patience_s(state)
         if patience_s is None or (stopping and patience_s == ENDED_S):
             self._since.pop(pid, None)
             return False
         return time.monotonic() - self._since.setdefault(pid, time.monotonic()) >= patience_s
 
-    def _replaced(self, stub: Stub, states: dict[int, State | None]) -> bool:
+    def _replaced(self, stub: Stub, states: dict[int, State]) -> bool:
         return any(self._stubs.get(pid) == stub and _patience_s(state) is None for pid, state in states.items())
 
 
-def _patience_s(state: State | None) -> float | None:
+def _patience_s(state: State) -> float | None:
     """How long a process may be like this; None for one with which nothing is wrong."""
-    if state is None:
-        return ENDED_S
     if state.letter == "T":
         return STOPPED_S
     if state.letter == "Z":
@@ -73,9 +81,7 @@ def _patience_s(state: State | None) -> float | None:
     return None
 
 
-def _words(state: State | None) -> str:
-    if state is None:
-        return "is gone"
+def _words(state: State) -> str:
     if state.letter == "T":
         return "was stopped"
     number = state.status & 0x7F
