@@ -22,6 +22,7 @@ import psutil
 from rich.table import Table
 
 from bench.children import READY_S, Child, free_ports, healthy, started, triton
+from bench.environments import BenchError
 from bench.report import show, table_of
 from client import RankingClient, RankingError
 from client.command import command
@@ -184,7 +185,7 @@ def runs(process: psutil.Process) -> bool:
 
 def leftovers(pid: int) -> list[Path]:
     """What a command of this process id has in shared memory."""
-    return [*Path("/dev/shm").glob(f"tritonserver-{pid}[-.]*")]
+    return [*Path("/dev/shm").glob(f"tritonserver-{pid}-*")]
 
 
 @command
@@ -194,13 +195,20 @@ def main(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--model_repository", default="model_repository", help="default %(default)s")
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        felt = [struck(fault, arguments.model_repository, Path(folder) / "log") for fault in FAULTS]
-        with serving(arguments.model_repository, Path(folder) / "log") as (child, _):
-            gone_s = abandon(child)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _run(arguments.model_repository, Path(folder) / "log")
+    except OSError as error:  # a server that does not start, or does not come back
+        raise BenchError(str(error)) from error
+    return 0
+
+
+def _run(repository: str, log: Path) -> None:
+    felt = [struck(fault, repository, log) for fault in FAULTS]
+    with serving(repository, log) as (child, _):
+        gone_s = abandon(child)
     show(report(felt))
     print(f"The command killed: nothing of it was left after {gone_s:.1f} s.")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 MEMORY = Path("/dev/shm")
-OWN = f"tritonserver-{os.getpid()}"
+OWN = f"tritonserver-{os.getpid()}-{secrets.token_hex(4)}"  # containers that share /dev/shm may share the number
 PREFIX = f"{OWN}-"  # of the regions of shared memory, by which the processes that use them are known, too
 STUB = "triton_python_backend_stub"
 ENDS_S = 10.0  # a process that was killed is gone long before
@@ -82,15 +83,15 @@ def close_regions() -> None:
 def claim() -> IO[str]:
     """Lock this command's name, and clear up after commands that were killed along with their guardian.
 
-    The lock is held until the file that is returned is closed, here and in the guardian. A process id would not do: a
-    container has its own, and may share /dev/shm.
+    The lock is held until the file that is returned is closed, here and in the guardian.
     """
     for lock in MEMORY.glob("tritonserver-*.lock"):
         with suppress(OSError), lock.open("r+") as file:  # of another user, or in use
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _clear(lock.stem)
     partial = MEMORY / f".{OWN}.lock"
-    own = partial.open("w")
+    partial.touch(mode=0o600)
+    own = partial.open("r+")
     fcntl.flock(own, fcntl.LOCK_EX)
     partial.rename(MEMORY / f"{OWN}.lock")
     return own

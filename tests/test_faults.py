@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.chaos import abandon, family, leftovers, strike
+from bench import chaos
+from bench.chaos import family, leftovers, strike
 from client import RankingClient, RankingError
 from tests.support.servers import STOP_S, Server, descendants, running, starting, wait_until_ready
 from tests.support.waiting import eventually
@@ -72,9 +73,9 @@ def test_what_died_is_replaced_and_no_answer_is_wrong(struck: Server, fault: str
 
 
 def test_what_requests_are_made_of_is_for_nobody_else_to_read(struck: Server) -> None:
-    regions = list(Path("/dev/shm").glob(f"tritonserver-{struck.process.pid}-*"))
-    assert len(regions) >= 4
-    assert {stat.S_IMODE(region.stat().st_mode) for region in regions} == {0o600}
+    found = leftovers(struck.process.pid)
+    assert len(found) >= 1 + 4  # a lock, and a region for each process
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
 
 
 def test_a_server_that_hangs_is_replaced_and_one_that_is_full_is_not(served_repository: Path, tmp_path: Path) -> None:
@@ -112,11 +113,11 @@ def overload(client: RankingClient, seconds: float) -> None:
 
 
 def test_a_command_that_is_killed_leaves_nothing_and_the_next_one_clears_up_after_its_guardian(
-    served_repository: Path, tmp_path: Path
+    served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with starting(served_repository, tmp_path / "first") as server:
-        wait_until_ready(server)
-        abandon(server)
+    monkeypatch.setattr(chaos, "FAULTS", {})  # they are tests of their own
+    assert chaos.main(["--model_repository", str(served_repository)]) == 0
+    assert "nothing of it was left after" in capsys.readouterr().out
     with starting(served_repository, tmp_path / "second") as server:
         wait_until_ready(server)
         left = descendants(server.process.pid)
@@ -134,6 +135,12 @@ def test_a_command_that_is_killed_leaves_nothing_and_the_next_one_clears_up_afte
         following.process.terminate()
         assert following.process.wait(STOP_S) == 0, "a server with a process that cannot end"
         assert not leftovers(following.process.pid)
+
+
+def test_chaos_needs_a_repository_that_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert chaos.main(["--model_repository", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "none: no such directory" in line
 
 
 def repository_of(folder: Path, code: str) -> Path:
