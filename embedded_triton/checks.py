@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import math
 import re
 import socket
@@ -15,6 +16,8 @@ from model_repository.student.served import served_versions
 
 LOOPBACK = "127.0.0.1"
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+TRUE = ("true", "1")
+TLS = ("--grpc-use-ssl", "--grpc-use-ssl-mutual")
 RANKERS = ("ranker", "teacher_ranker")
 BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
 
@@ -59,7 +62,7 @@ def _check_endpoint(arguments: Sequence[str], endpoint: str) -> None:
 
 def address_of(arguments: Sequence[str], endpoint: str) -> tuple[str, int] | None:
     """Where Triton will listen; None for an endpoint that is off, or a port that is no number, which Triton refuses."""
-    allowed = (values(arguments, f"--allow-{endpoint}") or ["true"])[-1].lower() in ("true", "1")
+    allowed = (values(arguments, f"--allow-{endpoint}") or ["true"])[-1].lower() in TRUE
     port = (values(arguments, f"--{endpoint}-port") or [str(PORTS[endpoint])])[-1]
     address = (values(arguments, f"--{endpoint}-address") or [LOOPBACK])[-1]
     return (address, int(port)) if allowed and port.isdigit() else None
@@ -68,7 +71,7 @@ def address_of(arguments: Sequence[str], endpoint: str) -> tuple[str, int] | Non
 def asked_at(arguments: Sequence[str]) -> str:
     """The gRPC endpoint as host:port; "" where it is off, or takes TLS only and a certificate would be needed."""
     address = address_of(arguments, "grpc")
-    secure = any("true" in values(arguments, name) for name in ("--grpc-use-ssl", "--grpc-use-ssl-mutual"))
+    secure = any(value.lower() in TRUE for name in TLS for value in values(arguments, name))
     if address is None or secure:
         return ""
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
@@ -107,7 +110,7 @@ def _check_model(model: Path, config_name: str) -> None:
 def values(arguments: Sequence[str], name: str) -> list[str]:
     """The values of a flag, one for each time; Triton takes ``--flag value``, ``--flag=value`` and shortened names."""
     given = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, equals, value = argument.partition("=")
         if len(flag) > 2 and flag.startswith("--") and name.startswith(flag):
             given.append(value if equals else following)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedded_triton.checks import check
+from embedded_triton.checks import asked_at, check, without
 from embedded_triton.command import environment
 from embedded_triton.errors import EmbeddedTritonError
 from embedded_triton.wheel import find_wheel
@@ -47,7 +47,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_repository_is_needed_and_must_exist(tmp_path: Path) -> None:
-    assert "--model-repository is needed" in refusal(CPU)
+    for flags in ((), (CPU,)):
+        assert "--model-repository is needed" in refusal(*flags)
     none = tmp_path / "none"
     assert f"--model-repository {none}: no such directory" in refusal(CPU, "--model-repository", str(none))
 
@@ -102,6 +103,29 @@ def test_a_port_in_use_is_named(repository: Path, endpoint: str) -> None:
 def _free_but(endpoint: str) -> list[str]:
     """Endpoints that this test is not about are off."""
     return [f"--allow-{name}=false" for name in ("http", "grpc", "metrics") if name != endpoint]
+
+
+@pytest.mark.parametrize("given", ["", "soon", "-1", "nan", "inf"])
+def test_a_time_limit_is_a_time(repository: Path, given: str) -> None:
+    line = refusal(CPU, f"--model-repository={repository}", f"--hang-timeout-secs={given}", *_free_but(""))
+    assert f"--hang-timeout-secs must be 0 or more seconds, not {given!r}" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        ([], "127.0.0.1:8001"),
+        (["--grpc-port", "9", "--grpc-address=::1"], "[::1]:9"),
+        (["--allow-grpc=false"], ""),
+        (["--grpc-use-ssl", "true"], ""),
+    ],
+)
+def test_the_canary_goes_where_it_is_let_in(flags: list[str], where: str) -> None:
+    assert asked_at(flags) == where
+
+
+def test_triton_is_not_given_our_own_flags() -> None:
+    assert without(["a", "--hang-timeout-secs", "3", "b", "--hang-timeout-secs=4"], "--hang-timeout-secs") == ["a", "b"]
 
 
 def test_numpy_2_is_refused(tmp_path: Path) -> None:
