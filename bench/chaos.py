@@ -46,7 +46,7 @@ def family(command: int, *names: str) -> list[psutil.Process]:
 
 
 def send(number: signal.Signals, *names: str, then: signal.Signals | None = None) -> Callable[[int], None]:
-    """A fault: a signal to these processes, and another one after a second."""
+    """A fault: a signal to these processes, and another one after 2 s."""
 
     def fault(command: int) -> None:
         struck = family(command, *names)
@@ -54,7 +54,7 @@ def send(number: signal.Signals, *names: str, then: signal.Signals | None = None
             for process in struck:
                 with suppress(psutil.NoSuchProcess):  # replaced already
                     process.send_signal(one)
-            time.sleep(1 if then else 0)
+            time.sleep(2 if then else 0)
 
     return fault
 
@@ -63,7 +63,7 @@ FAULTS: dict[str, Callable[[int], None]] = {
     "student killed": send(signal.SIGKILL, "student_0_0"),
     "a tokenizer and the scores killed": send(signal.SIGKILL, "tokenizer_0_1", "scores_0_0"),
     "student stopped": send(signal.SIGSTOP, "student_0_0"),
-    "student stopped for a second": send(signal.SIGSTOP, "student_0_0", then=signal.SIGCONT),
+    "student stopped for 2 s": send(signal.SIGSTOP, "student_0_0", then=signal.SIGCONT),
     "Triton killed": send(signal.SIGKILL, "tritonserver"),
     "Triton stopped": send(signal.SIGSTOP, "tritonserver"),
 }
@@ -184,7 +184,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def leftovers(pid: int) -> list[Path]:
-    """What a command of this process id has in shared memory."""
+    """The names that a command of this process id has in shared memory."""
     return [*Path("/dev/shm").glob(f"tritonserver-{pid}-*")]
 
 

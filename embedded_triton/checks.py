@@ -1,4 +1,4 @@
-"""What would keep Triton from starting, found before it is started, and the flags that say it."""
+"""Reads Triton's flags, and finds what would keep it from starting before it is started."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ DEFAULTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 once asked to stop, Triton's code if its first start fails, 1 if it dies at every start, 2 for bad input."""
+    """Return 0 once asked to stop, Triton's code if its first start fails, 1 if each start does, 2 for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         wheel = find_wheel()

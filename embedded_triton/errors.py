@@ -1,4 +1,4 @@
-"""What keeps the embedded server from starting."""
+"""The error of the embedded server, in a file of its own since all others raise it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 def children(pid: int) -> list[int]:
-    """Those of all threads of a process."""
+    """The children of all threads of a process."""
     found = list[int]()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # the thread ended

@@ -1,4 +1,4 @@
-"""What is wrong with a Triton that runs: processes that ended or were stopped, and answers that do not come."""
+"""Finds what is wrong with a Triton that runs: processes that ended or were stopped, answers that do not come."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Watch:
             self._stubs |= {pid: stub for pid in children(self._triton) if (stub := stub_of(pid))}
 
     def look(self, stopping: bool) -> str:
-        """What is wrong, "" for nothing; called several times a second. Stubs of a ``stopping`` Triton may end."""
+        """Say what is wrong, "" for nothing; called several times a second. Stubs of a ``stopping`` Triton may end."""
         states = {pid: state for pid in (self._triton, *self._stubs) if (state := state_of(pid))}
         # Triton reaps a stub that it has ended itself; one that died stays a zombie.
         self._stubs = {pid: stub for pid, stub in self._stubs.items() if pid in states}
@@ -73,7 +73,7 @@ class Watch:
 
 
 def _patience_s(state: State) -> float | None:
-    """How long a process may be like this; None for one with which nothing is wrong."""
+    """Seconds for which a process may be like this; None for one with which nothing is wrong."""
     if state.letter == "T":
         return STOPPED_S
     if state.letter == "Z":

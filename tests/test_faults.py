@@ -59,7 +59,7 @@ def struck(served_repository: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         ("student killed", "the process student_0_0 was killed by SIGKILL"),
         ("a tokenizer and the scores killed", "was killed by SIGKILL"),
-        ("student stopped for a second", "the process student_0_0 was stopped"),
+        ("student stopped for 2 s", "the process student_0_0 was stopped"),
         ("Triton killed", "SIGKILL ended Triton"),
     ],
 )
@@ -83,17 +83,17 @@ def test_a_server_that_hangs_is_replaced_and_one_that_is_full_is_not(served_repo
     student = repository / "student/1"
     with (student / "model.py").open("a") as model:
         model.write(ENDLESS)
-    with running(repository, tmp_path / "log", "--hang-timeout-secs=4") as server:
+    with running(repository, tmp_path / "log", "--hang-timeout-secs=6") as server:
         first = triton(server)
         with RankingClient(server.url, attempts=1) as client:
-            overload(client, 10)
+            overload(client, 12)
             assert triton(server) == first
             (student / "hang").touch()
             eventually(lambda: not first.is_running())
             (student / "hang").unlink()
             eventually(client.is_ready)
             client.score("garden", ["river"])
-        assert restarts(server) == ["ranker has answered nobody for 4 s"]
+        assert restarts(server) == ["ranker has answered nobody for 6 s"]
 
 
 def overload(client: RankingClient, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What the probe says of servers that are well, full, broken, slow, or no rankers at all."""
+"""The probe is asked about servers that are well, full, broken, slow, or no rankers at all."""
 
 from __future__ import annotations
 
