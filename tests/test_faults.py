@@ -169,7 +169,7 @@ def test_a_first_start_that_fails_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_while_its_model_is_loaded_is_tritons_own_business(tmp_path: Path) -> None:
-    """What is served goes on: the old version of a model whose new one cannot be loaded."""
+    """The old version of a model goes on being served if its new one cannot be loaded."""
     good = "class TritonPythonModel:\n    def execute(self, requests): return []\n"
     repository = repository_of(tmp_path, good)
     flags = ("--model-control-mode=poll", "--repository-poll-secs=1")
