@@ -75,10 +75,10 @@ def test_whoever_has_no_key_may_rank_and_nothing_else(server: Server) -> None:
         for ask in closed.values():
             with pytest.raises(grpc.InferenceServerException, match="protocol is restricted"):
                 ask(None)
-            ask({"triton-grpc-protocol-admin": KEY})
+            ask({"triton-grpc-protocol-admin-key": KEY})
     for path in ("logging", "trace/setting", "systemsharedmemory/status", "models/student/trace/setting"):
         assert _status(server, path) == 403, path
-        assert _status(server, path, admin=KEY) == 200, path
+        assert _status(server, path, **{"admin-key": KEY}) == 200, path
 
 
 def _status(server: Server, path: str, **headers: str) -> int:
