@@ -162,7 +162,8 @@ class Triton:
         return pid
 
     def _stop(self) -> None:
-        self._kill_at = min(self._kill_at, time.monotonic() + self._launch.exit_s + GRACE_S)
+        under_way_s = 0.0 if self._ready_at is None else self._launch.exit_s
+        self._kill_at = min(self._kill_at, time.monotonic() + under_way_s + GRACE_S)
         os.kill(self._pid, signal.SIGTERM)  # whatever came: Triton did not always end on SIGINT
 
     def _reap(self) -> None:
