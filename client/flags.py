@@ -34,6 +34,11 @@ def add_server_flags(parser: argparse.ArgumentParser, *, target: bool = True) ->
         group.add_argument("--model", default="ranker", help="default %(default)s")
         group.add_argument("--version", default="", help="the model's version; default: the server's choice")
     group.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds a query (default %(default)s)")
+    add_access_flags(group)
+
+
+def add_access_flags(group: argparse._ActionsContainer) -> None:
+    """Add the flags by which a server lets a client in."""
     group.add_argument("--tls", action="store_true", help="encrypt, and check the server's certificate")
     for name, words in PEM_FILES.items():
         group.add_argument(f"--{name}", type=Path, metavar="PEM", help=words)

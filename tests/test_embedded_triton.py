@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import embedded_triton
+from embedded_triton.checks import asked_at, check, without
+from embedded_triton.command import environment
+from embedded_triton.errors import EmbeddedTritonError
+from embedded_triton.wheel import find_wheel
 from tests import ROOT
 from tests.support.servers import COMMAND, STOP_S, descendants, starting, wait_until_ended, wait_until_ready
 
@@ -44,7 +47,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_repository_is_needed_and_must_exist(tmp_path: Path) -> None:
-    assert "--model-repository is needed" in refusal(CPU)
+    for flags in ((), (CPU,)):
+        assert "--model-repository is needed" in refusal(*flags)
     none = tmp_path / "none"
     assert f"--model-repository {none}: no such directory" in refusal(CPU, "--model-repository", str(none))
 
@@ -72,10 +76,10 @@ def test_the_version_that_is_served_is_checked_and_not_the_newest(repository: Pa
     for version, message in ((1, ""), (2, "student/2 was built for a GPU"), (3, "cpu.pbtxt names version 3, which is")):
         config.write_text(f"{before}\nversion_policy {{ specific {{ versions: {version} }} }}\n")
         if not message:
-            embedded_triton.check([CPU, f"--model-repository={repository}", *ports])
+            check([CPU, f"--model-repository={repository}", *ports])
             continue
-        with pytest.raises(embedded_triton.EmbeddedTritonError, match=message):
-            embedded_triton.check([CPU, f"--model-repository={repository}", *ports])
+        with pytest.raises(EmbeddedTritonError, match=message):
+            check([CPU, f"--model-repository={repository}", *ports])
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,29 @@ def _free_but(endpoint: str) -> list[str]:
     return [f"--allow-{name}=false" for name in ("http", "grpc", "metrics") if name != endpoint]
 
 
+@pytest.mark.parametrize("given", ["", "soon", "-1", "nan", "inf"])
+def test_a_time_limit_is_a_time(repository: Path, given: str) -> None:
+    line = refusal(CPU, f"--model-repository={repository}", f"--hang-timeout-secs={given}", *_free_but(""))
+    assert f"--hang-timeout-secs must be 0 or more seconds, not {given!r}" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        ([], "127.0.0.1:8001"),
+        (["--grpc-port", "9", "--grpc-address=::1"], "[::1]:9"),
+        (["--allow-grpc=false"], ""),
+        (["--grpc-use-ssl", "true"], ""),
+    ],
+)
+def test_the_canary_goes_where_it_is_let_in(flags: list[str], where: str) -> None:
+    assert asked_at(flags) == where
+
+
+def test_triton_is_not_given_our_own_flags() -> None:
+    assert without(["a", "--hang-timeout-secs", "3", "b", "--hang-timeout-secs=4"], "--hang-timeout-secs") == ["a", "b"]
+
+
 def test_numpy_2_is_refused(tmp_path: Path) -> None:
     information = tmp_path / "numpy-2.3.0.dist-info"
     information.mkdir()
@@ -109,7 +136,7 @@ def test_numpy_2_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_environment_without_the_wheel_is_refused() -> None:
-    command = (sys.executable, "-S", str(ROOT / "embedded_triton.py"))
+    command = (sys.executable, "-S", "-m", "embedded_triton")
     assert "pip install 'disranker[server]'" in refusal(CPU, command=command)
 
 
@@ -123,14 +150,14 @@ def test_a_python_without_its_library_is_refused() -> None:
 
 
 def test_the_tokenizer_gets_some_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = embedded_triton.find_wheel()
+    wheel = find_wheel()
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32))
-    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "8"
+    assert environment(wheel)["RAYON_NUM_THREADS"] == "8"
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
-    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "1"
+    assert environment(wheel)["RAYON_NUM_THREADS"] == "1"
     monkeypatch.setenv("RAYON_NUM_THREADS", "3")
-    assert embedded_triton.environment(wheel)["RAYON_NUM_THREADS"] == "3"
+    assert environment(wheel)["RAYON_NUM_THREADS"] == "3"
 
 
 def test_help_is_tritons_own() -> None:

@@ -22,7 +22,7 @@ FOLDERS: dict[str, set[str]] = {
     "build_engines": {"engines", "client", "trainer", ENCODING, STUDENT},
     "loadtest": {"client"},
     "bench": {"client", "loadtest", "engines", "trainer", ENCODING, STUDENT, "build_engines"},
-    "embedded_triton": {f"{STUDENT}.served"},
+    "embedded_triton": {f"{STUDENT}.served", "client"},
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
 COMMANDS = "init pretrain rank_sft score distill merge evaluate rerank plan"

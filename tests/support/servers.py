@@ -19,6 +19,7 @@ from tests.support.waiting import eventually
 from trainer.checkpoints.load import PackedScorer, load_scorer
 
 COMMAND = TRITON
+UNASKED = ("--hang-timeout-secs=0",)  # the canary's requests would be among those that tests count
 READY_S, STOP_S = 180, 60  # on a machine that has other work
 # Products of the served checkpoint that int8 takes: of two layers, and in the last one only keys and values.
 INT8_PRODUCTS = 6 + 2
@@ -75,7 +76,7 @@ def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None
     """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
     runs still."""
     free = at or ports()
-    with started([*triton(repository, free), *flags], log) as child:
+    with started([*triton(repository, free), *UNASKED, *flags], log) as child:
         yield Server(child.process, log, free)
 
 

@@ -1,0 +1,160 @@
+"""Ask a server for one score. Triton 2.51 says that it is ready while the processes of its models are dead.
+
+python -m client.probe localhost:8001 --deadline 1.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from enum import Enum
+from typing import Any, NamedTuple
+
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from client import wire
+from client.command import command, say
+from client.connection import LONGEST_S, Connection
+from client.errors import (
+    InvalidAnswerError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingError,
+    RequestTimeoutError,
+    ServerError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+    status_of,
+    translated,
+)
+from client.flags import add_access_flags, connection_of
+from client.records import Document
+
+PERSON_WAITS = 1  # Triton's priority: before all batch work
+SHED = ("retry in", "past its deadline")  # how the models of ours refuse what they cannot score in time
+# NVIDIA's bulletin 5687 (August 2025): before 2.59.1 a stranger can take a server over through shared memory.
+SAFE = (2, 59, 1)
+
+
+class Health(Enum):
+    """How a server took the request."""
+
+    SCORED = "scored"
+    BUSY = "refused for overload"
+    ABSENT = "without the model"
+    BROKEN = "failed"
+    SILENT = "gave no answer in time"
+    GONE = "unreachable"
+
+
+# A server that sheds load stays in the balancing: its refusals are quick, and of servers that are all full none would
+# be left. A restart brings back no model that is not there, and makes no busy server faster.
+READY = {Health.SCORED, Health.BUSY}
+ALIVE = {*READY, Health.ABSENT}
+BY_ERROR: dict[type[RankingError], Health] = {
+    ServerOverloadedError: Health.BUSY,
+    ModelNotReadyError: Health.ABSENT,
+    RequestTimeoutError: Health.SILENT,
+    ServerUnavailableError: Health.GONE,
+    InvalidAnswerError: Health.BROKEN,
+    ServerError: Health.BROKEN,
+}
+
+
+class Answer(NamedTuple):
+    """``health``, and a line for people."""
+
+    health: Health
+    words: str
+
+
+def probe(connection: Connection) -> Answer:
+    """Ask the first server for one score within ``timeout_s``.
+
+    Raises RankingError where the question is at fault: the model is no ranker, or the server refuses the authorization.
+    """
+    server, limit_s = connection.servers[0], connection.timeout_s
+    inputs = wire.inputs("probe", [Document(title="probe")])
+    with closing(grpc.InferenceServerClient(server, **connection.channel())) as client:
+        start = time.perf_counter()
+        try:
+            result = client.infer(
+                connection.model,
+                inputs,
+                connection.version,
+                priority=PERSON_WAITS,
+                timeout=max(1, int(limit_s * 1e6)),
+                client_timeout=limit_s,
+                headers=connection.headers,
+            )
+            wire.scores(result, 1, server)
+        except InferenceServerException as error:
+            return _failure(error, connection)
+        except InvalidAnswerError as error:
+            return Answer(Health.BROKEN, str(error))
+        return Answer(
+            Health.SCORED, f"{connection.model} at {server} scored in {1000 * (time.perf_counter() - start):.1f} ms"
+        )
+
+
+def _failure(error: InferenceServerException, connection: Connection) -> Answer:
+    meaning = translated(error, connection.servers[0], connection.model, connection.timeout_s)
+    if status_of(error) == "UNAVAILABLE" and any(words in str(meaning) for words in SHED):
+        return Answer(Health.BUSY, f"{connection.model} at {connection.servers[0]} is overloaded: {error.message()}")
+    health = BY_ERROR.get(type(meaning))
+    if health is None or status_of(error) == "INVALID_ARGUMENT":
+        raise meaning
+    return Answer(health, str(meaning))
+
+
+@command
+def main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="probe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes:\n  0    it scored, or refused for overload\n  1    it does not score; one line says why\n"
+        "  2    bad flags, a model that is no ranker, or an authorization that is refused",
+    )
+    parser.add_argument("servers", nargs=1, metavar="HOST:PORT", help="the server's gRPC port")
+    parser.add_argument("--model", default="ranker", help="default %(default)s")
+    parser.add_argument("--deadline", type=float, default=1.0, metavar="S", help="seconds (default %(default)s)")
+    parser.add_argument(
+        "--alive", action="store_true", help="fail only where a restart helps: a server that lacks the model passes"
+    )
+    add_access_flags(parser)
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.deadline <= LONGEST_S:  # nor NaN
+        raise InvalidRequestError(f"--deadline must be above 0 and at most {LONGEST_S:g}, not {arguments.deadline:g}")
+    connection = connection_of(
+        argparse.Namespace(**vars(arguments), url=arguments.servers, timeout=arguments.deadline, version="")
+    )
+    answer = probe(connection)
+    good, what = (ALIVE, "alive") if arguments.alive else (READY, "ready")
+    if answer.health not in good:
+        say(f"not {what}: {answer.words}")
+        return 1
+    print(f"{what}: {answer.words}")
+    _warn_of_age(connection)
+    return 0
+
+
+def _warn_of_age(connection: Connection) -> None:
+    """Say if the server's release has holes that are known; one that keeps its version to itself is left alone."""
+    metadata: Any = None
+    client = grpc.InferenceServerClient(connection.servers[0], **connection.channel())
+    with closing(client), suppress(InferenceServerException):
+        metadata = client.get_server_metadata(connection.headers, client_timeout=connection.timeout_s)
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", metadata.version if metadata else "")
+    if found and tuple(map(int, found.groups())) < SAFE:
+        oldest = ".".join(map(str, SAFE))
+        say(f"warning: Triton {found[0]} has known security holes, closed in {oldest}: let no other machine reach it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
