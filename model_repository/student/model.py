@@ -12,7 +12,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -24,6 +24,18 @@ from runtime.scheduler import OverloadedError, Request, Scheduler, StoppedError
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
 TURN_S = 0.0005
 INPUTS = ("token_ids", "lengths", "document_starts")
+
+
+class InvalidPairsError(ValueError):
+    """What came are no pairs that the engine was built for; the caller is at fault."""
+
+
+class Limits(NamedTuple):
+    """What pairs off the wire may be. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
+
+    max_documents: int
+    row_length: int
+    vocabulary: int
 
 
 class TritonPythonModel:
@@ -40,10 +52,13 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{self.name}: {self.scorer.describe()}")
         for note in self.scorer.graph.notes:
             pb_utils.Logger.log_warn(f"{self.name}: {note}")
+        if not self.scorer.vocabulary:
+            pb_utils.Logger.log_warn(f"{self.name}: built by an older release, so token ids are not checked here")
         self.scorer.warm_up()
-        self.row_length = self.scorer.layout.row_length
+        row_length = self.scorer.layout.row_length
+        self.limits = Limits(setting(config, "max_documents"), row_length, self.scorer.vocabulary)
         self.scheduler = Scheduler(
-            self.scorer.score, self.scorer.tokens_per_call, self.row_length, max_waiting_rows(config)
+            self.scorer.score, self.scorer.tokens_per_call, row_length, setting(config, "max_waiting_rows")
         )
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
@@ -54,9 +69,9 @@ class TritonPythonModel:
             )
             try:
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
-                pairs = flat_pairs(token_ids, lengths, starts, self.row_length)
+                pairs = flat_pairs(token_ids, lengths, starts, self.limits)
                 self.scheduler.submit(Request(pairs, partial(self._send, sender)))
-            except (OverloadedError, StoppedError, ValueError) as error:
+            except (OverloadedError, StoppedError, InvalidPairsError) as error:
                 self._send(sender, error)
         return [None] * len(requests)
 
@@ -65,15 +80,23 @@ class TritonPythonModel:
 
     def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
         if isinstance(outcome, Exception):
-            kind = pb_utils.TritonError
-            code = kind.UNAVAILABLE if isinstance(outcome, OverloadedError | StoppedError) else kind.INTERNAL
-            response = pb_utils.InferenceResponse(error=kind(f"{self.name}: {outcome}", code))
+            response = pb_utils.InferenceResponse(error=self._error(outcome))
         else:
             response = pb_utils.InferenceResponse([pb_utils.Tensor("SCORES", outcome)])
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered
             pb_utils.Logger.log_warn(f"{self.name}: an answer could not be sent: {error}")
+
+    def _error(self, error: Exception) -> Any:
+        kind = pb_utils.TritonError
+        if isinstance(error, InvalidPairsError):
+            return kind(f"{self.name}: {error}", kind.INVALID_ARG)
+        if isinstance(error, OverloadedError | StoppedError):
+            return kind(f"{self.name}: {error}", kind.UNAVAILABLE)
+        # A library's words may hold paths of this machine, which are not for callers.
+        pb_utils.Logger.log_error(f"{self.name}: the engine failed: {error!r}")
+        return kind(f"{self.name}: the engine failed; the server's log says why", kind.INTERNAL)
 
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
@@ -89,22 +112,28 @@ def open_scorer(version: Path, instances: int) -> PairScorer:
     return PairScorer.load(version, getattr(importlib.import_module(f"runtime.{module}"), kind), instances)
 
 
-def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, row_length: int) -> FlatPairs:
-    """Pairs off the wire. Raises ValueError for what no tokenizer of ours hands on."""
+def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, limits: Limits) -> FlatPairs:
+    """Pairs off the wire. Raises InvalidPairsError for what no tokenizer of ours hands on."""
     if not lengths.size or lengths.shape != document_starts.shape or lengths.sum() != token_ids.size:
-        raise ValueError(
+        raise InvalidPairsError(
             f"{token_ids.size} token_ids with {lengths.size} lengths and {document_starts.size} document_starts "
             "are no pairs"
         )
-    if (wrong := lengths[(lengths < 1) | (lengths > row_length)]).size:
-        raise ValueError(f"a pair has 1 to {row_length} tokens, not {wrong[0]}")
+    if limits.max_documents and lengths.size > limits.max_documents:
+        raise InvalidPairsError(f"a request has at most {limits.max_documents} pairs, not {lengths.size}")
+    if (wrong := lengths[(lengths < 1) | (lengths > limits.row_length)]).size:
+        raise InvalidPairsError(f"a pair has 1 to {limits.row_length} tokens, not {wrong[0]}")
+    if (wrong := document_starts[(document_starts < 0) | (document_starts > lengths)]).size:
+        raise InvalidPairsError(f"a document starts within its pair, not at {wrong[0]}")
+    if limits.vocabulary and (wrong := token_ids[(token_ids < 0) | (token_ids >= limits.vocabulary)]).size:
+        raise InvalidPairsError(f"token ids are 0 to {limits.vocabulary - 1}, not {wrong[0]}")
     truncated = np.zeros(lengths.shape, np.bool_)  # the tokenizer has told the caller
     return FlatPairs(token_ids, lengths.astype(np.int64), document_starts.astype(np.int64), truncated)
 
 
-def max_waiting_rows(config: dict[str, Any]) -> int:
-    """The setting of the configuration; without one any number may wait."""
-    given = config["parameters"].get("max_waiting_rows", {"string_value": "0"})["string_value"]
+def setting(config: dict[str, Any], name: str) -> int:
+    """The number of that name among the configuration's parameters; 0 without one, which is no limit."""
+    given = config["parameters"].get(name, {"string_value": "0"})["string_value"]
     if not given.isdecimal():
-        raise pb_utils.TritonModelException(f"max_waiting_rows of the configuration must be 0 or more, not {given!r}")
+        raise pb_utils.TritonModelException(f"{name} of the configuration must be 0 or more, not {given!r}")
     return int(given)

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from traceback import format_tb
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ METRICS = (
     ("bytes", "memory that the cache takes", "gauge"),
 )
 METRICS_EVERY_S = 1.0
+# Parameters of config.pbtxt, and what holds in a configuration of an older release, which lacks them.
+SETTINGS = (("document_cache_bytes", 0), ("max_request_bytes", 16 * 2**20))
 
 
 class TritonPythonModel:
@@ -31,7 +34,8 @@ class TritonPythonModel:
         encoder = PairEncoder.load(directory)
         config = json.loads(args["model_config"])
         self.layout = encoder.config.layout
-        self.encoder = RequestEncoder(encoder, _cache_bytes(config))
+        cache_bytes, request_bytes = (_setting(config, *known) for known in SETTINGS)
+        self.encoder = RequestEncoder(encoder, cache_bytes, request_bytes)
         scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
         self.metrics = CacheMetrics(args, self.encoder.cache)
@@ -44,13 +48,16 @@ class TritonPythonModel:
         self.metrics.stop()  # while Triton still answers: metrics that go later crash this process
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        kind = pb_utils.TritonError
         try:
-            pairs = self._pairs(tensors)
+            pairs = self._pairs({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+            outputs = self._outputs(pairs, {*request.requested_output_names()})
         except EncodingError as error:
-            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=invalid)
-        outputs = self._outputs(pairs, {*request.requested_output_names()})
+            return pb_utils.InferenceResponse(error=kind(str(error), kind.INVALID_ARG))
+        except Exception as error:  # Triton would send its traceback to the caller
+            # Nor may the log hold the message, in which text may be.
+            pb_utils.Logger.log_error(f"tokenizer: {type(error).__name__}\n{''.join(format_tb(error.__traceback__))}")
+            return pb_utils.InferenceResponse(error=kind("the tokenizer failed; the server's log says where"))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
     def _outputs(self, pairs: FlatPairs, names: set[str]) -> dict[str, Any]:
@@ -112,9 +119,8 @@ def _family(name: str, description: str, kind: str) -> Any:
     return pb_utils.MetricFamily(name=f"disranker_document_cache_{name}", description=description, kind=kinds[kind])
 
 
-def _cache_bytes(config: dict[str, Any]) -> int:
-    """The setting of config.pbtxt; without one nothing is kept."""
-    given = config["parameters"].get("document_cache_bytes", {"string_value": "0"})["string_value"]
+def _setting(config: dict[str, Any], name: str, default: int) -> int:
+    given = config["parameters"].get(name, {"string_value": str(default)})["string_value"]
     if not given.isdecimal():
-        raise pb_utils.TritonModelException(f"document_cache_bytes of config.pbtxt must be 0 or more, not {given!r}")
+        raise pb_utils.TritonModelException(f"{name} of config.pbtxt must be 0 or more, not {given!r}")
     return int(given)
