@@ -38,6 +38,7 @@ class Manifest:
     plans: TensorRT's files by compute capability.
     served_by: "MODULE.CLASS" of the class in the student's runtime/ that runs the engine, "" for a plan.
     vocabulary: how many token ids the engine knows, 0 where it is not said.
+    files: SHA-256 of the engine's files by name; the installer fills it in.
     """
 
     engine: str
@@ -59,6 +60,7 @@ class Manifest:
     pool_last: bool = False
     position_offset: int = 0
     vocabulary: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, built: BuiltEngine, report: ParityReport) -> Manifest:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from digests import damage
 from runtime.packing import FlatPairs, FloatArray
 from runtime.pair_scorer import PairScorer
 from runtime.scheduler import OverloadedError, Request, Scheduler, StoppedError
@@ -103,6 +104,8 @@ def open_scorer(version: Path, instances: int) -> PairScorer:
     """The scorer of this version's pairs, on its share of the cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a library loads: spinning threads starve other work
     manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
+    if wrong := damage(version, manifest.get("files", {})):
+        raise pb_utils.TritonModelException(wrong)
     module, _, kind = manifest.get("served_by", "").rpartition(".")
     if not module:
         raise pb_utils.TritonModelException(

@@ -22,6 +22,7 @@ from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import Products, quantise
 from engines.records import Dimensions, EngineError, Graph, Runner, runner
 from engines.repository.configs import read_config
+from engines.repository.place import Place
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
@@ -123,7 +124,7 @@ def test_every_version_is_warm_before_it_is_timed(
     now = 0.0
     opened = versions._open
 
-    def open_cold(place: versions.Place, version: int) -> Runner:
+    def open_cold(place: Place, version: int) -> Runner:
         engine, first_run_s = opened(place, version), 0.5
 
         def run(*arguments: Any) -> FloatArray:

@@ -96,7 +96,7 @@ def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_en
 
 
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_first_part() -> None:
-    with _listen(Settings(port=0)) as listener, socket.create_connection(listener.getsockname()):
+    with _listen(read(["--port", "0"])) as listener, socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
