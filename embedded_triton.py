@@ -15,6 +15,7 @@ import importlib.util
 import ipaddress
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -38,6 +39,9 @@ DEFAULTS = {
     "--allow-gpu-metrics": "false",
     "--pinned-memory-pool-byte-size": "0",
 }
+# What only whoever runs the server may do: change its models, read and write memory and files of its machine.
+CLOSED = "model-repository,shared-memory,trace,logging"
+ADMIN_KEY = "DISRANKER_ADMIN_KEY"  # the environment variable with the key to them; without it nobody has one
 BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
 
 
@@ -142,7 +146,9 @@ def environment(wheel: Wheel) -> dict[str, str]:
 
 def defaults(arguments: Sequence[str], wheel: Wheel) -> list[str]:
     """The flags that this server needs and that were not given."""
-    missing = [f"{name}={value}" for name, value in DEFAULTS.items() if not values(arguments, name)]
+    closed = f"{CLOSED}:admin-key={os.environ.get(ADMIN_KEY) or secrets.token_hex(16)}"
+    wanted = {**DEFAULTS, "--grpc-restricted-protocol": closed, "--http-restricted-api": closed}
+    missing = [f"{name}={value}" for name, value in wanted.items() if not values(arguments, name)]
     if not values(arguments, "--backend-directory"):
         missing.append(f"--backend-directory={_backend_directory(wheel)}")
     missing.append(f"--backend-config=python,shm-region-prefix-name={REGIONS}")

@@ -47,9 +47,10 @@ def explicit(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("explicit")
     repository = Path(shutil.copytree(two_versions, folder / "model_repository"))
     assert versions.main(["use", "1", "--model_repository", str(repository)]) == 0
-    restricted = f"--grpc-restricted-protocol=model-repository:admin-key={KEY}"
-    with running(repository, folder / "log", *EXPLICIT, restricted) as server:
-        yield repository, server
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(ADMIN_KEY, KEY)
+        with running(repository, folder / "log", *EXPLICIT) as server:
+            yield repository, server
 
 
 def _cut(version: Path) -> None:
