@@ -53,7 +53,7 @@ def test_only_ranking_is_open_to_everyone(server: Server) -> None:
                 call()
 
 
-PEM = {"root_certificates": "ca", "certificate_chain": "client", "private_key": "client.key"}
+PEM = {"root_certificates": "ca", "certificate_chain": "gateway", "private_key": "gateway-key"}
 
 
 def commands(heading: str) -> list[str]:

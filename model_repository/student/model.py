@@ -65,14 +65,14 @@ class TritonPythonModel:
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
-            token_ids, lengths, starts = (
-                pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS
-            )
             try:
+                token_ids, lengths, starts = (
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS
+                )
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
                 pairs = flat_pairs(token_ids, lengths, starts, self.limits)
                 self.scheduler.submit(Request(pairs, partial(self._send, sender)))
-            except (OverloadedError, StoppedError, InvalidPairsError) as error:
+            except Exception as error:  # Triton would send its traceback to all callers of the batch
                 self._send(sender, error)
         return [None] * len(requests)
 
