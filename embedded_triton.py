@@ -3,8 +3,8 @@
     tritonserver --model-repository model_repository --model-config-name cpu
 
 It takes Triton's own flags, and its exit code is Triton's, or 2 if Triton cannot start. It has only
-the Python backend and ensembles, and listens only on loopback. Triton's container serves other machines
-and a GPU's engines.
+the Python backend and ensembles, and listens only on loopback. Model control, shared memory, traces and logging need
+the key in DISRANKER_ADMIN_KEY. Triton's container serves other machines and a GPU's engines.
 """
 
 from __future__ import annotations

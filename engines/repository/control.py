@@ -55,6 +55,7 @@ class RunningServer:
         before a build replaced the files."""
         encoder = PairEncoder.load(self._place.tokenizer)
         query, texts = _texts(self._place.tokenizer / TOKENIZER_FILE)
+        texts = texts[: encoder.config.max_documents]
         inputs = wire.inputs(query, [ClientDocument(title=text) for text in texts])
         outputs = [grpc.InferRequestedOutput("token_ids")]
         answer = self._asked(self._client.infer, self._place.models.tokenizer, inputs, outputs=outputs)

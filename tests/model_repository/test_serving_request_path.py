@@ -82,6 +82,8 @@ def test_documents_come_in_one_way(server: Server) -> None:
         ):
             with pytest.raises(grpc.InferenceServerException, match="documents come as TITLES and SUMMARIES or as"):
                 raw.infer("tokenizer", inputs)
+        with pytest.raises(grpc.InferenceServerException, match="QUERY is missing"):
+            raw.infer("tokenizer", strings(TITLES=[b"t"], SUMMARIES=[b"s"]))
 
 
 @pytest.mark.parametrize("tiny", [tiny_bert, tiny_llama, tiny_xlm_roberta])

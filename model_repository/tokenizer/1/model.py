@@ -69,7 +69,8 @@ class TritonPythonModel:
         return {name: outputs[name] for name in names}
 
     def _pairs(self, tensors: dict[str, Any]) -> FlatPairs:
-        query = tensors.pop("QUERY")
+        if (query := tensors.pop("QUERY", None)) is None:  # Triton only counts inputs where some are optional
+            raise EncodingError("QUERY is missing")
         if tensors.keys() == {*TEXTS}:
             return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS))
         if tensors.keys() == {*IDS}:

@@ -130,7 +130,6 @@ def test_the_key_is_needed(
 
 def test_servers_that_cannot_change_are_named(
     explicit: tuple[Path, Server],
-    server: Server,
     two_versions: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -140,16 +139,21 @@ def test_servers_that_cannot_change_are_named(
     monkeypatch.setenv(ADMIN_KEY, KEY)
     copy = Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
     (copy / "student/2").rename(copy / "student/3")
-    other = build(tiny_bert(tmp_path / "bert", max_documents=16), tmp_path / "other", "fp32")
-    for repository, address, message in (
-        (copy, server.url, "takes no new version while it runs: start it with --model-control-mode=explicit"),
-        (copy, explicit[1].url, "and not version 3: it serves another repository than"),
-        (other, explicit[1].url, "has another tokenizer loaded than"),
-        (copy, f"127.0.0.1:{ports()['grpc']}", "failed to connect"),
-    ):
-        assert versions.main(["use", "latest", "--server", address, "--model_repository", str(repository)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert message in line
-    beside = ["use", "1", "--beside", "3", "--server", server.url, "--model_repository", str(copy)]
+    other = build(tiny_bert(tmp_path / "bert", max_documents=8), tmp_path / "other", "fp32")
+    with running(two_versions, tmp_path / "log") as without_control:
+        for repository, address, message in (
+            (
+                copy,
+                without_control.url,
+                "takes no new version while it runs: start it with --model-control-mode=explicit",
+            ),
+            (copy, explicit[1].url, "and not version 3: it serves another repository than"),
+            (other, explicit[1].url, "has another tokenizer loaded than"),
+            (copy, f"127.0.0.1:{ports()['grpc']}", "failed to connect"),
+        ):
+            assert versions.main(["use", "latest", "--server", address, "--model_repository", str(repository)]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert message in line
+    beside = ["use", "1", "--beside", "3", "--server", explicit[1].url, "--model_repository", str(copy)]
     assert versions.main(beside) == 2
     assert "--server is for a server of one version" in capsys.readouterr().err
