@@ -34,8 +34,7 @@ class Target:
     def __init__(self, pid: int, grpc_url: str, http_url: str, gateway: str, encoder: PairEncoder, tolerance: float):
         self._channel = grpc.insecure_channel(grpc_url, [("grpc.max_receive_message_length", -1)])
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._hosts = {name: _connection(url) for name, url in (("triton", http_url), ("gateway", gateway)) if url}
-        self._port = urlsplit(http_url).port or 0
+        self._ports = {"triton": urlsplit(http_url).port or 0, "gateway": urlsplit(gateway).port or 0}
         self._process, self._encoder, self._tolerance = psutil.Process(pid), encoder, tolerance
         self._canary = service_pb2.ModelInferRequest(model_name="ranker")
         for tensor in wire.inputs(SECRET, CANARY):
@@ -49,8 +48,6 @@ class Target:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
-        for host in self._hosts.values():
-            host.close()
 
     def infer(self, request: Any) -> None:
         """Send a ModelInferRequest. Raises AssertionError where the server does what it must not."""
@@ -88,14 +85,20 @@ class Target:
     def check_alive(self) -> None:
         """Raises AssertionError if a process of the server died, or if it is not ready."""
         assert self._processes() == self._family, "a process of the server died"
-        assert healthy(self._port), "the server is not ready"
+        assert healthy(self._ports["triton"]), "the server is not ready"
 
     def _post(self, host: str, path: str, body: bytes) -> tuple[int, str]:
         beside = self._triton.ModelInfer.future(self._canary, timeout=PATIENCE_S)
-        connection = self._hosts[host]
-        connection.request("POST", path, body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        text = answer.read().decode("utf-8", "replace")
+        # A new one each time: a kept one may have been closed by the server, after seconds without a case.
+        connection = http.client.HTTPConnection("127.0.0.1", self._ports[host], timeout=PATIENCE_S)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise AssertionError(f"the {host} gave no answer: {error!r}") from error
+        finally:
+            connection.close()
         self._check_words(text)
         self._check_canary(beside)
         return answer.status, text
@@ -121,8 +124,3 @@ class Target:
 
     def _processes(self) -> set[int]:
         return {self._process.pid, *(child.pid for child in self._process.children(recursive=True))}
-
-
-def _connection(url: str) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE_S)
