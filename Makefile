@@ -65,6 +65,7 @@ bench-serving: $(VENV)/.installed
 # Of the repository that the demo left, or MODEL_REPOSITORY=...
 chaos: $(VENV)/.installed
 	$(BIN)/python -m bench.chaos $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
+	$(BIN)/python -m bench.fuzz $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)

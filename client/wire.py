@@ -104,11 +104,12 @@ def _named(names: set[str]) -> str:
 
 def _strings(name: str, texts: Sequence[str]) -> grpc.InferInput:
     tensor = grpc.InferInput(name, [len(texts)], "BYTES")
-    tensor.set_data_from_numpy(np.array([_encoded(text) for text in texts], dtype=np.object_))
+    tensor.set_data_from_numpy(np.array([encoded(text) for text in texts], dtype=np.object_))
     return tensor
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
+    """The text in UTF-8."""
     try:
         return text.encode()
     except UnicodeEncodeError:

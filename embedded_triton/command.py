@@ -3,13 +3,15 @@
     tritonserver --model-repository model_repository --model-config-name cpu
 
 It takes Triton's own flags, and ``--hang-timeout-secs``. It has only the Python backend and ensembles, and listens only
-on loopback. Triton's container serves other machines and a GPU's engines. A Triton that dies, loses one of its
-processes or hangs is started again (supervisor.py).
+on loopback. Model control, shared memory, traces and logging need the key in DISRANKER_ADMIN_KEY. Triton's container
+serves other machines and a GPU's engines. A Triton that dies, loses one of its processes or hangs is started again
+(supervisor.py).
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +31,9 @@ DEFAULTS = {
     "--allow-gpu-metrics": "false",
     "--pinned-memory-pool-byte-size": "0",
 }
+# What only whoever runs the server may do: change its models, read and write memory and files of its machine.
+CLOSED = "model-repository,shared-memory,trace,logging"
+ADMIN_KEY = "DISRANKER_ADMIN_KEY"  # the environment variable with the key to them; without it nobody has one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +81,9 @@ def environment(wheel: Wheel) -> dict[str, str]:
 
 def defaults(arguments: Sequence[str], wheel: Wheel) -> list[str]:
     """The flags that this server needs and that were not given."""
-    missing = [f"{name}={value}" for name, value in DEFAULTS.items() if not values(arguments, name)]
+    closed = f"{CLOSED}:admin-key={os.environ.get(ADMIN_KEY) or secrets.token_hex(16)}"
+    wanted = {**DEFAULTS, "--grpc-restricted-protocol": closed, "--http-restricted-api": closed}
+    missing = [f"{name}={value}" for name, value in wanted.items() if not values(arguments, name)]
     if not values(arguments, "--backend-directory"):
         missing.append(f"--backend-directory={backend_directory(wheel)}")
     # Every configuration here is complete. To look for what is missing, Triton would start each Python model twice.

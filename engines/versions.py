@@ -3,6 +3,7 @@
 python -m engines.versions list
 python -m engines.versions compare 1 2 --data dev.jsonl
 python -m engines.versions use 1            # or latest
+python -m engines.versions use 1 --server localhost:8001  # in a running server, without a failed request
 python -m engines.versions use 1 --beside 2 # the ensemble ranker_2 answers with version 2
 python -m engines.versions use 2 --teacher
 """
@@ -14,21 +15,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from client.command import command
+from client.flags import add_server_flags, connection_of
 from engines.parity import ParityReport, Yardstick
 from engines.records import EngineError, Runner, runner
 from engines.repository.configs import config_files, read_config, serving_configs, written
+from engines.repository.control import RunningServer
 from engines.repository.install import Changes, together
-from engines.repository.manifest import MANIFEST_FILE, read_manifest
-from engines.repository.models import STUDENT, TEACHER, ModelSet
+from engines.repository.manifest import MANIFEST_FILE
+from engines.repository.models import STUDENT, TEACHER
+from engines.repository.place import Place
 from engines.table import ENGINES, names
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.student.served import served_version, served_versions, versions_of
-from model_repository.tokenizer.pair_encoding import PairEncoder, encoding_hash
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.data.records import read_groups
 from trainer.measures.metrics import MEASURE
 
@@ -44,32 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.command == "list":
         print("\n".join(describe(place)))
     elif arguments.command == "use":
-        print(use(place, None if arguments.version == LATEST else int(arguments.version), arguments.beside))
+        version = None if arguments.version == LATEST else int(arguments.version)
+        if arguments.server is None:
+            print(use(place, version, arguments.beside))
+            return
+        arguments.url = [arguments.server]
+        with RunningServer(connection_of(arguments), place) as server:
+            print(use(place, version, arguments.beside, server))
     else:
         print("\n".join(compare_versions(place, arguments.versions, *arguments.data)))
-
-
-class Place(NamedTuple):
-    """The models of a repository that hold the engines, or that ask them."""
-
-    repository: Path
-    models: ModelSet
-
-    @classmethod
-    def of(cls, repository: Path, models: ModelSet) -> Place:
-        """Raises EngineError for a directory without the models."""
-        place = cls(repository, models)
-        if not (place.scorer / "config.pbtxt").is_file():
-            raise EngineError(f"{repository}: not a model repository of ours with a {models.scorer} (no config.pbtxt)")
-        return place
-
-    @property
-    def scorer(self) -> Path:
-        return self.repository / self.models.scorer
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.repository / self.models.tokenizer
 
 
 def describe(place: Place) -> list[str]:
@@ -81,36 +67,46 @@ def describe(place: Place) -> list[str]:
         if not (place.scorer / str(version) / MANIFEST_FILE).is_file():
             lines.append(f"{version}: not built by build_engines.py")
             continue
-        manifest = _manifest(place, version)
+        manifest = place.manifest(version)
         runs_in = "" if manifest["runs_in"] == manifest["precision"] else f" (runs in {manifest['runs_in']})"
         created = f"{manifest['created']}{served.get(version, '')}"
         lines.append(f"{version}: {manifest['engine']}, {manifest['precision']}{runs_in}, {created}")
     return lines or [f"{place.scorer}: no versions yet; build_engines.py makes them"]
 
 
-def use(place: Place, version: int | None, beside: Sequence[int] = ()) -> str:
+def use(place: Place, version: int | None, beside: Sequence[int] = (), server: RunningServer | None = None) -> str:
     """Have Triton serve ``version``, or the newest for None, and each of ``beside`` by an ensemble of its own, whose
     name ends with the version; all configs change, or none.
 
-    A server that polls its repository follows by itself, any other one when it is started again. Raises
-    EngineError for a version that is not there, or that the repository's tokenizer does not fit.
+    A running ``server`` loads it at once. One that polls its repository follows by itself, any other one when it is
+    started again. Raises EngineError for a version that is not there, is damaged, or does not fit the repository's
+    tokenizer, and for one that the server cannot load; the server then serves what it served before.
     """
     scorer = place.scorer
     versions = [] if version is None else [version, *beside]
     if beside and (version is None or len({*versions}) < len(versions)):
         raise EngineError(f"--beside {' '.join(map(str, beside))}: name other versions, beside the number of one")
-    for chosen in versions:
-        _check_fits(place, chosen)
+    for chosen in versions or versions_of(scorer)[-1:]:
+        place.check(chosen)
     asked = version if version is not None and beside else NEWEST
     configs = serving_configs(scorer, versions) | _asked_version(place, asked)
+    if server:
+        if beside or _asked_version(place, NEWEST) or _ensembles_beside(place):
+            raise EngineError("--server is for a server of one version: start one with versions --beside another again")
+        server.check_tokenizer()
+    answers = ""
     try:
         with together() as changes:
+            if server:
+                changes.undo.callback(server.load_again)  # the last of what is undone
             for path, content in configs.items():
                 changes.write(path, content)
             ensembles = _serve_beside(changes, place, beside)
+            if server:
+                answers = f", which answers at {server.address} after {server.load(served_version(scorer)):.1f} s"
     except OSError as error:
         raise EngineError(f"{place.repository}: cannot be written: {error}") from error
-    served = f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}"
+    served = f"{scorer}: Triton serves version {served_version(scorer)}{'' if version else ', the newest'}{answers}"
     return "".join([served, *(f", and version {name.rpartition('_')[2]} as {name}" for name in ensembles)])
 
 
@@ -131,7 +127,7 @@ def _serve_beside(changes: Changes, place: Place, versions: Sequence[int]) -> li
     """Give each of the versions an ensemble beside the usual one, and remove those of other versions; the names."""
     root, ensemble = place.repository.absolute(), place.models.ensemble
     new, old = (changes.staged(root.with_name(f".{root.name}.beside.{what}")) for what in ("new", "old"))
-    there = [path.name for path in root.glob(f"{ensemble}_*") if path.name.rpartition("_")[2].isdecimal()]
+    there = _ensembles_beside(place)
     wanted = {f"{ensemble}_{version}": version for version in versions}
     for name, version in wanted.items():
         (new / name / "1").mkdir(parents=True)  # Triton wants a version of an ensemble too
@@ -147,6 +143,11 @@ def _serve_beside(changes: Changes, place: Place, versions: Sequence[int]) -> li
     return sorted(wanted)
 
 
+def _ensembles_beside(place: Place) -> list[str]:
+    found = place.repository.absolute().glob(f"{place.models.ensemble}_*")
+    return [path.name for path in found if path.name.rpartition("_")[2].isdecimal()]
+
+
 def _asking(config: ModelConfig, place: Place, version: int) -> ModelConfig:
     asking = ModelConfig()
     asking.CopyFrom(config)
@@ -154,14 +155,6 @@ def _asking(config: ModelConfig, place: Place, version: int) -> ModelConfig:
         if step.model_name == place.models.scorer:
             step.model_version = version
     return asking
-
-
-def _check_fits(place: Place, version: int) -> None:
-    if _manifest(place, version)["encoding_hash"] != encoding_hash(place.tokenizer):
-        raise EngineError(
-            f"{place.scorer}/{version} was built for another tokenizer or other encoding settings than those in "
-            f"{place.tokenizer}: build it again from its checkpoint"
-        )
 
 
 def compare_versions(place: Place, versions: Sequence[int], *data: str) -> list[str]:
@@ -191,7 +184,7 @@ def compare_versions(place: Place, versions: Sequence[int], *data: str) -> list[
 def _line(place: Place, version: int, base: float | None, report: ParityReport) -> str:
     difference = report.ndcg_difference
     measured = "no labels" if base is None or difference is None else f"{MEASURE} {base + difference:.4f}"
-    return f"{version}: {_manifest(place, version)['runs_in']}, {measured}"
+    return f"{version}: {place.manifest(version)['runs_in']}, {measured}"
 
 
 def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float]:
@@ -207,17 +200,13 @@ def _speeds(runners: dict[int, Runner], yardstick: Yardstick) -> dict[int, float
 
 
 def _open(place: Place, version: int) -> Runner:
-    manifest = _manifest(place, version)
+    manifest = place.manifest(version)
     engine = ENGINES.get(manifest["engine"])
     if engine is None or not engine.compared:
         comparable = names([engine for engine in ENGINES.values() if engine.compared])
         raise EngineError(f"version {version} is for {manifest['engine']}; only {comparable} can be compared here")
-    _check_fits(place, version)
+    place.check(version)
     return runner(PairScorer.load(place.scorer / str(version), engine.serving_class()))
-
-
-def _manifest(place: Place, version: int) -> dict[str, Any]:
-    return read_manifest(place.scorer / str(version))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -240,6 +229,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VERSION",
         help="served too, to compare with: version 2 by the ensemble ranker_2; each takes an engine's memory",
     )
+    chosen.add_argument(
+        "--server", metavar="HOST:PORT", help="gRPC of a running server, which loads the version at once"
+    )
+    add_server_flags(chosen, target=False)
+    chosen.set_defaults(timeout=600.0)
     return parser
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy/README.md"]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy/README.md"]
 PACKAGES = ("trainer", "engines", "client", "loadtest", "bench", "examples", "model_repository", "tests")
 FOLDERS = (*PACKAGES, "deploy", "docs")
 WRITTEN = re.compile(r"--output\w* \S+|bench/results/\S+|/models/\S+|model_repository/student/<n>|teacher/\S+")

@@ -33,6 +33,7 @@ from transformers import (
 
 from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
 from trainer.checkpoints.load import (
+    NO_CODE,
     CheckpointError,
     Model,
     check_packing,
@@ -101,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _pretrained(name: str) -> tuple[Any, Any]:
     require_checkpoint(name)
     with reading(name, "a model with a tokenizer"):
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
     model = load_causal_lm(name) if _is_causal(config) else load_for_training(name)
     return model, tokenizer
 

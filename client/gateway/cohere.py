@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from client import Document, Scores
 from client.gateway.limits import LimitS
 from client.gateway.problems import COHERE_ROUTES, Problem, responses
-from client.gateway.ranker import TheRanker, best_first, tell_truncated
+from client.gateway.ranker import Text, TheRanker, best_first, tell_truncated
 from client.records import sigmoid
 
 UNIT_DOCUMENTS = 100  # Cohere's search unit: a query with up to so many documents
 
 VERSIONS = dict(zip(COHERE_ROUTES, ("1", "2"), strict=True))
-Given = str | dict[str, str]
+Given = Text | dict[Text, Text]
 
 
 class RerankRequest(BaseModel):
@@ -32,7 +32,7 @@ class RerankRequest(BaseModel):
     model: Annotated[str | None, Field(description="a name of /v1/models; the first of them if there is none")] = None
     top_n: Annotated[PositiveInt | None, Field(description="the best only")] = None
     return_documents: Annotated[bool | None, Field(description="with the documents as they came")] = False
-    rank_fields: Annotated[list[str] | None, Field(description="of objects; otherwise text, or title and summary")] = (
+    rank_fields: Annotated[list[Text] | None, Field(description="of objects; otherwise text, or title and summary")] = (
         None
     )
     max_chunks_per_doc: Annotated[PositiveInt | None, Field(description="lowers the gateway's own limit")] = None

@@ -8,13 +8,17 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import Depends, Request, Response
+from pydantic import AfterValidator
 
 from client import AsyncRankingClient, Connection, Document, RankingError, Scores
 from client.gateway.chunking import split
 from client.gateway.metrics import Metrics
 from client.gateway.problems import Problem, of_ranking
 from client.gateway.settings import Settings
+from client.wire import encoded
 
+# Of a request, and perhaps of its answer, which cannot hold the lone surrogates that JSON can spell.
+Text = Annotated[str, AfterValidator(lambda text: encoded(text).decode())]
 READY_S = 5.0
 NAMED_IN_HEADER = 100  # proxies refuse long headers
 

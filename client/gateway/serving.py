@@ -40,7 +40,11 @@ def serve(argv: Sequence[str] | None) -> None:
 def _listen(settings: Settings) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        # Connections inherit it. asyncio sets it only where the socket names its protocol, which this one does not, and
+        # the second part of each answer waited 40 ms for the client's acknowledgement of the first.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         # Python adds the address to some reasons.
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from client import Document, Scores
 from client.gateway.limits import LimitS
 from client.gateway.problems import TEI_ROUTE, Problem, responses
-from client.gateway.ranker import TheRanker, best_first, tell_truncated
+from client.gateway.ranker import Text, TheRanker, best_first, tell_truncated
 from client.records import sigmoid
 
 
@@ -21,7 +21,7 @@ class TeiRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     query: Annotated[str, Field(min_length=1, examples=["mend a cheap bike"])]
-    texts: Annotated[list[str], Field(examples=[["Affordable bicycle repair", "Garden bridges"]])]
+    texts: Annotated[list[Text], Field(examples=[["Affordable bicycle repair", "Garden bridges"]])]
     raw_scores: Annotated[bool, Field(description="logits instead of probabilities")] = False
     return_text: bool = False
     truncate: Annotated[bool | None, Field(description="false: a text that is too long is an error")] = None

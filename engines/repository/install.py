@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from engines.records import EngineError
 from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
 from engines.repository.models import SCORERS, SERVER_MODEL, STUDENT, ModelSet, copy_models, identified, other_release
+from model_repository.student.digests import sha256
 from model_repository.student.served import served_version, versions_of
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
 
@@ -44,7 +46,8 @@ def install(
             shutil.copyfile(path, partial / path.name)
         if manifest.served_by:
             shutil.copyfile(SKELETON / "student" / SERVER_MODEL, partial / SERVER_MODEL)
-        (partial / MANIFEST_FILE).write_text(manifest.written(), encoding="utf-8")
+        described = replace(manifest, files={path.name: sha256(partial / path.name) for path in files})
+        (partial / MANIFEST_FILE).write_text(described.written(), encoding="utf-8")
         flush(partial)  # it takes seconds; what follows changes what is served, and takes none
 
         configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)

@@ -37,6 +37,8 @@ class Manifest:
     torch_compile: where the torch engine is compiled, "" for the others.
     plans: TensorRT's files by compute capability.
     served_by: "MODULE.CLASS" of the class in the student's runtime/ that runs the engine, "" for a plan.
+    vocabulary: how many token ids the engine knows, 0 where it is not said.
+    files: SHA-256 of the engine's files by name; the installer fills it in.
     """
 
     engine: str
@@ -57,6 +59,8 @@ class Manifest:
     served_by: str = ""
     pool_last: bool = False
     position_offset: int = 0
+    vocabulary: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, built: BuiltEngine, report: ParityReport) -> Manifest:
@@ -79,6 +83,7 @@ class Manifest:
             torch_compile=arguments.torch_compile if engine.name == "torch" else "",
             plans=dict(built.plans),
             served_by=engine.served_by,
+            vocabulary=job.model.config.vocab_size,
         )
 
     @property

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from digests import damage
 from served import served_versions
 
 
@@ -52,6 +53,8 @@ def _check_version(directory: Path, library: str | None) -> str:
             "python -m engines.versions use"
         )
     manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    if wrong := damage(directory, manifest.get("files", {})):
+        raise UnusableError(wrong)
     engine, built = manifest["engine"], manifest["versions"][manifest["engine"]]
     if engine == "tensorrt_rtx":
         raise UnusableError(f"{directory} is for tensorrt_rtx, which Triton does not open: build --engine tensorrt")

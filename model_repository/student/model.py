@@ -14,10 +14,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from digests import damage
 from metrics import COUNTER, GAUGE, Metrics
 from runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
 from runtime.board import Board
@@ -41,6 +42,14 @@ class InvalidPairsError(ValueError):
     """What came are no pairs that the engine was built for; the caller is at fault."""
 
 
+class Limits(NamedTuple):
+    """What pairs off the wire may be. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
+
+    max_documents: int
+    row_length: int
+    vocabulary: int
+
+
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(TURN_S)
@@ -55,8 +64,11 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{self.name}: {self.scorer.describe()}")
         for note in self.scorer.graph.notes:
             pb_utils.Logger.log_warn(f"{self.name}: {note}")
+        if not self.scorer.vocabulary:
+            pb_utils.Logger.log_warn(f"{self.name}: built by an older release, so token ids are not checked here")
         self.scorer.warm_up()
-        self.row_length = self.scorer.layout.row_length
+        row_length = self.scorer.layout.row_length
+        self.limits = Limits(setting(config, "max_documents"), row_length, self.scorer.vocabulary)
         self.board, self.metrics = Board(self.name), Metrics(args, METRICS)
         self.scheduler = Scheduler(
             self.scorer.score,
@@ -69,13 +81,15 @@ class TritonPythonModel:
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
-            token_ids, lengths, starts = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PAIRS)
             try:
+                token_ids, lengths, starts = (
+                    pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PAIRS
+                )
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
-                pairs = flat_pairs(token_ids, lengths, starts, self.row_length)
+                pairs = flat_pairs(token_ids, lengths, starts, self.limits)
                 urgency = urgency_of(pb_utils.get_input_tensor_by_name(request, URGENCY))
                 self.scheduler.submit(Request(pairs, partial(self._send, sender), urgency))
-            except (UnavailableError, ValueError) as error:
+            except Exception as error:  # Triton would send its traceback to all callers of the batch
                 self._send(sender, error)
         return [None] * len(requests)
 
@@ -108,14 +122,19 @@ class TritonPythonModel:
         kind = pb_utils.TritonError
         if isinstance(error, InvalidPairsError):
             return kind(f"{self.name}: {error}", kind.INVALID_ARG)
-        code = kind.UNAVAILABLE if isinstance(error, UnavailableError) else kind.INTERNAL
-        return kind(f"{self.name}: {error}", code)
+        if isinstance(error, UnavailableError):
+            return kind(f"{self.name}: {error}", kind.UNAVAILABLE)
+        # A library's words may hold paths of this machine, which are not for callers.
+        pb_utils.Logger.log_error(f"{self.name}: the engine failed: {error!r}")
+        return kind(f"{self.name}: the engine failed; the server's log says why", kind.INTERNAL)
 
 
 def open_scorer(version: Path, instances: int) -> PairScorer:
     """The scorer of this version's pairs, on its share of the cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a library loads: spinning threads starve other work
     manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
+    if wrong := damage(version, manifest.get("files", {})):
+        raise pb_utils.TritonModelException(wrong)
     module, _, kind = manifest.get("served_by", "").rpartition(".")
     if not module:
         raise pb_utils.TritonModelException(
@@ -125,15 +144,21 @@ def open_scorer(version: Path, instances: int) -> PairScorer:
     return PairScorer.load(version, getattr(importlib.import_module(f"runtime.{module}"), kind), instances)
 
 
-def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, row_length: int) -> FlatPairs:
-    """Pairs off the wire. Raises ValueError for what no tokenizer of ours hands on."""
+def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, limits: Limits) -> FlatPairs:
+    """Pairs off the wire. Raises InvalidPairsError for what no tokenizer of ours hands on."""
     if not lengths.size or lengths.shape != document_starts.shape or lengths.sum() != token_ids.size:
-        raise ValueError(
+        raise InvalidPairsError(
             f"{token_ids.size} token_ids with {lengths.size} lengths and {document_starts.size} document_starts "
             "are no pairs"
         )
-    if (wrong := lengths[(lengths < 1) | (lengths > row_length)]).size:
-        raise ValueError(f"a pair has 1 to {row_length} tokens, not {wrong[0]}")
+    if limits.max_documents and lengths.size > limits.max_documents:
+        raise InvalidPairsError(f"a request has at most {limits.max_documents} pairs, not {lengths.size}")
+    if (wrong := lengths[(lengths < 1) | (lengths > limits.row_length)]).size:
+        raise InvalidPairsError(f"a pair has 1 to {limits.row_length} tokens, not {wrong[0]}")
+    if (wrong := document_starts[(document_starts < 0) | (document_starts > lengths)]).size:
+        raise InvalidPairsError(f"a document starts within its pair, not at {wrong[0]}")
+    if limits.vocabulary and (wrong := token_ids[(token_ids < 0) | (token_ids >= limits.vocabulary)]).size:
+        raise InvalidPairsError(f"token ids are 0 to {limits.vocabulary - 1}, not {wrong[0]}")
     truncated = np.zeros(lengths.shape, np.bool_)  # the tokenizer has told the caller
     return FlatPairs(token_ids, lengths.astype(np.int64), document_starts.astype(np.int64), truncated)
 

@@ -22,11 +22,12 @@ class RequestEncoder:
     """Requests to pairs by one artefact's encoder; a capacity of 0 keeps no documents' ids.
 
     All that it raises are EncodingErrors, which name the input and the index and never quote the text.
+    ``most_bytes`` is what all documents of a request may have together, as texts or as ids; 0 is no limit.
     """
 
-    def __init__(self, encoder: PairEncoder, cache_bytes: int) -> None:
+    def __init__(self, encoder: PairEncoder, cache_bytes: int, most_bytes: int = 0) -> None:
         self.cache = TokenCache(cache_bytes)
-        self._encoder = encoder
+        self._encoder, self._most_bytes = encoder, most_bytes
 
     def encode_texts(self, query: Strings, titles: Strings, summaries: Strings) -> FlatPairs:
         """The pairs of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
@@ -36,6 +37,7 @@ class RequestEncoder:
             )
         self._check_count("TITLES", titles.size)
         documents = [*zip(titles.tolist(), summaries.tolist(), strict=True)]
+        self._check_bytes(sum(len(title) + len(summary) for title, summary in documents))
         texts = [title + b" " + summary if title and summary else title or summary for title, summary in documents]
         for index, text in enumerate(texts):
             self._encoder.check_size(f"document {index}", len(text))
@@ -49,6 +51,7 @@ class RequestEncoder:
         """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
         as many as ``document_lengths[N]`` says, without any template."""
         self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
+        self._check_bytes(document_ids.nbytes)
         if document_lengths.min() < 0:
             index = int(document_lengths.argmin())
             raise EncodingError(f"DOCUMENT_LENGTHS[{index}] is {int(document_lengths[index])}")
@@ -76,6 +79,13 @@ class RequestEncoder:
         limit = self._encoder.config.max_documents
         if not 1 <= count <= limit:
             raise EncodingError(f"{name} has {count} elements; a request takes 1 to {limit} documents")
+
+    def _check_bytes(self, size: int) -> None:
+        if self._most_bytes and size > self._most_bytes:
+            raise EncodingError(
+                f"the documents have {size} bytes; a request takes at most {self._most_bytes} (max_request_bytes): "
+                "send fewer at a time"
+            )
 
 
 def _decoded_text(index: int, title: bytes, summary: bytes) -> str:

@@ -84,6 +84,19 @@ def test_a_request_at_fault(gateway: Gateway, route: str, body: bytes, status: i
     assert message in refusal(httpx.post(f"{gateway.url}{route}", content=body, headers=headers), status)
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v2/rerank", b'{"query": "a", "documents": ["\\ud83d"], "return_documents": true}'),
+        ("/v1/rerank", b'{"query": "a", "documents": [{"text": "\\ud83d"}], "return_documents": true}'),
+        ("/rerank", b'{"query": "a", "texts": ["\\ud83d"], "return_text": true}'),
+    ],
+)
+def test_half_a_character_comes_back_as_its_replacement(gateway: Gateway, route: str, body: bytes) -> None:
+    answer = httpx.post(f"{gateway.url}{route}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200 and "\ufffd" in answer.text
+
+
 def test_other_methods_and_routes(gateway: Gateway) -> None:
     answer = httpx.get(f"{gateway.url}/v2/rerank")
     assert answer.status_code == 405

@@ -12,6 +12,7 @@ import pytest
 
 from client import InvalidRequestError
 from client.gateway.__main__ import main
+from client.gateway.serving import _listen
 from client.gateway.settings import Settings, read
 from tests import ROOT
 from tests.support.gateways import ASKED, gateway_running
@@ -94,6 +95,13 @@ def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_en
         gateway.process.send_signal(signal.SIGINT)
         assert gateway.process.wait(20) == 0  # and not again by SIGTERM
         assert "Traceback" not in gateway.log.read_text()
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_first_part() -> None:
+    with _listen(read(["--port", "0"])) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_every_setting_is_documented() -> None:

@@ -72,8 +72,7 @@ def test_triton_takes_the_scheduler_and_refuses_what_is_too_much(production: Mod
     (student / "1/model.py").write_text(HELD.replace("ROWS", str(ROWS)))
     shutil.copytree(student / "1", student / "2")
     with running(student.parent, tmp_path / "log") as server, grpc.InferenceServerClient(server.url) as client:
-        (ready,) = client.get_model_repository_index().models
-        assert (ready.name, ready.version, ready.state) == ("student", "2", "READY")
+        assert [client.is_model_ready("student", version) for version in "12"] == [False, True]
         config = client.get_model_config("student").config
         assert list(config.dynamic_batching.preferred_batch_size) == [8, 16, 32, 64]
         assert [warmup.name for warmup in config.model_warmup] == [warmup.name for warmup in production.model_warmup]

@@ -29,6 +29,7 @@ from tests.support.requests import (
     id_inputs,
     strings,
     student_inputs,
+    tensors,
 )
 from tests.support.servers import Reference, Server, running
 from tests.support.waiting import PATIENCE_S, eventually
@@ -75,6 +76,8 @@ def test_documents_come_in_one_way(server: Server) -> None:
         ):
             with pytest.raises(grpc.InferenceServerException, match="documents come as TITLES and SUMMARIES or as"):
                 raw.infer("tokenizer", inputs)
+        with pytest.raises(grpc.InferenceServerException, match="QUERY is missing"):
+            raw.infer("tokenizer", strings(TITLES=[b"t"], SUMMARIES=[b"s"]))
 
 
 @pytest.mark.parametrize("tiny", [tiny_bert, tiny_llama, tiny_xlm_roberta])
@@ -126,8 +129,9 @@ def test_who_goes_first_who_fails_and_who_is_dropped(
 
         gate.broken.touch()
         with RankingClient(server.url) as client:
-            with pytest.raises(RankingError, match="student: the engine broke"):
+            with pytest.raises(RankingError, match="student: the engine failed; the server's log says why"):
                 client.score("silver", ["river"])
+            assert "the engine broke" in server.log.read_text()
             gate.broken.unlink()
             assert_equal(answer(client, "silver", small), reference("silver", small))
 
@@ -151,6 +155,11 @@ def _leave(server: Server, pairs: list[grpc.InferInput]) -> None:
         (student_inputs([], token_ids=[], lengths=[], document_starts=[]), "are no pairs"),
         (student_inputs([257]), "a pair has 1 to 256 tokens, not 257"),
         (student_inputs([3, 0]), "a pair has 1 to 256 tokens, not 0"),
+        (student_inputs([1] * 1001), "a request has at most 1000 pairs, not 1001"),
+        (student_inputs([3], document_starts=[-1]), "a document starts within its pair, not at -1"),
+        (student_inputs([3, 4], document_starts=[3, 10**6]), "a document starts within its pair, not at 1000000"),
+        (student_inputs([3], token_ids=[7, -5, 7]), r"token ids are 0 to \d+, not -5"),
+        (student_inputs([3], token_ids=[7, 7, 10**8]), r"token ids are 0 to \d+, not 100000000"),
     ],
 )
 def test_what_no_tokenizer_hands_on_fails_alone(
@@ -158,11 +167,38 @@ def test_what_no_tokenizer_hands_on_fails_alone(
 ) -> None:
     """Sent to the student itself."""
     with grpc.InferenceServerClient(server.url) as raw:
-        with pytest.raises(grpc.InferenceServerException, match=f"student: .*{message}"):
+        with pytest.raises(grpc.InferenceServerException, match=f"student: .*{message}") as caught:
             raw.infer("student", pairs)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert raw.infer("student", student_inputs([3, 256])).as_numpy("SCORES").shape == (2,)
     with RankingClient(server.url) as client:
         assert_equal(answer(client, "silver", documents(10)), reference("silver", documents(10)))
+
+
+@pytest.mark.parametrize("slots", [[0, 6], [-1], [10**6], [-(2**31)]])
+def test_slots_that_no_row_has_are_refused(server: Server, slots: list[int]) -> None:
+    """Sent to the model that takes scores out of rows."""
+    scores = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with grpc.InferenceServerClient(server.url) as raw:
+        with pytest.raises(grpc.InferenceServerException, match=f"scores: 6 scores have no slot {slots[-1]}") as caught:
+            raw.infer("scores", tensors(scores=scores, slots=np.array(slots, np.int32)))
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        whole = raw.infer("scores", tensors(scores=scores, slots=np.array([5, 0], np.int32)))
+        assert whole.as_numpy("SCORES").tolist() == [5.0, 0.0]
+
+
+def test_a_request_has_a_size(server: Server) -> None:
+    """As texts and as ids, of documents that are each small enough."""
+    most, texts = 16 * 2**20, [b"river " * 3000] * 1000
+    ids = DocumentIds(np.full(most // 4 + 1, 7, np.int32), np.array([most // 4, 1]))
+    with grpc.InferenceServerClient(server.url) as raw:
+        for model, inputs in (
+            ("ranker", strings(QUERY=[b"q"], TITLES=texts, SUMMARIES=[b""] * 1000)),
+            ("ranker_tokens", [*strings(QUERY=[b"q"]), *id_inputs(ids)]),
+        ):
+            with pytest.raises(grpc.InferenceServerException, match=f"at most {most} .*max_request_bytes") as caught:
+                raw.infer(model, inputs)
+            assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 def _requests(server: Server, model: str) -> int:

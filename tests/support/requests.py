@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
+from tritonclient.utils import np_to_triton_dtype
 
 from client import RankingClient
 from model_repository.tokenizer.pair_encoding import Document, DocumentIds
@@ -71,18 +73,19 @@ def by_ids(server: Server, query: str, ids: DocumentIds) -> Expected:
 
 def id_inputs(ids: DocumentIds) -> list[grpc.InferInput]:
     """The tensors of documents that are tokenised."""
-    inputs = []
-    for name, array in (("DOCUMENT_IDS", ids.token_ids), ("DOCUMENT_LENGTHS", ids.lengths)):
-        inputs.append(grpc.InferInput(name, array.shape, "INT32"))
-        inputs[-1].set_data_from_numpy(array.astype(np.int32))
-    return inputs
+    return tensors(DOCUMENT_IDS=ids.token_ids.astype(np.int32), DOCUMENT_LENGTHS=ids.lengths.astype(np.int32))
 
 
 def student_inputs(lengths: list[int], /, **changed: list[int]) -> list[grpc.InferInput]:
     """The inputs of a student in the Python backend: pairs of these lengths."""
     named = {"token_ids": [7] * sum(lengths), "lengths": lengths, "document_starts": [1] * len(lengths), **changed}
-    tensors = []
-    for name, values in named.items():
-        tensors.append(grpc.InferInput(name, [len(values)], "INT32"))
-        tensors[-1].set_data_from_numpy(np.array(values, dtype=np.int32))
-    return tensors
+    return tensors(**{name: np.array(values, dtype=np.int32) for name, values in named.items()})
+
+
+def tensors(**arrays: Any) -> list[grpc.InferInput]:
+    """Tensors of numbers by their names."""
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs

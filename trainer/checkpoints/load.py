@@ -28,6 +28,8 @@ from trainer.packed.forward import packed_scores
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
 ADAPTER_FILE = "adapter_config.json"  # as PEFT calls it
+# For transformers' loaders, which would otherwise offer to run Python that a checkpoint brings along.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 
 class CheckpointError(DisRankerError):
@@ -62,7 +64,7 @@ def load_encoder(directory: str) -> tuple[PairEncoder, Any]:
         raise CheckpointError(f"{directory}: no {ENCODING_FILE}; make a checkpoint with python -m trainer.init first")
     encoder = PairEncoder.load(directory)
     with reading(directory, "a tokenizer"):
-        return encoder, AutoTokenizer.from_pretrained(directory)
+        return encoder, AutoTokenizer.from_pretrained(directory, **NO_CODE)
 
 
 def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Model:
@@ -105,7 +107,9 @@ def _load(kind: Any, directory: str | Path, what: str, **settings: Any) -> tuple
     """The model, the weights that the checkpoint lacks, and those that only the checkpoint has, by name."""
     require_checkpoint(directory)
     with reading(directory, what):
-        model, report = kind.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True, **settings)
+        model, report = kind.from_pretrained(
+            str(directory), dtype=torch.float32, output_loading_info=True, use_safetensors=True, **NO_CODE, **settings
+        )
     return model, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
@@ -138,6 +142,10 @@ def require_checkpoint(directory: str | Path) -> None:
         )
     if path.exists() and not (path / "config.json").is_file():
         raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json)")
+    if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{directory}: its weights are pickled (*.bin), and reading them could run code: save them as safetensors"
+        )
     if not path.exists() and (
         path.is_absolute() or str(directory).count(os.sep) != 1 or str(directory).startswith(".")
     ):

@@ -21,10 +21,12 @@ class PairScorer:
 
     One call at a time: with a second thread that scores and answers, Triton's Python backend (2.51) corrupted its
     memory after some hundred requests. On many cores several instances, which are processes, share them.
+
+    vocabulary: how many token ids the graph knows; 0 for versions of older releases, which do not say it.
     """
 
-    def __init__(self, graph: Graph, layout: Layout, rows_per_call: int) -> None:
-        self.graph, self.layout, self.rows_per_call = graph, layout, rows_per_call
+    def __init__(self, graph: Graph, layout: Layout, rows_per_call: int, vocabulary: int = 0) -> None:
+        self.graph, self.layout, self.rows_per_call, self.vocabulary = graph, layout, rows_per_call, vocabulary
         self.tokens_per_call = rows_per_call * layout.row_length
 
     @classmethod
@@ -32,7 +34,8 @@ class PairScorer:
         """The engine of a version directory, as the gate judged it."""
         manifest = json.loads((version / "manifest.json").read_text(encoding="utf-8"))
         layout = Layout(*(manifest[name] for name in Layout._fields))
-        return cls(kind.load(version, manifest, instances), layout, manifest["rows_per_call"])
+        graph = kind.load(version, manifest, instances)
+        return cls(graph, layout, manifest["rows_per_call"], manifest.get("vocabulary", 0))
 
     def describe(self) -> str:
         """A line for the server's log."""

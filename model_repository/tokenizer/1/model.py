@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from traceback import format_tb
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ METRICS = {
 }
 RESTARTS = "DISRANKER_RESTARTS"  # the variable in which it tells Triton
 METRICS_EVERY_S = 1.0
+# Parameters of config.pbtxt, and what holds in a configuration of an older release, which lacks them.
+SETTINGS = (("document_cache_bytes", 0), ("max_request_bytes", 16 * 2**20))
 
 
 class TritonPythonModel:
@@ -38,7 +41,8 @@ class TritonPythonModel:
         encoder = PairEncoder.load(directory)
         config = json.loads(args["model_config"])
         self.layout = encoder.config.layout
-        self.encoder = RequestEncoder(encoder, _cache_bytes(config))
+        cache_bytes, request_bytes = (_setting(config, *known) for known in SETTINGS)
+        self.encoder = RequestEncoder(encoder, cache_bytes, request_bytes)
         scored_by = config["parameters"].get("scored_by", {"string_value": "student"})["string_value"]
         pb_utils.Logger.log_info(f"{args['model_name']}: {check_student(directory, scored_by)}")
         self.gate = Gate(scored_by)
@@ -53,19 +57,23 @@ class TritonPythonModel:
         self.metrics.stop()  # while Triton still answers: metrics that go later crash this process
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        documents = max((array.size for name, array in tensors.items() if name in COUNTED), default=0)
         kind = pb_utils.TritonError
         try:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            documents = max((array.size for name, array in tensors.items() if name in COUNTED), default=0)
             urgency = urgency_of(request.timeout(), request.parameters())
             self.gate.check(documents, urgency)
             pairs = self._pairs(tensors)
+            self.gate.learn(len(pairs), pairs.token_ids.size)
+            outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
         except EncodingError as error:
             return pb_utils.InferenceResponse(error=kind(str(error), kind.INVALID_ARG))
         except OverloadedError as error:
             return pb_utils.InferenceResponse(error=kind(str(error), kind.UNAVAILABLE))
-        self.gate.learn(len(pairs), pairs.token_ids.size)
-        outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
+        except Exception as error:  # Triton would send its traceback to the caller
+            # Nor may the log hold the message, in which text may be.
+            pb_utils.Logger.log_error(f"tokenizer: {type(error).__name__}\n{''.join(format_tb(error.__traceback__))}")
+            return pb_utils.InferenceResponse(error=kind("the tokenizer failed; the server's log says where"))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
     def _outputs(self, pairs: FlatPairs, urgency: Urgency, names: set[str]) -> dict[str, Any]:
@@ -77,7 +85,8 @@ class TritonPythonModel:
         return {name: outputs[name] for name in names}
 
     def _pairs(self, tensors: dict[str, Any]) -> FlatPairs:
-        query = tensors.pop("QUERY")
+        if (query := tensors.pop("QUERY", None)) is None:  # Triton only counts inputs where some are optional
+            raise EncodingError("QUERY is missing")
         if tensors.keys() == {*TEXTS}:
             return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS))
         if tensors.keys() == {*IDS}:
@@ -110,9 +119,8 @@ class MetricsThread(threading.Thread):
         self._metrics.close()
 
 
-def _cache_bytes(config: dict[str, Any]) -> int:
-    """The setting of config.pbtxt; without one nothing is kept."""
-    given = config["parameters"].get("document_cache_bytes", {"string_value": "0"})["string_value"]
+def _setting(config: dict[str, Any], name: str, default: int) -> int:
+    given = config["parameters"].get(name, {"string_value": str(default)})["string_value"]
     if not given.isdecimal():
-        raise pb_utils.TritonModelException(f"document_cache_bytes of config.pbtxt must be 0 or more, not {given!r}")
+        raise pb_utils.TritonModelException(f"{name} of config.pbtxt must be 0 or more, not {given!r}")
     return int(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from tests import ROOT
 def student(tmp_path: Path) -> Path:
     directory = tmp_path / "student"
     directory.mkdir()
-    for name in ("check_engine.py", "served.py"):
+    for name in ("check_engine.py", "digests.py", "served.py"):
         shutil.copy2(ROOT / "model_repository/student" / name, directory)
     return directory
 
@@ -82,6 +83,16 @@ def test_what_is_missing_is_named(student: Path, tensorrt_library: str) -> None:
 def test_torch_may_be_newer(student: Path, version: str, expected: int) -> None:
     built(student, 1, "torch", version)
     assert run(student)[0] == expected
+
+
+def test_files_are_those_that_were_built(student: Path) -> None:
+    digest = hashlib.sha256(b"engine").hexdigest()
+    built(student, 1, "torch", torch.__version__, files={"model.pt2": digest})
+    for content, code, message in ((None, 2, "is missing"), (b"other", 2, "is not what was built"), (b"engine", 0, "")):
+        if content is not None:
+            (student / "1/model.pt2").write_bytes(content)
+        found, line = run(student)
+        assert found == code and message in line
 
 
 def test_the_version_that_is_served_is_checked_and_not_the_newest(student: Path) -> None:

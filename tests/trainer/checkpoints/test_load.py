@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support.checkpoints import SMALL
 from tests.support.stages import FEW
 from trainer import init, pretrain, rank_sft, score
 from trainer.checkpoints.load import CheckpointError, load_causal_lm, load_for_training, load_scorer
+from trainer.measures.costs import read_shape
 
 
 def test_checkpoints_of_the_wrong_kind_are_named(tmp_path: Path, bert: Path, llama: Path) -> None:
@@ -31,6 +35,13 @@ def test_a_causal_lm_is_no_scorer_until_it_is_trained(tmp_path: Path, llama: Pat
     with pytest.raises(CheckpointError, match=r"no 'score.weight': it is not a trained scorer"):
         load_scorer(directory)
     assert load_for_training(directory).config.num_labels == 1
+
+
+CODE = {
+    "AutoConfig": "own.Config",
+    "AutoModelForSequenceClassification": "own.Model",
+    "AutoModelForCausalLM": "own.Model",
+}
 
 
 BREAK: dict[str, Callable[[bytes], bytes]] = {
@@ -65,3 +76,34 @@ def test_a_broken_file_of_a_checkpoint_is_one_line(
                 continue
             (line,) = capsys.readouterr().err.strip().splitlines()
             assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("family", ["bert", "bert-of-its-own"])
+def test_code_of_a_checkpoint_is_not_run(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    """A family that transformers knows is loaded by its own code, any other one is refused."""
+    hostile, ran = Path(shutil.copytree(bert, tmp_path / "hostile")), tmp_path / "ran"
+    (hostile / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n")
+    for name, kinds in (("config.json", CODE), ("tokenizer_config.json", {"AutoTokenizer": [None, "own.Model"]})):
+        settings = json.loads((hostile / name).read_text())
+        settings |= {"auto_map": kinds} | ({"model_type": family} if name == "config.json" else {})
+        (hostile / name).write_text(json.dumps(settings))
+    expected = 0 if family == "bert" else 2
+    flags = ["--model", hostile, "--data", data, "--output", tmp_path / "scores.parquet"]
+    assert score.main([str(flag) for flag in flags]) == expected
+    assert init.main(["--pretrained", str(hostile), "--output_dir", str(tmp_path / "out")]) == expected
+    if expected == 0:
+        read_shape(str(hostile), causal=False)
+    else:
+        with pytest.raises(CheckpointError, match="contains custom code"):
+            read_shape(str(hostile), causal=False)
+    assert not ran.exists()
+
+
+def test_pickled_weights_are_refused(bert: Path, data: Path, tmp_path: Path) -> None:
+    pickled = Path(shutil.copytree(bert, tmp_path / "pickled"))
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"weights are pickled \(\*.bin\)"):
+        load_scorer(pickled)
