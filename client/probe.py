@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from client import wire
 from client.command import command, say
-from client.connection import LONGEST_S, Connection
+from client.connection import LONGEST_S, PERSON, Connection
 from client.errors import (
     InvalidAnswerError,
     InvalidRequestError,
@@ -35,8 +35,6 @@ from client.errors import (
 from client.flags import add_access_flags, connection_of
 from client.records import Document
 
-PERSON_WAITS = 1  # Triton's priority: before all batch work
-SHED = ("retry in", "past its deadline")  # how the models of ours refuse what they cannot score in time
 # NVIDIA's bulletin 5687 (August 2025): before 2.59.1 a stranger can take a server over through shared memory.
 SAFE = (2, 59, 1)
 
@@ -87,7 +85,7 @@ def probe(connection: Connection) -> Answer:
                 connection.model,
                 inputs,
                 connection.version,
-                priority=PERSON_WAITS,
+                priority=PERSON,
                 timeout=max(1, int(limit_s * 1e6)),
                 client_timeout=limit_s,
                 headers=connection.headers,
@@ -104,9 +102,9 @@ def probe(connection: Connection) -> Answer:
 
 def _failure(error: InferenceServerException, connection: Connection) -> Answer:
     meaning = translated(error, connection.servers[0], connection.model, connection.timeout_s)
-    if status_of(error) == "UNAVAILABLE" and any(words in str(meaning) for words in SHED):
-        return Answer(Health.BUSY, f"{connection.model} at {connection.servers[0]} is overloaded: {error.message()}")
     health = BY_ERROR.get(type(meaning))
+    if health is Health.SILENT and status_of(error) == "UNAVAILABLE":  # it says itself that the time is over
+        return Answer(Health.BUSY, f"{connection.model} at {connection.servers[0]} is overloaded: {error.message()}")
     if health is None or status_of(error) == "INVALID_ARGUMENT":
         raise meaning
     return Answer(health, str(meaning))

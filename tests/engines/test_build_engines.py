@@ -31,7 +31,7 @@ KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "pool_last", "position_offset",
     "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
-    "served_by",
+    "served_by", "files", "vocabulary",
 }  # fmt: skip
 
 
