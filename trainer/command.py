@@ -35,6 +35,8 @@ def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
     """
     parser = Parser(types, allow_abbrev=False)  # type: ignore[arg-type]  # a tuple of dataclasses is what it documents
     argv = sys.argv[1:] if argv is None else list(argv)
+    flags = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
+    _refuse([flag for flag in flags if flag not in parser._option_string_actions], parser)  # before one that is missing
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -43,11 +45,14 @@ def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
         raise
     except Exception as error:
         raise FlagError(" ".join(str(error).split())) from error
-    if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        raise FlagError(f"{unknown[0]!r} is no flag" + (f": is {near[0]} meant?" if near else "; --help lists them"))
+    _refuse(unknown, parser)
     return tuple(parsed)
+
+
+def _refuse(unknown: Sequence[str], parser: Parser) -> None:
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        raise FlagError(f"{unknown[0]!r} is no flag" + (f": is {near[0]} meant?" if near else "; --help lists them"))
 
 
 def console_of(width: int) -> Console:

@@ -46,6 +46,7 @@ def test_a_misspelt_flag_is_named_with_the_one_that_was_meant(module: Any, capsy
     for wrong in (f"{correct}s", correct[:-1]):  # argparse takes a beginning for the whole
         assert fails(module, capsys, *NEEDED[module], wrong, "x").startswith(f"error: '{wrong}' is no flag")
     assert f"is {correct} meant?" in fails(module, capsys, *NEEDED[module], f"{correct}s", "x")
+    assert f"is {correct} meant?" in fails(module, capsys, f"{correct}s=x")  # and not that it is missing
     assert "'stray' is no flag" in fails(module, capsys, "stray", *NEEDED[module])
 
 
