@@ -12,7 +12,7 @@ SOURCES := trainer engines client loadtest bench examples tests build_engines.py
 # Compiled modules are kept, whatever the environment says: most tests start processes that import PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint bench-training bench-serving chaos
+.PHONY: demo test check lint bench-training bench-serving chaos soak
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
@@ -66,6 +66,9 @@ bench-serving: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	$(BIN)/python -m bench.chaos $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
 	$(BIN)/python -m bench.fuzz $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m bench.soak $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY)) $(SOAK_FLAGS)
 
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)

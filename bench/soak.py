@@ -1,0 +1,245 @@
+"""Hours of mixed load on one server, with a fault every few minutes: all that fails is a fault's, and nothing grows.
+
+    python -m bench.soak --model_repository model_repository --minutes 120
+
+Exit code 1 if a request failed that no fault explains, or if an answer was wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+from rich.table import Table
+from tqdm import tqdm
+
+from bench.chaos import FAULTS, SAME, leftovers, serving, until
+from bench.children import Child, healthy
+from bench.report import command_of, described, machine, picture, show, table_of, write
+from bench.serving.processes import family_memory
+from client import Document, RankingClient, RankingError
+from client.command import command
+from client.connection import BATCH, PERSON
+from trainer.command import FlagError, parse
+
+SIZES = {"small": (5, PERSON), "large": (60, PERSON), "batch": (200, BATCH)}  # documents, priority
+WORDS = ("garden", "river", "silver", "market", "winter", "bridge", "orchard", "lantern", "copper", "meadow")
+LIMIT_S, PAUSE_S, SAMPLE_S = 5.0, 0.1, 5.0
+AFTER_S = 1.0  # a request that was under way while the server came back
+ENDS = 0.1  # share of the samples that the first and the last figures are taken from
+
+
+@dataclass
+class SoakArguments:
+    """The settings of a soak."""
+
+    model_repository: str = field(default="model_repository", metadata={"help": "Served on the processor."})
+    minutes: float = field(default=120.0, metadata={"help": "How long."})
+    fault_every_s: float = field(default=240.0, metadata={"help": "Seconds from one fault to the next."})
+    seed: int = field(default=0, metadata={"help": "Of the documents and of the order of the faults."})
+    output: str = field(default="soak", metadata={"help": "OUTPUT.json for all numbers, OUTPUT.png for the picture."})
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "fault_every_s"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise FlagError(f"--{name} {getattr(self, name):g}: above 0 is needed")
+
+
+class Request(NamedTuple):
+    """A request that has ended: when it was sent, how long it took, and the name of its error, "" for an answer."""
+
+    kind: str
+    sent: float
+    seconds: float
+    error: str
+
+
+class Struck(NamedTuple):
+    """A fault: when it was done, and when the server answered again."""
+
+    fault: str
+    at: float
+    healthy_at: float
+
+
+class Sample(NamedTuple):
+    """What the server's processes hold at a moment: bytes of memory and of shared memory, and open files."""
+
+    at: float
+    memory: int
+    shared: int
+    files: int
+
+
+class Caller(threading.Thread):
+    """Asks for the scores of the same documents, a pause between, until ``ended``."""
+
+    def __init__(self, url: str, kind: str, seed: int, ended: threading.Event) -> None:
+        super().__init__(name=kind, daemon=True)
+        self._url, self._kind, self._ended = url, kind, ended
+        count, self._priority = SIZES[kind]
+        draw = random.Random(f"{kind}-{seed}")
+        texts = (" ".join(draw.choices(WORDS, k=draw.randint(3, 40))) for _ in range(count))
+        self._documents = [Document(title=text) for text in texts]
+        self.requests, self.wrong = list[Request](), 0
+
+    def run(self) -> None:
+        with RankingClient(self._url, timeout_s=LIMIT_S, attempts=1, priority=self._priority) as client:
+            known: list[float] = []
+            while not self._ended.wait(PAUSE_S):
+                sent, error = time.monotonic(), ""
+                try:
+                    scores = client.score("garden bridge", self._documents)
+                    known = known or scores
+                    self.wrong += not np.allclose(scores, known, rtol=0, atol=SAME)
+                except RankingError as failure:
+                    error = type(failure).__name__
+                self.requests.append(Request(self._kind, sent, time.monotonic() - sent, error))
+
+
+class Watch(threading.Thread):
+    """Samples of a server until ``ended``."""
+
+    def __init__(self, server: Child, ended: threading.Event) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._server, self._ended, self.samples = psutil.Process(server.process.pid), ended, list[Sample]()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_S):
+            processes = [self._server, *self._server.children(recursive=True)]
+            files = 0
+            for process in processes:
+                try:
+                    files += process.num_fds()
+                except psutil.Error:  # it ended meanwhile
+                    continue
+            shared = sum(path.stat().st_blocks * 512 for path in leftovers(self._server.pid) if path.exists())
+            self.samples.append(Sample(time.monotonic(), family_memory(processes), shared, files))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    (arguments,) = parse(argv, SoakArguments)
+    with tempfile.TemporaryDirectory() as folder, serving(arguments.model_repository, Path(folder) / "log") as server:
+        begun = time.monotonic()
+        callers, watch, struck = soaked(arguments, *server)
+    requests = [request for caller in callers for request in caller.requests]
+    unexplained = [one for one in requests if one.error and not explained(one, struck)]
+    wrong, about = sum(caller.wrong for caller in callers), described(machine(0))
+    write(Path(f"{arguments.output}.json"), {
+        "command": command_of("bench.soak", argv), "machine": machine(0), "wrong": wrong,
+        "requests": requests, "faults": struck, "samples": watch.samples,
+    })  # fmt: skip
+    draw(requests, struck, watch.samples, begun, Path(f"{arguments.output}.png"), about)
+    show(table_of_requests(requests, struck, about), table_of_growth(watch.samples))
+    errors = dict(Counter(one.error for one in unexplained))
+    print(f"{len(struck)} faults, {wrong} wrong answers, {len(unexplained)} failures that no fault explains {errors}")
+    return 1 if wrong or unexplained else 0
+
+
+def soaked(arguments: SoakArguments, child: Child, ports: dict[str, int]) -> tuple[list[Caller], Watch, list[Struck]]:
+    """Load, faults and samples for so many minutes."""
+    ended, struck = threading.Event(), list[Struck]()
+    callers = [Caller(f"127.0.0.1:{ports['grpc']}", kind, arguments.seed, ended) for kind in SIZES]
+    watch = Watch(child, ended)
+    for thread in (*callers, watch):
+        thread.start()
+    draw, begun = random.Random(arguments.seed), time.monotonic()
+    seconds, due = 60 * arguments.minutes, arguments.fault_every_s
+    with tqdm(total=round(seconds), unit="s", desc="soak") as bar:
+        while (passed := time.monotonic() - begun) < seconds:
+            bar.update(round(passed) - bar.n)
+            time.sleep(1)
+            if passed >= due and seconds - passed > arguments.fault_every_s / 2:  # time to be seen well again
+                struck.append(strike(draw.choice([*FAULTS]), child, ports, callers[0]))
+                due += arguments.fault_every_s
+    ended.set()
+    for thread in (*callers, watch):
+        thread.join()
+    return callers, watch, struck
+
+
+def strike(fault: str, child: Child, ports: dict[str, int], caller: Caller) -> Struck:
+    """Do it, and wait until a caller has an answer again."""
+    at = time.monotonic()
+    FAULTS[fault](child.process.pid)
+    until(lambda: not healthy(ports["http"]) or time.monotonic() - at > LIMIT_S)
+    until(lambda: any(one.sent > at and not one.error for one in caller.requests[-3:]) and healthy(ports["http"]))
+    return Struck(fault, at, time.monotonic())
+
+
+def explained(request: Request, struck: Sequence[Struck]) -> bool:
+    """Whether a fault was felt while the request was under way."""
+    ended = request.sent + request.seconds
+    return any(ended >= one.at and request.sent <= one.healthy_at + AFTER_S for one in struck)
+
+
+def table_of_requests(requests: Sequence[Request], struck: Sequence[Struck], about: str) -> Table:
+    shown = table_of(
+        f"mixed load; {about}", ["requests", "answered", "failed", "explained", "p50 ms", "p99 ms"], ["requests"]
+    )
+    for kind in SIZES:
+        mine = [one for one in requests if one.kind == kind]
+        times = [1000 * one.seconds for one in mine if not one.error] or [float("nan")]
+        failed = [one for one in mine if one.error]
+        figures = (len(mine) - len(failed), len(failed), sum(explained(one, struck) for one in failed))
+        shown.add_row(kind, *map(str, figures), *(f"{np.percentile(times, share):.0f}" for share in (50, 99)))
+    waits = [one.healthy_at - one.at for one in struck]
+    if waits:
+        shown.caption = f"seconds until it answered again: median {np.median(waits):.1f}, longest {max(waits):.1f}"
+    return shown
+
+
+def table_of_growth(samples: Sequence[Sample]) -> Table:
+    """The first and the last samples, medians."""
+    shown = table_of("what the server holds", ["", "first", "last"], [""])
+    count = max(1, round(ENDS * len(samples)))
+    for name, unit in (("memory", 1e6), ("shared", 1e6), ("files", 1)):
+        first, last = (np.median([getattr(one, name) for one in part]) for part in (samples[:count], samples[-count:]))
+        shown.add_row(name + (", MB" if unit > 1 else ""), f"{first / unit:,.0f}", f"{last / unit:,.0f}")
+    return shown
+
+
+def draw(
+    requests: Sequence[Request],
+    struck: Sequence[Struck],
+    samples: Sequence[Sample],
+    begun: float,
+    path: Path,
+    about: str,
+) -> None:
+    """Latencies and failures over time with the faults, and what the server holds, as a PNG."""
+    with picture(path, f"soak; {about}", (11, 8)) as figure:
+        above, below, last = figure.subplots(3, 1, sharex=True)
+        for kind in SIZES:
+            answered = [one for one in requests if one.kind == kind and not one.error]
+            above.plot([(one.sent - begun) / 60 for one in answered], [1000 * one.seconds for one in answered], ".",
+                       markersize=2, label=kind)  # fmt: skip
+        failed = [(one.sent - begun) / 60 for one in requests if one.error]
+        above.plot(failed, [1.0] * len(failed), "x", color="tab:red", markersize=4, label="failed")
+        above.set(yscale="log", ylabel="ms")
+        above.legend(loc="upper right", markerscale=3)
+        times = [(one.at - begun) / 60 for one in samples]
+        below.plot(times, [one.memory / 1e6 for one in samples], label="memory")
+        below.plot(times, [one.shared / 1e6 for one in samples], label="shared memory")
+        below.set(ylabel="MB", ylim=0)
+        last.plot(times, [one.files for one in samples], label="open files")
+        last.set(ylabel="files", ylim=0, xlabel="minutes")
+        for axes in (above, below, last):
+            for one in struck:
+                axes.axvline((one.at - begun) / 60, color="tab:red", alpha=0.3, linewidth=1)
+            axes.legend(loc="upper right")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""A soak of seconds, and which failures a fault explains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import soak
+from bench.soak import AFTER_S, Request, Struck, explained
+
+
+def test_a_soak_writes_its_report(served_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_repository", str(served_repository), "--minutes", "0.1", "--output", str(tmp_path / "soak")]
+    assert soak.main(flags) == 0
+    assert "0 faults, 0 wrong answers, 0 failures that no fault explains" in capsys.readouterr().out
+    written = json.loads((tmp_path / "soak.json").read_text())
+    assert {kind for kind, *_ in written["requests"]} == {*soak.SIZES}
+    assert all(memory > 0 and files > 0 for _, memory, _, files in written["samples"])
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds", "expected"),
+    [(5, 4, False), (5, 5, True), (10, 1, True), (20 + AFTER_S, 1, True), (20.1 + AFTER_S, 1, False)],
+)
+def test_a_fault_explains_what_was_under_way_while_it_was_felt(sent: float, seconds: float, expected: bool) -> None:
+    assert explained(Request("small", sent, seconds, "ServerError"), [Struck("student killed", 10, 20)]) == expected
+
+
+def test_a_time_that_makes_no_sense_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(["--minutes", "0"]) == 2
+    assert capsys.readouterr().err == "error: --minutes 0: above 0 is needed\n"
