@@ -51,6 +51,14 @@ def state_of(pid: int) -> State | None:
     return None
 
 
+def signal_name(number: int) -> str:
+    """Such as SIGKILL; real-time signals have names for the first and the last only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def stub_of(pid: int) -> Stub | None:
     """None for any other process, for one that has ended, and for one that only completes a configuration."""
     arguments = _command_line(pid)

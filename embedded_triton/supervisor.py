@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from client.connection import Connection
-from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, sweep
+from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, signal_name, sweep
 from embedded_triton.watch import Canary, Watch, is_served
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -203,9 +203,9 @@ class Triton:
 
     def _end(self, exit_code: int) -> End:
         code = exit_code if exit_code >= 0 else 128 - exit_code
-        ended = f"Triton ended with {code}" if exit_code >= 0 else f"{signal.Signals(-exit_code).name} ended Triton"
+        ended = f"Triton ended with {code}" if exit_code >= 0 else f"{signal_name(-exit_code)} ended Triton"
         served_s = None if self._ready_at is None else time.monotonic() - self._ready_at
-        if self._asked and self._why:  # as it was told, if not by itself
+        if self._asked and (self._why or exit_code == -signal.SIGTERM):  # killed since it hung, or before it handles it
             code = 0
         return End(code, self._why or ended, served_s, self._asked, self._log.last())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from client.connection import Connection
 from client.errors import RankingError, status_of
 from client.probe import Health, probe
-from embedded_triton.processes import State, Stub, children, state_of, stub_of
+from embedded_triton.processes import State, Stub, children, signal_name, state_of, stub_of
 
 MEET_S = 1.0  # a model takes longer to load
 ASK_S = 1.0  # for what Triton answers at once
@@ -85,7 +84,7 @@ def _words(state: State) -> str:
     if state.letter == "T":
         return "was stopped"
     number = state.status & 0x7F
-    return f"was killed by {signal.Signals(number).name}" if number else f"ended with {state.status >> 8}"
+    return f"was killed by {signal_name(number)}" if number else f"ended with {state.status >> 8}"
 
 
 def is_served(url: str, stub: Stub) -> bool:

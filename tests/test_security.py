@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from client import RankingClient, ServerUnavailableError
-from embedded_triton.command import ADMIN_KEY
+from embedded_triton import ADMIN_KEY
 from tests import ROOT
 from tests.support.requests import QUERY, answer, assert_equal, documents
 from tests.support.servers import Reference, Server, running
