@@ -107,7 +107,7 @@ class InvalidAnswerError(ServerError):
 
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")
 # Triton has one code for a server that has gone, one that is full and a model that is not there: only words differ.
-OVERLOADED = ("rows wait for the engine", "Exceeds maximum queue size")
+FULL = "Exceeds maximum queue size"  # as Triton's own queue says it
 RETRY_IN, LONGEST_WAIT_S = re.compile(r"retry in (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s\b"), 3600.0
 LATE = ("past its deadline", "Request timeout expired")  # our scorers say the one, Triton's queue the other
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
@@ -125,7 +125,7 @@ def translated(error: InferenceServerException, server: str, model: str, timeout
         return RequestTimeoutError(f"{server} gave no answer within {timeout_s:.3g} s: raise the time limit", server)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in message:
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)
-    if status == "UNAVAILABLE" and ((told := RETRY_IN.search(message)) or _holds(message, OVERLOADED)):
+    if status == "UNAVAILABLE" and ((told := RETRY_IN.search(message)) or FULL in message):
         wait = (min(float(told[1]), LONGEST_WAIT_S),) if told else ()
         return ServerOverloadedError(f"{server} is overloaded: {message}", server, *wait)
     if status == "RESOURCE_EXHAUSTED" and "larger than" in message:

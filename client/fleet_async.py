@@ -24,7 +24,6 @@ from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReady
 from client.latencies import Latencies
 from client.records import Document, Scores
 
-PROBE = wire.inputs("probe", [Document(summary="probe")])
 PROBE_S = 10.0
 MOSTLY = 0.9  # of recent requests
 T = TypeVar("T")
@@ -172,7 +171,8 @@ class AsyncFleet:
             if server not in self._probing:
                 self._probing.add(server)
                 deadline = Deadline.after(min(PROBE_S, self._connection.timeout_s))
-                request, probed = self._request(PROBE, deadline), partial(self._probed, server, deadline)
+                request = self._request(wire.inputs(*wire.PROBE), deadline)
+                probed = partial(self._probed, server, deadline)
                 self._probes[server] = async_start(self._clients[server], request, probed)
 
     def _probed(self, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None) -> None:
@@ -232,7 +232,7 @@ class AsyncFleet:
         settings, deadline = self._connection, Deadline.after(self._connection.timeout_s)
         with suppress(InferenceServerException):
             if self.balancer.is_broken(server):  # Triton may call a model ready whose process is dead
-                result = await self._clients[server].infer(**self._request(PROBE, deadline))
+                result = await self._clients[server].infer(**self._request(wire.inputs(*wire.PROBE), deadline))
                 self._probed(server, deadline, result, None)
                 return not self.balancer.is_broken(server)
             ready: bool = await self._clients[server].is_model_ready(

@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from client.connection import Connection
 from client.errors import RankingError, status_of
-from client.probe import Health, probe
+from client.probe import Verdict, probe
 from embedded_triton.processes import State, Stub, children, signal_name, state_of, stub_of
 
 MEET_S = 1.0  # a model takes longer to load
@@ -119,13 +119,13 @@ class Canary(threading.Thread):
     def _ask(self) -> str:
         before = self._answered()
         answer = probe(self._connection)
-        if answer.health is Health.SCORED:
+        if answer.verdict is Verdict.SCORED:
             self._proven.set()
         elif not self._proven.is_set():
             return ""
-        elif answer.health is Health.BROKEN and "is not healthy" in answer.words:
+        elif answer.verdict is Verdict.BROKEN and "is not healthy" in answer.words:
             return answer.words
-        elif answer.health is Health.SILENT and self._answered() in (None, before):
+        elif answer.verdict is Verdict.SILENT and self._answered() in (None, before):
             return f"{self._connection.model} has answered nobody for {self._connection.timeout_s:g} s"
         return ""
 

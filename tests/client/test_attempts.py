@@ -28,7 +28,7 @@ from tests.support.servers import Server, ports
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
 STUB = "Stub process 'student_0_0' is not healthy."
-FULL = "8 rows wait for the engine and this request has 2"
+FULL = "Exceeds maximum queue size"
 
 
 def refusal(client: Any, kind: type[RankingError], documents: Any = DOCUMENTS, **settings: Any) -> RankingError:
