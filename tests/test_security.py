@@ -1,4 +1,4 @@
-"""What a server of ours answers to anyone, what only to those with the key, and how it is encrypted."""
+"""A server answers some calls to anyone, others only to those with the key, and encrypts."""
 
 from __future__ import annotations
 

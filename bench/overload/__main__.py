@@ -1,4 +1,4 @@
-"""What a server answers in time when more is asked of it than it can do, and what it does five seconds later.
+"""Ask more of a server than it can do, and count what it answers in time, then and five seconds later.
 
     python -m bench.overload --model_repository model_repository --queries runs/demo/collection/test.jsonl
 

@@ -20,8 +20,8 @@ class Metrics:
             "model": args["model_name"],
             "version": args["model_version"],
             "instance": args["model_instance_name"],
-            # Of two models that are reloaded the new one is there before the old one goes. With equal labels they would
-            # share Triton's metric, which the old one frees: the next number of the new one then ends up anywhere in
+            # A model that is reloaded is there before the old one goes. With equal labels the two would
+            # share Triton's metric, which the old one frees. The next number of the new one then ends up anywhere in
             # the server's memory.
             "process": str(os.getpid()),
         }

@@ -20,12 +20,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from digests import damage
 from metrics import COUNTER, GAUGE, Metrics
-from runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
+from runtime.admission import ANY_TIME, BATCH, PERSON, UnavailableError, Urgency
 from runtime.board import Board
 from runtime.packing import FlatPairs, FloatArray
 from runtime.pair_queue import Request
 from runtime.pair_scorer import PairScorer
-from runtime.scheduler import Scheduler, UnavailableError
+from runtime.scheduler import Scheduler
 
 # Python lets a thread wait this long for another's turn. The engine's asks for one after each call, which takes some
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
@@ -39,11 +39,11 @@ METRICS = {
 
 
 class InvalidPairsError(ValueError):
-    """What came are no pairs that the engine was built for; the caller is at fault."""
+    """The tensors are no pairs that the engine was built for; the caller is at fault."""
 
 
 class Limits(NamedTuple):
-    """What pairs off the wire may be. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
+    """The limits of pairs off the wire. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
 
     max_documents: int
     row_length: int
