@@ -82,9 +82,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                token_ids, lengths, starts = (
-                    pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PAIRS
-                )
+                token_ids, lengths, starts = (tensor_of(request, name) for name in PAIRS)
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
                 pairs = flat_pairs(token_ids, lengths, starts, self.limits)
                 urgency = urgency_of(pb_utils.get_input_tensor_by_name(request, URGENCY))
@@ -101,12 +99,9 @@ class TritonPythonModel:
     def _show_metrics(self) -> None:
         scheduler = self.scheduler
         wait_s = scheduler.waiting().wait_s(time.monotonic())
-        try:
-            self.metrics.show(
-                requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
-            )
-        except pb_utils.TritonModelException as error:  # the engine's thread goes on
-            pb_utils.Logger.log_warn(f"{self.name}: the metrics could not be shown: {error}")
+        self.metrics.show(
+            requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
+        )
 
     def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -142,6 +137,13 @@ def open_scorer(version: Path, instances: int) -> PairScorer:
             "release: build it again"
         )
     return PairScorer.load(version, getattr(importlib.import_module(f"runtime.{module}"), kind), instances)
+
+
+def tensor_of(request: pb_utils.InferenceRequest, name: str) -> Any:
+    """An input as an array. Raises InvalidPairsError without it: Triton only counts inputs where some are optional."""
+    if (tensor := pb_utils.get_input_tensor_by_name(request, name)) is None:
+        raise InvalidPairsError(f"{name} is missing")
+    return tensor.as_numpy()
 
 
 def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, limits: Limits) -> FlatPairs:
