@@ -97,7 +97,7 @@ class Caller(threading.Thread):
                 self.wrong += any(abs(one - two) > SAME for one, two in zip(first, scores, strict=True))
 
     def wait_for(self, answers: int) -> None:
-        """Until so many more are there."""
+        """Wait until so many more are there."""
         wanted = self.answered + answers
         until(lambda: self.answered >= wanted)
 
@@ -115,7 +115,7 @@ class Felt:
 
 
 def until(holds: Callable[[], bool]) -> float:
-    """Seconds until it does. Raises StartError after READY_S."""
+    """Wait until it does, for so many seconds. Raises StartError after READY_S."""
     start = time.monotonic()
     while not holds():
         if time.monotonic() - start > READY_S:

@@ -211,7 +211,7 @@ class AsyncFleet:
         }
 
     async def _limit_of(self, server: int, deadline: Deadline) -> int:
-        """Asked at the first request to the server."""
+        """Documents that the server takes in a request; it is asked at the first one."""
         if limit := self._connection.max_documents or self._limits.get(server):
             return limit
         settings = self._connection
@@ -243,7 +243,7 @@ class AsyncFleet:
 
     @property
     def _clients(self) -> list[grpc.InferenceServerClient]:
-        """Opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
+        """They are opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
         with self._lock:
             if self._closed:
                 raise InvalidRequestError("this client was closed")

@@ -52,7 +52,7 @@ def state_of(pid: int) -> State | None:
 
 
 def signal_name(number: int) -> str:
-    """Such as SIGKILL; real-time signals have names for the first and the last only."""
+    """The name, such as SIGKILL; of the real-time signals only the first and the last have one."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -117,7 +117,7 @@ class Supervisor:
 
     def _stopped_in_pause(self, why: str) -> bool:
         """Wait before the next start, longer each time; true if a signal comes that ends the command."""
-        pause_s = 0.0 if self._in_a_row == 1 else min(LONGEST_PAUSE_S, 2.0 ** (self._in_a_row - 2))
+        pause_s = 0.0 if self._in_a_row == 1 else min(LONGEST_PAUSE_S, 2.0 ** min(self._in_a_row - 2, 10))
         _say(f"tritonserver: {why}; Triton is started again in {pause_s:g} s (restart {self._restarts})")
         return signal.sigtimedwait(STOP, pause_s) is not None
 
@@ -137,7 +137,7 @@ class Triton:
         self._why = ""
 
     def wait(self) -> End:
-        """Until it has ended. The signals that end the command are handed on."""
+        """Wait until it has ended. The signals that end the command are handed on."""
         while self._status is None:
             received = signal.sigtimedwait(SIGNALS, LOOK_S)
             if received and received.si_signo in STOP:
