@@ -188,7 +188,8 @@ class AsyncFleet:
         self, error: InferenceServerException, server: int, documents: int, deadline: Deadline, given_s: float
     ) -> RankingError:
         settings = self._connection
-        failure = translated(error, settings.servers[server], settings.model, deadline.limit_s)
+        over = deadline.left_s <= 0
+        failure = translated(error, settings.servers[server], settings.model, deadline.limit_s, over)
         failure.__cause__ = error
         if failure.fault == "late" and given_s < (self._latencies.quantile(documents, MOSTLY) or 0.0):
             failure.fault = ""  # such requests mostly take longer: the time that was given is at fault

@@ -67,6 +67,7 @@ def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
     ("code", "message", "kind", "attempts"),
     [
         (grpc.StatusCode.UNAVAILABLE, FULL, ServerOverloadedError, 1),
+        (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", ServerOverloadedError, 1),
         (grpc.StatusCode.UNAVAILABLE, "Socket closed", ServerUnavailableError, 3),
         (grpc.StatusCode.UNAVAILABLE, "100 waiting, retry in 1e999 s", ServerOverloadedError, 1),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ServerOverloadedError, 1),
