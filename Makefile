@@ -62,7 +62,7 @@ bench-serving: $(VENV)/.installed
 	$(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
 		$(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
 
-# Of the repository that the demo left, or MODEL_REPOSITORY=...
+# It takes the repository that the demo left, or MODEL_REPOSITORY=...
 chaos: $(VENV)/.installed
 	$(BIN)/python -m bench.chaos $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))
 	$(BIN)/python -m bench.fuzz $(if $(MODEL_REPOSITORY),--model_repository $(MODEL_REPOSITORY))

@@ -13,16 +13,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from rich.table import Table
 
-from bench.children import READY_S, Child, free_ports, healthy, started, triton
-from bench.environments import BenchError
+from bench.children import READY_S, Child, StartError, healthy, serving
 from bench.report import show, table_of
 from client import RankingClient, RankingError
 from client.command import command
@@ -98,7 +97,7 @@ class Caller(threading.Thread):
                 self.wrong += any(abs(one - two) > SAME for one, two in zip(first, scores, strict=True))
 
     def wait_for(self, answers: int) -> None:
-        """Until so many more are there."""
+        """Wait until so many more are there."""
         wanted = self.answered + answers
         until(lambda: self.answered >= wanted)
 
@@ -116,11 +115,11 @@ class Felt:
 
 
 def until(holds: Callable[[], bool]) -> float:
-    """Seconds until it does. Raises OSError after READY_S."""
+    """Wait until it does, for so many seconds. Raises StartError after READY_S."""
     start = time.monotonic()
     while not holds():
         if time.monotonic() - start > READY_S:
-            raise OSError(f"the server did not come back within {READY_S} s")
+            raise StartError(f"the server did not come back within {READY_S} s")
         time.sleep(PAUSE_S)
     return time.monotonic() - start
 
@@ -142,15 +141,6 @@ def strike(fault: str, child: Child, ports: dict[str, int]) -> Felt:
     for thread in (injected, caller):
         thread.join()
     return Felt(fault, unready_s, healthy_s, caller.failed, caller.failed + caller.answered, caller.wrong)
-
-
-@contextmanager
-def serving(repository: str, log: Path) -> Iterator[tuple[Child, dict[str, int]]]:
-    """A server that is ready, and its ports by endpoint."""
-    ports = free_ports("http", "grpc", "metrics")
-    with started(triton(repository, ports), log) as child:
-        child.wait_until(lambda: healthy(ports["http"]))
-        yield child, ports
 
 
 def struck(fault: str, repository: str, log: Path) -> Felt:
@@ -195,11 +185,8 @@ def main(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--model_repository", default="model_repository", help="default %(default)s")
     arguments = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _run(arguments.model_repository, Path(folder) / "log")
-    except OSError as error:  # a server that does not start, or does not come back
-        raise BenchError(str(error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        _run(arguments.model_repository, Path(folder) / "log")
     return 0
 
 

@@ -16,6 +16,12 @@ READY_S, STOP_S = 180, 40
 TRITON = Path(sys.executable).with_name("tritonserver")
 
 
+class StartError(OSError):
+    """A server did not start, or did not come back."""
+
+    exit_code = 2  # a command ends with one line
+
+
 @dataclass(frozen=True)
 class Child:
     """A process and the file that has all of its output."""
@@ -24,7 +30,7 @@ class Child:
     log: Path
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Raises OSError with the last line of the log if the process ends or takes longer than READY_S."""
+        """Raises StartError with the last line of the log if the process ends or takes longer than READY_S."""
         deadline = time.monotonic() + READY_S
         while not ready():
             code = self.process.poll()
@@ -32,7 +38,7 @@ class Child:
                 lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
                 what = f"is not ready after {READY_S} s" if code is None else f"ended with {code}"
-                raise OSError(f"the server {what}: {last} (all in {self.log})")
+                raise StartError(f"the server {what}: {last} (all in {self.log})")
             time.sleep(0.1)
 
 
@@ -50,6 +56,15 @@ def started(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def serving(repository: str | Path, log: Path, *flags: str) -> Iterator[tuple[Child, dict[str, int]]]:
+    """The embedded Triton on free ports once it is ready, and its ports by endpoint."""
+    ports = free_ports("http", "grpc", "metrics")
+    with started([*triton(repository, ports), *flags], log) as child:
+        child.wait_until(lambda: healthy(ports["http"]))
+        yield child, ports
 
 
 def triton(repository: str | Path, ports: dict[str, int]) -> list[str]:

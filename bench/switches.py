@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.children import free_ports, healthy, started, triton
+from bench.children import healthy, serving
 from client import Connection, Document, RankingClient, RankingError
+from client.command import command
 from engines.repository.control import ADMIN_KEY, RunningServer
 from engines.repository.models import STUDENT
 from engines.repository.place import Place
@@ -142,11 +143,10 @@ class Load:
 
 def switch(repository: Path, versions: Sequence[int], switches: int, rate: float, steady_s: float, log: Path) -> Report:
     """Serve the repository and change from the first of two versions to the second and back, ``switches`` times."""
-    place, ports = Place.of(repository, STUDENT), free_ports("http", "grpc", "metrics")
-    address = f"127.0.0.1:{ports['grpc']}"
+    place = Place.of(repository, STUDENT)
     use(place, versions[0])
-    with started([*triton(repository, ports), *EXPLICIT], log) as child:
-        child.wait_until(lambda: healthy(ports["http"]))
+    with serving(repository, log, *EXPLICIT) as (_, ports):
+        address = f"127.0.0.1:{ports['grpc']}"
         load, phases = Load(address, ports["http"], rate), list[Phase]()
         with RunningServer(Connection((address,), timeout_s=600), place) as server:
             for version in reversed(versions):
@@ -163,7 +163,8 @@ def switch(repository: Path, versions: Sequence[int], switches: int, rate: float
     return Report(phases[1:], load.asked, load.not_ready)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.switches", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model_repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--versions", type=int, nargs=2, default=[1, 2])

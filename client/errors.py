@@ -107,9 +107,11 @@ class InvalidAnswerError(ServerError):
 
 UNKNOWN = ("NOT_FOUND", "UNIMPLEMENTED")
 # Triton has one code for a server that has gone, one that is full and a model that is not there: only words differ.
-OVERLOADED = ("rows wait for the engine", "Exceeds maximum queue size")
+# Triton's own queue drops a request when the caller's time is over, or its default, which may be far shorter.
+EXPIRED = "Request timeout expired"
+OVERLOADED = ("Exceeds maximum queue size", EXPIRED)
 RETRY_IN, LONGEST_WAIT_S = re.compile(r"retry in (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s\b"), 3600.0
-LATE = ("past its deadline", "Request timeout expired")  # our scorers say the one, Triton's queue the other
+LATE = "past its deadline"  # as our scorers say it
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
 OTHER_MODEL = (
     "unexpected inference input", "inputs but model", "missing required input", "unexpected shape for input",
@@ -117,11 +119,17 @@ OTHER_MODEL = (
 )  # fmt: skip
 
 
-def translated(error: InferenceServerException, server: str, model: str, timeout_s: float) -> RankingError:
-    """The exception of a failed call, by gRPC's code and Triton's words: what follows from it is in its class."""
+def translated(
+    error: InferenceServerException, server: str, model: str, timeout_s: float, over: bool = False
+) -> RankingError:
+    """The exception of a failed call, by gRPC's code, Triton's words, and whether the call's time is ``over``.
+
+    What follows from it is in its class.
+    """
     status, message = status_of(error), str(error.message()).strip()
     served = f"the server at {server} does not serve the model {model!r}"
-    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and _holds(message, LATE)):
+    late = LATE in message or (over and EXPIRED in message)
+    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and late):
         return RequestTimeoutError(f"{server} gave no answer within {timeout_s:.3g} s: raise the time limit", server)
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in message:
         return AuthenticationError(f"{server} refuses the authorisation ({message}): see `authorization`", server)

@@ -24,7 +24,6 @@ from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReady
 from client.latencies import Latencies
 from client.records import Document, Scores
 
-PROBE = wire.inputs("probe", [Document(summary="probe")])
 PROBE_S = 10.0
 MOSTLY = 0.9  # of recent requests
 T = TypeVar("T")
@@ -172,7 +171,8 @@ class AsyncFleet:
             if server not in self._probing:
                 self._probing.add(server)
                 deadline = Deadline.after(min(PROBE_S, self._connection.timeout_s))
-                request, probed = self._request(PROBE, deadline), partial(self._probed, server, deadline)
+                request = self._request(wire.inputs(*wire.PROBE), deadline)
+                probed = partial(self._probed, server, deadline)
                 self._probes[server] = async_start(self._clients[server], request, probed)
 
     def _probed(self, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None) -> None:
@@ -188,7 +188,8 @@ class AsyncFleet:
         self, error: InferenceServerException, server: int, documents: int, deadline: Deadline, given_s: float
     ) -> RankingError:
         settings = self._connection
-        failure = translated(error, settings.servers[server], settings.model, deadline.limit_s)
+        over = deadline.left_s <= 0
+        failure = translated(error, settings.servers[server], settings.model, deadline.limit_s, over)
         failure.__cause__ = error
         if failure.fault == "late" and given_s < (self._latencies.quantile(documents, MOSTLY) or 0.0):
             failure.fault = ""  # such requests mostly take longer: the time that was given is at fault
@@ -211,7 +212,7 @@ class AsyncFleet:
         }
 
     async def _limit_of(self, server: int, deadline: Deadline) -> int:
-        """Asked at the first request to the server."""
+        """Documents that the server takes in a request; it is asked at the first one."""
         if limit := self._connection.max_documents or self._limits.get(server):
             return limit
         settings = self._connection
@@ -232,7 +233,7 @@ class AsyncFleet:
         settings, deadline = self._connection, Deadline.after(self._connection.timeout_s)
         with suppress(InferenceServerException):
             if self.balancer.is_broken(server):  # Triton may call a model ready whose process is dead
-                result = await self._clients[server].infer(**self._request(PROBE, deadline))
+                result = await self._clients[server].infer(**self._request(wire.inputs(*wire.PROBE), deadline))
                 self._probed(server, deadline, result, None)
                 return not self.balancer.is_broken(server)
             ready: bool = await self._clients[server].is_model_ready(
@@ -243,7 +244,7 @@ class AsyncFleet:
 
     @property
     def _clients(self) -> list[grpc.InferenceServerClient]:
-        """Opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
+        """They are opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
         with self._lock:
             if self._closed:
                 raise InvalidRequestError("this client was closed")

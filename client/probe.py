@@ -33,13 +33,12 @@ from client.errors import (
     translated,
 )
 from client.flags import add_access_flags, connection_of
-from client.records import Document
 
 # NVIDIA's bulletin 5687 (August 2025): before 2.59.1 a stranger can take a server over through shared memory.
 SAFE = (2, 59, 1)
 
 
-class Health(Enum):
+class Verdict(Enum):
     """How a server took the request."""
 
     SCORED = "scored"
@@ -52,22 +51,22 @@ class Health(Enum):
 
 # A server that sheds load stays in the balancing: its refusals are quick, and of servers that are all full none would
 # be left. A restart brings back no model that is not there, and makes no busy server faster.
-READY = {Health.SCORED, Health.BUSY}
-ALIVE = {*READY, Health.ABSENT}
-BY_ERROR: dict[type[RankingError], Health] = {
-    ServerOverloadedError: Health.BUSY,
-    ModelNotReadyError: Health.ABSENT,
-    RequestTimeoutError: Health.SILENT,
-    ServerUnavailableError: Health.GONE,
-    InvalidAnswerError: Health.BROKEN,
-    ServerError: Health.BROKEN,
+READY = {Verdict.SCORED, Verdict.BUSY}
+ALIVE = {*READY, Verdict.ABSENT}
+BY_ERROR: dict[type[RankingError], Verdict] = {
+    ServerOverloadedError: Verdict.BUSY,
+    ModelNotReadyError: Verdict.ABSENT,
+    RequestTimeoutError: Verdict.SILENT,
+    ServerUnavailableError: Verdict.GONE,
+    InvalidAnswerError: Verdict.BROKEN,
+    ServerError: Verdict.BROKEN,
 }
 
 
 class Answer(NamedTuple):
-    """``health``, and a line for people."""
+    """``verdict``, and a line for people."""
 
-    health: Health
+    verdict: Verdict
     words: str
 
 
@@ -77,13 +76,12 @@ def probe(connection: Connection) -> Answer:
     Raises RankingError where the question is at fault: the model is no ranker, or the server refuses the authorization.
     """
     server, limit_s = connection.servers[0], connection.timeout_s
-    inputs = wire.inputs("probe", [Document(title="probe")])
     with closing(grpc.InferenceServerClient(server, **connection.channel())) as client:
         start = time.perf_counter()
         try:
             result = client.infer(
                 connection.model,
-                inputs,
+                wire.inputs(*wire.PROBE),
                 connection.version,
                 priority=PERSON,
                 timeout=max(1, int(limit_s * 1e6)),
@@ -94,20 +92,20 @@ def probe(connection: Connection) -> Answer:
         except InferenceServerException as error:
             return _failure(error, connection)
         except InvalidAnswerError as error:
-            return Answer(Health.BROKEN, str(error))
+            return Answer(Verdict.BROKEN, str(error))
         return Answer(
-            Health.SCORED, f"{connection.model} at {server} scored in {1000 * (time.perf_counter() - start):.1f} ms"
+            Verdict.SCORED, f"{connection.model} at {server} scored in {1000 * (time.perf_counter() - start):.1f} ms"
         )
 
 
 def _failure(error: InferenceServerException, connection: Connection) -> Answer:
     meaning = translated(error, connection.servers[0], connection.model, connection.timeout_s)
-    health = BY_ERROR.get(type(meaning))
-    if health is Health.SILENT and status_of(error) == "UNAVAILABLE":  # it says itself that the time is over
-        return Answer(Health.BUSY, f"{connection.model} at {connection.servers[0]} is overloaded: {error.message()}")
-    if health is None or status_of(error) == "INVALID_ARGUMENT":
+    verdict = BY_ERROR.get(type(meaning))
+    if verdict is Verdict.SILENT and status_of(error) == "UNAVAILABLE":  # it says itself that the time is over
+        return Answer(Verdict.BUSY, f"{connection.model} at {connection.servers[0]} is overloaded: {error.message()}")
+    if verdict is None or status_of(error) == "INVALID_ARGUMENT":
         raise meaning
-    return Answer(health, str(meaning))
+    return Answer(verdict, str(meaning))
 
 
 @command
@@ -134,7 +132,7 @@ def main(argv: Sequence[str] | None) -> int:
     )
     answer = probe(connection)
     good, what = (ALIVE, "alive") if arguments.alive else (READY, "ready")
-    if answer.health not in good:
+    if answer.verdict not in good:
         say(f"not {what}: {answer.words}")
         return 1
     print(f"{what}: {answer.words}")

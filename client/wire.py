@@ -15,6 +15,7 @@ from client.records import Document, DocumentLike, Scores, as_document
 NO_LIMIT = 2**31
 INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
 LIMIT = "max_documents"  # the scorer's parameter
+PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores
 
 
 def checked(query: str, documents: Iterable[DocumentLike], top_k: int | None = None) -> list[Document]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from embedded_triton.command import main
+from embedded_triton import main
 
 if __name__ == "__main__":
     sys.exit(main())

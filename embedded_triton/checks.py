@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from embedded_triton.errors import EmbeddedTritonError
+from embedded_triton.wheel import EmbeddedTritonError
 from model_repository.student.served import served_versions
 
 LOOPBACK = "127.0.0.1"

@@ -51,6 +51,14 @@ def state_of(pid: int) -> State | None:
     return None
 
 
+def signal_name(number: int) -> str:
+    """The name, such as SIGKILL; of the real-time signals only the first and the last have one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def stub_of(pid: int) -> Stub | None:
     """None for any other process, for one that has ended, and for one that only completes a configuration."""
     arguments = _command_line(pid)

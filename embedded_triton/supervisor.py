@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from client.connection import Connection
-from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, sweep
+from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, signal_name, sweep
 from embedded_triton.watch import Canary, Watch, is_served
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -117,7 +117,7 @@ class Supervisor:
 
     def _stopped_in_pause(self, why: str) -> bool:
         """Wait before the next start, longer each time; true if a signal comes that ends the command."""
-        pause_s = 0.0 if self._in_a_row == 1 else min(LONGEST_PAUSE_S, 2.0 ** (self._in_a_row - 2))
+        pause_s = 0.0 if self._in_a_row == 1 else min(LONGEST_PAUSE_S, 2.0 ** min(self._in_a_row - 2, 10))
         _say(f"tritonserver: {why}; Triton is started again in {pause_s:g} s (restart {self._restarts})")
         return signal.sigtimedwait(STOP, pause_s) is not None
 
@@ -137,7 +137,7 @@ class Triton:
         self._why = ""
 
     def wait(self) -> End:
-        """Until it has ended. The signals that end the command are handed on."""
+        """Wait until it has ended. The signals that end the command are handed on."""
         while self._status is None:
             received = signal.sigtimedwait(SIGNALS, LOOK_S)
             if received and received.si_signo in STOP:
@@ -203,9 +203,9 @@ class Triton:
 
     def _end(self, exit_code: int) -> End:
         code = exit_code if exit_code >= 0 else 128 - exit_code
-        ended = f"Triton ended with {code}" if exit_code >= 0 else f"{signal.Signals(-exit_code).name} ended Triton"
+        ended = f"Triton ended with {code}" if exit_code >= 0 else f"{signal_name(-exit_code)} ended Triton"
         served_s = None if self._ready_at is None else time.monotonic() - self._ready_at
-        if self._asked and self._why:  # as it was told, if not by itself
+        if self._asked and (self._why or exit_code == -signal.SIGTERM):  # killed since it hung, or before it handles it
             code = 0
         return End(code, self._why or ended, served_s, self._asked, self._log.last())
 

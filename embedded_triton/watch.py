@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from tritonclient.utils import InferenceServerException
 
 from client.connection import Connection
 from client.errors import RankingError, status_of
-from client.probe import Health, probe
-from embedded_triton.processes import State, Stub, children, state_of, stub_of
+from client.probe import Verdict, probe
+from embedded_triton.processes import State, Stub, children, signal_name, state_of, stub_of
 
 MEET_S = 1.0  # a model takes longer to load
 ASK_S = 1.0  # for what Triton answers at once
@@ -85,7 +84,7 @@ def _words(state: State) -> str:
     if state.letter == "T":
         return "was stopped"
     number = state.status & 0x7F
-    return f"was killed by {signal.Signals(number).name}" if number else f"ended with {state.status >> 8}"
+    return f"was killed by {signal_name(number)}" if number else f"ended with {state.status >> 8}"
 
 
 def is_served(url: str, stub: Stub) -> bool:
@@ -120,13 +119,13 @@ class Canary(threading.Thread):
     def _ask(self) -> str:
         before = self._answered()
         answer = probe(self._connection)
-        if answer.health is Health.SCORED:
+        if answer.verdict is Verdict.SCORED:
             self._proven.set()
         elif not self._proven.is_set():
             return ""
-        elif answer.health is Health.BROKEN and "is not healthy" in answer.words:
+        elif answer.verdict is Verdict.BROKEN and "is not healthy" in answer.words:
             return answer.words
-        elif answer.health is Health.SILENT and self._answered() in (None, before):
+        elif answer.verdict is Verdict.SILENT and self._answered() in (None, before):
             return f"{self._connection.model} has answered nobody for {self._connection.timeout_s:g} s"
         return ""
 

@@ -11,10 +11,12 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded_triton.errors import EmbeddedTritonError
-
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_LIBRARY = f"libpython{VERSION}.so.1.0"
+
+
+class EmbeddedTritonError(Exception):
+    """The server cannot start; the message says how to mend it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What ends a writer in the middle: a kill at every change of a file, and a disk that is full."""
+"""Writers are ended in the middle, by a kill at every change of a file and by a disk that is full."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = 1000  # bytes of a file, where that is limited: less than any result has
 
 
 def whole(root: Path) -> dict[str, bytes]:
-    """What is there, without what a killed writer left beside it, which the next one removes."""
+    """The files that are there, without what a killed writer left beside it, which the next one removes."""
     return {name: content for name, content in contents(root).items() if ".partial" not in name}
 
 

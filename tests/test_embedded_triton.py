@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from embedded_triton import environment
 from embedded_triton.checks import asked_at, check, without
-from embedded_triton.command import environment
-from embedded_triton.errors import EmbeddedTritonError
-from embedded_triton.wheel import find_wheel
+from embedded_triton.wheel import EmbeddedTritonError, find_wheel
 from tests import ROOT
 from tests.support.servers import COMMAND, STOP_S, descendants, starting, wait_until_ended, wait_until_ready
 

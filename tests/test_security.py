@@ -1,4 +1,4 @@
-"""What a server of ours answers to anyone, what only to those with the key, and how it is encrypted."""
+"""A server answers some calls to anyone, others only to those with the key, and encrypts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from client import RankingClient, ServerUnavailableError
-from embedded_triton.command import ADMIN_KEY
+from embedded_triton import ADMIN_KEY
 from tests import ROOT
 from tests.support.requests import QUERY, answer, assert_equal, documents
 from tests.support.servers import Reference, Server, running

@@ -16,29 +16,32 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.children import free_ports, healthy, started, triton
+from bench.children import free_ports, healthy, serving, started
 from bench.fuzz.run import SURFACES, fuzz
 from bench.fuzz.target import Target
+from client.command import command
 from model_repository.tokenizer.pair_encoding import PairEncoder
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
-    repository, ports = Path(arguments.model_repository), free_ports("http", "grpc", "metrics", "gateway")
-    gateway = ports.pop("gateway")
-    server = f"127.0.0.1:{ports['grpc']}"
-    front = [sys.executable, "-m", "client.gateway", "--servers", server, "--port", str(gateway)]
+    repository, gateway = Path(arguments.model_repository), free_ports("gateway")["gateway"]
     with (
         tempfile.TemporaryDirectory(prefix="fuzz-") as logs,
-        started(triton(repository, ports), Path(logs) / "triton") as child,
-        started(front, Path(logs) / "gateway") as web,
+        serving(repository, Path(logs) / "triton") as (child, ports),
+        started(_gateway(gateway, ports["grpc"]), Path(logs) / "gateway") as web,
     ):
-        child.wait_until(lambda: healthy(ports["http"]))
         web.wait_until(lambda: healthy(gateway, "/health"))
         triton_url, gateway_url = (f"http://127.0.0.1:{port}" for port in (ports["http"], gateway))
         encoder = PairEncoder.load(repository / "tokenizer")
+        server = f"127.0.0.1:{ports['grpc']}"
         with Target(child.process.pid, server, triton_url, gateway_url, encoder, arguments.tolerance) as target:
             return _report(target, arguments.cases, arguments.seed)
+
+
+def _gateway(port: int, server: int) -> list[str]:
+    return [sys.executable, "-m", "client.gateway", "--servers", f"127.0.0.1:{server}", "--port", str(port)]
 
 
 def _report(target: Target, cases: int, seed: int) -> int:

@@ -1,4 +1,4 @@
-"""What clients may send that nobody meant to send: a valid request with some of its parts changed.
+"""Requests that nobody meant to send, each a valid one with some of its parts changed.
 
 Left out are shapes whose bytes do not fit in 63 bits: Triton 2.51 takes them for small ones, and its Python backend's
 process dies (triton-inference-server/common #151 mends it; SECURITY.md).

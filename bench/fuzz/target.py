@@ -19,7 +19,7 @@ from model_repository.tokenizer.pair_encoding import EncodingError, PairEncoder
 
 PATIENCE_S = 120.0  # on a machine that has other work
 SECRET = "marzipanweasel"  # a word of the known request, which no other answer and no log may hold
-# Of a Python program, and of any file of the server's machine. No case names a path itself.
+# No answer may hold words of a Python program or paths of the server's machine. No case names a path itself.
 INTERNALS = re.compile(r"Traceback|\.py\b|\nAt:|(?<![\w.:/])/(?!v\d|rerank)[\w.-]+/[\w.-]+")
 REFUSED = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED")
 CANARY = [Document(title=SECRET, summary="garden bridge"), Document(title="river"), Document(summary="silver " * 50)]

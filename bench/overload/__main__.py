@@ -1,4 +1,4 @@
-"""What a server answers in time when more is asked of it than it can do, and what it does five seconds later.
+"""Ask more of a server than it can do, and count what it answers in time, then and five seconds later.
 
     python -m bench.overload --model_repository model_repository --queries runs/demo/collection/test.jsonl
 
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 from rich.table import Table
 
-from bench.children import Child, free_ports, healthy, started, triton
+from bench.children import Child, serving
 from bench.overload.load import ANSWERED, LATE, REFUSED, Callers, Load
 from bench.report import command_of, described, machine, show, table_of, write
 from bench.serving.processes import family_memory
@@ -91,12 +91,10 @@ class Watch:
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, OverloadArguments)
     requests = requests_of(arguments)
-    ports = free_ports("http", "grpc", "metrics")
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(triton(arguments.model_repository, ports), Path(folder) / "log") as server,
+        serving(arguments.model_repository, Path(folder) / "log") as (server, ports),
     ):
-        server.wait_until(lambda: healthy(ports["http"]))
         url = f"127.0.0.1:{ports['grpc']}"
         patient, hurried = (
             Callers(url, MODEL, requests, limit_s) for limit_s in (PATIENCE_S, arguments.limit_ms / 1000)

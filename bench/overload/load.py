@@ -26,7 +26,7 @@ ANSWERED, REFUSED, LATE = "OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 @dataclass
 class Load:
-    """What became of the requests of one rate; times in milliseconds, an answer's from when its request was due."""
+    """The outcomes of the requests of one rate; times in milliseconds, an answer's from when its request was due."""
 
     seconds: float
     outcomes: Counter[str] = field(default_factory=Counter)  # by gRPC's status

@@ -17,7 +17,7 @@ from client.gateway.problems import Problem, of_ranking
 from client.gateway.settings import Settings
 from client.wire import encoded
 
-# Of a request, and perhaps of its answer, which cannot hold the lone surrogates that JSON can spell.
+# A text may stand in the answer again, which cannot hold the lone surrogates that JSON can spell.
 Text = Annotated[str, AfterValidator(lambda text: encoded(text).decode())]
 READY_S = 5.0
 NAMED_IN_HEADER = 100  # proxies refuse long headers

@@ -13,7 +13,7 @@ def sha256(path: Path) -> str:
 
 
 def damage(version: Path, files: Mapping[str, str]) -> str:
-    """What is wrong with a version's ``files``, SHA-256 by name, or "". Versions of older releases name none."""
+    """Say which file is not as ``files`` has it, SHA-256 by name; "" for none. Older releases name no files."""
     for name, expected in files.items():
         path = version / name
         if not path.is_file():

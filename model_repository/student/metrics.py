@@ -16,12 +16,13 @@ class Metrics:
     process, which a request would wait for."""
 
     def __init__(self, args: Mapping[str, str], described: Mapping[str, tuple[str, str]]) -> None:
+        self._model = args["model_name"]
         labels = {
-            "model": args["model_name"],
+            "model": self._model,
             "version": args["model_version"],
             "instance": args["model_instance_name"],
-            # Of two models that are reloaded the new one is there before the old one goes. With equal labels they would
-            # share Triton's metric, which the old one frees: the next number of the new one then ends up anywhere in
+            # A model that is reloaded is there before the old one goes. With equal labels the two would
+            # share Triton's metric, which the old one frees. The next number of the new one then ends up anywhere in
             # the server's memory.
             "process": str(os.getpid()),
         }
@@ -34,12 +35,15 @@ class Metrics:
         self._shown = dict.fromkeys(described, 0.0)
 
     def show(self, **values: float) -> None:
-        """Give metrics these values; those of counters are totals."""
-        for name, value in values.items():
-            if value != self._shown[name]:
-                metric = self._metrics[name]
-                metric.increment(value - self._shown[name]) if self._kinds[name] == COUNTER else metric.set(value)
-                self._shown[name] = value
+        """Give metrics these values; those of counters are totals. The caller's thread goes on if Triton refuses."""
+        try:
+            for name, value in values.items():
+                if value != self._shown[name]:
+                    metric = self._metrics[name]
+                    metric.increment(value - self._shown[name]) if self._kinds[name] == COUNTER else metric.set(value)
+                    self._shown[name] = value
+        except pb_utils.TritonModelException as error:
+            pb_utils.Logger.log_warn(f"{self._model}: the metrics could not be shown: {error}")
 
     def close(self) -> None:
         """To be called while Triton still answers: metrics that go later crash this process."""

@@ -20,12 +20,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from digests import damage
 from metrics import COUNTER, GAUGE, Metrics
-from runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
+from runtime.admission import ANY_TIME, BATCH, PERSON, UnavailableError, Urgency
 from runtime.board import Board
 from runtime.packing import FlatPairs, FloatArray
 from runtime.pair_queue import Request
 from runtime.pair_scorer import PairScorer
-from runtime.scheduler import Scheduler, UnavailableError
+from runtime.scheduler import Scheduler
 
 # Python lets a thread wait this long for another's turn. The engine's asks for one after each call, which takes some
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
@@ -39,11 +39,11 @@ METRICS = {
 
 
 class InvalidPairsError(ValueError):
-    """What came are no pairs that the engine was built for; the caller is at fault."""
+    """The tensors are no pairs that the engine was built for; the caller is at fault."""
 
 
 class Limits(NamedTuple):
-    """What pairs off the wire may be. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
+    """The limits of pairs off the wire. A ``max_documents`` or ``vocabulary`` of 0 is not known, and not checked."""
 
     max_documents: int
     row_length: int
@@ -82,9 +82,7 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                token_ids, lengths, starts = (
-                    pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in PAIRS
-                )
+                token_ids, lengths, starts = (tensor_of(request, name) for name in PAIRS)
                 # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
                 pairs = flat_pairs(token_ids, lengths, starts, self.limits)
                 urgency = urgency_of(pb_utils.get_input_tensor_by_name(request, URGENCY))
@@ -101,12 +99,9 @@ class TritonPythonModel:
     def _show_metrics(self) -> None:
         scheduler = self.scheduler
         wait_s = scheduler.waiting().wait_s(time.monotonic())
-        try:
-            self.metrics.show(
-                requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
-            )
-        except pb_utils.TritonModelException as error:  # the engine's thread goes on
-            pb_utils.Logger.log_warn(f"{self.name}: the metrics could not be shown: {error}")
+        self.metrics.show(
+            requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
+        )
 
     def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -142,6 +137,13 @@ def open_scorer(version: Path, instances: int) -> PairScorer:
             "release: build it again"
         )
     return PairScorer.load(version, getattr(importlib.import_module(f"runtime.{module}"), kind), instances)
+
+
+def tensor_of(request: pb_utils.InferenceRequest, name: str) -> Any:
+    """An input as an array. Raises InvalidPairsError without it: Triton only counts inputs where some are optional."""
+    if (tensor := pb_utils.get_input_tensor_by_name(request, name)) is None:
+        raise InvalidPairsError(f"{name} is missing")
+    return tensor.as_numpy()
 
 
 def flat_pairs(token_ids: Any, lengths: Any, document_starts: Any, limits: Limits) -> FlatPairs:

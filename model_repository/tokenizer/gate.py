@@ -14,10 +14,6 @@ PRIORITY = "priority_level"  # a request's parameter; Triton tells a model no re
 KEPT = 0.9  # of what was seen, at each request
 
 
-class OverloadedError(Exception):
-    """Too much waits already; the request is to be sent again later, or elsewhere."""
-
-
 class Gate:
     """Compares requests with what waits for ``student``, as far as it lies in the same server and tells."""
 
@@ -36,7 +32,7 @@ class Gate:
         delays = [waiting.delay_s(tokens, urgency, now) for waiting in shown]
         if (delay_s := min(delays)) > 0:
             self.refused += 1
-            raise OverloadedError(shown[delays.index(delay_s)].refusal(delay_s, now))
+            raise shown[delays.index(delay_s)].refusal(delay_s, now)
 
     def learn(self, documents: int, tokens: int) -> None:
         """Count a request that was tokenised."""
@@ -45,8 +41,10 @@ class Gate:
 
 
 def urgency_of(timeout_us: int, parameters: str) -> Urgency:
-    """What a request says: how many microseconds its caller will wait from now, 0 for any number, and its priority, 1
-    (a person waits) or 2 (a job)."""
+    """A request's priority and deadline. ``timeout_us`` is how long its caller will wait from now, 0 for any time.
+
+    Raises EncodingError for a priority that is not 1 (a person waits) or 2 (a job).
+    """
     named: dict[str, Any] = json.loads(parameters) if parameters else {}
     priority = named.get(PRIORITY, PERSON)
     if priority not in (PERSON, BATCH):

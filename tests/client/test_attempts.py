@@ -28,7 +28,7 @@ from tests.support.servers import Server, ports
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
 STUB = "Stub process 'student_0_0' is not healthy."
-FULL = "8 rows wait for the engine and this request has 2"
+FULL = "Exceeds maximum queue size"
 
 
 def refusal(client: Any, kind: type[RankingError], documents: Any = DOCUMENTS, **settings: Any) -> RankingError:
@@ -67,6 +67,7 @@ def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
     ("code", "message", "kind", "attempts"),
     [
         (grpc.StatusCode.UNAVAILABLE, FULL, ServerOverloadedError, 1),
+        (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", ServerOverloadedError, 1),
         (grpc.StatusCode.UNAVAILABLE, "Socket closed", ServerUnavailableError, 3),
         (grpc.StatusCode.UNAVAILABLE, "100 waiting, retry in 1e999 s", ServerOverloadedError, 1),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", ServerOverloadedError, 1),

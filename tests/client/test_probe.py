@@ -14,7 +14,7 @@ from tests.support.servers import Server
 
 CODE = grpc.StatusCode
 BROKEN = (CODE.INTERNAL, "in ensemble 'ranker', Stub process 'student_0_0' is not healthy.")
-FULL = (CODE.UNAVAILABLE, "in ensemble 'ranker', student: 7 rows wait for the engine: retry in 0.25 s")
+FULL = (CODE.UNAVAILABLE, "in ensemble 'ranker', student: work of 0.50 s waits for the engine: retry in 0.25 s")
 LATE = (CODE.UNAVAILABLE, "in ensemble 'ranker', student: past its deadline")
 TRITONS_QUEUE = (CODE.UNAVAILABLE, "in ensemble 'ranker', Exceeds maximum queue size")
 LOADING = (CODE.NOT_FOUND, "Request for unknown model: 'ranker' is not found")

@@ -127,3 +127,15 @@ def test_an_urgency_that_no_tokenizer_hands_on_fails_alone(
         with pytest.raises(grpc.InferenceServerException, match=rf"StatusCode.{status}\] .*{message}"):
             raw.infer("student", [*student_inputs([3]), tensor])
         assert len(raw.infer("student", student_inputs([3])).as_numpy("SCORES")) == 1
+
+
+def test_an_urgency_does_not_stand_for_the_pairs(server: Server) -> None:
+    """Triton only counts inputs where some are optional."""
+    tensor = grpc.InferInput("urgency", [2], "FP64")
+    tensor.set_data_from_numpy(np.array([1.0, math.inf]))
+    with grpc.InferenceServerClient(server.url) as raw:
+        for left_out, name in enumerate(("token_ids", "lengths", "document_starts")):
+            inputs = [*student_inputs([3]), tensor]
+            del inputs[left_out]
+            with pytest.raises(grpc.InferenceServerException, match=rf"INVALID_ARGUMENT\] .*{name} is missing"):
+                raw.infer("student", inputs)

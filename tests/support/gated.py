@@ -37,7 +37,7 @@ class GatedEngine(OpenVinoEngine):
 
 @dataclass(frozen=True)
 class Gate:
-    """What the engine's calls wait for; it is open at first, for the warm-up."""
+    """The engine's calls wait for this gate, which is open at first for the warm-up."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""What a run does on its way so that it may be interrupted at any moment: see trainer/training/resume.py."""
+"""The callback by which a run may be interrupted at any moment; see trainer/training/resume.py."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.children import free_ports, healthy, started, triton
+from bench.children import serving
 from bench.serving.load import Score
 from bench.serving.worker import Worker, main
 from client import RankingClient
@@ -29,9 +29,8 @@ class OursWorker(Worker):
 @contextmanager
 def opened(setup: dict[str, Any]) -> Iterator[OursWorker]:
     """``repository`` is built; the server's log is beside it."""
-    ports, repository = free_ports("http", "grpc", "metrics"), Path(setup["repository"])
-    with started(triton(repository, ports), repository.with_name(f"{repository.name}.log")) as server:
-        server.wait_until(lambda: healthy(ports["http"]))
+    repository = Path(setup["repository"])
+    with serving(repository, repository.with_name(f"{repository.name}.log")) as (_, ports):
         yield OursWorker(f"127.0.0.1:{ports['grpc']}")
 
 

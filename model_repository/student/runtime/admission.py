@@ -18,11 +18,19 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.float64]
 
 PERSON, BATCH = 1, 2  # priorities: a person waits for the answer, or a job does
-# Of the time that a request can wait, so much may be full when it comes. The rest is for what no estimate knows: an
+# So much of the time that a request can wait may be full when it comes. The rest is for what no estimate knows: an
 # engine that slows down, and the way of the answer. A queue of half the time keeps the engine as busy as a longer one.
 CAUTION = 0.5
 KEPT = 0.9  # of the measured past, at each call: the speed is that of the last ten calls or so
 LONGEST = 4.0  # times as long as expected: a call that stood still longer says nothing about the next one
+
+
+class UnavailableError(Exception):
+    """The request was not scored, through no fault of its own."""
+
+
+class OverloadedError(UnavailableError):
+    """Too much waits already; the request is to be sent again later, or elsewhere."""
 
 
 class Urgency(NamedTuple):
@@ -37,7 +45,7 @@ ANY_TIME = Urgency()
 
 @dataclass(frozen=True)
 class Waiting:
-    """What an engine has to do before it is idle.
+    """The work that an engine has before it is idle.
 
     speed: tokens a second, 0 as long as it has not been measured
     call_began: when the call that runs began, a time of time.monotonic; inf for none
@@ -104,9 +112,10 @@ class Waiting:
                 wait_s += left_s
         return harm_s
 
-    def refusal(self, delay_s: float, now: float) -> str:
-        """What a request is told that comes too early."""
-        return f"work of {self.wait_s(now):.2f} s waits for the engine: retry in {max(delay_s, 0.01):.2f} s"
+    def refusal(self, delay_s: float, now: float) -> OverloadedError:
+        """The error of a request that comes too early; clients read the wait out of its words."""
+        words = f"work of {self.wait_s(now):.2f} s waits for the engine: retry in {max(delay_s, 0.01):.2f} s"
+        return OverloadedError(words)
 
 
 class Speed:

@@ -10,20 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .admission import Speed, Waiting
+from .admission import Speed, UnavailableError, Waiting
 from .packing import FlatPairs, FloatArray
 from .pair_queue import PairQueue, Piece, Request
 
 FULL = 0.5  # of a call's tokens: from there on its time is that of its tokens
 TICK_S = 1.0
-
-
-class UnavailableError(Exception):
-    """The request was not scored, through no fault of its own."""
-
-
-class OverloadedError(UnavailableError):
-    """Too much waits already; the request is to be sent again later, or elsewhere."""
 
 
 class PastDeadlineError(UnavailableError):
@@ -74,13 +66,13 @@ class Scheduler:
             waiting = self.waiting()
             if (delay_s := waiting.delay_s(request.left, request.urgency, now)) > 0:
                 self.refused += 1
-                raise OverloadedError(waiting.refusal(delay_s, now))
+                raise waiting.refusal(delay_s, now)
             self._queue.add(request)
             self._watch(waiting.joined_by(request.left, request.urgency))
             self._changed.notify()
 
     def waiting(self) -> Waiting:
-        """What the engine has to do."""
+        """The work that the engine has."""
         speed, requests = self._speed.tokens_per_s, self._queue.waiting
         call_s = self._call_tokens / speed if speed else 0.0
         rows = [(request.left, *request.urgency) for request in requests]

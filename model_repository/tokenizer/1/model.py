@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import Urgency
-from gate import Gate, OverloadedError, urgency_of
+from admission import OverloadedError, Urgency
+from gate import Gate, urgency_of
 from metrics import COUNTER, GAUGE, Metrics
 from pair_encoding import EncodingError, FlatPairs, PairEncoder
 from request_encoder import RequestEncoder, check_student

@@ -56,7 +56,7 @@ def test_an_epoch_has_its_shares_and_no_query_comes_twice_before_all_came_once(
 
 @pytest.fixture
 def sets(tmp_path: Path) -> list[str]:
-    """Of 12 and 20 queries, ``a0``.. and ``b0``.."""
+    """Two sets, of 12 queries ``a0``.. and of 20 queries ``b0``.."""
     return [str(write_groups(tmp_path / f"{name}.jsonl", queries=queries, name=name)) for name, queries in
             (("a", 12), ("b", 20))]  # fmt: skip
 

@@ -27,7 +27,7 @@ SCORED = {"evaluate": "table.json", "rerank": "reranked.run", "score": "score.pa
 
 
 def commands(material: dict[str, list[str]], processes: int, output: Path) -> list[list[str]]:
-    """What scores, and every stage with the same queries in a step for any number of processes."""
+    """The commands that score, and every stage with the same queries in a step for any number of processes."""
     size = ["--per_device_train_batch_size", str(8 // processes), "--max_steps", "8"]
     return [
         *([name, *material[name], "--output", str(output / file)] for name, file in SCORED.items()),

@@ -47,7 +47,7 @@ def loss_of(trainer: StageTrainer, groups: Any) -> float:
 def test_a_whole_weight_is_as_if_the_query_came_as_often(
     queries: list[tuple[int, int]], by_count: bool, data: st.DataObject
 ) -> None:
-    """Of ``queries`` with some documents and a weight each; documents of a query have labels 0, 1 and so on."""
+    """Each of ``queries`` has so many documents, with labels 0, 1 and so on, and a weight."""
     scores = [torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(place))
               for place, (size, _) in enumerate(queries)]  # fmt: skip
     repeated = [scores[place] for place, (_, weight) in enumerate(queries) for _ in range(weight)]

@@ -1,4 +1,4 @@
-"""What is admitted is scored in time, what is refused would not have been, and a board shows it to other processes."""
+"""An admitted request is scored in time, a refused one would not have been, and a board shows it to other processes."""
 
 from __future__ import annotations
 

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_repository.student.runtime.admission import ANY_TIME, BATCH, PERSON, Urgency
+from model_repository.student.runtime.admission import ANY_TIME, BATCH, PERSON, OverloadedError, Urgency
 from model_repository.student.runtime.packing import FlatPairs, FloatArray
 from model_repository.student.runtime.pair_queue import SHARE_OF_OLDEST, PairQueue, Request
 from model_repository.student.runtime.scheduler import (
-    OverloadedError,
     PastDeadlineError,
     Scheduler,
     StoppedError,
