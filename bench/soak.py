@@ -23,8 +23,8 @@ import psutil
 from rich.table import Table
 from tqdm import tqdm
 
-from bench.chaos import FAULTS, SAME, leftovers, serving, until
-from bench.children import Child, healthy
+from bench.chaos import FAULTS, SAME, leftovers, until
+from bench.children import Child, healthy, serving
 from bench.report import command_of, described, machine, picture, show, table_of, write
 from bench.serving.processes import family_memory
 from client import Document, RankingClient, RankingError
