@@ -210,7 +210,7 @@ def test_a_system_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_worker_that_cannot_start_is_named_with_its_last_words(tmp_path: Path) -> None:
     setup = {"traffic": GROUPS, "threads": 1, "repository": tmp_path / "nowhere"}
-    with pytest.raises(BenchError, match=r"a system: StartError: the server ended with 2: .*nowhere"):
+    with pytest.raises(BenchError, match=r"a system: bench.children.StartError: the server ended with 2: .*nowhere"):
         Running("a system", Path(sys.executable), "bench.serving.workers.ours", setup, tmp_path)
 
 

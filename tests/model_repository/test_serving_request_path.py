@@ -99,8 +99,8 @@ def test_documents_that_come_again_are_not_tokenised_again(server: Server, refer
             assert_equal(answer(client, query, candidates), reference(query, candidates))
     # There are two instances, each with its own cache: the third request finds its documents in one of them.
     eventually(lambda: server.metrics("disranker_document_cache_lookups") - lookups == 200)
-    assert server.metrics("disranker_document_cache_hits") - hits >= 100
-    assert server.metrics("disranker_document_cache_bytes") > 50 * 65
+    eventually(lambda: server.metrics("disranker_document_cache_hits") - hits >= 100)  # each number by itself
+    eventually(lambda: server.metrics("disranker_document_cache_bytes") > 50 * 65)
 
 
 def test_who_goes_first_who_fails_and_who_is_dropped(
