@@ -19,8 +19,8 @@ Numbers = npt.NDArray[np.float64]
 
 PERSON, BATCH = 1, 2  # priorities: a person waits for the answer, or a job does
 # So much of the time that a request can wait may be full when it comes. The rest is for what no estimate knows: an
-# engine that slows down, and the way of the answer. A queue of half the time keeps the engine as busy as a longer one.
-CAUTION = 0.5
+# engine that slows down, and the way of the answer. With half, a fifth of what could be answered in time was refused.
+CAUTION = 0.75
 KEPT = 0.9  # of the measured past, at each call: the speed is that of the last ten calls or so
 LONGEST = 4.0  # times as long as expected: a call that stood still longer says nothing about the next one
 
