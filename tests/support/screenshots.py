@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, ViewportSize
 
 from tests.support.browsers import chromium
 
-QUERY = "vintage wristwatch setup"
+QUERY = "dimensions noiseless blender"
 CANDIDATES = 8
 LONG = {"title": "Everything about blenders, and more", "summary": "The mixer that has to be locked quickly. " * 60}
 DESKTOP: ViewportSize = {"width": 1200, "height": 760}
