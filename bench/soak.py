@@ -30,6 +30,7 @@ from bench.serving.processes import family_memory
 from client import Document, RankingClient, RankingError
 from client.command import command
 from client.connection import BATCH, PERSON
+from client.files import check_writable
 from trainer.command import FlagError, parse
 
 SIZES = {"small": (5, PERSON), "large": (60, PERSON), "batch": (200, BATCH)}  # documents, priority
@@ -73,7 +74,7 @@ class Struck(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the server's processes hold at a moment: bytes of memory and of shared memory, and open files."""
+    """The server's processes at a moment: bytes of memory and of shared memory, and open files."""
 
     at: float
     memory: int
@@ -130,18 +131,20 @@ class Watch(threading.Thread):
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     (arguments,) = parse(argv, SoakArguments)
+    numbers, drawn = (Path(f"{arguments.output}.{kind}") for kind in ("json", "png"))
+    check_writable(numbers, drawn)
     with tempfile.TemporaryDirectory() as folder, serving(arguments.model_repository, Path(folder) / "log") as server:
         begun = time.monotonic()
         callers, watch, struck = soaked(arguments, *server)
     requests = [request for caller in callers for request in caller.requests]
     unexplained = [one for one in requests if one.error and not explained(one, struck)]
-    wrong, about = sum(caller.wrong for caller in callers), described(machine(0))
-    write(Path(f"{arguments.output}.json"), {
-        "command": command_of("bench.soak", argv), "machine": machine(0), "wrong": wrong,
+    wrong, here = sum(caller.wrong for caller in callers), machine(0)
+    write(numbers, {
+        "command": command_of("bench.soak", argv), "machine": here, "wrong": wrong,
         "requests": requests, "faults": struck, "samples": watch.samples,
     })  # fmt: skip
-    draw(requests, struck, watch.samples, begun, Path(f"{arguments.output}.png"), about)
-    show(table_of_requests(requests, struck, about), table_of_growth(watch.samples))
+    draw(requests, struck, watch.samples, begun, drawn, described(here))
+    show(table_of_requests(requests, struck, described(here)), table_of_growth(watch.samples))
     errors = dict(Counter(one.error for one in unexplained))
     print(f"{len(struck)} faults, {wrong} wrong answers, {len(unexplained)} failures that no fault explains {errors}")
     return 1 if wrong or unexplained else 0

@@ -85,7 +85,7 @@ class Fleet:
                 raise SmallerLimitError
             begun = time.monotonic()
             if (after_s := self._hedge_after_s(count)) is None:
-                result = self._clients[server].infer(**self._request(inputs, deadline))
+                result = self._clients[server].infer(**wire.request(self._connection, inputs, deadline.left_s))
             else:
                 server, result, _ = self._hedged(server, count, inputs, attempts, deadline, after_s)
             self._latencies.add(count, time.monotonic() - begun)  # of the slower one, if two were asked, or less
@@ -122,13 +122,13 @@ class Fleet:
         others, failures = list[int](), list[Arrival]()
         with Race() as race:
             try:
-                race.start(server, self._clients[server], self._request(inputs, deadline))
+                race.start(server, self._clients[server], wire.request(self._connection, inputs, deadline.left_s))
                 try:
                     arrival = race.next(after_s)
                 except TimeoutError:
                     others += self._second(documents, {*attempts.tried, server})
                     for other in others:
-                        race.start(other, self._clients[other], self._request(inputs, deadline))
+                        race.start(other, self._clients[other], wire.request(self._connection, inputs, deadline.left_s))
                     arrival = race.next()
                 while arrival.error is not None and len(failures) < len(others):
                     failures.append(arrival)
@@ -166,7 +166,7 @@ class Fleet:
             if server not in self._probing:
                 self._probing.add(server)
                 deadline = Deadline.after(min(PROBE_S, self._connection.timeout_s))
-                request = self._request(wire.inputs(*wire.PROBE), deadline)
+                request = wire.request(self._connection, wire.inputs(*wire.PROBE), deadline.left_s)
                 probed = partial(self._probed, server, deadline)
                 self._probes[server] = start(self._clients[server], request, probed)
 
@@ -192,20 +192,6 @@ class Fleet:
             self._limits.pop(server, None)  # it may come back with another model
         return failure
 
-    def _request(self, inputs: Any, deadline: Deadline) -> dict[str, Any]:
-        """The arguments of tritonclient's infer. The server is told how long the answer is waited for."""
-        settings, left_s = self._connection, max(deadline.left_s, 1e-4)
-        return {
-            "model_name": settings.model,
-            "model_version": settings.version,
-            "inputs": inputs,
-            "headers": settings.headers,
-            "priority": settings.priority,
-            "parameters": {"priority_level": settings.priority},  # Triton's queues read the one, our models the other
-            "timeout": int(left_s * 1e6),
-            "client_timeout": left_s,
-        }
-
     def _limit_of(self, server: int, deadline: Deadline) -> int:
         """Documents that the server takes in a request; it is asked at the first one."""
         if limit := self._connection.max_documents or self._limits.get(server):
@@ -228,7 +214,9 @@ class Fleet:
         settings, deadline = self._connection, Deadline.after(self._connection.timeout_s)
         with suppress(InferenceServerException):
             if self.balancer.is_broken(server):  # Triton may call a model ready whose process is dead
-                result = self._clients[server].infer(**self._request(wire.inputs(*wire.PROBE), deadline))
+                result = self._clients[server].infer(
+                    **wire.request(self._connection, wire.inputs(*wire.PROBE), deadline.left_s)
+                )
                 self._probed(server, deadline, result, None)
                 return not self.balancer.is_broken(server)
             ready: bool = self._clients[server].is_model_ready(

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from client import wire
 from client.command import command, say
-from client.connection import LONGEST_S, PERSON, Connection
+from client.connection import LONGEST_S, Connection
 from client.errors import (
     InvalidAnswerError,
     InvalidRequestError,
@@ -79,15 +79,7 @@ def probe(connection: Connection) -> Answer:
     with closing(grpc.InferenceServerClient(server, **connection.channel())) as client:
         start = time.perf_counter()
         try:
-            result = client.infer(
-                connection.model,
-                wire.inputs(*wire.PROBE),
-                connection.version,
-                priority=PERSON,
-                timeout=max(1, int(limit_s * 1e6)),
-                client_timeout=limit_s,
-                headers=connection.headers,
-            )
+            result = client.infer(**wire.request(connection, wire.inputs(*wire.PROBE), limit_s))
             wire.scores(result, 1, server)
         except InferenceServerException as error:
             return _failure(error, connection)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from client.connection import Connection
 from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReadyError, RankingError
 from client.records import Document, DocumentLike, Scores, as_document
 
@@ -37,6 +38,21 @@ def parts(documents: Sequence[Document], limit: int) -> list[slice]:
     count = -(-len(documents) // limit)
     edges = [len(documents) * number // count for number in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def request(settings: Connection, tensors: Sequence[grpc.InferInput], left_s: float) -> dict[str, Any]:
+    """The arguments of tritonclient's infer. The server is told how long the answer is waited for."""
+    left_s = max(left_s, 1e-4)
+    return {
+        "model_name": settings.model,
+        "model_version": settings.version,
+        "inputs": tensors,
+        "headers": settings.headers,
+        "priority": settings.priority,
+        "parameters": {"priority_level": settings.priority},  # Triton's queues read the one, our models the other
+        "timeout": int(left_s * 1e6),
+        "client_timeout": left_s,
+    }
 
 
 def inputs(query: str, documents: Sequence[Document]) -> list[grpc.InferInput]:
