@@ -2,11 +2,12 @@
 
     python -m bench.soak --model_repository model_repository --minutes 120
 
-Exit code 1 if a request failed that no fault explains, or if an answer was wrong.
+Exit code 1 if a request failed that no fault explains, if an answer was wrong, or if the server did not come back.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from bench.chaos import FAULTS, SAME, leftovers, until
-from bench.children import Child, healthy, serving
+from bench.children import READY_S, Child, StartError, healthy, serving
 from bench.report import command_of, described, machine, picture, show, table_of, write
 from bench.serving.processes import family_memory
 from client import Document, RankingClient, RankingError
@@ -35,7 +36,7 @@ from trainer.command import FlagError, parse
 
 SIZES = {"small": (5, PERSON), "large": (60, PERSON), "batch": (200, BATCH)}  # documents, priority
 WORDS = ("garden", "river", "silver", "market", "winter", "bridge", "orchard", "lantern", "copper", "meadow")
-LIMIT_S, PAUSE_S, SAMPLE_S = 5.0, 0.1, 5.0
+LIMIT_S, SAMPLE_S = 5.0, 5.0
 AFTER_S = 1.0  # a request that was under way while the server came back
 ENDS = 0.1  # share of the samples that the first and the last figures are taken from
 
@@ -47,11 +48,12 @@ class SoakArguments:
     model_repository: str = field(default="model_repository", metadata={"help": "Served on the processor."})
     minutes: float = field(default=120.0, metadata={"help": "How long."})
     fault_every_s: float = field(default=240.0, metadata={"help": "Seconds from one fault to the next."})
+    pause_s: float = field(default=0.1, metadata={"help": "Seconds from an answer to its caller's next request."})
     seed: int = field(default=0, metadata={"help": "Of the documents and of the order of the faults."})
     output: str = field(default="soak", metadata={"help": "OUTPUT.json for all numbers, OUTPUT.png for the picture."})
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "fault_every_s"):
+        for name in ("minutes", "fault_every_s", "pause_s"):
             if not 0 < getattr(self, name) < 1e6:
                 raise FlagError(f"--{name} {getattr(self, name):g}: above 0 is needed")
 
@@ -66,11 +68,11 @@ class Request(NamedTuple):
 
 
 class Struck(NamedTuple):
-    """A fault: when it was done, and when the server answered again."""
+    """A fault: when it was done, and when the server answered again, None if it did not."""
 
     fault: str
     at: float
-    healthy_at: float
+    healthy_at: float | None
 
 
 class Sample(NamedTuple):
@@ -83,11 +85,11 @@ class Sample(NamedTuple):
 
 
 class Caller(threading.Thread):
-    """Asks for the scores of the same documents, a pause between, until ``ended``."""
+    """Asks for the scores of the same documents, ``pause_s`` between, until ``ended``."""
 
-    def __init__(self, url: str, kind: str, seed: int, ended: threading.Event) -> None:
+    def __init__(self, url: str, kind: str, seed: int, pause_s: float, ended: threading.Event) -> None:
         super().__init__(name=kind, daemon=True)
-        self._url, self._kind, self._ended = url, kind, ended
+        self._url, self._kind, self._pause_s, self._ended = url, kind, pause_s, ended
         count, self._priority = SIZES[kind]
         draw = random.Random(f"{kind}-{seed}")
         texts = (" ".join(draw.choices(WORDS, k=draw.randint(3, 40))) for _ in range(count))
@@ -97,7 +99,7 @@ class Caller(threading.Thread):
     def run(self) -> None:
         with RankingClient(self._url, timeout_s=LIMIT_S, attempts=1, priority=self._priority) as client:
             known: list[float] = []
-            while not self._ended.wait(PAUSE_S):
+            while not self._ended.wait(self._pause_s):
                 sent, error = time.monotonic(), ""
                 try:
                     scores = client.score("garden bridge", self._documents)
@@ -116,7 +118,7 @@ class Watch(threading.Thread):
         self._server, self._ended, self.samples = psutil.Process(server.process.pid), ended, list[Sample]()
 
     def run(self) -> None:
-        while not self._ended.wait(SAMPLE_S):
+        while not self._ended.wait(SAMPLE_S) and self._server.is_running():
             processes = [self._server, *self._server.children(recursive=True)]
             files = 0
             for process in processes:
@@ -147,20 +149,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(table_of_requests(requests, struck, described(here)), table_of_growth(watch.samples))
     errors = dict(Counter(one.error for one in unexplained))
     print(f"{len(struck)} faults, {wrong} wrong answers, {len(unexplained)} failures that no fault explains {errors}")
-    return 1 if wrong or unexplained else 0
+    gone = [one.fault for one in struck if one.healthy_at is None]
+    if gone:
+        print(f"the server did not come back within {READY_S} s ({gone[0]})")
+    return 1 if wrong or unexplained or gone else 0
 
 
 def soaked(arguments: SoakArguments, child: Child, ports: dict[str, int]) -> tuple[list[Caller], Watch, list[Struck]]:
-    """Load, faults and samples for so many minutes."""
+    """Load, faults and samples for so many minutes, or until the server does not come back."""
     ended, struck = threading.Event(), list[Struck]()
-    callers = [Caller(f"127.0.0.1:{ports['grpc']}", kind, arguments.seed, ended) for kind in SIZES]
+    url = f"127.0.0.1:{ports['grpc']}"
+    callers = [Caller(url, kind, arguments.seed, arguments.pause_s, ended) for kind in SIZES]
     watch = Watch(child, ended)
     for thread in (*callers, watch):
         thread.start()
     draw, begun = random.Random(arguments.seed), time.monotonic()
     seconds, due = 60 * arguments.minutes, arguments.fault_every_s
     with tqdm(total=round(seconds), unit="s", desc="soak") as bar:
-        while (passed := time.monotonic() - begun) < seconds:
+        while (passed := time.monotonic() - begun) < seconds and None not in (one.healthy_at for one in struck):
             bar.update(round(passed) - bar.n)
             time.sleep(1)
             if passed >= due and seconds - passed > arguments.fault_every_s / 2:  # time to be seen well again
@@ -177,14 +183,17 @@ def strike(fault: str, child: Child, ports: dict[str, int], caller: Caller) -> S
     at = time.monotonic()
     FAULTS[fault](child.process.pid)
     until(lambda: not healthy(ports["http"]) or time.monotonic() - at > LIMIT_S)
-    until(lambda: any(one.sent > at and not one.error for one in caller.requests[-3:]) and healthy(ports["http"]))
+    try:
+        until(lambda: any(one.sent > at and not one.error for one in caller.requests[-3:]) and healthy(ports["http"]))
+    except StartError:
+        return Struck(fault, at, None)
     return Struck(fault, at, time.monotonic())
 
 
 def explained(request: Request, struck: Sequence[Struck]) -> bool:
     """Whether a fault was felt while the request was under way."""
     ended = request.sent + request.seconds
-    return any(ended >= one.at and request.sent <= one.healthy_at + AFTER_S for one in struck)
+    return any(ended >= one.at and request.sent <= (one.healthy_at or math.inf) + AFTER_S for one in struck)
 
 
 def table_of_requests(requests: Sequence[Request], struck: Sequence[Struck], about: str) -> Table:
@@ -197,7 +206,7 @@ def table_of_requests(requests: Sequence[Request], struck: Sequence[Struck], abo
         failed = [one for one in mine if one.error]
         figures = (len(mine) - len(failed), len(failed), sum(explained(one, struck) for one in failed))
         shown.add_row(kind, *map(str, figures), *(f"{np.percentile(times, share):.0f}" for share in (50, 99)))
-    waits = [one.healthy_at - one.at for one in struck]
+    waits = [one.healthy_at - one.at for one in struck if one.healthy_at is not None]
     if waits:
         shown.caption = f"seconds until it answered again: median {np.median(waits):.1f}, longest {max(waits):.1f}"
     return shown

@@ -16,11 +16,18 @@ import tritonclient.grpc.aio as grpc
 from tritonclient.utils import InferenceServerException
 
 from client import wire
-from client.attempts import Attempts, Deadline, RetryBudget
+from client.attempts import Attempts, Deadline, RetryBudget, Throttle
 from client.balancer import Balancer
 from client.concurrency import Arrival, AsyncRace, async_cancel, async_in_order, async_sleep, async_start
 from client.connection import Connection
-from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReadyError, RankingError, translated
+from client.errors import (
+    InvalidAnswerError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    RankingError,
+    ServerOverloadedError,
+    translated,
+)
 from client.latencies import Latencies
 from client.records import Document, Scores
 
@@ -38,7 +45,7 @@ class AsyncFleet:
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
-        self.balancer, self.budget = Balancer(connection.servers), RetryBudget()
+        self.balancer, self.budget, self.throttle = Balancer(connection.servers), RetryBudget(), Throttle()
         self._latencies = Latencies()
         self._limits = dict[int, int]()  # documents that a server takes in a request, once it was asked
         self._probes, self._probing = dict[int, Any](), set[int]()
@@ -80,6 +87,7 @@ class AsyncFleet:
 
     async def score(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
         """Raises SmallerLimitError before a server gets more documents than it takes."""
+        self.throttle.check()
         count, inputs = len(documents), wire.inputs(query, documents)
         attempts = self._attempts(count, deadline)
 
@@ -96,7 +104,13 @@ class AsyncFleet:
             self.balancer.answered(server)
             return scores
 
-        return await self._attempt(attempts, infer, count, deadline)
+        try:
+            scores = await self._attempt(attempts, infer, count, deadline)
+        except ServerOverloadedError as refusal:
+            self.throttle.overloaded(refusal)
+            raise
+        self.throttle.answered()
+        return scores
 
     def _attempts(self, documents: int, deadline: Deadline) -> Attempts:
         return Attempts(self.balancer, self.budget, documents, self._connection.attempts, deadline)

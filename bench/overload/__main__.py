@@ -22,21 +22,23 @@ import psutil
 from rich.table import Table
 
 from bench.children import Child, serving
-from bench.overload.load import ANSWERED, LATE, REFUSED, Callers, Load
+from bench.overload.load import ANSWERED, LATE, REFUSED, UNSENT, Callers, Load
 from bench.report import command_of, described, machine, show, table_of, write
 from bench.serving.processes import family_memory
+from client.attempts import Throttle
 from loadtest._samples import Percentiles
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, read_groups, traffic
 from trainer.command import FlagError, command, parse
 
-STEPS = (0.5, 1.0, 2.0, 5.0)  # of the sustainable rate
-AFTER, PAUSE_S = 0.8, 5.0  # of it, so many seconds after the last step
+# Of the sustainable rate, seconds before it, and whether callers refuse themselves what a RankingClient would.
+STEPS = ((0.5, 0, False), (1, 0, False), (2, 0, False), (5, 0, False), (0.8, 5, False), (5, 0, True), (0.8, 5, True))
 MESSAGES = 500  # that differ; then they come again
 CALLERS, PATIENCE_S = 8, 60.0  # of the closed loop that finds the sustainable rate
 MODEL = "ranker"
-HEADINGS = ("load", "offered/s", "in time/s", "of the peak", "refused/s", "late/s", "failed", "p50 ms", "p99 ms",
-            "refusal p99 ms", "lag p99 ms", "server cores", "generator cores", "memory MB")  # fmt: skip
+HEADINGS = ("load", "offered/s", "in time/s", "of the peak", "refused/s", "not sent/s", "late/s", "failed",
+            "p50 ms", "p99 ms", "refusal p99 ms", "lag p99 ms", "server cores", "generator cores",
+            "memory MB")  # fmt: skip
 
 
 @dataclass
@@ -96,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         serving(arguments.model_repository, Path(folder) / "log") as (server, ports),
     ):
         url = f"127.0.0.1:{ports['grpc']}"
-        patient, hurried = (
-            Callers(url, MODEL, requests, limit_s) for limit_s in (PATIENCE_S, arguments.limit_ms / 1000)
-        )
+        patient = Callers(url, MODEL, requests, PATIENCE_S)
+        hurried = [
+            Callers(url, MODEL, requests, arguments.limit_ms / 1000, throttle) for throttle in (None, Throttle())
+        ]
         rows = measured(arguments, patient, hurried, server)
     if arguments.output:
         write(Path(arguments.output), {"command": command_of("bench.overload", argv), "machine": machine(0),
@@ -119,18 +122,18 @@ def requests_of(arguments: OverloadArguments) -> list[Request]:
     return [*islice(traffic(read_groups(Path(arguments.queries)), counts, arguments.seed), MESSAGES)]
 
 
-def measured(arguments: OverloadArguments, patient: Callers, hurried: Callers, server: Child) -> list[Row]:
-    """The closed loop of ``patient`` callers, then each rate of ``hurried`` ones, the last one after a pause."""
+def measured(arguments: OverloadArguments, patient: Callers, hurried: Sequence[Callers], server: Child) -> list[Row]:
+    """The closed loop of ``patient`` callers, then each rate of ``hurried`` ones, without and with a throttle."""
     patient.closed_loop(CALLERS, min(arguments.seconds, 3.0))  # what is new: documents, memory, the engine's speed
     watch = Watch(server)
     rows = [watch.row(f"{CALLERS} patient callers", patient.closed_loop(CALLERS, arguments.seconds))]
     sustainable = arguments.rate or rows[0].load.a_second(ANSWERED)
-    for number, (step, pause_s) in enumerate([*((step, 0.0) for step in STEPS), (AFTER, PAUSE_S)]):
+    for number, (step, pause_s, throttled) in enumerate(STEPS):
         time.sleep(pause_s)
-        watch, rate = Watch(server), step * sustainable
-        times = arrivals("poisson", rate, arguments.seconds, arguments.seed + number)
-        after = f", {pause_s:g} s later" if pause_s else ""
-        rows.append(watch.row(f"{step:g} times{after}", hurried.open_loop(times, arguments.seconds)))
+        watch = Watch(server)
+        times = arrivals("poisson", step * sustainable, arguments.seconds, arguments.seed + number)
+        name = f"{step:g} times" + f", {pause_s} s later" * bool(pause_s) + ", throttled" * throttled
+        rows.append(watch.row(name, hurried[throttled].open_loop(times, arguments.seconds)))
         print(f"{rows[-1].name}: {rows[-1].load.a_second(ANSWERED):.1f}/s in time", file=sys.stderr)
     return rows
 
@@ -142,7 +145,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     for row in rows:
         load, answered = row.load, row.load.a_second(ANSWERED)
         rates = [f"{load.a_second():.1f}", f"{answered:.1f}", f"{answered / peak:.0%}"]
-        rates += [f"{load.a_second(one):.1f}" for one in (REFUSED, LATE)]
+        rates += [f"{load.a_second(one):.1f}" for one in (REFUSED, UNSENT, LATE)]
         times = [
             _percentile(load.latency, "p50"),
             *(_percentile(one, "p99") for one in (load.latency, load.refusal, load.lag)),

@@ -17,11 +17,14 @@ import grpc
 import tritonclient.grpc.aio as triton
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from client.attempts import Throttle
+from client.errors import ServerOverloadedError
 from client.wire import inputs
 from loadtest._samples import Percentiles
 from loadtest._traffic import Request
 
 ANSWERED, REFUSED, LATE = "OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"
+UNSENT = "not sent"  # refused by the client itself
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Load:
 
     @property
     def others(self) -> int:
-        return self.outcomes.total() - sum(self.outcomes[one] for one in (ANSWERED, REFUSED, LATE))
+        return self.outcomes.total() - sum(self.outcomes[one] for one in (ANSWERED, REFUSED, UNSENT, LATE))
 
     @property
     def latency(self) -> Percentiles | None:
@@ -55,10 +58,15 @@ class Load:
 
 
 class Callers:
-    """Callers of one server, who wait ``limit_s`` for an answer and tell the server so."""
+    """Callers of one server, who wait ``limit_s`` for an answer and tell the server so.
 
-    def __init__(self, url: str, model: str, requests: Sequence[Request], limit_s: float) -> None:
-        self._url, self._limit_s = url, limit_s
+    With ``throttle`` they share one, as the callers of a RankingClient do; without, every request is sent.
+    """
+
+    def __init__(
+        self, url: str, model: str, requests: Sequence[Request], limit_s: float, throttle: Throttle | None = None
+    ) -> None:
+        self._url, self._limit_s, self._throttle = url, limit_s, throttle
         self._messages = itertools.cycle([_message(model, request, limit_s) for request in requests])
 
     def open_loop(self, times: Iterable[float], seconds: float) -> Load:
@@ -94,10 +102,15 @@ class Callers:
     async def _ask(self, client: triton.InferenceServerClient, due: float, load: Load) -> None:
         sent, status = time.perf_counter(), ANSWERED
         try:
+            if self._throttle:
+                self._throttle.check()
             # The stub itself: the client's own method makes the message anew, and reads the answer.
             await client._client_stub.ModelInfer(next(self._messages), timeout=self._limit_s)
         except grpc.aio.AioRpcError as error:
             status = error.code().name
+        except ServerOverloadedError:
+            status = UNSENT
+        self._tell_throttle(status)
         now = time.perf_counter()
         load.outcomes[status] += 1
         load.lag_ms.append(1000 * (sent - due))
@@ -105,6 +118,12 @@ class Callers:
             load.answered_ms.append(1000 * (now - due))
         elif status == REFUSED:
             load.refused_ms.append(1000 * (now - sent))
+
+    def _tell_throttle(self, status: str) -> None:
+        if self._throttle and status == ANSWERED:
+            self._throttle.answered()
+        elif self._throttle and status == REFUSED:
+            self._throttle.overloaded(ServerOverloadedError(f"{self._url} is overloaded"))
 
 
 def _message(model: str, request: Request, limit_s: float) -> ModelInferRequest:

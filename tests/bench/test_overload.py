@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.overload import __main__ as overload
-from bench.overload.load import ANSWERED, REFUSED
+from bench.overload.load import ANSWERED, REFUSED, UNSENT
 from tests.support.checkpoints import write_groups
 
 
 def test_every_rate_has_a_line_and_every_request_an_outcome(
     served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(overload, "PAUSE_S", 0.1)
+    monkeypatch.setattr(overload, "STEPS", ((0.5, 0, False), (5, 0, False), (0.8, 0.1, False), (5, 0, True)))
     output, queries = tmp_path / "overload.json", write_groups(tmp_path / "queries.jsonl", queries=4)
     flags = {"model_repository": served_repository, "queries": queries, "documents": 20, "seconds": 0.5, "rate": 20}
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -24,14 +24,13 @@ def test_every_rate_has_a_line_and_every_request_an_outcome(
     assert [row["name"] for row in rows] == [
         "8 patient callers",
         "0.5 times",
-        "1 times",
-        "2 times",
         "5 times",
         "0.8 times, 0.1 s later",
+        "5 times, throttled",
     ]
     for row in rows:
         load = row["load"]
-        assert set(load["outcomes"]) <= {ANSWERED, REFUSED}, "callers wait a minute"
+        assert set(load["outcomes"]) <= {ANSWERED, REFUSED, UNSENT}, "callers wait a minute"
         assert len(load["answered_ms"]) == load["outcomes"][ANSWERED] > 0
         assert sum(load["outcomes"].values()) == len(load["lag_ms"])
         assert row["memory_bytes"] > 0 < row["server_cores"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from bench import soak
+from bench import chaos, soak
 from bench.soak import AFTER_S, Request, Struck, explained
 
 
@@ -19,6 +21,17 @@ def test_a_soak_writes_its_report(served_repository: Path, tmp_path: Path, capsy
     assert {kind for kind, *_ in written["requests"]} == {*soak.SIZES}
     assert all(memory > 0 and files > 0 for _, memory, _, files in written["samples"])
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_server_that_does_not_come_back_ends_the_soak_with_its_report(
+    served_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "FAULTS", {"command killed": lambda command: os.kill(command, signal.SIGKILL)})
+    monkeypatch.setattr(chaos, "READY_S", 2.0)
+    flags = ["--model_repository", str(served_repository), "--minutes", "5", "--fault_every_s", "2"]
+    assert soak.main([*flags, "--output", str(tmp_path / "soak")]) == 1
+    assert "the server did not come back" in capsys.readouterr().out
+    assert json.loads((tmp_path / "soak.json").read_text())["faults"][0][::2] == ["command killed", None]
 
 
 @pytest.mark.parametrize(

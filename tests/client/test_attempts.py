@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client import (
     AuthenticationError,
@@ -21,6 +24,7 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from client.attempts import Throttle
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.relay import Relay
@@ -176,3 +180,41 @@ def test_a_connection_that_takes_its_time(face: Any, server: Server) -> None:
             scoring = pool.submit(client.score, QUERY, DOCUMENTS)
             time.sleep(1.5)
         assert len(scoring.result()) == 4
+
+
+@given(load=st.floats(1.6, 20.0), capacity=st.integers(20, 200))
+@settings(max_examples=20, deadline=None)
+def test_a_throttle_leaves_servers_half_as_much_again_as_they_answer(load: float, capacity: int) -> None:
+    now, refusal, random_state = 0.0, ServerOverloadedError("full", "here", 0.25), random.getstate()
+    random.seed(0)
+    throttle, sent, answered, due = Throttle(lambda: now), 0, 0, 0.0
+    for number in range(round(10 * load * capacity)):
+        now = number / (load * capacity)
+        try:
+            throttle.check()
+        except ServerOverloadedError as error:
+            assert (error.server, error.retry_after_s) == ("here", 0.25)
+            continue
+        sent += now > 5
+        if now >= due:  # a server that answers so many a second, and lets a few wait
+            due = max(due, now - 10 / capacity) + 1 / capacity
+            answered += now > 5
+            throttle.answered()
+        else:
+            throttle.overloaded(refusal)
+    random.setstate(random_state)
+    assert answered > 0.9 * 5 * capacity
+    assert sent < 1.2 * (1.5 * 5 * capacity + 5 * 10)
+    now += 20
+    for _ in range(10):
+        throttle.check()  # all is forgotten
+
+
+def test_a_call_that_most_servers_would_refuse_is_not_sent(face: Any) -> None:
+    service = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, "retry in 0.25 s"))
+    with odd_server(service) as url, face(url, attempts=1, max_documents=10) as client:
+        errors = [refusal(client, ServerOverloadedError) for _ in range(200)]
+    unsent = [error for error in errors if "not sent" in str(error)]
+    assert {error.retry_after_s for error in errors if isinstance(error, ServerOverloadedError)} == {0.25}
+    assert len(service.sizes) == 200 - len(unsent) >= 10
+    assert unsent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from math import prod
 from pathlib import Path
 from traceback import format_tb
 from typing import Any
@@ -59,11 +60,11 @@ class TritonPythonModel:
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         kind = pb_utils.TritonError
         try:
-            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            documents = max((array.size for name, array in tensors.items() if name in COUNTED), default=0)
+            tensors = {tensor.name(): tensor for tensor in request.inputs()}
+            documents = max((prod(tensor.shape()) for name, tensor in tensors.items() if name in COUNTED), default=0)
             urgency = urgency_of(request.timeout(), request.parameters())
-            self.gate.check(documents, urgency)
-            pairs = self._pairs(tensors)
+            self.gate.check(documents, urgency)  # before texts are read, which takes longer than a refusal
+            pairs = self._pairs({name: tensor.as_numpy() for name, tensor in tensors.items()})
             self.gate.learn(len(pairs), pairs.token_ids.size)
             outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
         except EncodingError as error:
