@@ -28,7 +28,7 @@ def check_writable(*paths: str | Path | None) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Raise DisRankerError, which names ``path``, for what the disk refuses in the block."""
+    """Raise DisRankerError for what the disk refuses in the block: it names ``path``, or the file that it concerns."""
     try:
         yield
     except Exception as error:
@@ -37,7 +37,17 @@ def naming(path: str | Path) -> Iterator[None]:
             raise
         short = None if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)
         reason = short or str(error).partition("\n")[0]  # a file that is not there is another one than the path
+        if other := _read_file(path, error):
+            raise DisRankerError(f"{other}: {reason}") from error
         raise DisRankerError(f"{path}: cannot be written: {reason}") from error
+
+
+def _read_file(path: str | Path, error: Exception) -> str | None:
+    """The file that an error concerns, if it lies neither beside ``path`` nor on the way to it."""
+    name, place = getattr(error, "filename", None), Path(path).absolute()
+    if not isinstance(name, str) or place.is_relative_to(other := Path(name).absolute()):
+        return None
+    return None if other.is_relative_to(place.parent) else name
 
 
 @contextmanager

@@ -48,3 +48,10 @@ def test_what_cannot_be_written_is_one_line_that_names_it(tmp_path: Path) -> Non
         with error, appears_whole(path) as partial:
             partial.write_text("whole")
     assert contents(tmp_path) == {"a.json": "before"}
+
+
+def test_a_file_that_cannot_be_read_meanwhile_is_named_itself(tmp_path: Path) -> None:
+    (source := tmp_path / "data").mkdir()
+    with pytest.raises(DisRankerError, match=f"^{source}: Is a directory$"), appears_whole(tmp_path / "out" / "file"):
+        source.read_text()
+    assert not (tmp_path / "out" / "file").exists()

@@ -65,4 +65,8 @@ def mix_of(weights: Sequence[float], names: Sequence[str], sizes: Sequence[int],
 def _again_and_again(read: Callable[[], Iterator[Item]], size: int, first: int) -> Iterator[Item]:
     yield from islice(read(), first % size, None)
     while True:
-        yield from read()
+        query = None
+        for query in read():
+            yield query
+        if query is None:
+            raise DataError("a set of --mix has lost all of its queries since the training began")

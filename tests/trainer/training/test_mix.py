@@ -118,3 +118,10 @@ def test_queries_of_no_weight_are_left_out_and_a_file_of_none_is_refused(
     none = write_groups(tmp_path / "none.jsonl", queries=5, weights=(0.0,))
     with pytest.raises(DataError, match="or the weight is 0: nothing is left to train on"):
         training_groups(DataArguments(data=[str(none)]), training_group, training, "without labels")
+
+
+def test_a_set_that_loses_its_queries_ends_the_training() -> None:
+    read = iter([iter([1, 2]), iter([])])
+    stream = mix_of([1], ["a"], [2], seed=0).stream([lambda: next(read)], epoch=0)
+    with pytest.raises(DataError, match="lost all of its queries"):
+        [*stream, *mix_of([1], ["a"], [2], seed=0).stream([lambda: iter([])], epoch=1)]
