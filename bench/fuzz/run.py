@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.strategies import SearchStrategy
+from tqdm import tqdm
 
 from bench.fuzz import cases
 from bench.fuzz.target import Target
@@ -41,7 +42,9 @@ def fuzz(target: Target, surface: str, count: int, seed: int) -> None:
         send(case)
         sent += 1
         if sent % EVERY == 0:
+            bar.update(EVERY)
             target.check_alive()
 
-    each()
+    with tqdm(total=count, desc=surface, unit="case", delay=5) as bar:
+        each()
     target.check_alive()
