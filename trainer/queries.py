@@ -107,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoder, writer = bi_encoder_of(arguments), writer_of(arguments)  # which may fail, before much is read
         real = read_queries(arguments.queries)
         documents, notes = read_collection(arguments.data, arguments.documents)
-        for note in notes:
-            say(note)
         bands = Bands.of(arguments.candidates, arguments.shares, arguments.depths, len(documents))
         queries = [*real, *drawn(kinds_of(arguments, documents, writer), arguments.count, real)]
         groups = with_candidates(queries, documents, similarities_of(encoder, documents), bands, arguments.seed)
         write_groups(arguments.output, tqdm(groups, desc="ranking", total=len(queries), unit="query", delay=5))
+    for note in notes:
+        say(note)
     counts = ", ".join(f"{number:,} {kind}" for kind, number in Counter(query.kind for query in queries).items())
     print(
         f"{arguments.output}: {len(queries):,} queries ({counts}) with {arguments.candidates} of "

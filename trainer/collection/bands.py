@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Bands:
     @classmethod
     def of(cls, candidates: int, shares: Sequence[float], depths: Sequence[int], documents: int) -> Bands:
         """Raises DataError for bands that do not fit each other, or the number of documents."""
-        if len(shares) != 3 or min(shares) < 0 or not shares[0]:
+        if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not shares[0]:
             raise DataError("--shares are three numbers of at least 0 (near, middle, far), the first above 0")
         if len(depths) != 2 or not 1 <= depths[0] <= depths[1]:
             raise DataError("--depths are two ranks, the last near one and the last middle one")

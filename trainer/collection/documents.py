@@ -36,9 +36,7 @@ def read_collection(records: Sequence[str], plain: Sequence[str]) -> Collection:
         raise DataError("; ".join(["no document with words", *notes]))
     named, renamed = _with_own_ids(worded)
     if renamed:
-        notes.append(
-            f"ids that stood for several texts: {len(renamed):,} documents have new ones, such as {renamed[0]!r}"
-        )
+        notes.append(f"documents whose id another text has, with new ones: {len(renamed):,}, such as {renamed[0]!r}")
     return Collection(named, notes)
 
 
