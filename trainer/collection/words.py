@@ -15,6 +15,7 @@ from trainer.measures.baselines import RUN, UNSPACED
 ENGLISH = ("what is", "what are", "how to", "how does", "how much", "why", "when", "where is", "who", "definition of")
 BEGUN = 1 / 3  # of the spans
 WORDS = (2, 5)  # of a span, at least and at most; two characters count as one where a script has no spaces
+CHARACTER = re.compile(rf"[{UNSPACED}]")
 BETWEEN = re.compile(rf"(?<=[{UNSPACED}]) (?=[{UNSPACED}])")
 
 Made = Iterator[tuple[str, int]]  # queries, each with the place of its document
@@ -86,7 +87,7 @@ def shuffled(places: Iterable[int], draw: random.Random) -> list[int]:
 
 
 def _is_unspaced(unit: str) -> bool:
-    return len(unit) == 1 and re.fullmatch(rf"[{UNSPACED}]", unit) is not None
+    return len(unit) == 1 and CHARACTER.match(unit) is not None
 
 
 def _is_latin(text: str) -> bool:
