@@ -83,8 +83,8 @@ class BiEncoder:
             vectors = encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
             found.append(normalize(vectors.float(), dim=-1).cpu().numpy())
             done(places)
-        vectors_NH = np.concatenate(found)
-        return vectors_NH[np.argsort(longest_first)]
+        vectors_NH: FloatArray = np.concatenate(found)[np.argsort(longest_first)]
+        return vectors_NH
 
 
 def _kind_of(name: str) -> str:
