@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -79,6 +83,15 @@ def tiny_llm(directory: Path) -> Path:
     """The body of ``tiny_llama`` as a causal LM."""
     tiny_llama(directory)
     AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory)
+    return directory
+
+
+def tiny_bi_encoder(directory: Path, *, prompts: dict[str, str] | None = None) -> Path:
+    """A bi-encoder of sentence-transformers with the body of ``tiny_bert``, which reads 32 tokens."""
+    body = Transformer(str(tiny_bert(directory)), max_seq_length=32)
+    pooling = Pooling(body.get_embedding_dimension(), "mean")
+    shutil.rmtree(directory)
+    SentenceTransformer(modules=[body, pooling], prompts=prompts, device="cpu").save(str(directory))
     return directory
 
 

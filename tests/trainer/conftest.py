@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_bi_encoder, tiny_llama, tiny_llm, write_groups
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deep_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scorer with more layers than the others."""
     return tiny_bert(tmp_path_factory.mktemp("bert") / "bert", layers=4)
+
+
+@pytest.fixture(scope="session")
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It puts a prompt before queries only."""
+    return tiny_bi_encoder(tmp_path_factory.mktemp("bi") / "encoder", prompts={"query": "market garden: "})
+
+
+@pytest.fixture(scope="session")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal LM."""
+    return tiny_llm(tmp_path_factory.mktemp("llm") / "llm")

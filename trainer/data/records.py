@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.errors import DisRankerError, InvalidRequestError
+from client.files import appears_whole
 from client.inputs import id_of, lines, opened, query_of, record_of
+from client.outputs import encoded
 from client.records import Document
 from trainer.data.identities import identity, repeated
 from trainer.data.ir_datasets import ir_datasets_records
@@ -41,6 +44,11 @@ class JudgedDocument:
     summary: str
     label: float | None  # None where nobody judged the pair
     clicks: int
+
+    @property
+    def text(self) -> str:
+        """Title and summary in one, for models that know no pairs."""
+        return f"{self.title} {self.summary}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,15 @@ def iter_numbered(*sources: str | Path, label_scale: LabelScale | None = None) -
         if len(identities) == before:
             raise DataError(f"{source}: no queries in this file")
     _refuse_repeated(identities, sources)
+
+
+def write_groups(path: str | Path, groups: Iterable[QueryGroup]) -> None:
+    """Unjudged groups as JSON lines, without labels, clicks and weights; the file appears whole or not at all."""
+    with appears_whole(Path(path)) as partial, partial.open("wb") as file:
+        for group in groups:
+            texts = [{"doc_id": each.doc_id, "title": each.title, "summary": each.summary} for each in group.documents]
+            record = {"query_id": group.query_id, "query": group.query, "documents": texts}
+            file.write(encoded([json.dumps(record, ensure_ascii=False)]))
 
 
 def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+import numpy.typing as npt
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
-from trainer.data.records import JudgedDocument, QueryGroup, Scores
+from trainer.data.records import QueryGroup, Scores
 
 K1, B = 0.9, 0.4  # Anserini's, by which the runs of TREC's passage rankings are made
 ABOUT_BM25 = f"k1 {K1}, b {B}; English stems; pairs of characters where a script has no spaces"
@@ -24,15 +25,11 @@ RUN = re.compile(rf"([{UNSPACED}]+)|([^\W_{UNSPACED}]+)")
 STOP_WORDS = frozenset(STOPWORDS_EN)
 
 
-class Bm25:
-    """BM25 (bm25s) with the statistics of the distinct texts, title and summary, of all documents of the groups.
+class Bm25Index:
+    """BM25 (bm25s) of a query with each of some distinct texts, whose statistics it has."""
 
-    A document id may have another text with another query, so texts are looked up, not ids.
-    """
-
-    def __init__(self, groups: Sequence[QueryGroup]) -> None:
-        texts = dict.fromkeys(_text(document) for group in groups for document in group.documents)
-        self._places = {text: place for place, text in enumerate(texts)}
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._size = len(texts)
         self._stemmer = Stemmer.Stemmer("english")
         self._retriever = bm25s.BM25(k1=K1, b=B)
         tokens = [tokenised(text, self._stemmer) for text in texts]
@@ -40,14 +37,30 @@ class Bm25:
         if self._vocabulary:  # bm25s indexes no empty one
             self._retriever.index(tokens, show_progress=False)
 
+    def scores(self, query: str) -> npt.NDArray[np.float32]:
+        """``[N]``, in the order of the texts."""
+        known = [token for token in tokenised(query, self._stemmer) if token in self._vocabulary]
+        return self._retriever.get_scores(known) if known else np.zeros(self._size, np.float32)
+
+
+class Bm25:
+    """BM25 with the statistics of the distinct texts, title and summary, of all documents of the groups.
+
+    A document id may have another text with another query, so texts are looked up, not ids.
+    """
+
+    def __init__(self, groups: Sequence[QueryGroup]) -> None:
+        texts = dict.fromkeys(document.text for group in groups for document in group.documents)
+        self._places = {text: place for place, text in enumerate(texts)}
+        self._index = Bm25Index(list(texts))
+
     def scores(self, groups: Sequence[QueryGroup]) -> Scores:
         """Score every document of ``groups``, which are among those of the index."""
         return {group.query_id: self._scores(group) for group in groups}
 
     def _scores(self, group: QueryGroup) -> dict[str, float]:
-        known = [token for token in tokenised(group.query, self._stemmer) if token in self._vocabulary]
-        values = self._retriever.get_scores(known) if known else np.zeros(len(self._places))
-        return {each.doc_id: float(values[self._places[_text(each)]]) for each in group.documents}
+        values = self._index.scores(group.query)
+        return {each.doc_id: float(values[self._places[each.text]]) for each in group.documents}
 
 
 def tokenised(text: str, stemmer: Stemmer.Stemmer) -> list[str]:
@@ -64,7 +77,3 @@ def tokenised(text: str, stemmer: Stemmer.Stemmer) -> list[str]:
 def random_scores(groups: Sequence[QueryGroup], seed: int) -> Scores:
     draw = random.Random(seed)
     return {group.query_id: {document.doc_id: draw.random() for document in group.documents} for group in groups}
-
-
-def _text(document: JudgedDocument) -> str:
-    return f"{document.title} {document.summary}"

@@ -38,9 +38,12 @@ PATIENCE = timedelta(days=14)  # of processes that wait for each other's scores;
 class ScoringArguments:
     """How a checkpoint scores."""
 
-    rows_per_batch: int = field(default=ROWS_PER_PASS, metadata={"help": "Packed rows of one forward pass, at most."})
+    rows_per_batch: int = field(
+        default=ROWS_PER_PASS,
+        metadata={"help": "Packed rows of one forward pass, at most; texts, of a model that packs none."},
+    )
     precision: Precision = field(
-        default="fp32", metadata={"help": "Precision of a checkpoint's layers; its score head computes in fp32."}
+        default="fp32", metadata={"help": "Precision of a model's layers; a score head computes in fp32."}
     )
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ def lower_precision(model: Model, precision: torch.dtype) -> None:
 
 
 def progress(name: str, pairs: int, **settings: Any) -> tqdm[NoReturn]:
-    return tqdm(total=pairs, unit="pair", desc=Path(name).name, **settings)
+    return tqdm(total=pairs, desc=Path(name).name, **{"unit": "pair", **settings})
 
 
 def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:

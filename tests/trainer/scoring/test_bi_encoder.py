@@ -1,0 +1,107 @@
+"""A bi-encoder as a teacher: its scores are the cosines that transformers alone gives, and what is none is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from tests.support.checkpoints import write_groups
+from tests.support.stages import fails, run
+from trainer import score
+from trainer.data.rankings import read_scores
+from trainer.data.records import read_groups
+from trainer.scoring.bi_encoder import BiEncoder
+from trainer.scoring.checkpoint import ScoringArguments, progress
+
+
+@torch.inference_mode()
+def vector(directory: Path, text: str) -> torch.Tensor:
+    """The mean of the last hidden states of one text alone."""
+    model, tokenizer = AutoModel.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    states_LH = model(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt")).last_hidden_state[0]
+    mean: torch.Tensor = states_LH.mean(0)
+    return mean
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 5, 1000])
+def test_scores_are_cosines_and_every_text_is_read_once(
+    bi_encoder: Path, tmp_path: Path, rows_per_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_groups(tmp_path / "pool.jsonl", queries=3, documents=7)
+    again = json.loads(data.read_text().splitlines()[0]) | {"query_id": "again", "query": "river"}
+    data.write_text(data.read_text() + json.dumps(again) + "\n")
+    groups = read_groups(data)
+    read: list[list[Any]] = []
+    preprocess = SentenceTransformer.preprocess
+
+    def watched(self: SentenceTransformer, texts: Any, **settings: Any) -> Any:
+        read.append(list(texts))
+        return preprocess(self, texts, **settings)
+
+    encoder = BiEncoder.load(str(bi_encoder), ScoringArguments(rows_per_batch=rows_per_batch))
+    monkeypatch.setattr(SentenceTransformer, "preprocess", watched)
+    with progress("t", 28) as bar:
+        found = list(encoder.scores(groups, bar))
+    assert bar.n == len(found) == 28
+    assert [row[:2] for row in found] == [(group.query_id, each.doc_id) for group in groups for each in group.documents]
+    assert sum(map(len, read)) == 4 + 21
+    assert max(map(len, read)) == min(rows_per_batch, 21)
+    scores = {row[:2]: row[2] for row in found}
+    for group in groups[:1] + groups[-1:]:
+        query_H = vector(bi_encoder, f"market garden: {group.query}")
+        for document in group.documents:
+            document_H = vector(bi_encoder, f"{document.title} {document.summary}")
+            expected = torch.cosine_similarity(query_H, document_H, dim=0).item()
+            assert scores[group.query_id, document.doc_id] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_command_scores_in_shards_and_its_flags_change_the_scores(
+    bi_encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = []
+    output = tmp_path / "scores.parquet"
+    for changes in ([], ["--precision", "bf16"], ["--max_tokens", 4]):
+        run(score, "--bi_encoder", bi_encoder, "--data", data, "--output", output, "--pairs_per_shard", 7, *changes)
+        assert capsys.readouterr().out == f"{output}: 24 of 24 pairs of 4 queries\n"
+        values.append([value for documents in read_scores(output).values() for value in documents.values()])
+    whole, half, cut = map(np.array, values)
+    assert 0 < np.abs(whole - half).max() < 0.02 < np.abs(whole - cut).max()
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_what_is_no_bi_encoder_is_named(
+    bi_encoder: Path, bert: Path, llm: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cross, foreign, pickled, empty = (tmp_path / name for name in ("cross", "foreign", "pickled", "empty"))
+    CrossEncoder(str(bert), device="cpu").save_pretrained(str(cross))
+    for copy in (foreign, pickled):
+        shutil.copytree(bi_encoder, copy)
+    modules = json.loads((foreign / "modules.json").read_text())
+    modules[0]["type"] = "subprocess.Popen"
+    (foreign / "modules.json").write_text(json.dumps(modules))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    empty.mkdir()
+    capsys.readouterr()
+    pool = ["--data", data, "--output", tmp_path / "scores.parquet"]
+    for flags, message in (
+        (["--bi_encoder", bert], f"{bert}: a model without sentence-transformers' modules.json, not a bi-encoder"),
+        (["--bi_encoder", llm], "not a bi-encoder"),
+        (["--bi_encoder", cross], f"{cross}: CrossEncoder, not a bi-encoder (what scores pairs goes with --model)"),
+        (["--bi_encoder", foreign], f"{foreign}: cannot be loaded as a bi-encoder: "),
+        (["--bi_encoder", pickled], f"{pickled}: its weights are pickled"),
+        (["--bi_encoder", empty], f"{empty}: not a checkpoint"),
+        (["--bi_encoder", tmp_path / "none"], f"{tmp_path / 'none'}: no such checkpoint"),
+        (["--bi_encoder", bi_encoder, "--max_tokens", 33], "--max_tokens must be 3 to 32"),
+        (["--bi_encoder", bi_encoder, "--model", bert], "give either --model"),
+        (["--model", bert, "--max_tokens", 9], "--max_tokens is for a --bi_encoder"),
+    ):
+        assert message in fails(score, capsys, *flags, *pool)
+    assert not (tmp_path / "scores.parquet").exists()
