@@ -1,6 +1,6 @@
 """Queries with candidates out of documents, for a team without a log: what a weak teacher scores.
 
-    python -m trainer.queries --data pool.jsonl --count 5000 --bi_encoder MODEL --output weak.jsonl
+    python -m trainer.queries --data pool.jsonl --bi_encoder MODEL --output weak.jsonl --scores weak.parquet
     python -m trainer.queries --documents texts.jsonl --queries real.txt --causal_lm runs/llm --output weak.jsonl
 
 A query is cut out of a document, is its title, or is written by a causal LM. Each gets the same number of candidates:
@@ -12,8 +12,9 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from trainer.collection.queries import drawn, read_queries
 from trainer.collection.words import Made, common_words, spans, titles
 from trainer.collection.written import DOCUMENT_TOKENS, PROMPT, QueryWriter
 from trainer.command import command, parse
-from trainer.data.records import DataError, JudgedDocument, write_groups
+from trainer.data.rankings import write_scores
+from trainer.data.records import DataError, JudgedDocument, QueryGroup, write_groups
 from trainer.measures.baselines import Bm25Index
 from trainer.scoring.bi_encoder import BiEncoder
 from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, progress
@@ -41,6 +43,10 @@ class QueriesArguments(ScoringArguments):
     """The documents, the queries to make of them, and their candidates."""
 
     output: str = field(metadata={"help": "File of queries with candidates to write, JSON lines."})
+    scores: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file to write, too: the similarity of each pair, as trainer.score would."},
+    )
     data: list[str] = field(
         default_factory=list, metadata={"help": "Files of queries whose documents are taken (JSONL, Parquet)."}
     )
@@ -100,17 +106,18 @@ class QueriesArguments(ScoringArguments):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, QueriesArguments)
-    if Path(arguments.output).exists():
-        raise DataError(f"{arguments.output}: exists already; remove it or choose another --output")
-    check_writable(arguments.output)
+    for flag, path in (("output", arguments.output), ("scores", arguments.scores)):
+        if path is not None and Path(path).exists():
+            raise DataError(f"{path}: exists already; remove it or choose another --{flag}")
+    check_writable(arguments.output, arguments.scores)
     with naming_flags(LESS_MEMORY):
         encoder, writer = bi_encoder_of(arguments), writer_of(arguments)  # which may fail, before much is read
         real = read_queries(arguments.queries)
         documents, notes = read_collection(arguments.data, arguments.documents)
         bands = Bands.of(arguments.candidates, arguments.shares, arguments.depths, len(documents))
         queries = [*real, *drawn(kinds_of(arguments, documents, writer), arguments.count, real)]
-        groups = with_candidates(queries, documents, similarities_of(encoder, documents), bands, arguments.seed)
-        write_groups(arguments.output, tqdm(groups, desc="ranking", total=len(queries), unit="query", delay=5))
+        found = with_candidates(queries, documents, similarities_of(encoder, documents), bands, arguments.seed)
+        write_found(arguments, tqdm(found, desc="ranking", total=len(queries), unit="query", delay=5), encoder)
     for note in notes:
         say(note)
     counts = ", ".join(f"{number:,} {kind}" for kind, number in Counter(query.kind for query in queries).items())
@@ -118,6 +125,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{arguments.output}: {len(queries):,} queries ({counts}) with {arguments.candidates} of "
         f"{len(documents):,} documents each"
     )
+
+
+def write_found(
+    arguments: QueriesArguments, found: Iterable[tuple[QueryGroup, list[float]]], encoder: BiEncoder | None
+) -> None:
+    """The queries with their candidates, and the pairs' similarities if they are asked for."""
+    pairs = list[tuple[str, str, float]]()
+
+    def groups() -> Iterator[QueryGroup]:
+        for group, similarities in found:
+            if arguments.scores is not None:
+                ids = (document.doc_id for document in group.documents)
+                pairs.extend(zip(repeat(group.query_id), ids, similarities, strict=False))
+            yield group
+
+    write_groups(arguments.output, groups())
+    if arguments.scores is not None:
+        write_scores(arguments.scores, pairs, encoder.name if encoder else "bm25")
 
 
 def bi_encoder_of(arguments: QueriesArguments) -> BiEncoder | None:

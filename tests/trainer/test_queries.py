@@ -14,6 +14,7 @@ from tests.support.records import written
 from tests.support.stages import FEW, fails, run
 from trainer import distill, queries, score
 from trainer.collection.words import ENGLISH, units
+from trainer.data.rankings import read_scores
 from trainer.data.records import QueryGroup, read_groups
 from trainer.measures.baselines import Bm25Index
 from trainer.scoring.bi_encoder import BiEncoder
@@ -37,7 +38,8 @@ def made(pool: Path, bi_encoder: Path, tmp_path_factory: pytest.TempPathFactory)
     real = written(folder / "real.jsonl", {"query_id": "r1", "query": "Old bridge"}, {"query": "camera"})
     output = folder / "made.jsonl"
     sources = ["--data", pool, "--documents", plain, "--queries", real]
-    run(queries, *sources, "--bi_encoder", bi_encoder, "--output", output, *DRAWN)
+    scores = folder / "made.parquet"
+    run(queries, *sources, "--bi_encoder", bi_encoder, "--output", output, "--scores", scores, *DRAWN)
     return output
 
 
@@ -75,6 +77,17 @@ def test_queries_have_words_of_their_document_and_candidates_by_bands(made: Path
         assert all(5 <= rank <= 20 for rank in others[-6:-3])
         assert all(rank >= 19 for rank in others[-3:])
     assert {group.query_id.partition("-")[0] for group in groups} == {"r1", "real", "spans", "titles"}
+
+
+def test_scores_that_come_along_are_those_of_the_weak_teacher(made: Path, bi_encoder: Path, tmp_path: Path) -> None:
+    run(score, "--bi_encoder", bi_encoder, "--data", made, "--output", tmp_path / "scores.parquet")
+    apart, along = read_scores(tmp_path / "scores.parquet"), read_scores(made.with_suffix(".parquet"))
+    assert {query_id: [*pairs] for query_id, pairs in apart.items()} == {
+        query: [*pairs] for query, pairs in along.items()
+    }
+    for query_id, pairs in apart.items():
+        assert [*pairs] == [*along[query_id]]
+        assert [*along[query_id].values()] == pytest.approx([*pairs.values()], abs=1e-5)
 
 
 def test_the_seed_decides_and_nothing_else(

@@ -53,8 +53,8 @@ class Bands:
 
 def with_candidates(
     queries: Sequence[Query], documents: Sequence[JudgedDocument], similarities: Similarities, bands: Bands, seed: int
-) -> Iterator[QueryGroup]:
-    """Each query with its candidates, near ones first; its own document is among these.
+) -> Iterator[tuple[QueryGroup, list[float]]]:
+    """Each query with its candidates, near ones first, its own document among these; and the similarity of each.
 
     What is drawn for a query depends on its id and the seed, not on other queries.
     """
@@ -63,9 +63,11 @@ def with_candidates(
         block = queries[at : at + at_once]
         scores_BN = similarities([query.text for query in block])
         # Equal scores, of which BM25 has many, in the order of the documents, on any machine.
-        for query, order_N in zip(block, np.argsort(-scores_BN, axis=1, kind="stable"), strict=True):
+        orders_BN = np.argsort(-scores_BN, axis=1, kind="stable")
+        for query, scores_N, order_N in zip(block, scores_BN, orders_BN, strict=True):
             places = draw_candidates(order_N, query.source, bands, random.Random(f"{seed} {query.query_id}"))
-            yield QueryGroup(query.query_id, query.text, tuple(documents[place] for place in places))
+            group = QueryGroup(query.query_id, query.text, tuple(documents[place] for place in places))
+            yield group, scores_N[places].tolist()
 
 
 def draw_candidates(order_N: IntArray, source: int | None, bands: Bands, draw: random.Random) -> list[int]:

@@ -76,6 +76,7 @@ def test_equal_similarities_are_in_the_order_of_the_documents() -> None:
     documents = [JudgedDocument(f"d{place}", "", "", None, 0) for place in range(2000)]
     bands = Bands(near=5, middle=0, far=0, near_depth=5, middle_depth=5)
     queries = [Query("q", "a", "real", None), Query("r", "b", "real", None)]
-    groups = list(with_candidates(queries, documents, lambda texts: np.zeros((len(texts), 2000), np.float32), bands, 0))
+    similarities = lambda texts: np.zeros((len(texts), 2000), np.float32)  # noqa: E731
+    groups = [group for group, _ in with_candidates(queries, documents, similarities, bands, 0)]
     assert [{each.doc_id for each in group.documents} for group in groups] == [{f"d{place}" for place in range(5)}] * 2
     assert groups[0].documents != groups[1].documents
