@@ -1,0 +1,98 @@
+"""Test queries that are trained on: equal or nearly equal texts, and the documents that both sides have."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.quality.cells import Cell, Task
+from bench.quality.sources import TRAINED, Sources
+from bench.quality.study import StudyError
+from trainer.data.records import QueryGroup
+
+RESEMBLANCE = 0.8  # Broder 1997, of the sets of the words' character trigrams
+SIZE = 3
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The overlap of training data with test queries, by ids."""
+
+    train: str
+    test: str
+    queries: tuple[tuple[str, str], ...]  # of the training data, and the test query that it is
+    documents: int
+
+    def __str__(self) -> str:
+        first = f", such as {self.queries[0][0]!r} and {self.queries[0][1]!r}" if self.queries else ""
+        return (
+            f"{self.train}: {len(self.queries):,} of its queries are, or nearly are, queries of the test {self.test}"
+            f"{first}; {self.documents:,} documents are in both"
+        )
+
+
+def leak(train: str, trained: Sequence[QueryGroup], test: str, tested: Sequence[QueryGroup]) -> Leak:
+    """``train`` and ``test`` are the names of both sides."""
+    found = tuple(_pairs(trained, tested))
+    sides = ({document.doc_id for group in groups for document in group.documents} for groups in (trained, tested))
+    return Leak(train, test, found, len(set.intersection(*sides)))
+
+
+def tests_of(cells: Sequence[Cell]) -> tuple[dict[Task, set[str]], dict[str, set[str]]]:
+    """The data that the cells of each task are tested on, and those of each set that is trained on."""
+    of_tasks, of_data = defaultdict[Task, set[str]](set), defaultdict[str, set[str]](set)
+    for fold in (fold for cell in cells for fold in cell.folds):
+        for task in fold.tasks():
+            of_tasks[task].add(fold.test)
+            for name in (name.removeprefix(TRAINED) for name in task.sources if name.startswith(TRAINED)):
+                of_data[name].add(fold.test)
+    return of_tasks, of_data
+
+
+def leaks_of(tests: Mapping[str, Collection[str]], sources: Sources, policy: str) -> list[Leak]:
+    """Every set of training queries against the ``tests`` of the cells that use it.
+
+    Raises StudyError where there are leaks and the policy is ``refuse``; drops the training queries for ``drop``.
+    """
+    found = list[Leak]()
+    for name in (name for name in tests if sources[name].has_queries):
+        trained = sources.groups(name)
+        here = [leak(name, trained, test, sources.groups(test)) for test in sorted(tests[name])]
+        leaking = {query_id for each in here for query_id, _ in each.queries}
+        if leaking and policy == "refuse":
+            raise StudyError(f'{next(each for each in here if each.queries)}: leaks = "drop" trains without them')
+        if leaking and policy == "drop":
+            sources.without(name, leaking)
+        found += here
+    return found
+
+
+def trigrams(query: str) -> frozenset[str]:
+    """Of each word with a space to both sides, without case and punctuation: the order of words does not count."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())
+    return frozenset(f" {word} "[place : place + SIZE] for word in words for place in range(len(word)))
+
+
+def _pairs(trained: Sequence[QueryGroup], tested: Sequence[QueryGroup]) -> Iterator[tuple[str, str]]:
+    """Each training query that a test query resembles, with the first of those.
+
+    Sets that resemble each other share most of the trigrams of either. So a test query is looked up by its rarest
+    ones only, one more than the other set may lack.
+    """
+    known = [trigrams(group.query) for group in tested]
+    counts = Counter(gram for grams in known for gram in grams)
+    places = defaultdict(list)
+    for place, grams in enumerate(known):
+        rarest = sorted(grams, key=lambda gram: (counts[gram], gram))
+        for gram in rarest[: len(grams) - math.ceil(RESEMBLANCE * len(grams)) + 1]:
+            places[gram].append(place)
+    for group in trained:
+        own = trigrams(group.query)
+        for place in sorted({place for gram in own for place in places.get(gram, ())}):
+            if len(own & known[place]) >= RESEMBLANCE * len(own | known[place]):
+                yield group.query_id, tested[place].query_id
+                break
