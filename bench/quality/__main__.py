@@ -19,10 +19,10 @@ from tqdm import tqdm
 from bench.quality.cells import Cell, Planner, matches
 from bench.quality.leaks import leaks_of, tests_of
 from bench.quality.report import written
-from bench.quality.runs import Runner, versions
+from bench.quality.runs import Runner
 from bench.quality.sources import TRAINED, Sources
 from bench.quality.study import Study, StudyError, read_study
-from bench.quality.summaries import Ranked, evaluated, qrels_of, summaries
+from bench.quality.summaries import Ranked, contrasts, evaluated, qrels_of, summaries
 from bench.report import command_of, described, machine
 from client.errors import DisRankerError
 from client.files import appears_whole, check_writable
@@ -41,6 +41,7 @@ class QualityArguments:
     output: str = field(metadata={"help": "Folder for outputs of steps, runs, results.json and report.md."})
     data: list[str] = field(default_factory=list, metadata={"help": "NAME=PATH for names of the study's [data]."})
     only: list[str] = field(default_factory=list, metadata={"help": "Systems to run, by name or pattern; else all."})
+    collections: list[str] = field(default_factory=list, metadata={"help": "Collections to run them on; else all."})
 
 
 class CellsFailedError(DisRankerError):
@@ -58,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(words, QualityArguments)
     study, root = read_study(Path(arguments.study)), Path(arguments.output)
     every = Planner(study).cells()
-    cells = [cell for cell in every if not arguments.only or matches(cell, arguments.only)]
+    chosen = arguments.collections or study.collections
+    cells = [cell for cell in every if matches(cell, arguments.only or ["*"]) and cell.collection in chosen]
     if not cells:
-        raise StudyError(f"--only {' '.join(arguments.only)}: no system of this name in {arguments.study}")
+        raise StudyError(f"{arguments.study}: no cell is of --only {arguments.only} and --collections {[*chosen]}")
     check_writable(root / "results.json")
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -81,10 +83,11 @@ def _paths(study: Study, arguments: QualityArguments) -> dict[str, str]:
 def _study(
     study: Study, every: Sequence[Cell], cells: Sequence[Cell], sources: Sources, root: Path, typed: str
 ) -> None:
-    for cell in cells:  # what is missing or has no labels is refused before the work
-        qrels_of(study.collections[cell.collection].texts(), sources)
-        for name in cell.sources():
-            _ = sources[name]
+    """Run the ``cells``, which are some of ``every`` one of the study, and report."""
+    for name in set[str]().union(*(cell.sources() for cell in cells)):
+        _ = sources[name]  # what is missing is refused before the work, as is a collection without labels
+    for name in {cell.collection for cell in cells}:
+        qrels_of(study.collections[name].texts(), sources)
     tasks = list(dict.fromkeys(task for cell in cells for task in cell.tasks()))
     of_tasks, of_data = tests_of(every)
     trained = {name.removeprefix(TRAINED) for task in tasks for name in task.sources}
@@ -97,21 +100,35 @@ def _study(
             runner.run(task)
     found += [each for outcome in runner.outcomes.values() for each in outcome.leaks]
     ranked, failures = evaluated(study, cells, runner, sources)
-    for each in ranked:
-        name = "_".join(str(each.cell).replace("/", "_").replace(",", "").split())
-        run = {query: {one: scores[one] for one in best_first(scores)} for query, scores in each.scores.items()}
-        write_run(root / "runs" / f"{name}.run", run, tag=name)
+    _write_runs(ranked, root / "runs")
     setting = machine(0)
-    result = {
-        "command": typed, "title": study.title, "machine": setting, "versions": versions(), "data": sources.hashes(),
-        "leaks": [asdict(each) for each in found], "failed": failures, "cells": [_described(each) for each in ranked],
-        "steps": {task.name: asdict(outcome) for task, outcome in runner.outcomes.items()},
-    }  # fmt: skip
-    with appears_whole(root / "results.json") as partial:
-        partial.write_text(as_json(result, indent=1) + "\n", encoding="utf-8")
+    about = {"command": typed, "title": study.title, "machine": setting, "versions": runner.versions,
+             "data": sources.hashes(), "leaks": [asdict(each) for each in found], "failed": failures}  # fmt: skip
+    _write_results(root / "results.json", about, study, ranked, runner)
     written(study, summaries(ranked), found, failures, root, described(setting))
     if failures:
         raise CellsFailedError(f"{len(failures)} of {len(cells)} cells failed, see {root / 'report.md'}")
+
+
+def _write_runs(ranked: Sequence[Ranked], folder: Path) -> None:
+    for each in ranked:
+        name = "_".join(str(each.cell).replace("/", "_").replace(",", "").split())
+        run = {query: {one: scores[one] for one in best_first(scores)} for query, scores in each.scores.items()}
+        write_run(folder / f"{name}.run", run, tag=name)
+
+
+def _write_results(path: Path, about: dict[str, Any], study: Study, ranked: Sequence[Ranked], runner: Runner) -> None:
+    result = {
+        **about, "cells": [_described(each) for each in ranked],
+        "steps": {task.name: asdict(outcome) for task, outcome in runner.outcomes.items()},
+        "comparisons": [
+            {"comparison": each.name, "collection": each.collection, "baseline": each.base.cell.system,
+             **one.result.row, **row, **one.cost._asdict()}
+            for each in contrasts(study, summaries(ranked)) for one, row in each.others
+        ],
+    }  # fmt: skip
+    with appears_whole(path) as partial:
+        partial.write_text(as_json(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _described(each: Ranked) -> dict[str, Any]:

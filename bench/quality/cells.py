@@ -104,7 +104,7 @@ class Cell:
 
 
 def matches(cell: Cell, patterns: Sequence[str]) -> bool:
-    """Tell whether the system's name, in the file or with its variants, is among the names and patterns."""
+    """Tell whether the system's name in the file is among the names, or that with its variants among the patterns."""
     return any(name == cell.base or fnmatchcase(cell.system, name) for name in patterns)
 
 
@@ -117,35 +117,24 @@ class Planner:
 
     def cells(self) -> list[Cell]:
         """Raises StudyError for a cycle, and for a key that a collection lacks."""
-        found: dict[str, Cell] = {}
-        for name in self._study.systems:
-            for options, collection in product(self._options(name), self._study.collections):
-                for seed in self._study.seeds:
-                    cell = self._cell(name, options, collection, seed)
-                    found.setdefault(str(cell), cell)
-        return list(found.values())
+        study = self._study
+        every = product(study.systems, study.collections, study.seeds)
+        found = (cell for system, name, seed in every for cell in self._cells(system, name, seed, {}))
+        return list({str(cell): cell for cell in found}.values())
 
-    def _options(self, system: str) -> Iterator[dict[str, str]]:
-        """Every choice of an option for each variant that the system may need."""
-        names, waiting = set[str](), [self._study.systems[system].run]
-        of_collections = [text for each in self._study.collections.values() for text in each.texts().values()]
-        while waiting:
-            for name in {*PLACEHOLDER.findall(waiting.pop())} - names:
-                names.add(name)
-                waiting += [self._study.steps.get(name, ""), *self._study.variants.get(name, {}).values()]
-                waiting += of_collections if name in self._keys else []
-        needed = [name for name in self._study.variants if name in names]
-        choices = (self._study.systems[system].options(name, self._study.variants[name]) for name in needed)
-        for chosen in product(*choices):
-            yield dict(zip(needed, chosen, strict=True))
-
-    def _cell(self, name: str, options: Mapping[str, str], collection: str, seed: int) -> Cell:
+    def _cells(self, name: str, collection: str, seed: int, chosen: dict[str, str]) -> Iterator[Cell]:
+        """A cell of each choice of options for the variants that the system turns out to need."""
         system, table = self._study.systems[name], self._study.collections[collection]
-        folds = [self._fold(system.run, options, table, number, seed) for number in range(table.folds)]
-        used = {each: option for each, option in options.items() if any(each in fold.run.tags for fold in folds)}
-        shown = tuple(each for each in used if not system.fixes(each))
+        try:
+            folds = [self._fold(system.run, chosen, table, number, seed) for number in range(table.folds)]
+        except KeyError as missing:
+            (variant,) = missing.args
+            for option in system.options(variant, self._study.variants[variant]):
+                yield from self._cells(name, collection, seed, {**chosen, variant: option})
+            return
+        shown = tuple(variant for variant in chosen if not system.fixes(variant))
         seeded = any("seed" in fold.run.tags for fold in folds)
-        return Cell(name, used, shown, collection, seed if seeded else None, tuple(folds))
+        yield Cell(name, chosen, shown, collection, seed if seeded else None, tuple(folds))
 
     def _fold(self, run: str, options: Mapping[str, str], table: Collection, number: int, seed: int) -> Fold:
         texts = {**table.texts(), **table.parts(number)}
@@ -173,6 +162,8 @@ class Planner:
             value = self._fill(entry.text, scope, (*above, name))
             text = value.text.replace(TRAINED, "") if name in JUDGED else value.text
             return Filled(text, {**value.tags, name: entry.tag}, value.tasks)
+        if name in self._study.variants:
+            raise KeyError(name)
         if name in self._keys:
             raise StudyError(f"{above[-1]!r} needs {{{name}}}, which not every collection has")
         return Filled("{out}" if name == "out" else f"{{{TRAINED}{name}}}")
@@ -190,7 +181,10 @@ class Planner:
     def _words(
         self, text: str, scope: Mapping[str, Entry], above: tuple[str, ...]
     ) -> tuple[list[Filled], dict[str, str]]:
-        """The words of a command and what they depend on. A word that is a variant may be several, or none."""
+        """The words of a command and what they depend on. A word that is a variant may be several, or none.
+
+        Raises KeyError for a variant of which no option was chosen.
+        """
         words, tags = list[Filled](), dict[str, str]()
         for word in shlex.split(text):
             match = PLACEHOLDER.fullmatch(word)

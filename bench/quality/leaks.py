@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.quality.cells import Cell, Task
-from bench.quality.sources import TRAINED, Sources
+from bench.quality.sources import TRAINED, Asked, Sources, asked
 from bench.quality.study import StudyError
-from trainer.data.records import QueryGroup
 
 RESEMBLANCE = 0.8  # Broder 1997, of the sets of the words' character trigrams
 SIZE = 3
@@ -35,11 +34,10 @@ class Leak:
         )
 
 
-def leak(train: str, trained: Sequence[QueryGroup], test: str, tested: Sequence[QueryGroup]) -> Leak:
+def leak(train: str, trained: Sequence[Asked], test: str, tested: Sequence[Asked]) -> Leak:
     """``train`` and ``test`` are the names of both sides."""
-    found = tuple(_pairs(trained, tested))
-    sides = ({document.doc_id for group in groups for document in group.documents} for groups in (trained, tested))
-    return Leak(train, test, found, len(set.intersection(*sides)))
+    sides = (frozenset[str]().union(*(each.documents for each in side)) for side in (trained, tested))
+    return Leak(train, test, tuple(_pairs(trained, tested)), len(frozenset.intersection(*sides)))
 
 
 def tests_of(cells: Sequence[Cell]) -> tuple[dict[Task, set[str]], dict[str, set[str]]]:
@@ -59,9 +57,9 @@ def leaks_of(tests: Mapping[str, Collection[str]], sources: Sources, policy: str
     Raises StudyError where there are leaks and the policy is ``refuse``; drops the training queries for ``drop``.
     """
     found = list[Leak]()
-    for name in (name for name in tests if sources[name].has_queries):
-        trained = sources.groups(name)
-        here = [leak(name, trained, test, sources.groups(test)) for test in sorted(tests[name])]
+    for name in tests:
+        trained = asked(sources[name].path)
+        here = [leak(name, trained, test, asked(sources[test].path)) for test in sorted(tests[name]) if trained]
         leaking = {query_id for each in here for query_id, _ in each.queries}
         if leaking and policy == "refuse":
             raise StudyError(f'{next(each for each in here if each.queries)}: leaks = "drop" trains without them')
@@ -77,22 +75,22 @@ def trigrams(query: str) -> frozenset[str]:
     return frozenset(f" {word} "[place : place + SIZE] for word in words for place in range(len(word)))
 
 
-def _pairs(trained: Sequence[QueryGroup], tested: Sequence[QueryGroup]) -> Iterator[tuple[str, str]]:
+def _pairs(trained: Sequence[Asked], tested: Sequence[Asked]) -> Iterator[tuple[str, str]]:
     """Each training query that a test query resembles, with the first of those.
 
     Sets that resemble each other share most of the trigrams of either. So a test query is looked up by its rarest
     ones only, one more than the other set may lack.
     """
-    known = [trigrams(group.query) for group in tested]
+    known = [trigrams(each.query) for each in tested]
     counts = Counter(gram for grams in known for gram in grams)
     places = defaultdict(list)
     for place, grams in enumerate(known):
         rarest = sorted(grams, key=lambda gram: (counts[gram], gram))
         for gram in rarest[: len(grams) - math.ceil(RESEMBLANCE * len(grams)) + 1]:
             places[gram].append(place)
-    for group in trained:
-        own = trigrams(group.query)
+    for query in trained:
+        own = trigrams(query.query)
         for place in sorted({place for gram in own for place in places.get(gram, ())}):
             if len(own & known[place]) >= RESEMBLANCE * len(own | known[place]):
-                yield group.query_id, tested[place].query_id
+                yield query.query_id, tested[place].query_id
                 break

@@ -23,11 +23,10 @@ import pyarrow.parquet as pq
 from bench.environments import ROOT, last_line
 from bench.quality.cells import STEPS, Filled, Task
 from bench.quality.leaks import Leak, leak
-from bench.quality.sources import Sources, write_groups
+from bench.quality.sources import Sources, asked, filtered
 from bench.quality.study import PLACEHOLDER
 from client.command import say
 from client.files import appears_whole, move
-from trainer.data.records import iter_groups, read_groups
 
 RECORD, LOG = "step.json", "log.txt"  # beside the output of a task
 LIBRARIES = ("disranker", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "ir_measures")
@@ -57,7 +56,7 @@ class Runner:
         self._root, self._sources, self._tests, self._leaks = root, sources, tests, leaks
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(PRELOADED)
-        self._versions = versions()
+        self.versions = versions()
         self._identities: dict[Task, str] = {}
         self.outcomes: dict[Task, Outcome] = {}
         self.failures: dict[Task, str] = {}
@@ -112,7 +111,7 @@ class Runner:
         texts = [task.module, *(word.text for word in task.words), *(f"{name} {mark}" for name, mark in reads.items())]
         mark = self._identities[task] = hashlib.sha256("\0".join(texts).encode()).hexdigest()
         command = shlex.join(["python", "-m", task.module, *self._argv(task)])
-        return Outcome(mark, command, reads, self._versions)
+        return Outcome(mark, command, reads, self.versions)
 
     def _attempt(self, task: Task, wanted: Outcome) -> str:
         """Run the command, from where an earlier attempt was stopped; returns why it failed, if it did."""
@@ -124,7 +123,7 @@ class Runner:
         output = partial / Path(task.output).name
         if output.exists():  # the runner was killed before it knew that the command ended
             shutil.rmtree(output) if output.is_dir() else output.unlink()
-        now = replace(before, versions=self._versions, attempts=before.attempts + 1)
+        now = replace(before, versions=self.versions, attempts=before.attempts + 1)
         _write(partial, now)
         began = time.perf_counter()
         try:
@@ -159,15 +158,14 @@ class Runner:
 
     def _checked(self, task: Task, now: Outcome, output: Path) -> tuple[Outcome, str]:
         """The outcome with the leaks of generated queries, which are dropped if the study says so."""
-        groups = read_groups(output)
-        found = [leak(task.name, groups, test, self._sources.groups(test)) for test in self._tests[task]]
+        made = asked(str(output))
+        found = [leak(task.name, made, test, asked(self._sources[test].path)) for test in self._tests[task] if made]
         now = replace(now, leaks=tuple(found))
         leaking = {query_id for each in found for query_id, _ in each.queries}
-        if not leaking or self._leaks == "report":
-            return now, ""
-        if self._leaks == "refuse":
+        if leaking and self._leaks == "refuse":
             return now, str(next(each for each in found if each.queries))
-        write_groups(output, (group for group in groups if group.query_id not in leaking), f"{output}: nothing is left")
+        if leaking and self._leaks == "drop":
+            filtered(str(output), output, lambda query_id: query_id not in leaking)
         return now, ""
 
 
@@ -196,7 +194,7 @@ def pairs_in(output: Path) -> int | None:
     """Query-document pairs in a file of scores or records."""
     if output.suffix == ".parquet":
         return int(pq.read_metadata(output).num_rows)
-    return sum(len(group.documents) for group in iter_groups(output)) if output.suffix == ".jsonl" else None
+    return sum(len(each.documents) for each in asked(str(output))) or None
 
 
 def versions() -> dict[str, str]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from bench.quality.study import StudyError
 from client.files import appears_whole
+from client.inputs import lines, opened, record_of
 from trainer.data.identities import identity
-from trainer.data.records import IR_DATASETS, QueryGroup, read_groups
+from trainer.data.records import IR_DATASETS, iter_groups, parsed_lines, read_groups
 
 FOLD = re.compile(r"(.+)\.(test|train)(\d+)of(\d+)")
 TRAINED = "trained "  # before a name: the same data, but for the queries that are dropped
@@ -28,12 +31,13 @@ class Source:
     path: str
     identity: str
 
-    @property
-    def has_queries(self) -> bool:
-        path = Path(self.path)
-        if path.suffix == ".parquet" and path.is_file():
-            return "query" in pq.read_schema(path).names
-        return self.path.startswith(IR_DATASETS) or ".jsonl" in path.suffixes
+
+class Asked(NamedTuple):
+    """A query, and the ids of its documents."""
+
+    query_id: str
+    query: str
+    documents: frozenset[str]
 
 
 class Sources:
@@ -42,6 +46,7 @@ class Sources:
     def __init__(self, paths: Mapping[str, str], root: Path) -> None:
         self._paths, self._folder, self._record = paths, root / "data", root / RECORD
         self._known: dict[str, Source] = {}
+        self.groups = lru_cache(maxsize=8)(lambda name: read_groups(self[name].path))
         self._before: dict[str, str] = {}
         if self._record.exists():
             self._before = json.loads(self._record.read_text(encoding="utf-8"))
@@ -55,9 +60,6 @@ class Sources:
             self._known[name] = self._given(name) if fold is None else self._part(name, *fold.groups())
         return self._known[name]
 
-    def groups(self, name: str) -> list[QueryGroup]:
-        return read_groups(self[name].path)
-
     def hashes(self) -> dict[str, str]:
         """Those of the data that were asked for."""
         return {name: source.identity for name, source in self._known.items() if name in self._paths}
@@ -69,10 +71,9 @@ class Sources:
 
     def without(self, name: str, query_ids: set[str]) -> None:
         """From now on training lacks these queries of the data."""
-        left = [group for group in self.groups(name) if group.query_id not in query_ids]
         mark = hashlib.sha256("\0".join([self[name].identity, *sorted(query_ids)]).encode()).hexdigest()
         path = self._folder / f"{name}.without-{mark[:12]}.jsonl"
-        write_groups(path, left, f"{name}: every query is a test query, too")
+        filtered(self[name].path, path, lambda query_id: query_id not in query_ids)
         self._known[f"{TRAINED}{name}"] = Source(str(path), mark)
 
     def _given(self, name: str) -> Source:
@@ -92,22 +93,44 @@ class Sources:
         mark = hashlib.sha256(f"{self[whole].identity} {name}".encode()).hexdigest()
         path = self._folder / f"{name}.jsonl"
         if not path.exists():
-            groups = [
-                group
-                for group in self.groups(whole)
-                if (identity(group.query_id) % int(folds) == int(number)) == (key == "test")
-            ]
-            write_groups(path, groups, f"{whole}: fold {number} of {folds} has no query")
+            inside = key == "test"
+            filtered(self[whole].path, path, lambda query: (identity(query) % int(folds) == int(number)) == inside)
         return Source(str(path), mark)
 
 
-def write_groups(path: Path, groups: Iterable[QueryGroup], none: str) -> None:
-    """Records as JSON lines. Raises StudyError with the message ``none`` if there are none."""
-    lines = [json.dumps(asdict(group), ensure_ascii=False) + "\n" for group in groups]
-    if not lines:
-        raise StudyError(none)
-    with appears_whole(path) as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
+def asked(path: str) -> list[Asked]:
+    """The queries of records, or of JSON lines without documents; none for other files and folders."""
+    if ".jsonl" in Path(path).suffixes:
+        records = parsed_lines(Path(path), lambda line, number: (str(number), record_of(line, number)))
+        return [
+            Asked(str(record.get("query_id", number)), str(record["query"]), _doc_ids(record))
+            for _, (number, record) in records
+            if "query" in record
+        ]
+    table = path.endswith(".parquet") and "query" in pq.read_schema(path).names
+    groups = iter_groups(path) if table or path.startswith(IR_DATASETS) else ()
+    return [
+        Asked(group.query_id, group.query, frozenset(document.doc_id for document in group.documents))
+        for group in groups
+    ]
+
+
+def _doc_ids(record: dict[str, Any]) -> frozenset[str]:
+    return frozenset(str(each.get("doc_id")) for each in record.get("documents") or () if isinstance(each, dict))
+
+
+def filtered(path: str, target: Path, keep: Callable[[str], bool]) -> None:
+    """Copy the lines of those queries that are to be kept, by their ids. Raises StudyError where none are left."""
+    if ".jsonl" not in Path(path).suffixes:
+        raise StudyError(f"{path}: only JSON lines can be divided into folds or lose queries: convert it")
+    left = 0
+    with opened(path) as file, appears_whole(target) as partial, partial.open("wb") as copy:
+        for _, number, line in lines(path, file):
+            if keep(str(record_of(line, number).get("query_id", number))):
+                copy.write(line.rstrip(b"\n") + b"\n")
+                left += 1
+        if not left:
+            raise StudyError(f"{path}: no query is left for {target.name}")
 
 
 def digest(path: Path, name: str) -> str:

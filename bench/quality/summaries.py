@@ -1,50 +1,33 @@
-"""What is concluded from the rankings of all cells: means over queries and seeds, and paired differences."""
+"""What follows from the rankings of all cells: each cell's measures, and those of each system over its seeds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import product
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench.quality.cells import Cell
+from bench.quality.cells import Cell, matches
 from bench.quality.runs import Runner
 from bench.quality.sources import Sources
 from bench.quality.study import Study, StudyError
 from client.errors import DisRankerError
 from trainer.data.rankings import of_known_queries, read_qrels, read_ranking
 from trainer.data.records import Scores
-from trainer.measures.comparison import System, SystemResult, compared
-from trainer.measures.metrics import PairCounts, bootstrap_interval, judgments, pnr, pnr_interval
-
-
-class Estimate(NamedTuple):
-    """A mean over queries with its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Estimate:
-        data = list(values)
-        return cls(fmean(data), *bootstrap_interval(data))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from trainer.measures.comparison import System, SystemResult, compared, differences, mean_of_runs
+from trainer.measures.metrics import judgments
 
 
 class Cost(NamedTuple):
-    """The work behind a ranking, its own included: seconds of commands, and pairs whose teacher scores were read."""
+    """The work behind a ranking, of folds their mean."""
 
-    seconds: float
-    pairs: float
+    seconds: float  # of its commands, the ranking's included
+    pairs: float  # whose teacher scores were read
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A cell that ended, its results, and its cost, for folds their mean."""
+class Ranked(NamedTuple):
+    """A cell whose ranking is there."""
 
     cell: Cell
     scores: Scores
@@ -52,54 +35,13 @@ class Ranked:
     cost: Cost
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A system minus the baseline, query by query."""
+class Summary(NamedTuple):
+    """A system on a collection, over its seeds."""
 
-    mean: Estimate
-    better: int
-    equal: int
-    worse: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A system on a collection. The value of a query is its mean over the seeds."""
-
-    cell: Cell
-    seeds: int
-    values: Mapping[str, Mapping[str, float]]  # measure -> query_id -> value
-    by_seed: Mapping[str, Sequence[float]]  # measure -> mean over the queries of each seed
-    counts: Sequence[PairCounts]
+    cell: Cell  # of the first seed
+    runs: Sequence[SystemResult]
+    result: SystemResult
     cost: Cost
-
-    @classmethod
-    def of(cls, ranked: Sequence[Ranked]) -> Summary:
-        results = [each.result for each in ranked]
-        columns = {measure: [result.values[measure] for result in results] for measure in results[0].values}
-        return cls(
-            ranked[0].cell,
-            len(ranked),
-            {name: {query: fmean(of[query] for of in seeds) for query in seeds[0]} for name, seeds in columns.items()},
-            {name: [fmean(of.values()) for of in seeds] for name, seeds in columns.items()},
-            [
-                PairCounts(*map(sum, zip(*(result.counts[query] for result in results), strict=True)))
-                for query in results[0].counts
-            ],
-            Cost(fmean(each.cost.seconds for each in ranked), fmean(each.cost.pairs for each in ranked)),
-        )
-
-    def mean(self, measure: str) -> Estimate:
-        return Estimate.of(self.values[measure].values())
-
-    def pnr(self) -> Estimate:
-        return Estimate(pnr(self.counts), *pnr_interval(self.counts))
-
-    def difference(self, base: Summary, measure: str) -> Difference:
-        theirs = base.values[measure]
-        found = [value - theirs[query] for query, value in self.values[measure].items()]
-        signs = [(each > 0) - (each < 0) for each in found]
-        return Difference(Estimate.of(found), signs.count(1), signs.count(0), signs.count(-1))
 
 
 def summaries(ranked: Sequence[Ranked]) -> list[Summary]:
@@ -107,7 +49,33 @@ def summaries(ranked: Sequence[Ranked]) -> list[Summary]:
     by_name = defaultdict[tuple[str, str], list[Ranked]](list)
     for each in ranked:
         by_name[each.cell.system, each.cell.collection].append(each)
-    return [Summary.of(seeds) for seeds in by_name.values()]
+    found = []
+    for (name, _), seeds in by_name.items():
+        runs = [each.result for each in seeds]
+        cost = Cost(fmean(each.cost.seconds for each in seeds), fmean(each.cost.pairs for each in seeds))
+        found.append(Summary(seeds[0].cell, runs, mean_of_runs(name, runs), cost))
+    return found
+
+
+class Contrast(NamedTuple):
+    """Systems of a collection and their differences from the baseline of a comparison."""
+
+    name: str
+    collection: str
+    base: Summary
+    others: Sequence[tuple[Summary, dict[str, Any]]]
+
+
+def contrasts(study: Study, found: Sequence[Summary]) -> list[Contrast]:
+    """One of each comparison and collection, where its baseline and any other system of it ended."""
+    made = []
+    for (name, comparison), collection in product(study.comparisons.items(), study.collections):
+        here = [each for each in found if each.cell.collection == collection]
+        for base in (each for each in here if each.cell.system == comparison.baseline):
+            chosen = [each for each in here if each is not base and matches(each.cell, comparison.systems)]
+            others = [(each, differences(each.result, base.result)) for each in chosen]
+            made += [Contrast(name, collection, base, others)] if others else []
+    return made
 
 
 def evaluated(
@@ -126,15 +94,16 @@ def evaluated(
                 scores[key] = _scores(cell, runner, sources)
             except DisRankerError as error:
                 failures[key] = str(error)
-        if not scores:
-            continue
-        results = compared([System(*each) for each in scores.items()], qrels_of(table.texts(), sources), study.measures)
-        ranked += [Ranked(here[each.name], scores[each.name], each, _cost(here[each.name], runner)) for each in results]
+        if scores:
+            systems = [System(*each) for each in scores.items()]
+            for result in compared(systems, qrels_of(table.texts(), sources), study.measures):
+                cell = here[result.name]
+                ranked.append(Ranked(cell, scores[result.name], result, _cost(cell, runner)))
     return ranked, failures
 
 
 def qrels_of(texts: Mapping[str, str], sources: Sources) -> Scores:
-    """The judged queries of a collection's test data. Raises StudyError if there are none."""
+    """The judgments of a collection's test queries. Raises StudyError if there are none."""
     name = texts["test"].strip("{}")
     groups = sources.groups(name)
     labels = read_qrels(sources[texts["qrels"].strip("{}")].path) if "qrels" in texts else judgments(groups)
@@ -158,8 +127,8 @@ def _scores(cell: Cell, runner: Runner, sources: Sources) -> Scores:
 def _cost(cell: Cell, runner: Runner) -> Cost:
     costs = []
     for fold in cell.folds:
-        outcomes = [(task, runner.outcomes[task]) for task in fold.tasks()]
-        read = [done.pairs or 0 for task, done in outcomes if task.output.endswith(".parquet")]
-        own = [runner.outcomes[task].pairs or 0 for task in fold.run.tasks if task.output.endswith(".parquet")]
-        costs.append(Cost(sum(done.seconds for _, done in outcomes), sum(read) - sum(own)))
+        tasks = fold.tasks()
+        taught = [task for task in tasks if task.output.endswith(".parquet") and task not in fold.run.tasks]
+        pairs = sum(runner.outcomes[task].pairs or 0 for task in taught)
+        costs.append(Cost(sum(runner.outcomes[task].seconds for task in tasks), pairs))
     return Cost(fmean(each.seconds for each in costs), fmean(each.pairs for each in costs))
