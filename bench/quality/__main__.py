@@ -20,7 +20,7 @@ from bench.quality.cells import Cell, Planner, matches
 from bench.quality.leaks import leaks_of, tests_of
 from bench.quality.report import written
 from bench.quality.runs import Runner
-from bench.quality.sources import TRAINED, Sources
+from bench.quality.sources import Sources
 from bench.quality.study import Study, StudyError, read_study
 from bench.quality.summaries import Ranked, contrasts, evaluated, qrels_of, summaries
 from bench.report import command_of, described, machine
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(words, QualityArguments)
     study, root = read_study(Path(arguments.study)), Path(arguments.output)
     every = Planner(study).cells()
+    for where, names in study.named().items():
+        if unknown := [name for name in names if not any(matches(cell, [name]) for cell in every)]:
+            raise StudyError(f"{arguments.study}: {where}: no system is named {unknown[0]!r}")
     chosen = arguments.collections or study.collections
     cells = [cell for cell in every if matches(cell, arguments.only or ["*"]) and cell.collection in chosen]
     if not cells:
@@ -89,11 +92,10 @@ def _study(
     for name in {cell.collection for cell in cells}:
         qrels_of(study.collections[name].texts(), sources)
     tasks = list(dict.fromkeys(task for cell in cells for task in cell.tasks()))
-    of_tasks, of_data = tests_of(every)
-    trained = {name.removeprefix(TRAINED) for task in tasks for name in task.sources}
-    found = leaks_of({name: tests for name, tests in of_data.items() if name in trained}, sources, study.leaks)
+    tests = {task: names for task, names in tests_of(every).items() if task in tasks}
+    found = leaks_of(tests, sources, study.leaks)
     sources.keep()
-    runner = Runner(root, sources, of_tasks, study.leaks)
+    runner = Runner(root, sources, tests, study.leaks)
     with tqdm(tasks, unit="step") as bar:
         for task in bar:
             bar.set_description(task.name)

@@ -69,7 +69,6 @@ class Fold(NamedTuple):
     """The queries that a cell ranks, all or one fold of them, and their ranking."""
 
     test: str  # name among the sources
-    qrels: str | None
     run: Filled
 
     def tasks(self) -> list[Task]:
@@ -141,8 +140,7 @@ class Planner:
         scope = {key: Entry(text, re.sub(r"[{}]", "", text)) for key, text in texts.items()}
         scope |= {each: Entry(self._study.variants[each][option], option) for each, option in options.items()}
         scope |= {key: Entry(str(value), str(value)) for key, value in (("seed", seed), ("fold", number))}
-        qrels = texts["qrels"].strip("{}") if "qrels" in texts else None
-        return Fold(texts["test"].strip("{}"), qrels, self._fill(run, scope, ()))
+        return Fold(texts["test"].strip("{}"), self._fill(run, scope, ()))
 
     def _fill(self, text: str, scope: Mapping[str, Entry], above: tuple[str, ...]) -> Filled:
         found = {name: self._value(name, scope, above) for name in PLACEHOLDER.findall(text)}

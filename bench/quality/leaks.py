@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.quality.cells import Cell, Task
@@ -40,26 +40,28 @@ def leak(train: str, trained: Sequence[Asked], test: str, tested: Sequence[Asked
     return Leak(train, test, tuple(_pairs(trained, tested)), len(frozenset.intersection(*sides)))
 
 
-def tests_of(cells: Sequence[Cell]) -> tuple[dict[Task, set[str]], dict[str, set[str]]]:
-    """The data that the cells of each task are tested on, and those of each set that is trained on."""
-    of_tasks, of_data = defaultdict[Task, set[str]](set), defaultdict[str, set[str]](set)
+def tests_of(cells: Sequence[Cell]) -> dict[Task, list[str]]:
+    """The names of the data that the cells of each task are tested on."""
+    tests = defaultdict[Task, set[str]](set)
     for fold in (fold for cell in cells for fold in cell.folds):
         for task in fold.tasks():
-            of_tasks[task].add(fold.test)
-            for name in (name.removeprefix(TRAINED) for name in task.sources if name.startswith(TRAINED)):
-                of_data[name].add(fold.test)
-    return of_tasks, of_data
+            tests[task].add(fold.test)
+    return {task: sorted(names) for task, names in tests.items()}
 
 
-def leaks_of(tests: Mapping[str, Collection[str]], sources: Sources, policy: str) -> list[Leak]:
-    """Every set of training queries against the ``tests`` of the cells that use it.
+def leaks_of(tests: Mapping[Task, Sequence[str]], sources: Sources, policy: str) -> list[Leak]:
+    """Every set of training queries that a task is given against the ``tests`` of all tasks that it is given to.
 
     Raises StudyError where there are leaks and the policy is ``refuse``; drops the training queries for ``drop``.
     """
-    found = list[Leak]()
-    for name in tests:
+    of_data, found = defaultdict[str, set[str]](set), list[Leak]()
+    for task, names in tests.items():
+        for name in task.sources:
+            if name.startswith(TRAINED):
+                of_data[name.removeprefix(TRAINED)].update(names)
+    for name, against in of_data.items():
         trained = asked(sources[name].path)
-        here = [leak(name, trained, test, asked(sources[test].path)) for test in sorted(tests[name]) if trained]
+        here = [leak(name, trained, test, asked(sources[test].path)) for test in sorted(against) if trained]
         leaking = {query_id for each in here for query_id, _ in each.queries}
         if leaking and policy == "refuse":
             raise StudyError(f'{next(each for each in here if each.queries)}: leaks = "drop" trains without them')

@@ -32,7 +32,10 @@ class Section(NamedTuple):
 
     def markdown(self) -> str:
         table = [self.headings, ["---"] * len(self.headings), *self.rows] if self.rows else []
-        parts = [f"## {self.title}", "\n".join(f"| {' | '.join(row)} |" for row in table)]
+        parts = [
+            f"## {self.title}",
+            "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table),
+        ]
         return "\n\n".join([*filter(None, parts), *([f"![{self.title}]({self.picture})"] if self.picture else [])])
 
 
@@ -87,7 +90,7 @@ def _row(each: Summary, against: tuple[str, str], measures: Sequence[str]) -> li
         *against,
         *(_shown(row, measure) for measure in (*others, "pnr")),
         f"{row['tied_pairs']:,}",
-        f"{each.cost.pairs:,.0f}",
+        f"{each.cost.teacher_scores:,.0f}",
         f"{each.cost.seconds / 60:.1f}",
     ]
 
@@ -138,7 +141,7 @@ def _curves(study: Study, found: Sequence[Summary], root: Path) -> Iterator[Sect
 def _place(summary: Summary, x: str) -> float | None:
     """None for a system that has no such number."""
     if x in COUNTED:
-        return {"pairs": summary.cost.pairs, "minutes": summary.cost.seconds / 60}[x]
+        return {"pairs": summary.cost.teacher_scores, "minutes": summary.cost.seconds / 60}[x]
     option = summary.cell.variants.get(x)
     return None if option is None else float(option)
 

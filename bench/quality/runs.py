@@ -45,6 +45,7 @@ class Outcome:
     versions: dict[str, str]
     seconds: float = 0.0
     attempts: int = 0
+    ended: bool = False
     pairs: int | None = None  # in its output, if that holds pairs
     leaks: tuple[Leak, ...] = ()
 
@@ -121,9 +122,19 @@ class Runner:
             shutil.rmtree(partial, ignore_errors=True)
             before = wanted
         output = partial / Path(task.output).name
+        reason = ""
+        if not before.ended:  # else the runner was killed as it moved the output
+            before, reason = self._again(task, before, output)
+        if not reason:
+            self.outcomes[task] = before
+            move(partial, self._folder(task))
+        return reason
+
+    def _again(self, task: Task, before: Outcome, output: Path) -> tuple[Outcome, str]:
+        """The outcome after another attempt, and why that failed, if it did."""
         if output.exists():  # the runner was killed before it knew that the command ended
             shutil.rmtree(output) if output.is_dir() else output.unlink()
-        now = replace(before, versions=self.versions, attempts=before.attempts + 1)
+        partial, now = output.parent, replace(before, versions=self.versions, attempts=before.attempts + 1)
         _write(partial, now)
         began = time.perf_counter()
         try:
@@ -136,10 +147,9 @@ class Runner:
         if not reason and task.output.endswith(".jsonl"):
             now, reason = self._checked(task, now, output)
         if not reason:
-            self.outcomes[task] = replace(now, pairs=pairs_in(output))
-            _write(partial, self.outcomes[task])
-            move(partial, self._folder(task))
-        return reason
+            now = replace(now, ended=True, pairs=pairs_in(output))
+            _write(partial, now)
+        return now, reason
 
     def _process(self, task: Task, log: Path) -> str:
         process = self._server.Process(target=_child, args=(task.module, self._argv(task), str(log)))
@@ -199,8 +209,6 @@ def pairs_in(output: Path) -> int | None:
 
 def versions() -> dict[str, str]:
     """The commit of the project, "" outside of a repository, and the libraries that numbers depend on."""
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return {
-        "commit": subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip(),
-        **{name: version(name) for name in LIBRARIES},
-    }
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"commit": commit, **{name: version(name) for name in LIBRARIES}}

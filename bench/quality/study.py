@@ -109,6 +109,11 @@ class Study(Part):
         for name, collection in self.collections.items():
             yield from ((f"collection {name!r}", text) for text in collection.texts().values())
 
+    def named(self) -> dict[str, list[str]]:
+        """Names and patterns of systems, by the place where they stand."""
+        found = {f"comparison {name!r}": [each.baseline, *each.systems] for name, each in self.comparisons.items()}
+        return found | {f"curve {name!r}": each.systems for name, each in self.curves.items()}
+
     def keys(self) -> set[str]:
         """The placeholders that collections fill."""
         folded = {"train"} if any(each.folds > 1 for each in self.collections.values()) else set()
@@ -156,7 +161,6 @@ def _check(study: Study) -> None:
                 raise StudyError(f"collection {name!r}: {key} = {text!r} must be data, such as '{{dl19}}'")
         if collection.folds > 1 and "train" in collection.texts():
             raise StudyError(f"collection {name!r}: folds make 'train' out of 'test': leave it out")
-
     for name, curve in study.curves.items():
         options = study.variants.get(curve.x, {"no variant": ""})
         if curve.x not in COUNTED and (odd := [each for each in options if not each.replace(".", "", 1).isdecimal()]):
@@ -167,8 +171,9 @@ def module_of(step: str, command: str) -> str:
     """The module of ours that a command begins with. Raises StudyError where there is none."""
     try:
         module = shlex.split(command)[0].removesuffix(".py")
-    except ValueError as error:
+        known = module.partition(".")[0] in COMMANDS and importlib.util.find_spec(module) is not None
+    except (ValueError, ImportError) as error:
         raise StudyError(f"step {step!r}: {error}") from error
-    if module.partition(".")[0] not in COMMANDS or importlib.util.find_spec(module) is None:
+    if not known:
         raise StudyError(f"step {step!r}: {module!r} is no command of this project, such as trainer.distill")
     return module

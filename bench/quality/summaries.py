@@ -23,7 +23,7 @@ class Cost(NamedTuple):
     """The work behind a ranking, of folds their mean."""
 
     seconds: float  # of its commands, the ranking's included
-    pairs: float  # whose teacher scores were read
+    teacher_scores: float  # that were read
 
 
 class Ranked(NamedTuple):
@@ -52,7 +52,7 @@ def summaries(ranked: Sequence[Ranked]) -> list[Summary]:
     found = []
     for (name, _), seeds in by_name.items():
         runs = [each.result for each in seeds]
-        cost = Cost(fmean(each.cost.seconds for each in seeds), fmean(each.cost.pairs for each in seeds))
+        cost = Cost(fmean(each.cost.seconds for each in seeds), fmean(each.cost.teacher_scores for each in seeds))
         found.append(Summary(seeds[0].cell, runs, mean_of_runs(name, runs), cost))
     return found
 
@@ -131,4 +131,4 @@ def _cost(cell: Cell, runner: Runner) -> Cost:
         taught = [task for task in tasks if task.output.endswith(".parquet") and task not in fold.run.tasks]
         pairs = sum(runner.outcomes[task].pairs or 0 for task in taught)
         costs.append(Cost(sum(runner.outcomes[task].seconds for task in tasks), pairs))
-    return Cost(fmean(each.seconds for each in costs), fmean(each.pairs for each in costs))
+    return Cost(fmean(each.seconds for each in costs), fmean(each.teacher_scores for each in costs))

@@ -116,7 +116,7 @@ def test_a_study_in_small_ends_in_runs_measures_tables_and_plots(ended: Path, sh
     assert against["system"] == "distilled loss=ranknet"
     assert against["ndcg@10_difference"] == pytest.approx(sum(ranknet) / 2 - sum(hybrid) / 2)
     assert len(found["data"]) == 3 and found["versions"]["torch"]
-    assert found["steps"]["scores/once"]["pairs"] == found["cells"][-1]["pairs"] == 20 * (10 + 75)
+    assert found["steps"]["scores/once"]["pairs"] == found["cells"][-1]["teacher_scores"] == 20 * (10 + 75)
 
 
 def test_what_has_ended_stays_and_what_changed_runs_again(
@@ -322,6 +322,7 @@ def test_no_near_duplicate_is_missed(trained: list[str], tested: list[str]) -> N
         ('test = "{judged}"', 'test = "{scored}"', "collection 'one': test = '{scored}' must be data"),
         ("[data]", "[data]\nscored = ''", "'scored' is the name of two things"),
         ("[data]", "[curves.c]\nx = 'size'\n[data]", "curve 'c': x = 'size'"),
+        ('baseline = "scored"', 'baseline = "score"', "comparison 'none': no system is named 'score'"),
         ('judged = "', 'judged = "/nowhere', "judged: /nowhere"),
         ("Orders", "Orders", "--data none=x: not among the data"),
         ("Orders", "Orders", "no cell is of --only ['nobody']"),
