@@ -15,7 +15,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,6 +35,7 @@ RECORD, LOG = "step.json", "log.txt"  # beside the output of a task
 LIBRARIES = ("disranker", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "ir_measures")
 # Imported once, by the process that the tasks are forked from.
 PRELOADED = [f"trainer.{name}" for name in ("init", "rank_sft", "score", "distill", "rerank", "pretrain")]
+PRELOADED += ["peft", "torch.utils.tensorboard"]  # which a stage imports later
 STOP_S = 60  # in which a stage that is stopped writes a checkpoint
 
 
@@ -55,8 +59,6 @@ class Runner:
 
     def __init__(self, root: Path, sources: Sources, tests: Mapping[Task, Sequence[str]], leaks: str) -> None:
         self._root, self._sources, self._tests, self._leaks = root, sources, tests, leaks
-        self._server = multiprocessing.get_context("forkserver")
-        self._server.set_forkserver_preload(PRELOADED)
         self.versions = versions()
         self._identities: dict[Task, str] = {}
         self.outcomes: dict[Task, Outcome] = {}
@@ -81,6 +83,16 @@ class Runner:
         reason = self._attempt(task, wanted)
         if reason:
             self.failures[task] = f"{task.name}: {reason} (all in {self._partial(task) / LOG})"
+
+    @cached_property
+    def _server(self) -> ForkServerContext:
+        """Ready to fork: no task's seconds have the imports in them."""
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(PRELOADED)
+        first = server.Process()
+        first.start()
+        first.join()
+        return server
 
     def path(self, filled: Filled, out: str = "") -> str:
         """The text with paths in it; ``out`` is that of the task's own output."""
@@ -136,9 +148,10 @@ class Runner:
             shutil.rmtree(output) if output.is_dir() else output.unlink()
         partial, now = output.parent, replace(before, versions=self.versions, attempts=before.attempts + 1)
         _write(partial, now)
+        process = self._server.Process(target=_child, args=(task.module, self._argv(task), str(partial / LOG)))
         began = time.perf_counter()
         try:
-            reason = self._process(task, partial / LOG)
+            reason = ended(process, partial / LOG)
         finally:
             now = replace(now, seconds=now.seconds + time.perf_counter() - began)
             _write(partial, now)
@@ -151,21 +164,6 @@ class Runner:
             _write(partial, now)
         return now, reason
 
-    def _process(self, task: Task, log: Path) -> str:
-        process = self._server.Process(target=_child, args=(task.module, self._argv(task), str(log)))
-        process.start()
-        try:
-            process.join()
-        finally:
-            if process.is_alive():  # the runner is stopped
-                process.terminate()
-                process.join(STOP_S)
-                process.kill()
-        if not (code := process.exitcode):
-            return ""
-        what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{what}: {last_line(log.read_text(encoding='utf-8', errors='replace'))}"
-
     def _checked(self, task: Task, now: Outcome, output: Path) -> tuple[Outcome, str]:
         """The outcome with the leaks of generated queries, which are dropped if the study says so."""
         made = asked(str(output))
@@ -177,6 +175,22 @@ class Runner:
         if leaking and self._leaks == "drop":
             filtered(str(output), output, lambda query_id: query_id not in leaking)
         return now, ""
+
+
+def ended(process: BaseProcess, log: Path) -> str:
+    """Run the process to its end; returns why it failed, with the last line of the log, if it did."""
+    process.start()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():  # the runner is stopped
+            process.terminate()
+            process.join(STOP_S)
+            process.kill()
+    if not (code := process.exitcode):
+        return ""
+    what = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{what}: {last_line(log.read_text(encoding='utf-8', errors='replace'))}"
 
 
 def _child(module: str, argv: list[str], log: str) -> None:
