@@ -69,7 +69,6 @@ study: $(VENV)/.installed
 
 STUDY ?= bench/quality/english.toml
 study-full: $(VENV)/.installed
-	$(INSTALL) --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench.quality $(STUDY) --output runs/study/$(basename $(notdir $(STUDY))) \
 		$(if $(DATA),--data $(DATA)) $(STUDY_FLAGS)
 

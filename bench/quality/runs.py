@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +36,7 @@ RECORD, LOG = "step.json", "log.txt"  # beside the output of a task
 LIBRARIES = ("disranker", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "ir_measures")
 # Imported once, by the process that the tasks are forked from.
 PRELOADED = [f"trainer.{name}" for name in ("init", "rank_sft", "score", "distill", "rerank", "pretrain")]
-PRELOADED += ["peft", "torch.utils.tensorboard"]  # which a stage imports later
+PRELOADED += ["torch.utils.tensorboard"]  # which a stage imports as it begins
 STOP_S = 60  # in which a stage that is stopped writes a checkpoint
 
 
@@ -197,8 +198,16 @@ def _child(module: str, argv: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(descriptor, stream.fileno())
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
     print(f"$ {shlex.join(['python', '-m', module, *argv])}", flush=True)
     sys.exit(importlib.import_module(module).main(argv))
+
+
+def _end_with_the_runner() -> None:
+    """Where the runner is killed, the step ends as if it were stopped: the next run must not meet it."""
+    if runner := multiprocessing.parent_process():
+        runner.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _read(folder: Path) -> Outcome | None:

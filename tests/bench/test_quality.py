@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.quality.study import read_study
 from examples import collection
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, write_candidates, write_groups
+from tests.support.stages import SERVER
 from tests.support.waiting import eventually
 from trainer import evaluate
 from trainer.data.records import read_groups
@@ -138,26 +139,24 @@ def test_what_has_ended_stays_and_what_changed_runs_again(
     assert f"held_back: {data} changed since the last run" in line
 
 
-def killer(log: Path, end: Callable[[psutil.Process], None]) -> threading.Thread:
-    """Ends the process that writes the log, or another one, once its training is under way."""
-
-    def act() -> None:
-        eventually(lambda: log.exists() and "'loss'" in log.read_text(errors="replace"))
-        children = psutil.Process().children(recursive=True)
-        (process,) = [each for each in children if str(log) in {file.path for file in each.open_files()}]
-        end(process)
-
-    thread = threading.Thread(target=act)
-    thread.start()
-    return thread
-
-
-def test_a_cell_that_fails_is_reported_and_a_killed_one_goes_on(shared: Path, tmp_path: Path) -> None:
-    """One training diverges, one is killed, then the runner is stopped; the last run has all but the first."""
-    tiny, output = tiny_bert(tmp_path / "bert"), tmp_path / "out"
-    trained = (
-        "--max_steps 80 --per_device_train_batch_size 1 --logging_steps 1 --documents_per_query 2 --disable_tqdm true"
+def under_way(log: Path, attempts: int) -> psutil.Process:
+    """The process that writes the log, once so many attempts have trained."""
+    eventually(
+        lambda: log.exists() and len(re.findall(r"^\$ .*\n(?:.*\n)*?.*'loss'", log.read_text(), re.M)) >= attempts
     )
+    return next(each for each in psutil.Process().children(recursive=True) if writes(each, log))
+
+
+def writes(process: psutil.Process, log: Path) -> bool:
+    with suppress(psutil.Error):  # one that has just ended
+        return str(log) in {file.path for file in process.open_files()}
+    return False
+
+
+def test_a_cell_that_fails_is_reported_and_one_that_was_killed_goes_on(shared: Path, tmp_path: Path) -> None:
+    """One training diverges, one is killed, the runner is killed, then stopped; the last run has all but the first."""
+    tiny, output = tiny_bert(tmp_path / "bert"), tmp_path / "out"
+    few = "--per_device_train_batch_size 1 --documents_per_query 2 --logging_steps 1 --disable_tqdm true"
     text = f"""
         title = "Faults"
         data = {{ judged = "{shared}/collection/train.jsonl", held_back = "{shared}/collection/test.jsonl" }}
@@ -169,29 +168,35 @@ def test_a_cell_that_fails_is_reported_and_a_killed_one_goes_on(shared: Path, tm
         killed = "--learning_rate 1e-3"
         good = "--learning_rate 1e-4"
         [steps]
-        student = "trainer.rank_sft --model {tiny} --data {{judged}} {trained} {{rate}} --output_dir {{out}}"
+        student = "trainer.rank_sft --model {tiny} --data {{judged}} {few} --max_steps 80 {{rate}} --output_dir {{out}}"
         ranking = "trainer.score --model {{student}} --data {{test}} --output {{out}}.parquet"
     """
-    argv = (study(tmp_path / "faults.toml", text), "--output", output)
+    argv = [study(tmp_path / "faults.toml", text), "--output", str(output)]
+    killed, good = (output / "steps/student" / f"rate={rate}.partial/log.txt" for rate in ("killed", "good"))
+    runner = SERVER.Process(target=quality.main, args=(argv,))
+    runner.start()
+    under_way(killed, attempts=1).kill()
+    training = under_way(good, attempts=1)
+    runner.kill()
+    eventually(lambda: not training.is_running())
+    assert good.read_text().count("stopped by SIGTERM") == 1
 
-    def log(rate: str) -> Path:
-        return output / "steps/student" / f"rate={rate}.partial/log.txt"
+    def stop() -> None:
+        under_way(good, attempts=2)
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    threads = [
-        killer(log("killed"), psutil.Process.kill),
-        killer(log("good"), lambda _: os.kill(os.getpid(), signal.SIGTERM)),
-    ]
+    stopper = threading.Thread(target=stop)
+    stopper.start()
     with pytest.raises(SystemExit) as stopped:
         run(*argv)
+    stopper.join()
     assert stopped.value.code == 128 + signal.SIGTERM
-    for thread in threads:
-        thread.join()
-    assert "stopped by SIGTERM" in log("good").read_text()
+    assert good.read_text().count("stopped by SIGTERM") == good.read_text().count("resumes from") + 1 == 2
+
     assert run(*argv) == 1
     found = results(output)
     assert [cell["system"] for cell in found["cells"]] == ["student rate=killed", "student rate=good"]
-    assert {found["steps"][f"student/rate={rate}"]["attempts"] for rate in ("killed", "good")} == {2}
-    assert "resumes from" in (output / "steps/student/rate=good/log.txt").read_text()
+    assert [found["steps"][f"student/rate={rate}"]["attempts"] for rate in ("killed", "good")] == [2, 3]
     (reason,) = found["failed"].values()
     assert "student/rate=diverges: exit code 1: error: the loss is nan" in reason
     assert reason in (output / "report.md").read_text()
