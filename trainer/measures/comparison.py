@@ -70,7 +70,7 @@ def compared(
     results = [_result(system, qrels, measures, shared, seed) for system in systems]
     for base in (result for result in results if result.name == baseline):
         for result in results:
-            result.row.update(_differences(result, base, seed))
+            result.row.update(differences(result, base, seed))
     return results
 
 
@@ -92,10 +92,31 @@ def _result(
         if doc_ids
     }
     row = {"system": system.name, "queries": len(qrels), "queries_scored": system.scored(qrels)}
+    row |= _summary(values, counts, seed)
+    return SystemResult(system.name, values, counts, {**row, "documents_per_second": system.documents_per_second})
+
+
+def mean_of_runs(name: str, runs: Sequence[SystemResult], seed: int = 0) -> SystemResult:
+    """Several runs of one system on the same queries, such as those of several seeds, as one system.
+
+    The value of a query is the mean over the runs, and its pairs are those of all of them.
+    """
+    values = {
+        measure: {query_id: float(np.mean([run.values[measure][query_id] for run in runs])) for query_id in column}
+        for measure, column in runs[0].values.items()
+    }
+    counts = {
+        query_id: PairCounts(*map(sum, zip(*(run.counts[query_id] for run in runs), strict=True)))
+        for query_id in runs[0].counts
+    }
+    return SystemResult(name, values, counts, {"system": name, "runs": len(runs), **_summary(values, counts, seed)})
+
+
+def _summary(values: dict[str, dict[str, float]], counts: dict[str, PairCounts], seed: int) -> dict[str, Any]:
+    row: dict[str, Any] = {}
     for measure, column in values.items():
         row |= _mean(measure.lower(), list(column.values()), seed)
-    row |= _ratios(list(counts.values()), seed)
-    return SystemResult(system.name, values, counts, {**row, "documents_per_second": system.documents_per_second})
+    return row | _ratios(list(counts.values()), seed)
 
 
 def _mean(name: str, values: Sequence[float], seed: int) -> dict[str, Any]:
@@ -113,12 +134,12 @@ def _ratios(counts: Sequence[PairCounts], seed: int) -> dict[str, Any]:
     }
 
 
-def _differences(result: SystemResult, base: SystemResult, seed: int) -> dict[str, Any]:
+def differences(result: SystemResult, base: SystemResult, seed: int = 0) -> dict[str, Any]:
     """The means of the differences from the base, query by query."""
     row: dict[str, Any] = {}
     for measure, values in result.values.items():
-        differences = [value - base.values[measure][query_id] for query_id, value in values.items()]
-        row |= _mean(f"{measure.lower()}_difference", differences, seed)
+        found = [value - base.values[measure][query_id] for query_id, value in values.items()]
+        row |= _mean(f"{measure.lower()}_difference", found, seed)
     return row
 
 
@@ -130,13 +151,14 @@ def table(results: Sequence[SystemResult], title: str) -> Table:
     for heading in ("system", *(name.replace("_", " ") for name in (*columns, *plain))):
         drawn.add_column(heading, justify="left" if heading == "system" else "right")
     for result in results:
-        cells = [_with_interval(result.row[key], *result.row[f"{key}_interval"]) for key in columns]
+        cells = [with_interval(result.row[key], *result.row[f"{key}_interval"]) for key in columns]
         counts = ["" if result.row[key] is None else f"{result.row[key]:,.0f}" for key in plain]
         drawn.add_row(result.name, *cells, *counts)
     return drawn
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
+def with_interval(value: float, low: float, high: float) -> str:
+    """A cell of the table."""
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 

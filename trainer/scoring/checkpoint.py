@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, unpack
 from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
 from trainer.data.pairs import encode_groups
-from trainer.data.rankings import best_first, check_known, read_run
+from trainer.data.rankings import best_first, of_known_queries, read_run
 from trainer.data.records import DataError, QueryGroup, Scores
 from trainer.scoring.prefetch import prefetched
 
@@ -149,9 +150,16 @@ def progress(name: str, pairs: int, **settings: Any) -> tqdm[NoReturn]:
 
 
 def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
-    """``-log(rank)`` of every pair that the run ranks; raises DataError for pairs that no group has."""
-    ranking = read_run(path)
-    check_known(ranking, groups, path)
+    """``-log(rank)`` of every pair of a group that the run ranks.
+
+    A line says how many of its queries are in no group. Raises DataError for a document that its group has not.
+    """
+    read = read_run(path)
+    ranking = of_known_queries(read, groups, path)
+    if others := len(read) - len(ranking):
+        print(
+            f"{path}: {others:,} of its {len(read):,} queries are not in the data: they are left out", file=sys.stderr
+        )
     for query_id, documents in ranking.items():
         for rank, doc_id in enumerate(best_first(documents), start=1):
             yield query_id, doc_id, -math.log(rank)
