@@ -22,6 +22,9 @@ def test_mask_is_block_diagonal_and_finite() -> None:
     assert seen.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     causal = attention_mask(segments, causal=True, dtype=torch.float16)[0, 0]
     assert (causal == 0).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert (attention_mask(torch.ones(1, 4), causal=False, dtype=torch.float16, reach=2)[0, 0] == 0).tolist() == [
+        [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1],
+    ]  # fmt: skip
     assert causal.isfinite().all()
     assert causal.min() == MASKED
 
