@@ -86,7 +86,8 @@ def _modernbert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool
     heads_RL3HD = attention.Wqkv(last.attn_norm(states_RLH)).unflatten(-1, (3, -1, attention.head_dim))
     queries, keys, values = (heads_RLHD.transpose(1, 2) for heads_RLHD in heads_RL3HD.unbind(2))
     queries, keys = apply_rotary_pos_emb(queries, keys, *turns[kind])
-    queries = torch.take_along_dim(queries, pool_positions_RS[:, None, :, None], dim=2)
+    places_RHSD = pool_positions_RS[:, None, :, None].expand(-1, queries.shape[1], -1, attention.head_dim)
+    queries = torch.gather(queries, 2, places_RHSD)
     mask_R1SL = at_positions(masks[kind][:, 0], pool_positions_RS)[:, None]
     context_RSH = _attended(attention, queries, keys, values, mask_R1SL, attention.attention_dropout)
     pooled_RSH = at_positions(states_RLH, pool_positions_RS) + attention.out_drop(attention.Wo(context_RSH))
