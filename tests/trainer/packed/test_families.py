@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_roberta, tiny_xlm_roberta
+from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta
 from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_scorer
 from trainer.packed import forward
 from trainer.packed.body import is_decoder
@@ -216,7 +216,7 @@ def test_positions_that_begin_elsewhere_leave_fewer(encoder_of: Callable[..., Pa
         check_packing(short, encoder_of(short, 2), "base")
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_roberta, tiny_xlm_roberta])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta])
 def test_a_saved_student_scores_the_same_in_other_loaders(make: Any, tmp_path: Path) -> None:
     """sentence-transformers' CrossEncoder, and transformers with the tokenizer's own template, in one padded batch."""
     directory = make(tmp_path / "student")
