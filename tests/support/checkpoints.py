@@ -70,6 +70,16 @@ def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
     return tiny_roberta(directory, family="xlm-roberta", **encoding)
 
 
+def tiny_modernbert(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+    """A ModernBERT scorer with BERT's template and no token types; its second layer sees 8 tokens to either side."""
+    tokenizer = _wordpiece()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    settings = {"style": "encoder", "start_token": "[CLS]", "end_token": "[SEP]", **encoding}
+    control = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
+    shape = {"num_attention_heads": 2, "local_attention": 16, "max_position_embeddings": 256, **control}
+    return _saved(directory, "modernbert", tokenizer, seed, settings, shape)
+
+
 def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
     """A Llama scorer with a byte-level BPE; ``encoding`` overrides PairEncodingConfig."""
     template = {"style": "decoder", "start_token": "<s>", "end_token": "</s>"}

@@ -24,6 +24,7 @@ from model_repository.tokenizer.pair_encoding import (
 )
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
+from trainer.packed.heads import choose_pooling
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -89,6 +90,8 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True) -> Mod
     new_body = [key for key in missing if key.startswith(model.base_model_prefix) and ".pooler." not in key]
     if new_body:
         raise CheckpointError(f"{directory}: the checkpoint lacks weights of the model's body, such as {new_body[0]!r}")
+    if missing:
+        choose_pooling(model)
     if model.config.pad_token_id is None:  # the class's own pooling needs one; ours does not
         model.config.pad_token_id = 0
     return model.eval()

@@ -1,9 +1,9 @@
 """The body of a model: the states of all tokens after the last layer, or only of those that stand for pairs.
 
 Of a pair only one token's last state is read. Where the design of the last layer is known, only keys and values are
-computed for every token; the rest of the layer, five sixths of its work, runs on one token for each pair. For 6
-layers that saves about a sixth of all. The result is the same.
-In the names of shapes, D is the width of an attention head; in RSHD, H is the heads.
+computed for every token; the rest of the layer, most of its work, runs on one token for each pair. For 6 layers that
+saves about a sixth of all. The result is the same.
+In the names of shapes, D is the width of an attention head; in RSHD and RHLD, H is the heads.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-FAMILIES = {"bert", "roberta", "xlm-roberta", "camembert", "electra"}  # one design of the layer
+Masks = dict[str, Tensor]  # [R, 1, L, L] for each kind of layer, by transformers' name of the kind
 
 
 def reads_pooled_tokens(model: Any) -> bool:
@@ -24,9 +25,11 @@ def reads_pooled_tokens(model: Any) -> bool:
     A layer that FSDP has sharded only runs as a whole, and attention that is written into the layer (``eager``)
     cannot be called from outside.
     """
-    if model.config.model_type not in FAMILIES or model.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:
+    family, kernel = model.config.model_type, model.config._attn_implementation
+    if family not in POOLED_STATES or kernel not in ALL_ATTENTION_FUNCTIONS:
         return False
-    return not isinstance(next(model.base_model.encoder.layer[-1].parameters()), DTensor)
+    layers = model.base_model.layers if family == "modernbert" else model.base_model.encoder.layer
+    return not isinstance(next(layers[-1].parameters()), DTensor)
 
 
 def at_positions(values_RLX: Tensor, positions_RS: Tensor) -> Tensor:
@@ -34,17 +37,24 @@ def at_positions(values_RLX: Tensor, positions_RS: Tensor) -> Tensor:
     return torch.gather(values_RLX, 1, positions_RS[:, :, None].expand(-1, -1, values_RLX.shape[-1]))
 
 
-def body_states(model: Any, inputs: dict[str, Tensor], mask_R1LL: Tensor) -> Tensor:
+def body_states(model: Any, inputs: dict[str, Tensor], masks: Masks) -> Tensor:
     """The last states [R, L, H] of all tokens; ``inputs`` are those of the embeddings."""
     settings = {"use_cache": False} if is_decoder(model) else {}
-    states_RLH: Tensor = model.base_model(**inputs, attention_mask=mask_R1LL, **settings).last_hidden_state
+    mask = masks if len(masks) > 1 else next(iter(masks.values()))  # a mapping only where layers differ
+    states_RLH: Tensor = model.base_model(**inputs, attention_mask=mask, **settings).last_hidden_state
     return states_RLH
 
 
-def pooled_states(model: Any, inputs: dict[str, Tensor], mask_R1LL: Tensor, pool_positions_RS: Tensor) -> Tensor:
+def pooled_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
     """The last states [R, S, H] of the tokens at ``pool_positions_RS``."""
     if not reads_pooled_tokens(model):
-        return at_positions(body_states(model, inputs, mask_R1LL), pool_positions_RS)
+        return at_positions(body_states(model, inputs, masks), pool_positions_RS)
+    states_RSH: Tensor = POOLED_STATES[model.config.model_type](model, inputs, masks, pool_positions_RS)
+    return states_RSH
+
+
+def _bert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
+    (mask_R1LL,) = masks.values()
     *layers, last = model.base_model.encoder.layer
     states_RLH = model.base_model.embeddings(**inputs)
     if hasattr(model.base_model, "embeddings_project"):  # Electra's smaller embeddings
@@ -53,26 +63,60 @@ def pooled_states(model: Any, inputs: dict[str, Tensor], mask_R1LL: Tensor, pool
         states_RLH = layer(states_RLH, mask_R1LL)
     attention = last.attention.self
     pooled_RSH = at_positions(states_RLH, pool_positions_RS)
-    rows, width = states_RLH.shape[0], attention.attention_head_size
     queries, keys, values = (
-        matrix(states).view(rows, -1, attention.num_attention_heads, width).transpose(1, 2)
+        matrix(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         for matrix, states in (
             (attention.query, pooled_RSH), (attention.key, states_RLH), (attention.value, states_RLH),
         )
     )  # fmt: skip
-    attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
+    mask_R1SL = at_positions(mask_R1LL[:, 0], pool_positions_RS)[:, None]
+    context_RSH = _attended(attention, queries, keys, values, mask_R1SL, attention.dropout.p)
+    states_RSH: Tensor = last.feed_forward_chunk(last.attention.output(context_RSH, pooled_RSH))
+    return states_RSH
+
+
+def _modernbert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
+    body, states_RLH = model.base_model, model.base_model.embeddings(inputs["input_ids"])
+    turns = {kind: body.rotary_emb(states_RLH, inputs["position_ids"], kind) for kind in masks}
+    *layers, last = body.layers
+    for layer in layers:
+        kind = layer.attention_type
+        states_RLH = layer(states_RLH, attention_mask=masks[kind], position_embeddings=turns[kind])
+    attention, kind = last.attn, last.attention_type
+    heads_RL3HD = attention.Wqkv(last.attn_norm(states_RLH)).unflatten(-1, (3, -1, attention.head_dim))
+    queries, keys, values = (heads_RLHD.transpose(1, 2) for heads_RLHD in heads_RL3HD.unbind(2))
+    queries, keys = apply_rotary_pos_emb(queries, keys, *turns[kind])
+    places_RHSD = pool_positions_RS[:, None, :, None].expand(-1, queries.shape[1], -1, attention.head_dim)
+    queries = torch.gather(queries, 2, places_RHSD)
+    mask_R1SL = at_positions(masks[kind][:, 0], pool_positions_RS)[:, None]
+    context_RSH = _attended(attention, queries, keys, values, mask_R1SL, attention.attention_dropout)
+    pooled_RSH = at_positions(states_RLH, pool_positions_RS) + attention.out_drop(attention.Wo(context_RSH))
+    states_RSH: Tensor = body.final_norm(pooled_RSH + last.mlp(last.mlp_norm(pooled_RSH)))
+    return states_RSH
+
+
+def _attended(
+    attention: Any, queries_RHSD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mask_R1SL: Tensor, dropout: float
+) -> Tensor:
+    """The mix of values [R, S, H] that the layer's kernel gives to the queries of pooled tokens."""
+    attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
     context_RSHD, _ = attend(
         attention,
-        queries,
-        keys,
-        values,
-        at_positions(mask_R1LL[:, 0], pool_positions_RS)[:, None],
-        dropout=attention.dropout.p if model.training else 0.0,
-        scaling=attention.scaling,
+        queries_RHSD,
+        keys_RHLD,
+        values_RHLD,
+        mask_R1SL,
+        dropout=dropout if attention.training else 0.0,
+        scaling=queries_RHSD.shape[-1] ** -0.5,
     )
-    attended_RSH = last.attention.output(context_RSHD.flatten(2), pooled_RSH)
-    states_RSH: Tensor = last.feed_forward_chunk(attended_RSH)
-    return states_RSH
+    return context_RSHD.flatten(2)  # type: ignore[no-any-return]
+
+
+# By family; BERT's kin have one design of the layer.
+POOLED_STATES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _bert_states),
+    "modernbert": _modernbert_states,
+}
 
 
 def is_decoder(model: Any) -> bool:

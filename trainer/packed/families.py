@@ -11,6 +11,10 @@ from trainer.packed.body import is_decoder
 
 UNPACKABLE = {"bloom", "deberta", "deberta-v2"}
 NO_MASK = "its attention takes no mask that keeps the pairs of a row apart"
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
+# Families with windows. One mask goes into every layer, whatever layer_types says; or each kind of layer has its own.
+ONE_MASK = {"ministral3", "mistral", "mixtral", "phi3", "starcoder2"}
+MASK_OF_KIND = {"exaone4", "gemma2", "gemma3_text", "ministral", "modernbert", "olmo3", "qwen2", "qwen3", "smollm3"}
 
 
 class Window(NamedTuple):
@@ -42,7 +46,7 @@ def why_unpackable(model: Any, encoding: PairEncodingConfig, highest_token: int,
     if limit is not None and encoding.max_pair_tokens > limit:
         return f"max_pair_tokens {encoding.max_pair_tokens} is above the model's {limit} positions"
     window = narrowest_window(model.config)
-    if window is not None and encoding.max_pair_tokens > window.tokens:
+    if window is not None and SLIDING not in reach_of_layers(model.config) and encoding.max_pair_tokens > window.tokens:
         return (
             f"max_pair_tokens {encoding.max_pair_tokens} is above the {window.tokens} tokens that the sliding "
             f"window of this {family} model sees ({window.setting}): packed, longer pairs would score differently"
@@ -68,16 +72,25 @@ def usable_positions(model: Any) -> int | None:
     return None if limit is None else int(limit) - position_offset(model)
 
 
-def narrowest_window(config: Any) -> Window | None:
-    """The narrowest attention of a model's layers, if any of them does not see a whole text.
+def reach_of_layers(config: Any) -> dict[str, int | None]:
+    """How many tokens away, itself included, a token of each kind of layer sees; None where it sees its whole pair.
 
-    The packed mask joins all tokens of a pair. It is right only for pairs that no window cuts.
+    Where it is not known how a family takes masks of several kinds, all layers count as seeing whole pairs, which is
+    right for pairs that no window cuts.
     """
+    family, window = config.model_type, narrowest_window(config)
+    if window is None or family not in ONE_MASK | MASK_OF_KIND:
+        return {FULL: None}
+    kinds = [SLIDING] if family in ONE_MASK else config.layer_types
+    return {kind: window.tokens if kind == SLIDING else None for kind in kinds}
+
+
+def narrowest_window(config: Any) -> Window | None:
+    """The narrowest attention of a model's layers, if any of them does not see a whole text."""
     kinds = getattr(config, "layer_types", None) or []
     if "chunked_attention" in kinds:
         return Window(config.attention_chunk_size, "attention_chunk_size")
-    # Mistral's one mask has the window for every layer, whatever layer_types says.
-    sliding = not kinds or "sliding_attention" in kinds or config.model_type == "mistral"
+    sliding = not kinds or SLIDING in kinds or config.model_type in ONE_MASK
     if not sliding or not getattr(config, "use_sliding_window", True):
         return None
     if config.model_type == "modernbert":  # local_attention / 2 tokens to either side

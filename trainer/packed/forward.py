@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import PackedBatch
-from trainer.packed.body import body_states, is_decoder, pooled_states, takes_token_types
+from trainer.packed.body import Masks, body_states, is_decoder, pooled_states, takes_token_types
+from trainer.packed.families import reach_of_layers
 from trainer.packed.heads import next_token_logits, score_head
 
 # Finite, and representable in float16: infinities turn empty rows into NaN.
@@ -33,8 +34,8 @@ def packed_scores(
 
     Raises UnknownHeadError, which ``packed.check`` finds whenever a model is loaded.
     """
-    inputs, mask_R1LL = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
-    pooled_RSH = pooled_states(model, inputs, mask_R1LL, pool_positions)
+    inputs, masks = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
+    pooled_RSH = pooled_states(model, inputs, masks, pool_positions)
     return score_head(model, pooled_RSH.flatten(0, 1)).reshape(pool_positions.shape)
 
 
@@ -61,20 +62,28 @@ def packed_readings(model: Any, batch: PackedBatch) -> Tensor:
     return head(model, pooled_RSH.flatten(0, 1))[torch.from_numpy(batch.slots).long().to(model.device)]
 
 
-def attention_mask(segment_ids: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Block-diagonal additive mask [R, 1, L, L]: a token sees its own pair (if causal, up to itself)."""
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+def attention_mask(segment_ids: Tensor, causal: bool, dtype: torch.dtype, reach: int | None = None) -> Tensor:
+    """Block-diagonal additive mask [R, 1, L, L]: a token sees its own pair (if causal, up to itself).
+
+    With ``reach`` it sees only those tokens of the pair that are fewer places away than that.
+    """
+    seen = segment_ids[:, :, None] == segment_ids[:, None, :]
+    places = torch.arange(segment_ids.shape[1], device=segment_ids.device)
+    behind = places[None, :, None] - places[None, None, :]
     if causal:
-        places = torch.arange(segment_ids.shape[1], device=segment_ids.device)
-        same = same & (places[None, :, None] >= places[None, None, :])
-    return torch.where(same, 0.0, MASKED).to(dtype)[:, None]
+        seen = seen & (behind >= 0)
+    if reach is not None:
+        seen = seen & (behind.abs() < reach)
+    return torch.where(seen, 0.0, MASKED).to(dtype)[:, None]
 
 
 def _inputs(
     model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, segment_ids: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The inputs of the model's embeddings, and the mask [R, 1, L, L] of its layers."""
+) -> tuple[dict[str, Tensor], Masks]:
+    """The inputs of the model's embeddings, and the masks of its layers."""
     inputs = {"input_ids": input_ids, "position_ids": position_ids}
     if takes_token_types(model):
         inputs["token_type_ids"] = token_type_ids
-    return inputs, attention_mask(segment_ids, is_decoder(model), model.dtype)
+    causal, reaches = is_decoder(model), reach_of_layers(model.config)
+    masks = {kind: attention_mask(segment_ids, causal, model.dtype, reach) for kind, reach in reaches.items()}
+    return inputs, masks

@@ -45,6 +45,12 @@ ENCODER_HEADS: dict[str, Head] = {
 POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
 
 
+def choose_pooling(model: Any) -> None:
+    """Let a new head read the first token alone, in families that leave the choice to the configuration."""
+    if pooling := POOLING.get(model.config.model_type):
+        model.config.classifier_pooling = model.classifier_pooling = pooling  # EuroBERT's class keeps a copy
+
+
 def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     """Float32 logits [N] from the states [N, H] of the tokens that stand for N pairs.
 

@@ -22,23 +22,24 @@ from engines.quantise import fp8
 from engines.quantise.calibration import read_calibration
 from engines.records import OUTPUT, Dimensions, EngineError, Graph
 from model_repository.tokenizer.pair_encoding import INPUTS, PairEncoder
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 
 RTX = "tensorrt_rtx"
 DIMENSIONS = Dimensions(row_length=64, slots_per_row=4, max_rows=40)
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "fp8": "FP8"}
-# In two layers: query, key, value, output and two or three of the feed-forward part.
-LINEARS = {tiny_bert: 12, tiny_llama: 14}
+# In two layers: query, key, value (ModernBERT's are one), output and two or three of the feed-forward part.
+LINEARS = {tiny_bert: 12, tiny_llama: 14, tiny_modernbert: 8}
 ATTENTION_PRODUCTS = 4  # logits and mixing
-# The score head stays in float32: BERT's pooler and classifier, a decoder's score.
-HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1}
+# The score head stays in float32: an encoder's dense layer and classifier, a decoder's score.
+HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1, tiny_modernbert: 2}
 CAPABILITIES = {
     (tiny_bert, "fp32"): {"8.6": "model.sm86.plan"},
     (tiny_bert, "fp16"): {"8.0": "model.sm80.plan", "8.6": "model.sm86.plan", "12.0": "model.sm120.plan"},
     (tiny_bert, "bf16"): {"8.6": "model.sm86.plan"},
     (tiny_llama, "fp16"): {"8.9": "model.sm89.plan"},
+    (tiny_modernbert, "fp16"): {"8.6": "model.sm86.plan"},
     (tiny_bert, "fp8"): {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"},
     (tiny_llama, "fp8"): {"8.9": "model.sm89.plan"},
 }
@@ -175,7 +176,7 @@ def test_what_the_builder_says_is_in_the_error(exports: Exports, tmp_path: Path)
         tensorrt.build(exports.graph(tiny_bert, "fp8"), RTX, ["8.6"], tmp_path)
 
 
-@pytest.mark.parametrize("maker", LINEARS)
+@pytest.mark.parametrize("maker", [tiny_bert, tiny_llama])
 def test_fp8_weights_take_a_byte_each_and_every_activation_has_its_scale(exports: Exports, maker: Maker) -> None:
     graph = exports.graph(maker, "fp8")
     model = onnx.load(graph.path)
@@ -188,7 +189,7 @@ def test_fp8_weights_take_a_byte_each_and_every_activation_has_its_scale(exports
     assert all(np.isfinite(numpy_helper.to_array(tensor)) for tensor in scales)
 
 
-@pytest.mark.parametrize("maker", LINEARS)
+@pytest.mark.parametrize("maker", [tiny_bert, tiny_llama])
 def test_fp8_scores_rank_as_the_model_does(exports: Exports, maker: Maker) -> None:
     """Far from chance, for three bits of mantissa on a drawn model, whose scores lie close together."""
     encoder = exports.encoder(maker)

@@ -16,7 +16,7 @@ from engines.job import BuildArguments, Job
 from engines.records import BuiltEngine, EngineError
 from model_repository.student.runtime.torch_engine import EngineStartError, TorchEngine, sizes
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PackedBatch, chunks, unpack
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
@@ -52,7 +52,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return built(partial(tiny_bert, layers=1), "fp32", tmp_path_factory.mktemp("torch"))
 
 
-@pytest.mark.parametrize(("maker", "precision"), [(tiny_bert, "bf16"), (tiny_llama, "fp32"), (tiny_llama, "fp16")])
+@pytest.mark.parametrize(
+    ("maker", "precision"), [(tiny_bert, "bf16"), (tiny_modernbert, "fp32"), (tiny_llama, "fp32"), (tiny_llama, "fp16")]
+)
 def test_program_scores_as_the_model(maker: Callable[..., Path], precision: str, tmp_path: Path) -> None:
     got = built(maker, precision, tmp_path)
     assert [path.name for path in got.engine.files] == ["model.pt2"]

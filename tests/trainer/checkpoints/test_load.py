@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+)
 
+from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import SMALL
 from tests.support.stages import FEW
 from trainer import init, pretrain, rank_sft, score
-from trainer.checkpoints.load import CheckpointError, load_causal_lm, load_for_training, load_scorer
+from trainer.checkpoints.load import CheckpointError, check_packing, load_causal_lm, load_for_training, load_scorer
 from trainer.measures.costs import read_shape
 
 
@@ -35,6 +42,18 @@ def test_a_causal_lm_is_no_scorer_until_it_is_trained(tmp_path: Path, llama: Pat
     with pytest.raises(CheckpointError, match=r"no 'score.weight': it is not a trained scorer"):
         load_scorer(directory)
     assert load_for_training(directory).config.num_labels == 1
+
+
+@pytest.mark.parametrize(("family", "other"), [("modernbert", "mean"), ("eurobert", "late")])
+def test_a_new_head_reads_the_first_token(family: str, other: str, tmp_path: Path, bert: Path) -> None:
+    """Base models of the hub are published with another pooling in their configuration."""
+    control = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 3)
+    config = AutoConfig.for_model(family, **SMALL, **control, num_key_value_heads=4, classifier_pooling=other)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    check_packing(load_for_training(tmp_path), PairEncoder.load(bert), family)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="pools over all tokens"):
+        load_scorer(tmp_path, PairEncoder.load(bert))
 
 
 CODE = {

@@ -30,6 +30,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
     # With dropout in attention, SDPA on a CPU leaves its fused kernel, which GPUs do not.
     "bert": {"attention_probs_dropout_prob": 0.0},
+    "modernbert": {
+        "local_attention": 32,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2),
+    },
 }
 
 
@@ -75,7 +79,7 @@ def forward(model: Any, batch: LanguageBatch) -> torch.Tensor:
     [
         ("llama", False, 0, False, False), ("qwen3", True, 0, False, True), ("qwen3", True, 0, True, True),
         ("bert", False, 0, False, True), ("bert", False, 0, True, False), ("llama", False, 4, False, False),
-        ("llama", True, 4, False, True), ("llama", True, 4, True, True),
+        ("llama", True, 4, False, True), ("llama", True, 4, True, True), ("modernbert", False, 0, False, False),
     ],
 )  # fmt: skip
 def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
@@ -114,7 +118,7 @@ def test_scoring_peaks_near_the_plan(tmp_path: Path, batch: LanguageBatch, famil
     ("family", "causal", "rank", "checkpointing"),
     [
         ("llama", False, 0, False), ("llama", True, 0, False), ("bert", False, 0, False), ("llama", True, 4, False),
-        ("llama", False, 0, True),
+        ("llama", False, 0, True), ("modernbert", False, 0, False),
     ],
 )  # fmt: skip
 def test_flops_are_about_those_that_pytorch_counts(

@@ -14,20 +14,30 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
-from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_roberta, tiny_xlm_roberta
+from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta
 from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_scorer
+from trainer.packed import forward
 from trainer.packed.body import is_decoder
-from trainer.packed.families import narrowest_window, position_offset
+from trainer.packed.families import (
+    FULL,
+    MASK_OF_KIND,
+    ONE_MASK,
+    SLIDING,
+    narrowest_window,
+    position_offset,
+    reach_of_layers,
+)
 
 LONGEST = LIMITS["max_pair_tokens"]
+WINDOW = 16
 CONTROL_TOKENS: dict[str, Any] = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
-SOME_LAYERS = {"use_sliding_window": True, "max_window_layers": 1}
 GROUPED = {"num_key_value_heads": 4, "head_dim": 8}
+SEEN = {**GROUPED, "sliding_window": WINDOW}
+MIXED = {**SEEN, "layer_types": [SLIDING, FULL]}
 DOCUMENTS = [
     Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 40)
 ]  # the last ones are cut
 
-MODERNBERT: tuple[str, dict[str, Any]] = ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (LONGEST - 1)})
 ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
     ("electra", {"embedding_size": 32}),
@@ -39,26 +49,32 @@ ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("xlm-roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("camembert", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("mpnet", {"pad_token_id": 1}),
-    MODERNBERT,
+    ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (WINDOW - 1)}),
 ]
 DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("qwen2", {"num_key_value_heads": 4}),
-    (
-        "qwen2",
-        {"num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": LONGEST, "max_window_layers": 1},
-    ),
     ("qwen3", GROUPED),
     ("gemma", GROUPED),
-    ("gemma2", {**GROUPED, "sliding_window": LONGEST}),
-    ("gemma3_text", {**GROUPED, "sliding_window": LONGEST, "layer_types": ["sliding_attention", "full_attention"]}),
-    ("mistral", {**GROUPED, "sliding_window": LONGEST}),
     ("gpt2", {}),
     ("gpt_neox", {}),
     ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     ("falcon", {}),
+    ("exaone4", MIXED),
+    ("gemma2", SEEN),
+    ("gemma3_text", MIXED),
+    ("ministral", MIXED),
+    ("ministral3", SEEN),
+    ("mistral", MIXED),
+    ("mixtral", {**SEEN, "num_local_experts": 2}),
+    ("olmo3", {**MIXED, "eos_token_id": 3}),
+    ("phi3", {**SEEN, "eos_token_id": 3}),
+    ("qwen2", {**SEEN, "use_sliding_window": True, "max_window_layers": 1}),
+    ("qwen3", {**SEEN, "use_sliding_window": True, "max_window_layers": 0}),
+    ("smollm3", {**MIXED, "use_sliding_window": True, "bos_token_id": 2, "eos_token_id": 3}),
+    ("starcoder2", {**SEEN, "bos_token_id": 2, "eos_token_id": 3}),
 ]
-WINDOWED = [MODERNBERT, *((family, settings) for family, settings in DECODERS if "sliding_window" in settings)]
+WINDOWED = [each for each in (*ENCODERS, *DECODERS) if {"sliding_window", "local_attention"} & {*each[1]}]
 
 
 def tiny(family: str, settings: dict[str, Any], kind: Any = AutoModelForSequenceClassification) -> Any:
@@ -116,14 +132,29 @@ def window_of(family: str) -> str:
     return "local_attention" if family == "modernbert" else "sliding_window"
 
 
+def test_every_family_with_windows_is_tried() -> None:
+    assert {family for family, _ in WINDOWED} == ONE_MASK | MASK_OF_KIND
+
+
+@pytest.mark.parametrize(("family", "settings"), WINDOWED)
+def test_a_window_that_is_left_out_is_found(
+    family: str, settings: dict[str, Any], encoder_of: Callable[..., PairEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a checkpoint is loaded, a mask that joins all tokens of a long pair is seen to be wrong."""
+    model = tiny(family, settings)
+    monkeypatch.setattr(forward, "reach_of_layers", lambda config: dict.fromkeys(reach_of_layers(config)))
+    with pytest.raises(CheckpointError, match=f"{family} model differ from scores alone"):
+        check_packing(model, encoder_of(model), family)
+
+
 @pytest.mark.parametrize(("family", "settings"), WINDOWED)
 def test_the_windows_numbers_are_those_of_transformers(family: str, settings: dict[str, Any]) -> None:
-    """A pair of as many tokens as the window scores alone as if there were none; one token more, and it does not."""
+    """A text of as many tokens as the window scores as if there were none; one token more, and it does not."""
     model, wide = tiny(family, settings), tiny(family, {**settings, window_of(family): 1000})
     window = narrowest_window(model.config)
-    assert window is not None and window.tokens == LONGEST
+    assert window is not None and window.tokens == WINDOW
     first = torch.full((1, 1), 7)
-    tokens = torch.randint(10, 390, (1, LONGEST), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(10, 390, (1, WINDOW), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for each, same in ((tokens, True), (torch.cat([first, tokens], dim=1), False)):
             body, without = (net.base_model(each).last_hidden_state for net in (model, wide))
@@ -151,19 +182,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("falcon", {"alibi": True}, NO_MASK),
     ("t5", {}, "a t5 model cannot be packed: ValueError: You must specify"),
     ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "mean"}, POOLS + "bos"),
-    ("modernbert", {**CONTROL_TOKENS, "classifier_pooling": "mean", "local_attention": 100}, POOLS + "cls"),
+    ("modernbert", {**CONTROL_TOKENS, "classifier_pooling": "mean"}, POOLS + "cls"),
     ("bert", {"vocab_size": 20}, "the model knows 20 tokens"),
     ("bert", {"max_position_embeddings": 40}, f"max_pair_tokens {LONGEST} is above the model's 40 positions"),
     ("roberta", {"pad_token_id": 1}, "roberta model begin at 2, and pair_encoding.json says position_offset 0: make"),
     ("llama", {"pad_token_id": 3}, "pad_token_id and the end of a pair are both token 3"),
-    *(
-        (
-            family,
-            {**settings, window_of(family): settings[window_of(family)] - (2 if family == "modernbert" else 1)},
-            f"max_pair_tokens {LONGEST} is above the {LONGEST - 1} tokens that the sliding window of this {family} "
-            f"model sees ({window_of(family)})",
-        )
-        for family, settings in WINDOWED
+    (
+        "phimoe",
+        {**SEEN, "sliding_window": LONGEST - 1},
+        f"max_pair_tokens {LONGEST} is above the {LONGEST - 1} tokens that the sliding window of this phimoe model "
+        "sees (sliding_window)",
     ),
 ]
 
@@ -188,7 +216,7 @@ def test_positions_that_begin_elsewhere_leave_fewer(encoder_of: Callable[..., Pa
         check_packing(short, encoder_of(short, 2), "base")
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_roberta, tiny_xlm_roberta])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta])
 def test_a_saved_student_scores_the_same_in_other_loaders(make: Any, tmp_path: Path) -> None:
     """sentence-transformers' CrossEncoder, and transformers with the tokenizer's own template, in one padded batch."""
     directory = make(tmp_path / "student")

@@ -1,18 +1,24 @@
-"""The packed forward: its mask, and its losses as those of each pair alone. Its scores are in test_families.py."""
+"""The packed forward: its mask, and its scores, gradients and losses as those of each pair alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import tiny_llm, training_groups
+from model_repository.tokenizer.pair_encoding import INPUTS, FlatPairs, Layout, PairEncoder
+from tests.support.checkpoints import SMALL, tiny_llm, training_groups
 from trainer.checkpoints.load import load_causal_lm
 from trainer.data.pairs import encode_groups
-from trainer.packed.forward import IGNORED, MASKED, attention_mask, packed_token_losses
+from trainer.packed.body import is_decoder
+from trainer.packed.forward import IGNORED, MASKED, attention_mask, packed_scores, packed_token_losses
 from trainer.training.batches import LanguageCollator
 
 
@@ -22,8 +28,45 @@ def test_mask_is_block_diagonal_and_finite() -> None:
     assert seen.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     causal = attention_mask(segments, causal=True, dtype=torch.float16)[0, 0]
     assert (causal == 0).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert (attention_mask(torch.ones(1, 4), causal=False, dtype=torch.float16, reach=2)[0, 0] == 0).tolist() == [
+        [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1],
+    ]  # fmt: skip
     assert causal.isfinite().all()
     assert causal.min() == MASKED
+
+
+LONGEST = 500
+WINDOWED: dict[str, dict[str, Any]] = {
+    "modernbert": {"local_attention": 32, "cls_token_id": 2, "sep_token_id": 3},
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+@settings(max_examples=8)
+@given(lengths=st.lists(st.integers(2, LONGEST), min_size=2, max_size=8))
+def test_pairs_longer_than_the_window_score_and_teach_as_they_do_alone(family: str, lengths: list[int]) -> None:
+    """The gradients are those of the mean square of the scores."""
+    torch.manual_seed(0)
+    own = {"sliding_window": 16, "num_key_value_heads": 4, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
+    config = AutoConfig.for_model(family, **{**SMALL, "max_position_embeddings": 512, **own, **WINDOWED[family]})
+    model: Any = AutoModelForSequenceClassification.from_config(config).train()
+    tokens = torch.randint(4, SMALL["vocab_size"], (sum(lengths),), dtype=torch.int32)
+    sizes = np.array(lengths)
+    pairs = FlatPairs(tokens.numpy(), sizes, sizes // 2, np.zeros(len(sizes), np.bool_))
+    batch = Layout(512, 8, pool_last=is_decoder(model)).pack(pairs)
+    rows = dict(zip(INPUTS, map(torch.from_numpy, batch.rows), strict=True))
+
+    together = packed_scores(model, **{name: row.long() for name, row in rows.items()}).flatten()[batch.slots]
+    alone = torch.stack([model(torch.from_numpy(pair.token_ids)[None].long()).logits[0, 0] for pair in pairs])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    ours, theirs = (
+        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(scores.square().mean(), weights)])
+        for scores in (together, alone)
+    )
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> None:
