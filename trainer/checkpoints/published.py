@@ -45,13 +45,12 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
     Raises CheckpointError where flags, name, model and tokenizer do not go together.
     """
     reranker = _reranker_of(arguments, name, config)
-    has_head = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-    if has_head:
+    if has_head(config):
         reranker = _with_head(arguments, reranker, name)
     if reranker is None:
         return load_causal_lm(name), None
     reranker = _filled(reranker, tokenizer, name)
-    if has_head:
+    if has_head(config):
         return load_for_training(name, allow_new_head=False), reranker
     yes, no = (text if text is None else _one_token(text, tokenizer, name) for text in (reranker.yes, reranker.no))
     if yes is None or yes == no:
@@ -59,6 +58,11 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
             f"{name}: --prompt needs --yes_token, whose logit is the score, and another --no_token or none"
         )
     return _scorer_of(load_causal_lm(name), yes, no, name), reranker
+
+
+def has_head(config: Any) -> bool:
+    """Whether a checkpoint is a scorer already, by its configuration."""
+    return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 
 def refuse_flags(arguments: RerankerArguments, why: str) -> None:

@@ -316,6 +316,9 @@ def test_models_that_no_prompt_makes_a_teacher(
     capped = tiny_reranker(tmp_path / "capped", "gemma2", gemma_tokenizer(), final_logit_softcapping=1.0)
     message = fails(init, capsys, "--pretrained", capped, *flags, *out)
     assert "the logits of this gemma2 model are capped, scaled or shifted" in message
+    three = AutoConfig.for_model("bert", **{**SMALL, "num_labels": 3})
+    AutoModelForSequenceClassification.from_config(three).save_pretrained(encoder)
+    assert "its head gives 3 numbers for a pair" in fails(init, capsys, "--pretrained", encoder, *out)
     (tmp_path / "c.json").write_text("{}")
     assert "--prompt is for a reranker" in fails(init, capsys, "--config", tmp_path / "c.json", *flags, *out)
     run(init, "--pretrained", unknown, "--reranker", "none", *out)
