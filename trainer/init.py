@@ -96,8 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_checkpoint(model, encoder, tokenizer, output_dir, record)
     print(
         f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, "
-        f"padding {padding}" + (f", scored by {reranker.score}" if reranker else "")
+        f"padding {padding}"
     )
+    if reranker:
+        room = f"{encoder.template_tokens} of {settings.max_pair_tokens} tokens"
+        print(f"scored by {reranker.score}; the prompt takes {room}")
 
 
 def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker | None]:

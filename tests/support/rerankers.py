@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, GemmaTokenizer, Qwen2Tokenizer
+from tokenizers import AddedToken, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GemmaTokenizer,
+    Qwen2Tokenizer,
+)
 
-from tests.support.checkpoints import LETTERS, SMALL, TEXT
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
+from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level
 
 PROMPTS = ["instruction", "query", "document", "Query", "Document", "Instruct", "passage", "yes", "no", "Yes", "No"]
 ENDS = ["", ".", "?", "!", ":", "\n", ".\n", "?\n", ":\n", "\n\n"]  # one token of Qwen's may end a line and more
@@ -30,6 +37,23 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
     config = AutoConfig.for_model(family, **{**shape, "num_key_value_heads": 2, "head_dim": 8, **size, **settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_gte(directory: Path) -> Path:
+    """As gte-reranker-modernbert-base: a ModernBERT whose head reads the mean of all tokens."""
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    tokenizer = byte_level(special, **{f"{name[1:-1].lower()}_token": name for name in special})
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in special]
+    pair = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ids)
+    tokenizer.backend_tokenizer.post_processor = pair
+    torch.manual_seed(0)
+    named = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {**SMALL, **named, "local_attention": 1024, "classifier_pooling": "mean"}
+    config = AutoConfig.for_model("modernbert", **shape)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    PairEncodingConfig("encoder", "[CLS]", "[SEP]", **LIMITS).save(directory / ENCODING_FILE)
     return directory
 
 

@@ -42,8 +42,8 @@ ENCODER_HEADS: dict[str, Head] = {
     "eurobert": lambda model, x: model.classifier(model.activation(model.dense(x))),
     "modernbert": lambda model, x: model.classifier(model.drop(model.head(x))),
 }
-# By the setting "classifier_pooling" of these families only the first token is read, or the mean of all tokens.
-POOLING = {"eurobert": ("bos", "mean"), "modernbert": ("cls", "mean")}
+POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
+ALL_TOKENS = "mean"  # the one by which the mean of all states is read
 
 
 def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
     elif (family := model.config.model_type) in ENCODER_HEADS:
-        if family in POOLING and (pooling := model.config.classifier_pooling) not in POOLING[family]:
+        if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):
             raise UnknownHeadError(f'the "classifier_pooling" {pooling!r} of this {family} model is not supported')
         head, layer = ENCODER_HEADS[family], model.classifier
     else:
@@ -69,7 +69,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
 
 def pools_all_tokens(model: Any) -> bool:
     """Whether the head of a scorer reads the mean of a pair's states, and not the state of one token."""
-    return model.config.model_type in POOLING and model.config.classifier_pooling == "mean"
+    return model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
 
 
 def next_token_logits(model: Any, states: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ class PairEncoder:
         self._text_ids = self._ids_of_text()
         self._template = template = template_of(tokenizer, config, self._ids)
         self._longest_document = config.max_pair_tokens - sum(map(len, (template.start, template.middle, template.end)))
-        beside_texts = sum(len(self._ids(text)) for text in (*template.around_query, template.before_document))
-        if (left := self._longest_document - beside_texts) < config.max_query_tokens:
+        beside_texts = (self._ids(text) for text in (*template.around_query, template.before_document))
+        self.template_tokens = config.max_pair_tokens - self._longest_document + sum(map(len, beside_texts))
+        if (left := config.max_pair_tokens - self.template_tokens) < config.max_query_tokens:
             raise EncodingError(
                 f"max_pair_tokens {config.max_pair_tokens} leaves {left} tokens beside the template's "
-                f"{config.max_pair_tokens - left}, less than max_query_tokens {config.max_query_tokens}"
+                f"{self.template_tokens}, less than max_query_tokens {config.max_query_tokens}"
             )
 
     @property
