@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import huggingface_hub
 import transformers
 from rich.console import Console
 from transformers import HfArgumentParser
@@ -62,11 +63,13 @@ def console_of(width: int) -> Console:
 
 
 def command(body: Callable[[Sequence[str] | None], None]) -> client.command.Main:
-    """Make an entry point of ``body(argv)`` as ``client.command`` does, without transformers' own messages."""
+    """Make an entry point of ``body(argv)`` as ``client.command`` does, without the own messages of transformers and
+    of the hub's client."""
 
     @functools.wraps(body)
     def quiet(argv: Sequence[str] | None = None) -> None:
         transformers.utils.logging.set_verbosity_error()
+        huggingface_hub.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         body(argv)
 

@@ -4,7 +4,7 @@
     python -m trainer.init --pretrained Qwen/Qwen3-0.6B --output_dir runs/base
 
 What the pair encoding is made of (template, limits, row length) is decided here, once: it is data of
-the checkpoint from then on.
+the checkpoint from then on. A published reranker becomes a teacher (docs/teachers.md).
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from trainer.checkpoints.load import (
     CheckpointError,
     Model,
     check_packing,
-    load_causal_lm,
     load_for_training,
     reading,
     require_checkpoint,
 )
+from trainer.checkpoints.published import RerankerArguments, has_head, load_llm, refuse_flags
+from trainer.checkpoints.rerankers import Reranker
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separators
 from trainer.command import command, parse
@@ -74,41 +75,50 @@ class InitArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    (arguments,) = parse(argv, InitArguments)
+    arguments, flags = parse(argv, InitArguments, RerankerArguments)
     output_dir = Path(arguments.output_dir)
     refuse_existing(output_dir)
     set_seed(arguments.seed)
     if (arguments.config is None) == (arguments.pretrained is None):
         raise CheckpointError("give either --config (a fresh model) or --pretrained (a checkpoint or hub id)")
     if arguments.pretrained is not None:
-        model, tokenizer = _pretrained(arguments.pretrained)
+        model, tokenizer, reranker = _pretrained(arguments.pretrained, flags)
     else:
-        model, tokenizer = _fresh(arguments)
+        model, tokenizer, reranker = *_fresh(arguments, flags), None
     name = str(arguments.pretrained or arguments.config)
     causal = _is_causal(model.config)
-    check_tokenizer(tokenizer, model, causal, name)
+    check_tokenizer(tokenizer, model, "prompted" if reranker else "decoder" if causal else "encoder", name)
     padding = choose_pad(tokenizer, model) if causal else f"{tokenizer.pad_token} (the tokenizer's own)"
-    settings = _encoding(arguments, tokenizer, model, name)
+    settings = _encoding(arguments, tokenizer, model, reranker, name)
     encoder = PairEncoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), settings)
     check_packing(model, encoder, name)
-    record = {"stage": "init", "arguments": settings_of(arguments), "padding": padding}
+    record = {"stage": "init", "arguments": settings_of(arguments) | settings_of(flags), "padding": padding}
     save_checkpoint(model, encoder, tokenizer, output_dir, record)
     print(
         f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, "
         f"padding {padding}"
     )
+    if reranker:
+        room = f"{encoder.template_tokens} of {settings.max_pair_tokens} tokens"
+        print(f"scored by {reranker.score}; the prompt takes {room}")
 
 
-def _pretrained(name: str) -> tuple[Any, Any]:
+def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker | None]:
     require_checkpoint(name)
     with reading(name, "a model with a tokenizer"):
         config = AutoConfig.from_pretrained(name, **NO_CODE)
         tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
-    model = load_causal_lm(name) if _is_causal(config) else load_for_training(name)
-    return model, tokenizer
+    if has_head(config) and config.num_labels != 1:
+        raise CheckpointError(f"{name}: its head gives {config.num_labels} numbers for a pair, and a score is one")
+    if not _is_causal(config):
+        refuse_flags(flags, f"{name} is an encoder, with a score of its own")
+        return load_for_training(name), tokenizer, None
+    model, reranker = load_llm(name, flags, config, tokenizer)
+    return model, tokenizer, reranker
 
 
-def _fresh(arguments: InitArguments) -> tuple[Any, Any]:
+def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any]:
+    refuse_flags(flags, "a fresh model answers nothing")
     config = _read_config(Path(str(arguments.config)))
     if not arguments.data:
         raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
@@ -170,10 +180,17 @@ def train_tokenizer(groups: Sequence[QueryGroup], vocab_size: int, causal: bool)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
-def _encoding(arguments: InitArguments, tokenizer: Any, model: Model, name: str) -> PairEncodingConfig:
+def _encoding(
+    arguments: InitArguments, tokenizer: Any, model: Model, reranker: Reranker | None, name: str
+) -> PairEncodingConfig:
     limits = ("max_query_tokens", "max_pair_tokens", "row_length", "slots_per_row", "max_documents")
     settings: dict[str, Any] = {limit: getattr(arguments, limit) for limit in limits}
-    if _is_causal(model.config):
+    if reranker is not None:
+        prefixes = (arguments.query_prefix, arguments.document_prefix)
+        if prefixes != (InitArguments.query_prefix, InitArguments.document_prefix):
+            raise CheckpointError("--query_prefix and --document_prefix do nothing where there is a prompt")
+        settings |= {"style": "decoder", "start_token": None, "end_token": None, "prompt": reranker.prompt}
+    elif _is_causal(model.config):
         settings |= {
             "style": "decoder",
             "start_token": tokenizer.bos_token if tokenizer.bos_token != tokenizer.eos_token else None,

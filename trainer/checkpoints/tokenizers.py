@@ -7,19 +7,26 @@ from typing import Any
 from trainer.checkpoints.load import CheckpointError, Model
 
 ADDED_PAD = "<pad>"
+# What a pair needs, and what must be the same in the model's configuration. A prompt brings its own control tokens.
+CONTROL_TOKENS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encoder": (("cls", "sep", "pad"), ("pad", "bos", "eos", "cls", "sep")),
+    "decoder": (("eos",), ("bos", "eos", "cls", "sep")),
+    "prompted": ((), ()),
+}
 
 
-def check_tokenizer(tokenizer: Any, model: Model, causal: bool, name: str) -> None:
+def check_tokenizer(tokenizer: Any, model: Model, kind: str, name: str) -> None:
     """Raises CheckpointError for a tokenizer that visibly belongs to another model or lacks what a pair needs.
 
-    Two vocabularies of one size with the same control tokens cannot be told apart.
+    ``kind`` is one of CONTROL_TOKENS. Two vocabularies of one size with the same control tokens cannot be told apart.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(f"{name}: its tokenizer has no tokenizer.json, which packing and serving need")
-    for token in ("eos",) if causal else ("cls", "sep", "pad"):
+    needed, compared = CONTROL_TOKENS[kind]
+    for token in needed:
         if getattr(tokenizer, f"{token}_token") is None:
             raise CheckpointError(f"{name}: its tokenizer has no {token}_token, which a pair needs")
-    for token in ("bos", "eos", "cls", "sep") if causal else ("pad", "bos", "eos", "cls", "sep"):
+    for token in compared:
         tokenizer_id = getattr(tokenizer, f"{token}_token_id", None)
         model_id = getattr(model.config, f"{token}_token_id", None)  # of eos, a list in some models
         known = model_id if isinstance(model_id, list) else [model_id]

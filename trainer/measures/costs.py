@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trainer.checkpoints.layers import find_layers
-from trainer.checkpoints.load import NO_CODE, CheckpointError, require_checkpoint
+from trainer.checkpoints.load import NO_CODE, CheckpointError, first_line, require_checkpoint
 from trainer.packed.body import is_decoder, reads_pooled_tokens
 
 LAST_LAYER = 0.25  # of a layer's work and memory, where only the tokens that are read are computed in the last one
@@ -67,8 +67,7 @@ def read_shape(name: str, causal: bool) -> Shape:
         with torch.device("meta"):
             return _shape(kind.from_config(config, dtype=torch.float32, **NO_CODE), causal)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"{name}: no model whose cost is known: {reason}") from error
+        raise CheckpointError(f"{name}: no model whose cost is known: {first_line(error)}") from error
 
 
 def _shape(model: Any, causal: bool) -> Shape:

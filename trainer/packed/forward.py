@@ -13,9 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import PackedBatch
-from trainer.packed.body import Masks, body_states, is_decoder, pooled_states, takes_token_types
+from trainer.packed.body import Masks, body_states, is_decoder, mean_states, pooled_states, takes_token_types
 from trainer.packed.families import reach_of_layers
-from trainer.packed.heads import next_token_logits, score_head
+from trainer.packed.heads import next_token_logits, pools_all_tokens, score_head
 
 # Finite, and representable in float16: infinities turn empty rows into NaN.
 MASKED = -30000.0
@@ -34,8 +34,7 @@ def packed_scores(
 
     Raises UnknownHeadError, which ``packed.check`` finds whenever a model is loaded.
     """
-    inputs, masks = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
-    pooled_RSH = pooled_states(model, inputs, masks, pool_positions)
+    pooled_RSH = _pooled(model, pool_positions, input_ids, token_type_ids, position_ids, segment_ids)
     return score_head(model, pooled_RSH.flatten(0, 1)).reshape(pool_positions.shape)
 
 
@@ -57,7 +56,7 @@ def packed_token_losses(model: Any, labels: Tensor, pool_positions: Tensor, **ro
 def packed_readings(model: Any, batch: PackedBatch) -> Tensor:
     """A scorer's logit for each pair, [N], or a causal LM's logits of the token after it, [N, vocabulary]."""
     *rows, pool_positions_RS = (torch.from_numpy(array).long().to(model.device) for array in batch.rows)
-    pooled_RSH = pooled_states(model, *_inputs(model, *rows), pool_positions_RS)
+    pooled_RSH = _pooled(model, pool_positions_RS, *rows)
     head = score_head if model.get_output_embeddings() is None else next_token_logits
     return head(model, pooled_RSH.flatten(0, 1))[torch.from_numpy(batch.slots).long().to(model.device)]
 
@@ -75,6 +74,21 @@ def attention_mask(segment_ids: Tensor, causal: bool, dtype: torch.dtype, reach:
     if reach is not None:
         seen = seen & (behind.abs() < reach)
     return torch.where(seen, 0.0, MASKED).to(dtype)[:, None]
+
+
+def _pooled(
+    model: Any,
+    pool_positions: Tensor,
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    segment_ids: Tensor,
+) -> Tensor:
+    """The states [R, S, H] that stand for the pairs."""
+    inputs, masks = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
+    if pools_all_tokens(model):
+        return mean_states(body_states(model, inputs, masks), segment_ids, pool_positions)
+    return pooled_states(model, inputs, masks, pool_positions)
 
 
 def _inputs(

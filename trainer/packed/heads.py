@@ -18,7 +18,7 @@ Head = Callable[[Any, Tensor], Tensor]  # a model and the states [N, H] of the p
 
 
 class UnknownHeadError(ValueError):
-    """The head of this family is not known, or it reads more than one token."""
+    """The head of this family is not known, or how it pools."""
 
 
 AFTER_POOLER = (
@@ -43,6 +43,7 @@ ENCODER_HEADS: dict[str, Head] = {
     "modernbert": lambda model, x: model.classifier(model.drop(model.head(x))),
 }
 POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
+ALL_TOKENS = "mean"  # the one by which the mean of all states is read
 
 
 def choose_pooling(model: Any) -> None:
@@ -55,17 +56,14 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     """Float32 logits [N] from the states [N, H] of the tokens that stand for N pairs.
 
     The head computes in the precision of its weights, outside of autocast: logits of bfloat16 tie. Raises
-    UnknownHeadError for an encoder that is not in ENCODER_HEADS, or that pools over all tokens.
+    UnknownHeadError for an encoder that is not in ENCODER_HEADS, or that pools in another way.
     """
     head: Head
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
     elif (family := model.config.model_type) in ENCODER_HEADS:
-        if family in POOLING and model.config.classifier_pooling != POOLING[family]:
-            raise UnknownHeadError(
-                f'this {family} model pools over all tokens: set "classifier_pooling": "{POOLING[family]}" '
-                "in its config.json"
-            )
+        if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):
+            raise UnknownHeadError(f'the "classifier_pooling" {pooling!r} of this {family} model is not supported')
         head, layer = ENCODER_HEADS[family], model.classifier
     else:
         raise UnknownHeadError(f"the score head of a {family} model is not supported")
@@ -73,6 +71,11 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     with _without_autocast(states_NH):
         scores_N: Tensor = head(model, states_NH)[:, 0].float()
     return scores_N
+
+
+def pools_all_tokens(model: Any) -> bool:
+    """Whether the head of a scorer reads the mean of a pair's states, and not the state of one token."""
+    return model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
 
 
 def next_token_logits(model: Any, states: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tokenizers.models import Unigram
 
 from .config import ENCODING_FILE, TOKENIZER_FILE, EncodingError, PairEncodingConfig
 from .packing import Counts, FlatPairs, IntArray, PackedBatch, firsts, spans
+from .template import make_special, template_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class Document:
 
 
 class DocumentIds(NamedTuple):
-    """Documents already tokenised, as a forward index holds them: without any template."""
+    """Documents already tokenised, as a forward index holds them: with what a prompt has in one part with the document,
+    and without any other template."""
 
     token_ids: IntArray  # [T]
     lengths: Counts  # [N]; they sum to T
@@ -54,21 +56,20 @@ class PairEncoder:
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        make_special(tokenizer, config.prompt)
         tokenizer.encode_special_tokens = True
         self._unknown = _unknown_piece(tokenizer)
         self._control_ids = {key for key, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._refuse_control_tokens_in_text()
         self._text_ids = self._ids_of_text()
-        self._start = [] if config.start_token is None else [self._control_id(config.start_token)]
-        self._end = [self._control_id(config.end_token)]
-        self._query_prefix = self._ids(config.query_prefix)
-        self._middle = self._end * config.separators if config.style == "encoder" else self._ids(config.document_prefix)
-        fixed = len(self._start) + len(self._query_prefix) + len(self._middle) + len(self._end)
-        self._text_budget = config.max_pair_tokens - fixed
-        if self._text_budget < config.max_query_tokens:
+        self._template = template = template_of(tokenizer, config, self._ids)
+        self._longest_document = config.max_pair_tokens - sum(map(len, (template.start, template.middle, template.end)))
+        beside_texts = (self._ids(text) for text in (*template.around_query, template.before_document))
+        self.template_tokens = config.max_pair_tokens - self._longest_document + sum(map(len, beside_texts))
+        if (left := config.max_pair_tokens - self.template_tokens) < config.max_query_tokens:
             raise EncodingError(
-                f"max_pair_tokens {config.max_pair_tokens} leaves {self._text_budget} tokens beside the template's "
-                f"{fixed}, less than max_query_tokens {config.max_query_tokens}"
+                f"max_pair_tokens {config.max_pair_tokens} leaves {left} tokens beside the template's "
+                f"{self.template_tokens}, less than max_query_tokens {config.max_query_tokens}"
             )
 
     @property
@@ -110,22 +111,24 @@ class PairEncoder:
 
     def tokenise(self, texts: Sequence[str]) -> list[IntArray]:
         """The ids of each text (``Document.text``), cut as in ``document_ids``."""
+        texts = [self._template.before_document + text for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        most = self._text_budget + 1
+        most = self._longest_document + 1
         return [np.array(self._as_text(encoding.ids[:most]), dtype=np.int32) for encoding in encodings]
 
     def pairs(self, query: str, documents: DocumentIds) -> FlatPairs:
         """The pairs of a query with documents that are tokenised, in order. Raises EncodingError for an empty query
         or one above ``max_document_bytes``."""
         head, query_cut = self._head(query)
-        budget = self.config.max_pair_tokens - len(head) - len(self._end)
+        end = self._template.end
+        budget = self.config.max_pair_tokens - len(head) - len(end)
         kept = np.minimum(documents.lengths, budget)
-        lengths = len(head) + kept + len(self._end)
+        lengths = len(head) + kept + len(end)
         starts = firsts(lengths)
         token_ids = np.empty(int(lengths.sum()), dtype=np.int32)
         token_ids[starts[:, None] + np.arange(len(head))] = head
         token_ids[spans(starts + len(head), kept)] = documents.token_ids[spans(firsts(documents.lengths), kept)]
-        token_ids[starts + lengths - len(self._end)] = self._end
+        token_ids[(starts + lengths - len(end))[:, None] + np.arange(len(end))] = end
         document_starts = np.full(len(lengths), len(head), dtype=np.int64)
         return FlatPairs(token_ids, lengths, document_starts, query_cut | (documents.lengths > budget))
 
@@ -157,9 +160,20 @@ class PairEncoder:
         self.check_size("the query", size)
         if not query.strip():
             raise EncodingError("the query is empty")
-        ids, most = self._ids(query), self.config.max_query_tokens
-        head = self._start + self._query_prefix + ids[:most] + self._middle
-        return np.array(head, dtype=np.int32), len(ids) > most
+        ids, query_cut = self._query_ids(query)
+        return np.array(self._template.start + ids + self._template.middle, dtype=np.int32), query_cut
+
+    def _query_ids(self, query: str) -> tuple[list[int], bool]:
+        """The query as one text with what the prompt puts around it, and whether it was cut.
+
+        A query that is cut is tokenised apart from what follows it.
+        """
+        before, after = self._template.around_query
+        ids, after_ids = self._ids(before + query + after), self._ids(after)
+        most = len(self._ids(before)) + self.config.max_query_tokens
+        if len(ids) <= most + len(after_ids):
+            return ids, False
+        return self._ids(before + query)[:most] + after_ids, True
 
     def _ids(self, text: str) -> list[int]:
         return self._as_text(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -168,12 +182,6 @@ class PairEncoder:
         if self._unknown is None:
             return ids
         return [self._unknown if token_id in self._control_ids else token_id for token_id in ids]
-
-    def _control_id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        if token_id is None:
-            raise EncodingError(f"the tokenizer has no token {token!r}, which {ENCODING_FILE} names")
-        return int(token_id)
 
     def _refuse_control_tokens_in_text(self) -> None:
         for token_id, content in self._control_tokens().items():

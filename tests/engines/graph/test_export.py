@@ -17,6 +17,7 @@ from model_repository.student.runtime.onnxruntime_engine import OnnxRuntimeEngin
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine
 from model_repository.tokenizer.pair_encoding import INPUTS, PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, tiny_roberta, write_groups
+from tests.support.rerankers import tiny_gte
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
@@ -29,7 +30,7 @@ class Exported(NamedTuple):
     groups: Path
 
 
-@pytest.fixture(scope="module", params=[tiny_bert, tiny_roberta, tiny_modernbert, tiny_llama])
+@pytest.fixture(scope="module", params=[tiny_bert, tiny_roberta, tiny_modernbert, tiny_gte, tiny_llama])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     directory = tmp_path_factory.mktemp("graph")
     checkpoint = request.param(directory / "checkpoint")

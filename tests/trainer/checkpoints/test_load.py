@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,9 +19,10 @@ from transformers import (
     LlamaConfig,
 )
 
+from bench.children import free_ports
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import SMALL
-from tests.support.stages import FEW
+from tests.support.stages import FEW, fails
 from trainer import init, pretrain, rank_sft, score
 from trainer.checkpoints.load import CheckpointError, check_packing, load_causal_lm, load_for_training, load_scorer
 from trainer.measures.costs import read_shape
@@ -115,9 +118,20 @@ def test_code_of_a_checkpoint_is_not_run(
     if expected == 0:
         read_shape(str(hostile), causal=False)
     else:
-        with pytest.raises(CheckpointError, match="contains custom code"):
+        with pytest.raises(CheckpointError, match="Python code that it brings along"):
             read_shape(str(hostile), causal=False)
     assert not ran.exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{free_ports('hub')['hub']}")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library asks again, and waits in between
+    message = fails(init, capsys, "--pretrained", "no/such-model", "--output_dir", tmp_path / "out")
+    assert message.startswith(
+        "error: no/such-model: cannot be loaded as a model with a tokenizer: We couldn't connect to"
+    )
 
 
 def test_pickled_weights_are_refused(bert: Path, data: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ WINDOW = 16
 CONTROL_TOKENS: dict[str, Any] = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
 GROUPED = {"num_key_value_heads": 4, "head_dim": 8}
 SEEN = {**GROUPED, "sliding_window": WINDOW}
+MODERNBERT: tuple[str, dict[str, Any]] = ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (WINDOW - 1)})
 MIXED = {**SEEN, "layer_types": [SLIDING, FULL]}
 DOCUMENTS = [
     Document(title="river " * size, summary="bridge " * (size // 2)) for size in range(1, 40)
@@ -45,11 +46,13 @@ ENCODERS: list[tuple[str, dict[str, Any]]] = [
     ("albert", {"embedding_size": 16}),
     ("nomic_bert", {}),
     ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "bos"}),
+    ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "mean"}),
     ("roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("xlm-roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("camembert", {"type_vocab_size": 1, "pad_token_id": 1}),
     ("mpnet", {"pad_token_id": 1}),
-    ("modernbert", {**CONTROL_TOKENS, "local_attention": 2 * (WINDOW - 1)}),
+    MODERNBERT,
+    (MODERNBERT[0], {**MODERNBERT[1], "classifier_pooling": "mean"}),
 ]
 DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
@@ -174,15 +177,13 @@ def test_a_window_that_no_layer_uses_is_none() -> None:
 
 
 NO_MASK = "a {family} model cannot be packed: its attention takes no mask"
-POOLS = 'this {family} model pools over all tokens: set "classifier_pooling": "'
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("deberta-v2", {}, NO_MASK),
     ("deberta", {}, NO_MASK),
     ("bloom", {"n_head": 4, "n_layer": 2}, NO_MASK),
     ("falcon", {"alibi": True}, NO_MASK),
     ("t5", {}, "a t5 model cannot be packed: ValueError: You must specify"),
-    ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "mean"}, POOLS + "bos"),
-    ("modernbert", {**CONTROL_TOKENS, "classifier_pooling": "mean"}, POOLS + "cls"),
+    ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "late"}, "'late' of this eurobert model is not"),
     ("bert", {"vocab_size": 20}, "the model knows 20 tokens"),
     ("bert", {"max_position_embeddings": 40}, f"max_pair_tokens {LONGEST} is above the model's 40 positions"),
     ("roberta", {"pad_token_id": 1}, "roberta model begin at 2, and pair_encoding.json says position_offset 0: make"),

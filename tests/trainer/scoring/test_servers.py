@@ -32,12 +32,14 @@ from trainer.scoring.checkpoint import named_scores, progress
 from trainer.scoring.servers import TeacherError, TritonScorer, teacher_of
 
 TOLERANCE = 1e-4
+PROMPT = ("<s>Is it said?", "A: {query}\n", "B: {document}", "</s>Yes:")
+PROMPTED = {"start_token": None, "end_token": None, "query_prefix": "", "document_prefix": "", "prompt": PROMPT}
 SECRET = "a word that no message may hold"
 
 
 @dataclass(frozen=True)
 class Served:
-    """A student and a teacher in one repository, of other dimensions each, and a server of both."""
+    """A student and a teacher with a prompt in one repository, of other dimensions each, and a server of both."""
 
     student: Path
     teacher: Path
@@ -54,7 +56,8 @@ def served(
     served_checkpoint: Path, served_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("teacher")
-    teacher = tiny_llama(root / "llama", row_length=96, slots_per_row=6, max_pair_tokens=80, max_documents=20)
+    size = {"row_length": 96, "slots_per_row": 6, "max_pair_tokens": 80, "max_documents": 20}
+    teacher = tiny_llama(root / "llama", **PROMPTED, **size)
     repository = shutil.copytree(served_repository, root / "model_repository")
     build(teacher, repository, "fp32", "--teacher")
     pool = write_groups(root / "pool.jsonl", queries=30, documents=10)

@@ -20,7 +20,15 @@ from model_repository.tokenizer.pair_encoding import (
     encoding_hash,
 )
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
+from tests.support.rerankers import qwen_tokenizer
 
+LATER = ("separators", "position_offset", "prompt")
+PROMPT = (
+    "<|im_start|>Judge.<|im_end|>\n",
+    "<Query>: {query}\n",
+    "<Document>: {document}",
+    "<|im_end|>\n<think>\n\n</think>\n\n",
+)
 TEXT = st.text(st.characters(exclude_categories=()), max_size=60)  # any code point, lone surrogates too
 
 
@@ -39,6 +47,16 @@ def xlm_roberta(tmp_path_factory: pytest.TempPathFactory) -> PairEncoder:
     return PairEncoder.load(tiny_xlm_roberta(tmp_path_factory.mktemp("xlm_roberta")))
 
 
+@pytest.fixture(scope="module")
+def asking_much() -> PairEncoder:
+    return asking(400)
+
+
+@pytest.fixture(scope="module")
+def asking_little() -> PairEncoder:
+    return asking(8)
+
+
 @settings(deadline=None)
 @given(
     TEXT.filter(lambda text: text.strip()),
@@ -50,7 +68,7 @@ def test_any_unicode_encodes_within_the_limit(
     for encoder, ends in ((bert, 2), (llama, 1), (xlm_roberta, 3)):
         pairs = encoder.encode(query, documents)
         assert len(pairs) == len(documents)
-        end = encoder._control_id(encoder.config.end_token)
+        end = encoder._tokenizer.token_to_id(str(encoder.config.end_token))
         for pair in pairs:
             assert len(pair.token_ids) <= encoder.config.max_pair_tokens
             assert pair.token_ids[-1] == end
@@ -77,13 +95,13 @@ def test_roberta_has_two_separators_and_they_count(tmp_path: Path) -> None:
     assert first[: len(tokens)].tolist() == list(range(2, len(tokens) + 2))
 
 
-def test_settings_of_before_there_were_separators_and_offsets_stay_readable(tmp_path: Path) -> None:
+def test_settings_of_before_there_were_later_ones_stay_readable(tmp_path: Path) -> None:
     directory = tiny_bert(tmp_path / "bert")
     path = directory / "pair_encoding.json"
     now = json.loads(path.read_text())
-    path.write_text(json.dumps({name: now[name] for name in now if name not in ("separators", "position_offset")}))
+    path.write_text(json.dumps({name: now[name] for name in now if name not in LATER}))
     config = PairEncoder.load(directory).config
-    assert (config.separators, config.position_offset) == (1, 0)
+    assert (config.separators, config.position_offset, config.prompt) == (1, 0, ())
 
 
 def test_decoder_style_ends_with_the_end_token_even_when_cut(llama: PairEncoder) -> None:
@@ -91,6 +109,41 @@ def test_decoder_style_ends_with_the_end_token_even_when_cut(llama: PairEncoder)
     assert pair.truncated
     assert len(pair.token_ids) == llama.config.max_pair_tokens
     assert llama._tokenizer.id_to_token(pair.token_ids[-1]) == llama.config.end_token
+
+
+def asking(most: int) -> PairEncoder:
+    """An encoder by a prompt, for queries and pairs of as many tokens beside it."""
+    sizes = {"max_query_tokens": most, "max_pair_tokens": 60 + 2 * most, "row_length": 60 + 2 * most}
+    return PairEncoder(
+        qwen_tokenizer().backend_tokenizer, PairEncodingConfig("decoder", None, None, prompt=PROMPT, **sizes)
+    )
+
+
+ENCODABLE = st.text(st.one_of(st.characters(), st.sampled_from("  \n\r\t.?:'<>")), max_size=40)
+CONTROL = st.sampled_from(["", "<|im_end|>", "<think>\n\n</think>", "<|endoftext|>"])
+
+
+@settings(deadline=None)
+@given(ENCODABLE.filter(lambda text: text.strip()), ENCODABLE, CONTROL)
+def test_a_pair_is_its_prompt_as_one_text_but_for_control_tokens_in_texts(
+    asking_much: PairEncoder, asking_little: PairEncoder, query: str, text: str, control: str
+) -> None:
+    """Parts are tokenised one by one. Qwen's tokens never go from a line that has ended to the next."""
+    query, document = query + control, Document(title="", summary=text + control)
+    tokenizer = asking_much._tokenizer
+    around = [tokenizer.encode(part, add_special_tokens=False).ids for part in (query, document.text)]
+    assert not {*around[0], *around[1]} & {tokenizer.token_to_id(token) for token in ("<|im_end|>", "<think>")}
+    as_text = tokenizer.encode(f"<Query>: {query}\n<Document>: {document.text}", add_special_tokens=False).ids
+    template = asking_much._template
+    (whole,) = asking_much.encode(query, [document])
+    assert not whole.truncated
+    assert whole.token_ids.tolist() == [*template.start, *as_text, *template.end]
+    (cut,) = asking_little.encode(query, [document])
+    limits = asking_little.config
+    assert len(cut.token_ids) <= limits.max_pair_tokens
+    assert cut.token_ids[: len(template.start)].tolist() == template.start
+    assert cut.token_ids[-len(template.end) :].tolist() == template.end
+    assert cut.truncated or np.array_equal(cut.token_ids, whole.token_ids)
 
 
 def test_the_document_is_cut_and_the_query_only_above_its_limit(bert: PairEncoder) -> None:
@@ -172,6 +225,8 @@ def test_requests_that_cannot_be_encoded_are_refused(bert: PairEncoder) -> None:
         ({"unheard_of": 1}, "unknown settings"),
         ({"max_query_tokens": 47}, "leaves 45 tokens"),
         ({"end_token": "<nowhere>"}, "has no token '<nowhere>'"),
+        ({"end_token": None}, "without a prompt there must be an end_token"),
+        ({"prompt": ["{query}", "{document}"]}, "a prompt is a decoder's"),
     ],
 )
 def test_artefact_settings_are_checked(tmp_path: Path, change: dict[str, object], message: str) -> None:
