@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import huggingface_hub
 import transformers
 from rich.console import Console
 from transformers import HfArgumentParser
@@ -69,7 +69,7 @@ def command(body: Callable[[Sequence[str] | None], None]) -> client.command.Main
     @functools.wraps(body)
     def quiet(argv: Sequence[str] | None = None) -> None:
         transformers.utils.logging.set_verbosity_error()
-        huggingface_hub.utils.logging.set_verbosity_error()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
         body(argv)
 

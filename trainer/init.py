@@ -41,7 +41,7 @@ from trainer.checkpoints.load import (
     reading,
     require_checkpoint,
 )
-from trainer.checkpoints.published import RerankerArguments, has_head, load_llm, refuse_flags
+from trainer.checkpoints.published import RerankerArguments, check_head, load_llm, refuse_flags
 from trainer.checkpoints.rerankers import Reranker
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separators
@@ -108,8 +108,7 @@ def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker
     with reading(name, "a model with a tokenizer"):
         config = AutoConfig.from_pretrained(name, **NO_CODE)
         tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
-    if has_head(config) and config.num_labels != 1:
-        raise CheckpointError(f"{name}: its head gives {config.num_labels} numbers for a pair, and a score is one")
+    check_head(name, config, _is_causal(config))
     if not _is_causal(config):
         refuse_flags(flags, f"{name} is an encoder, with a score of its own")
         return load_for_training(name), tokenizer, None

@@ -86,7 +86,7 @@ def test_ids_of_any_text_are_taken_and_control_tokens_are_not(tiny: Callable[[Pa
     texts = [*STRANGE, "[PAD] [MASK]", "</s> <s> <unk>", "river bridge"]
     encoder.check_ids(encoder.document_ids([Document(title=text, summary=text) for text in texts]))
     for name in (encoder.config.start_token, encoder.config.end_token):
-        control = np.array([encoder._control_id(str(name))], dtype=np.int32)
+        control = np.array([encoder._tokenizer.token_to_id(str(name))], dtype=np.int32)
         with pytest.raises(EncodingError, match="document 1 holds the id"):
             encoder.check_ids(DocumentIds(control, np.array([0, 1])))
 

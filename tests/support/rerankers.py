@@ -53,7 +53,8 @@ def tiny_gte(directory: Path) -> Path:
     config = AutoConfig.for_model("modernbert", **shape)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    PairEncodingConfig("encoder", "[CLS]", "[SEP]", **LIMITS).save(directory / ENCODING_FILE)
+    settings: dict[str, Any] = {"style": "encoder", "start_token": "[CLS]", "end_token": "[SEP]", **LIMITS}
+    PairEncodingConfig(**settings).save(directory / ENCODING_FILE)
     return directory
 
 
@@ -75,7 +76,7 @@ def gemma_tokenizer() -> Any:
     return GemmaTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=merges)
 
 
-def _trained(tokenizer: Any, **settings: Any) -> tuple[list[str], list[tuple[str, str]]]:
+def _trained(tokenizer: Any, **settings: Any) -> tuple[list[str], Any]:
     """The pieces and merges of a BPE with the rules of the tokenizer."""
     trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False, **settings)
     tokenizer.backend_tokenizer.train_from_iterator(CORPUS, trainer)

@@ -45,12 +45,12 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
     Raises CheckpointError where flags, name, model and tokenizer do not go together.
     """
     reranker = _reranker_of(arguments, name, config)
-    if has_head(config):
+    if _has_head(config):
         reranker = _with_head(arguments, reranker, name)
     if reranker is None:
         return load_causal_lm(name), None
     reranker = _filled(reranker, tokenizer, name)
-    if has_head(config):
+    if _has_head(config):
         return load_for_training(name, allow_new_head=False), reranker
     yes, no = (text if text is None else _one_token(text, tokenizer, name) for text in (reranker.yes, reranker.no))
     if yes is None or yes == no:
@@ -60,8 +60,15 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
     return _scorer_of(load_causal_lm(name), yes, no, name), reranker
 
 
-def has_head(config: Any) -> bool:
-    """Whether a checkpoint is a scorer already, by its configuration."""
+def check_head(name: str, config: Any, causal: bool) -> None:
+    """Raises CheckpointError for a head of several numbers, and for an encoder called a reranker that has none."""
+    if _has_head(config) and config.num_labels != 1:
+        raise CheckpointError(f"{name}: its head gives {config.num_labels} numbers for a pair, and a score is one")
+    if "rerank" in _called(name) and not causal and not _has_head(config):
+        raise CheckpointError(f"{name}: called a reranker, and its configuration names no trained head")
+
+
+def _has_head(config: Any) -> bool:
     return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 
@@ -89,14 +96,18 @@ def _reranker_of(arguments: RerankerArguments, name: str, config: Any) -> Rerank
 
 
 def _family_of(name: str, config: Any) -> str:
-    path = Path(name)
-    called = (path.parents[1] if path.parent.name == "snapshots" else path).name.lower()  # in the hub's cache, or not
     for family, reranker in FAMILIES.items():
-        if re.search(reranker.named, called) and config.model_type == reranker.model_type:
+        if re.search(reranker.named, _called(name)) and config.model_type == reranker.model_type:
             return family
-    if "rerank" in called:
+    if "rerank" in _called(name):
         raise CheckpointError(f"{name}: called a reranker, and its family is not known; {_what_is_known()}")
     return PLAIN
+
+
+def _called(name: str) -> str:
+    """The last part of a path or hub id in lower case; in the hub's cache that of the model's folder."""
+    path = Path(name)
+    return (path.parents[1] if path.parent.name == "snapshots" else path).name.lower()
 
 
 def _what_is_known() -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests.support.checkpoints import SMALL, tiny_bert, tiny_xlm_roberta
@@ -296,6 +296,8 @@ def test_models_that_no_prompt_makes_a_teacher(
     flags = ["--prompt", *PAIR, *YES]
     encoder = tiny_bert(tmp_path / "bert")
     assert "is an encoder, with a score of its own" in fails(init, capsys, "--pretrained", encoder, *flags, *out)
+    AutoModel.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained(tiny_bert(tmp_path / "a-reranker"))
+    assert "names no trained head" in fails(init, capsys, "--pretrained", tmp_path / "a-reranker", *out)
     capped = tiny_reranker(tmp_path / "capped", "gemma2", gemma_tokenizer(), final_logit_softcapping=1.0)
     message = fails(init, capsys, "--pretrained", capped, *flags, *out)
     assert "the logits of this gemma2 model are capped, scaled or shifted" in message

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,8 +33,11 @@ from trainer.scoring.checkpoint import named_scores, progress
 from trainer.scoring.servers import TeacherError, TritonScorer, teacher_of
 
 TOLERANCE = 1e-4
-PROMPT = ("<s>Is it said?", "A: {query}\n", "B: {document}", "</s>Yes:")
-PROMPTED = {"start_token": None, "end_token": None, "query_prefix": "", "document_prefix": "", "prompt": PROMPT}
+# Of a teacher with a prompt, which stands for tokens and prefixes.
+PROMPTED: dict[str, Any] = {
+    "prompt": ("<s>Is it said?", "A: {query}\n", "B: {document}", "</s>Yes:"),
+    **{"start_token": None, "end_token": None, "query_prefix": "", "document_prefix": ""},
+}
 SECRET = "a word that no message may hold"
 
 

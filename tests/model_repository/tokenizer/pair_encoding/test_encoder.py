@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_decoder_style_ends_with_the_end_token_even_when_cut(llama: PairEncoder)
 
 def asking(most: int) -> PairEncoder:
     """An encoder by a prompt, for queries and pairs of as many tokens beside it."""
-    sizes = {"max_query_tokens": most, "max_pair_tokens": 60 + 2 * most, "row_length": 60 + 2 * most}
+    sizes: dict[str, Any] = {"max_query_tokens": most, "max_pair_tokens": 60 + 2 * most, "row_length": 60 + 2 * most}
     return PairEncoder(
         qwen_tokenizer().backend_tokenizer, PairEncodingConfig("decoder", None, None, prompt=PROMPT, **sizes)
     )
