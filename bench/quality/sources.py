@@ -71,7 +71,8 @@ class Sources:
         """From now on training lacks these queries of the data."""
         mark = hashlib.sha256("\0".join([self[name].identity, *sorted(query_ids)]).encode()).hexdigest()
         path = self._folder / f"{name}.without-{mark[:12]}.jsonl"
-        filtered(self[name].path, path, lambda query_id: query_id not in query_ids)
+        if not path.exists():  # a stage that was stopped goes on with the same file only
+            filtered(self[name].path, path, lambda query_id: query_id not in query_ids)
         self._known[f"{TRAINED}{name}"] = Source(str(path), mark)
 
     def _given(self, name: str) -> Source:

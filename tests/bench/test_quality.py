@@ -303,6 +303,9 @@ def test_test_queries_are_not_trained_on(
         (step,) = found["steps"].values()
         assert step["pairs"] == 6 * (8 + (8 if policy == "report" else 4))
         assert "| pool | judged | 4 | 6 |" in (tmp_path / policy / "report.md").read_text()
+        made = {path: path.stat().st_mtime_ns for path in (tmp_path / policy).glob("data/*.jsonl")}
+        assert run(*argv) == 0
+        assert made == {path: path.stat().st_mtime_ns for path in made}  # else a stage that was stopped cannot go on
 
 
 @given(
