@@ -138,8 +138,7 @@ def read_study(path: Path) -> Study:
 
 
 def _check(study: Study) -> None:
-    tables = [study.data, study.steps, study.variants, sorted(study.keys()), OWN]
-    names = [name for table in tables for name in table]
+    names = [*study.data, *study.steps, *study.variants, *study.keys(), *OWN]
     for name in names:
         if names.count(name) > 1:
             raise StudyError(f"{name!r} is the name of two things, among data, steps, variants and collections' keys")
@@ -163,8 +162,8 @@ def _check(study: Study) -> None:
                 raise StudyError(f"system {name!r}: {variant} = {unknown[0]!r} is no variant")
     for name, collection in study.collections.items():
         for key in ("test", "qrels"):
-            if (text := collection.texts().get(key)) and text[1:-1] not in study.data:
-                raise StudyError(f"collection {name!r}: {key} = {text!r} must be data, such as '{{dl19}}'")
+            if (named := collection.texts().get(key)) and named[1:-1] not in study.data:
+                raise StudyError(f"collection {name!r}: {key} = {named!r} must be data, such as '{{dl19}}'")
         if collection.folds > 1 and "train" in collection.texts():
             raise StudyError(f"collection {name!r}: folds make 'train' out of 'test': leave it out")
     for name, curve in study.curves.items():
