@@ -42,6 +42,7 @@ class QualityArguments:
     data: list[str] = field(default_factory=list, metadata={"help": "NAME=PATH for names of the study's [data]."})
     only: list[str] = field(default_factory=list, metadata={"help": "Systems to run, by name or pattern; else all."})
     collections: list[str] = field(default_factory=list, metadata={"help": "Collections to run them on; else all."})
+    seeds: list[int] = field(default_factory=list, metadata={"help": "Some of the study's seeds; else all."})
 
 
 class CellsFailedError(DisRankerError):
@@ -62,10 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for where, names in study.named().items():
         if unknown := [name for name in names if not any(matches(cell, [name]) for cell in every)]:
             raise StudyError(f"{arguments.study}: {where}: no system is named {unknown[0]!r}")
-    chosen = arguments.collections or study.collections
-    cells = [cell for cell in every if matches(cell, arguments.only or ["*"]) and cell.collection in chosen]
+    if unknown := sorted({*arguments.seeds} - {*study.seeds}):
+        raise StudyError(f"--seeds {unknown[0]}: the seeds of {arguments.study} are {study.seeds}")
+    collections, seeds = arguments.collections or study.collections, {None, *(arguments.seeds or study.seeds)}
+    chosen = [cell for cell in every if cell.collection in collections and cell.seed in seeds]
+    cells = [cell for cell in chosen if matches(cell, arguments.only or ["*"])]
     if not cells:
-        raise StudyError(f"{arguments.study}: no cell is of --only {arguments.only} and --collections {[*chosen]}")
+        of = f"--only {arguments.only}, --collections {[*collections]} and --seeds {arguments.seeds or study.seeds}"
+        raise StudyError(f"{arguments.study}: no cell is of {of}")
     check_writable(root / "results.json")
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -91,7 +96,8 @@ def _study(
         _ = sources[name]  # what is missing is refused before the work, as is a collection without labels
     for name in {cell.collection for cell in cells}:
         qrels_of(study.collections[name].texts(), sources)
-    tasks = list(dict.fromkeys(task for cell in cells for task in cell.tasks()))
+    in_turn = sorted(cells, key=lambda cell: -1 if cell.seed is None else study.seeds.index(cell.seed))
+    tasks = list(dict.fromkeys(task for cell in in_turn for task in cell.tasks()))  # a seed is whole before the next
     tests = {task: names for task, names in tests_of(every).items() if task in tasks}
     found = leaks_of(tests, sources, study.leaks)
     sources.keep()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from bench.quality.study import StudyError
+from bench.quality.study import PART, PLACEHOLDER, StudyError
 from client.files import appears_whole
 from client.inputs import lines, opened, record_of
 from trainer.data.identities import identity
 from trainer.data.records import IR_DATASETS, iter_groups, parsed_lines, read_groups
 
-FOLD = re.compile(r"(.+)\.(test|train)(\d+)of(\d+)")
 TRAINED = "trained "  # before a name: the same data, but for the queries that are dropped
 RECORD = "data.json"  # hashes, by name
 
@@ -56,8 +54,8 @@ class Sources:
         if name.startswith(TRAINED) and name not in self._known:
             return self[name.removeprefix(TRAINED)]
         if name not in self._known:
-            fold = FOLD.fullmatch(name)
-            self._known[name] = self._given(name) if fold is None else self._part(name, *fold.groups())
+            part = PART.fullmatch(name)
+            self._known[name] = self._given(name) if part is None else self._part(name, *part.groups())
         return self._known[name]
 
     def hashes(self) -> dict[str, str]:
@@ -73,11 +71,14 @@ class Sources:
         """From now on training lacks these queries of the data."""
         mark = hashlib.sha256("\0".join([self[name].identity, *sorted(query_ids)]).encode()).hexdigest()
         path = self._folder / f"{name}.without-{mark[:12]}.jsonl"
-        filtered(self[name].path, path, lambda query_id: query_id not in query_ids)
+        if not path.exists():  # a stage that was stopped goes on with the same file only
+            filtered(self[name].path, path, lambda query_id: query_id not in query_ids)
         self._known[f"{TRAINED}{name}"] = Source(str(path), mark)
 
     def _given(self, name: str) -> Source:
         path = self._paths[name]
+        if part := PLACEHOLDER.fullmatch(path):
+            return self[part[1]]
         if not path:
             raise StudyError(f"{name}: the study leaves its path open: give --data {name}=PATH")
         source = Source(path, path if path.startswith(IR_DATASETS) else digest(Path(path), name))
@@ -88,13 +89,13 @@ class Sources:
             )
         return source
 
-    def _part(self, name: str, whole: str, key: str, number: str, folds: str) -> Source:
-        """A fold's queries, or all others. A query's fold follows from its id."""
+    def _part(self, name: str, whole: str, key: str, number: str, parts: str) -> Source:
+        """The queries of one part, or all others. A query's part follows from its id."""
         mark = hashlib.sha256(f"{self[whole].identity} {name}".encode()).hexdigest()
         path = self._folder / f"{name}.jsonl"
         if not path.exists():
             inside = key == "test"
-            filtered(self[whole].path, path, lambda query: (identity(query) % int(folds) == int(number)) == inside)
+            filtered(self[whole].path, path, lambda query: (identity(query) % int(parts) == int(number)) == inside)
         return Source(str(path), mark)
 
 

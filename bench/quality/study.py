@@ -17,6 +17,8 @@ from trainer.measures.metrics import MEASURE
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 SUFFIX = re.compile(r"\{out\}([\w.]*)")
+# One of several parts of data, or all others, by a hash of the query's id: judged.test0of5, judged.train0of5.
+PART = re.compile(r"(?P<whole>.+)\.(?P<key>test|train)(?P<number>\d+)of(?P<parts>[1-9]\d*)")
 OWN = ("seed", "fold", "out")  # placeholders that the runner fills itself
 COMMANDS = ("trainer", "examples", "build_engines", "engines", "client", "bench")
 COUNTED = ("pairs", "minutes")  # of a cell, which a curve may be drawn over
@@ -142,6 +144,10 @@ def _check(study: Study) -> None:
             raise StudyError(f"{name!r} is the name of two things, among data, steps, variants and collections' keys")
         if not re.fullmatch(r"[\w-]+", name):
             raise StudyError(f"{name!r}: a name is of letters, digits, _ and -")
+    for place, (name, path) in enumerate(study.data.items()):
+        part = PART.fullmatch(path[1:-1])
+        if path.startswith("{") and not (part and part["whole"] in [*study.data][:place]):
+            raise StudyError(f"data {name!r}: {path} is no part of data above it, such as '{{judged.train0of5}}'")
     for where, text in study.templates():
         if unknown := [name for name in PLACEHOLDER.findall(text) if name not in names]:
             raise StudyError(f"{where}: {{{unknown[0]}}} is no data, step, variant or key of a collection")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -14,9 +14,16 @@ from bench.quality.sources import Sources
 from bench.quality.study import Study, StudyError
 from client.errors import DisRankerError
 from trainer.data.rankings import of_known_queries, read_qrels, read_ranking
-from trainer.data.records import Scores
+from trainer.data.records import QueryGroup, Scores
+from trainer.measures.baselines import Bm25, random_scores
 from trainer.measures.comparison import System, SystemResult, compared, differences, mean_of_runs
 from trainer.measures.metrics import judgments
+
+# Systems that need no step, as trainer.evaluate has them.
+BASELINES: dict[str, Callable[[Sequence[QueryGroup]], Scores]] = {
+    "random": lambda groups: random_scores(groups, seed=0),
+    "bm25": lambda groups: Bm25(groups).scores(groups),
+}
 
 
 class Cost(NamedTuple):
@@ -119,8 +126,11 @@ def _scores(cell: Cell, runner: Runner, sources: Sources) -> Scores:
     for fold in cell.folds:
         if failed := [runner.failures[task] for task in fold.run.tasks if task in runner.failures]:
             raise StudyError(failed[0])
-        path = runner.path(fold.run)
-        scores |= of_known_queries(read_ranking(path), sources.groups(fold.test), path)
+        groups, source = sources.groups(fold.test), runner.path(fold.run)
+        if source in BASELINES:
+            scores |= BASELINES[source](groups)
+        else:
+            scores |= of_known_queries(read_ranking(source), groups, source)
     return scores
 
 

@@ -73,9 +73,13 @@ def ended(shared: Path) -> Path:
 
 def test_a_study_in_small_ends_in_runs_measures_tables_and_plots(ended: Path, shared: Path, tmp_path: Path) -> None:
     found = results(ended)
-    seeded = ("labels", "distilled loss=hybrid", "distilled loss=ranknet")
-    cells = {(cell["system"], cell["seed"]) for cell in found["cells"]}
-    assert cells == {("teacher", None), *((system, seed) for system in seeded for seed in (0, 1))}
+    assert [(cell["system"], cell["seed"]) for cell in found["cells"]] == [
+        ("teacher", None),
+        *(("labels", seed) for seed in (0, 1)),
+        *((f"distilled loss={loss}", seed) for loss in ("hybrid", "ranknet") for seed in (0, 1)),
+    ]
+    steps = [step for step in found["steps"] if "seed=" in step]  # as they were run
+    assert steps == sorted(steps, key=lambda step: "seed=1" in step)
     runs = {path.stem: path for path in (ended / "runs").iterdir()}
     assert len(runs) == len(found["cells"])
     argv = [
@@ -132,6 +136,8 @@ def test_what_has_ended_stays_and_what_changed_runs_again(
     errors = capsys.readouterr().err
     assert "distilled/loss=ranknet,seed=0: its command changed: runs again" in errors
     assert re.search(r"ranking/loss=ranknet,seed=1\S*: what it reads \(distilled/loss=ranknet,seed=1\) changed", errors)
+    assert run(changed, "--output", ended, "--only", "labels", "--seeds", 1) == 0
+    assert [(cell["system"], cell["seed"]) for cell in results(ended)["cells"]] == [("labels", 1)]
     data = tmp_path / "test.jsonl"
     data.write_bytes((shared / "collection/test.jsonl").read_bytes() + b"\n")
     line = fails(capsys, shared / "small.toml", "--output", ended, "--data", f"held_back={data}")
@@ -248,7 +254,11 @@ def test_folds_are_joined_before_they_are_measured(files: dict[str, Path], tmp_p
 
 def test_a_fold_trains_on_all_queries_that_it_does_not_rank(files: dict[str, Path], tmp_path: Path) -> None:
     ids = {group.query_id for group in read_groups(files["judged"])}
-    sources = Sources({"judged": str(files["judged"])}, tmp_path / "out")
+    parts = {f"{key}{number}": f"{{judged.{key}{number}of3}}" for key in ("test", "train") for number in range(3)}
+    sources = Sources({"judged": str(files["judged"]), **parts, "less": "{train0.test0of2}"}, tmp_path / "out")
+    for name, part in parts.items():  # a part of data is a fold
+        assert sources[name] == sources[part[1:-1]]
+    assert {each.query_id for each in sources.groups("less")} < {each.query_id for each in sources.groups("train0")}
     tested = set[str]()
     for number in range(3):
         test, train = (
@@ -259,6 +269,21 @@ def test_a_fold_trains_on_all_queries_that_it_does_not_rank(files: dict[str, Pat
         assert not test & tested
         tested |= test
     assert tested == ids
+
+
+def test_a_baseline_is_that_of_evaluate(files: dict[str, Path], tmp_path: Path) -> None:
+    text = orders_study(files, 'one = { test = "{half}" }').replace(
+        'systems.scored.run = "{scored}"', 'systems = { bm25.run = "bm25", scored.run = "random" }'
+    )
+    path, output = study(tmp_path / "baselines.toml", f'{text}half = "{{judged.test0of2}}"\n'), tmp_path / "out"
+    assert run(path, "--output", output) == 0
+    table = tmp_path / "table.json"
+    argv = (
+        f"--data {output}/data/judged.test0of2.jsonl --systems bm25 scored=random --measures nDCG@10 --output {table}"
+    )
+    assert evaluate.main(argv.split()) == 0
+    cells = [{key: cell[key] for key in ("system", "ndcg@10", "pnr")} for cell in results(output)["cells"]]
+    assert cells == [{key: row[key] for key in cells[0]} for row in json.loads(table.read_text())]
 
 
 def test_test_queries_are_not_trained_on(
@@ -282,6 +307,9 @@ def test_test_queries_are_not_trained_on(
         (step,) = found["steps"].values()
         assert step["pairs"] == 6 * (8 + (8 if policy == "report" else 4))
         assert "| pool | judged | 4 | 6 |" in (tmp_path / policy / "report.md").read_text()
+        made = {path: path.stat().st_mtime_ns for path in (tmp_path / policy).glob("data/*.jsonl")}
+        assert run(*argv) == 0
+        assert made == {path: path.stat().st_mtime_ns for path in made}  # else a stage that was stopped cannot go on
 
 
 @given(
@@ -323,6 +351,8 @@ def test_no_near_duplicate_is_missed(trained: list[str], tested: list[str]) -> N
         ("{test} ", "{test} {train} ", "{train} is no data"),
         ('test = "{judged}"', 'test = "{scored}"', "collection 'one': test = '{scored}' must be data"),
         ("[data]", "[data]\nscored = ''", "'scored' is the name of two things"),
+        ("[data]", "[data]\nhalf = '{half.test0of2}'", "data 'half': {half.test0of2} is no part of data above it"),
+        ("Orders", "Orders", "--seeds 7: the seeds of"),
         ("[data]", "[curves.c]\nx = 'size'\n[data]", "curve 'c': x = 'size'"),
         ('baseline = "scored"', 'baseline = "score"', "comparison 'none': no system is named 'score'"),
         ('judged = "', 'judged = "/nowhere', "judged: /nowhere"),
@@ -336,7 +366,8 @@ def test_bad_studies_are_one_line(
     text = orders_study(files, 'one = { test = "{judged}" }')
     assert old in text
     path = study(tmp_path / "bad.toml", text.replace(old, new))
-    more = ["--data", "none=x"] if "--data none" in message else ["--only", "nobody"] if "nobody" in message else []
+    flags = {"--data none": "--data none=x", "nobody": "--only nobody", "--seeds 7": "--seeds 7"}
+    more = [word for key, typed in flags.items() if key in message for word in typed.split()]
     assert message in fails(capsys, path, "--output", tmp_path / "out", *more)
     assert not (tmp_path / "out" / "steps").exists()
 
