@@ -124,6 +124,7 @@ class AsyncRankingClient:
                 yield answer
 
     async def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
+        self._fleet.throttle.check()  # once for all parts of a list: those that were scored are not lost
         deadline = Deadline.after(self.connection.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:

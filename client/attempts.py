@@ -99,7 +99,7 @@ class Throttle:
             self._answers += 1
 
     def overloaded(self, refusal: ServerOverloadedError) -> None:
-        """Count a request that all servers refused."""
+        """Count a request that was refused, and not answered by another server."""
         with self._lock:
             self._forget()
             self._requests += 1

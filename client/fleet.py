@@ -84,7 +84,6 @@ class Fleet:
 
     def score(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
         """Raises SmallerLimitError before a server gets more documents than it takes."""
-        self.throttle.check()
         count, inputs = len(documents), wire.inputs(query, documents)
         attempts = self._attempts(count, deadline)
 

@@ -119,6 +119,7 @@ class RankingClient:
                 yield answer
 
     def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
+        self._fleet.throttle.check()  # once for all parts of a list: those that were scored are not lost
         deadline = Deadline.after(self.connection.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:

@@ -108,7 +108,7 @@ def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker
     with reading(name, "a model with a tokenizer"):
         config = AutoConfig.from_pretrained(name, **NO_CODE)
         tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
-    check_head(name, config, _is_causal(config))
+    check_head(name, config, _is_causal(config), flags)
     if not _is_causal(config):
         refuse_flags(flags, f"{name} is an encoder, with a score of its own")
         return load_for_training(name), tokenizer, None

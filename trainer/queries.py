@@ -69,7 +69,7 @@ class QueriesArguments(ScoringArguments):
     )
     beginnings: list[str] | None = field(
         default=None,
-        metadata={"help": "Of a third of the spans; English ones for Latin script by default, none with ''."},
+        metadata={"help": "Begin a third of the spans; English ones for Latin script by default, none with ''."},
     )
     bi_encoder: str | None = field(
         default=None, metadata={"help": "Bi-encoder whose cosine ranks the documents of a query; BM25 by default."}
@@ -97,6 +97,10 @@ class QueriesArguments(ScoringArguments):
             raise DataError("give the documents: --data (records of queries) or --documents (documents alone)")
         if self.max_tokens is not None and not (self.bi_encoder or self.causal_lm):
             raise DataError("--max_tokens is for a --bi_encoder or a --causal_lm")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise DataError(f"--max_tokens must be at least 1, not {self.max_tokens}")
+        if self.scores is not None and Path(self.scores).absolute() == Path(self.output).absolute():
+            raise DataError(f"{self.scores}: --scores and --output are one file")
         if self.count < 0 or (not self.count and not self.queries):
             raise DataError("--count must be at least 1, or 0 where --queries are given")
         if not 0 < self.common_share <= 1:
@@ -115,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         real = read_queries(arguments.queries)
         documents, notes = read_collection(arguments.data, arguments.documents)
         bands = Bands.of(arguments.candidates, arguments.shares, arguments.depths, len(documents))
-        queries = [*real, *drawn(kinds_of(arguments, documents, writer), arguments.count, real)]
+        name = Path(arguments.output).name.partition(".")[0]  # in the ids, so that several files go together
+        queries = [*real, *drawn(kinds_of(arguments, documents, writer), arguments.count, real, name)]
         found = with_candidates(queries, documents, similarities_of(encoder, documents), bands, arguments.seed)
         write_found(arguments, tqdm(found, desc="ranking", total=len(queries), unit="query", delay=5), encoder)
     for note in notes:

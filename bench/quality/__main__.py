@@ -29,6 +29,7 @@ from client.files import appears_whole, check_writable
 from trainer.command import command, parse
 from trainer.data.rankings import write_run
 from trainer.measures.comparison import as_json
+from trainer.measures.metrics import per_query
 from trainer.measures.metrics import ranked as best_first
 from trainer.training.resume import held
 
@@ -55,7 +56,7 @@ class CellsFailedError(DisRankerError):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("--"):
+    if words and not words[0].startswith("-"):
         words = ["--study", *words]
     (arguments,) = parse(words, QualityArguments)
     study, root = read_study(Path(arguments.study)), Path(arguments.output)
@@ -63,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for where, names in study.named().items():
         if unknown := [name for name in names if not any(matches(cell, [name]) for cell in every)]:
             raise StudyError(f"{arguments.study}: {where}: no system is named {unknown[0]!r}")
+    systems = {cell.system for cell in every}
+    for name, comparison in study.comparisons.items():
+        if comparison.baseline not in systems:
+            raise StudyError(
+                f"{arguments.study}: comparison {name!r}: no system is named {comparison.baseline!r}; there are "
+                f"{', '.join(sorted(systems))}"
+            )
     if unknown := sorted({*arguments.seeds} - {*study.seeds}):
         raise StudyError(f"--seeds {unknown[0]}: the seeds of {arguments.study} are {study.seeds}")
     collections, seeds = arguments.collections or study.collections, {None, *(arguments.seeds or study.seeds)}
@@ -95,7 +103,9 @@ def _study(
     for name in set[str]().union(*(cell.sources() for cell in cells)):
         _ = sources[name]  # what is missing is refused before the work, as is a collection without labels
     for name in {cell.collection for cell in cells}:
-        qrels_of(study.collections[name].texts(), sources)
+        qrels = qrels_of(study.collections[name].texts(), sources)
+        for measure in study.measures:
+            per_query(qrels, {}, measure)  # a measure that is none, or not for these labels
     in_turn = sorted(cells, key=lambda cell: -1 if cell.seed is None else study.seeds.index(cell.seed))
     tasks = list(dict.fromkeys(task for cell in in_turn for task in cell.tasks()))  # a seed is whole before the next
     tests = {task: names for task, names in tests_of(every).items() if task in tasks}

@@ -72,7 +72,7 @@ def leaks_of(tests: Mapping[Task, Sequence[str]], sources: Sources, policy: str)
 
 
 def trigrams(query: str) -> frozenset[str]:
-    """Of each word with a space to both sides, without case and punctuation: the order of words does not count."""
+    """The trigrams of each word with a space to both sides, without case; the order of words does not count."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())
     return frozenset(f" {word} "[place : place + SIZE] for word in words for place in range(len(word)))
 

@@ -28,9 +28,10 @@ from bench.environments import ROOT, last_line
 from bench.quality.cells import STEPS, Filled, Task
 from bench.quality.leaks import Leak, leak
 from bench.quality.sources import Sources, asked, filtered
-from bench.quality.study import PLACEHOLDER
+from bench.quality.study import PLACEHOLDER, StudyError
 from client.command import say
 from client.files import appears_whole, move
+from trainer.data.records import DataError
 
 RECORD, LOG = "step.json", "log.txt"  # beside the output of a task
 LIBRARIES = ("disranker", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "ir_measures")
@@ -158,10 +159,14 @@ class Runner:
             _write(partial, now)
         if not reason and not output.exists():
             reason = f"the command ended well and wrote no {output.name}"
-        if not reason and task.output.endswith(".jsonl"):
-            now, reason = self._checked(task, now, output)
         if not reason:
-            now = replace(now, ended=True, pairs=pairs_in(output))
+            try:
+                if task.output.endswith(".jsonl"):
+                    now, reason = self._checked(task, now, output)
+                now = replace(now, ended=not reason, pairs=pairs_in(output))
+            except (DataError, StudyError) as error:  # of its output; the other cells go on
+                reason = str(error)
+        if not reason:
             _write(partial, now)
         return now, reason
 
@@ -200,7 +205,10 @@ def _child(module: str, argv: list[str], log: str) -> None:
         os.dup2(descriptor, stream.fileno())
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     print(f"$ {shlex.join(['python', '-m', module, *argv])}", flush=True)
-    sys.exit(importlib.import_module(module).main(argv))
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):  # a package's command
+        found = importlib.import_module(f"{module}.__main__")
+    sys.exit(found.main(argv))
 
 
 def _end_with_the_runner() -> None:

@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 
 
 class Sources:
-    """What the names of data stand for. Nothing is read before it is asked for."""
+    """The files that the names of data stand for. Nothing is read before it is asked for."""
 
     def __init__(self, paths: Mapping[str, str], root: Path) -> None:
         self._paths, self._folder, self._record = paths, root / "data", root / RECORD

@@ -176,9 +176,11 @@ def module_of(step: str, command: str) -> str:
     """The module of ours that a command begins with. Raises StudyError where there is none."""
     try:
         module = shlex.split(command)[0].removesuffix(".py")
-        known = module.partition(".")[0] in COMMANDS and importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module) if module.partition(".")[0] in COMMANDS else None
+        if found and found.submodule_search_locations:  # a package
+            found = importlib.util.find_spec(f"{module}.__main__")
     except (ValueError, ImportError) as error:
         raise StudyError(f"step {step!r}: {error}") from error
-    if not known:
+    if not found:
         raise StudyError(f"step {step!r}: {module!r} is no command of this project, such as trainer.distill")
     return module

@@ -1,4 +1,4 @@
-"""What follows from the rankings of all cells: each cell's measures, and those of each system over its seeds."""
+"""Summaries of the rankings of all cells: each cell's measures, and those of each system over its seeds."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class RequestEncoder:
 
     def encode_ids(self, query: Strings, document_ids: IntArray, document_lengths: IntArray) -> FlatPairs:
         """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
-        as many as ``document_lengths[N]`` says, without any template."""
+        as many as ``document_lengths[N]`` says; they are what ``document_ids`` of the encoder gives."""
         self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
         self._check_bytes(document_ids.nbytes)
         if document_lengths.min() < 0:

@@ -23,6 +23,7 @@ from client import (
     ServerError,
     ServerOverloadedError,
     ServerUnavailableError,
+    attempts,
 )
 from client.attempts import Throttle
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
@@ -210,7 +211,8 @@ def test_a_throttle_leaves_servers_half_as_much_again_as_they_answer(load: float
         throttle.check()  # all is forgotten
 
 
-def test_a_call_that_most_servers_would_refuse_is_not_sent(face: Any) -> None:
+def test_a_call_that_most_servers_would_refuse_is_not_sent(face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "REMEMBERED_S", 60.0)  # however slow the machine is
     service = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, "retry in 0.25 s"))
     with odd_server(service) as url, face(url, attempts=1, max_documents=10) as client:
         errors = [refusal(client, ServerOverloadedError) for _ in range(200)]

@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from client import RankingClient, RankingError, RequestTimeoutError, ServerError, ServerOverloadedError
+from client import RankingClient, RankingError, RequestTimeoutError, ServerError, ServerOverloadedError, attempts
 from client.attempts import FIRST_RETRIES, RETRY_SHARE
 from client.latencies import ENOUGH
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, Blocking
@@ -163,8 +163,9 @@ def test_an_overloaded_server_stands_aside_as_long_as_it_asks_for(face: Any) -> 
 
 
 @pytest.mark.parametrize("message", ["full, retry in 0.001 s", "Socket closed"])
-def test_no_storm_of_retries_forms(face: Any, message: str) -> None:
+def test_no_storm_of_retries_forms(face: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several clients, all of whose servers are in trouble."""
+    monkeypatch.setattr(attempts, "REMEMBERED_S", 60.0)  # however slow the machine is
     services, clients = [OddServer(act=refusing(UNAVAILABLE, message)) for _ in range(2)], 4
     with odd_server(services[0]) as one, odd_server(services[1]) as other, ThreadPoolExecutor(clients) as pool:
 

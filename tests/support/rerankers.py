@@ -73,7 +73,9 @@ def gemma_tokenizer() -> Any:
     """SentencePiece's BPE, which knows bytes for letters that it lacks."""
     pieces, merges = _trained(GemmaTokenizer(), special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"])
     pieces += [f"<0x{byte:02X}>" for byte in range(256)]
-    return GemmaTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=merges)
+    tokenizer = GemmaTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=merges)
+    tokenizer.add_tokens([AddedToken("\n", special=False, normalized=False)])  # as newer ones have line ends
+    return tokenizer
 
 
 def _trained(tokenizer: Any, **settings: Any) -> tuple[list[str], Any]:

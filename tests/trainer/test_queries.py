@@ -57,7 +57,7 @@ def test_queries_have_words_of_their_document_and_candidates_by_bands(made: Path
     places = {text: place for place, text in enumerate(texts)}
     encoder = BiEncoder.load(str(bi_encoder), ScoringArguments())
     vectors_NH = encoder.documents(texts, len)
-    assert [group.query_id for group in groups[:3]] == ["r1", "real-2", "spans-1"]
+    assert [group.query_id for group in groups[:3]] == ["r1", "real-2", "spans-made-1"]
     assert len(groups) == 32 and len({group.query.casefold() for group in groups}) == 32
     for group in groups:
         assert len({document.doc_id for document in group.documents}) == 9
@@ -95,13 +95,13 @@ def test_the_seed_decides_and_nothing_else(
 ) -> None:
     files = []
     for name, changes in (("a", []), ("b", []), ("c", ["--seed", 1]), ("d", ["--candidates", 6])):
-        run(queries, "--data", pool, "--output", tmp_path / f"{name}.jsonl", *DRAWN, *changes)
-        files.append((tmp_path / f"{name}.jsonl").read_text())
+        run(queries, "--data", pool, "--output", tmp_path / name / "made.jsonl", *DRAWN, *changes)
+        files.append((tmp_path / name / "made.jsonl").read_text())
     assert files[0] == files[1] != files[2]
-    first, fewer = ([group.query for group in read_groups(tmp_path / f"{name}.jsonl")] for name in "ad")
+    first, fewer = ([group.query for group in read_groups(tmp_path / name / "made.jsonl")] for name in "ad")
     assert first == fewer
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"{tmp_path / 'a.jsonl'}: 30 queries (15 spans, 15 titles) with 9 of 60 documents each"
+        f"{tmp_path / 'a' / 'made.jsonl'}: 30 queries (15 spans, 15 titles) with 9 of 60 documents each"
     )
 
 
@@ -146,7 +146,7 @@ def test_bad_input_is_one_line(pool: Path, llm: Path, tmp_path: Path, capsys: py
     wordless = written(tmp_path / "wordless.jsonl", {"doc_id": "w7", "summary": "?!"}, {"doc_id": "w8", "title": "-"})
     twice = written(tmp_path / "twice.jsonl", {"query_id": "a", "query": "x"}, {"query_id": "a", "query": "y"})
     blank = written(tmp_path / "blank.jsonl", {"query_id": "a", "query": "x"}, {"query_id": "b", "query": " "})
-    clash = written(tmp_path / "clash.jsonl", {"query_id": "spans-3", "query": "x"})
+    clash = written(tmp_path / "clash.jsonl", {"query_id": f"spans-{output.stem}-3", "query": "x"})
     empty = written(tmp_path / "empty.txt")
     data = ["--data", pool, *DRAWN]
     for flags, message in (
@@ -163,10 +163,12 @@ def test_bad_input_is_one_line(pool: Path, llm: Path, tmp_path: Path, capsys: py
         ([*data, "--causal_lm", llm, "--prompt", "Write."], "--prompt has no {document}"),
         ([*data, "--causal_lm", tmp_path], f"{tmp_path}: "),
         ([*data, "--max_tokens", 8], "--max_tokens is for a --bi_encoder or a --causal_lm"),
+        ([*data, "--bi_encoder", there, "--max_tokens", 0], "--max_tokens must be at least 1, not 0"),
+        ([*data, "--scores", output], "--scores and --output are one file"),
         ([*data, "--common_share", 0], "--common_share must be above 0"),
         ([*data, "--queries", twice], f"{twice}:2: query_id 'a' again"),
         ([*data, "--queries", blank], f"{blank}:2: 'query' must be a string that is not blank"),
-        ([*data, "--queries", clash], "query_id 'spans-3' of a real query is that of a drawn one"),
+        ([*data, "--queries", clash], f"query_id 'spans-{output.stem}-3' of a real query is that of a drawn one"),
         ([*data, "--queries", empty], f"{empty}: no queries in this file"),
         ([*data, "--output", there], f"{there}: exists already"),
         ([*data, "--output", there / "made.jsonl"], "cannot be written"),

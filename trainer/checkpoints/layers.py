@@ -52,5 +52,6 @@ def keep_layers(model: Model, count: int) -> None:
             if hasattr(module, "layer_idx"):  # its place in the cache of keys and values
                 module.layer_idx = place
     model.config.num_hidden_layers = count
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[index] for index in kept]
+    for setting, value in vars(model.config).items():
+        if isinstance(value, list) and len(value) == depth and setting.endswith(("layer_types", "rope_layers")):
+            setattr(model.config, setting, [value[index] for index in kept])

@@ -156,7 +156,7 @@ def require_checkpoint(directory: str | Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, in one line; about remote code it would ask for a flag that no command has."""
+    """The first line of a library's error; about remote code it would ask for a flag that no command has."""
     if "trust_remote_code" in str(error):
         return "it needs Python code that it brings along (remote code), and none is run here"
     return str(error).strip().partition("\n")[0]

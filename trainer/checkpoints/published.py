@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from trainer.checkpoints.load import CheckpointError, Model, load_causal_lm, load_for_training
-from trainer.checkpoints.rerankers import CONTROL_TOKENS, FAMILIES, INSTRUCTION, Reranker
+from trainer.checkpoints.rerankers import FAMILIES, INSTRUCTION, SPELT_AS_CONTROL, Reranker
 
 PLAIN = "none"  # of --reranker
 TOLERANCE = 1e-4  # of a logit
@@ -23,20 +23,20 @@ class RerankerArguments:
     """A published reranker that is an LLM: what its name does not tell."""
 
     reranker: str | None = field(
-        default=None, metadata={"help": f"Its family: {', '.join(FAMILIES)}; {PLAIN} takes it as a plain LLM."}
+        default=None, metadata={"help": f"The family, one of {', '.join(FAMILIES)}; {PLAIN} takes it as a plain model."}
     )
     instruction: str | None = field(default=None, metadata={"help": "Replaces the family's own."})
     prompt: list[str] = field(
         default_factory=list,
-        metadata={"help": "Of an unknown family: parts, one with {query}, a later one that ends with {document}."},
+        metadata={"help": "Parts of an unknown family's prompt: one has {query}, a later one ends with {document}."},
     )
     yes_token: str | None = field(default=None, metadata={"help": "The token whose logit is the score."})
     no_token: str | None = field(default=None, metadata={"help": "The token whose logit is subtracted, if any."})
 
     @property
     def given(self) -> list[str]:
-        """The flags that have a value."""
-        return [f"--{name}" for name, value in vars(self).items() if value]
+        """The flags that say something of a reranker."""
+        return [f"--{name}" for name, value in vars(self).items() if value and value != PLAIN]
 
 
 def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: Any) -> tuple[Model, Reranker | None]:
@@ -60,12 +60,14 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
     return _scorer_of(load_causal_lm(name), yes, no, name), reranker
 
 
-def check_head(name: str, config: Any, causal: bool) -> None:
+def check_head(name: str, config: Any, causal: bool, arguments: RerankerArguments) -> None:
     """Raises CheckpointError for a head of several numbers, and for an encoder called a reranker that has none."""
     if _has_head(config) and config.num_labels != 1:
         raise CheckpointError(f"{name}: its head gives {config.num_labels} numbers for a pair, and a score is one")
-    if "rerank" in _called(name) and not causal and not _has_head(config):
-        raise CheckpointError(f"{name}: called a reranker, and its configuration names no trained head")
+    if "rerank" in _called(name) and not causal and not _has_head(config) and arguments.reranker != PLAIN:
+        raise CheckpointError(
+            f"{name}: called a reranker, and its configuration names no trained head; --reranker {PLAIN} draws one"
+        )
 
 
 def _has_head(config: Any) -> bool:
@@ -132,9 +134,12 @@ def _filled(reranker: Reranker, tokenizer: Any, name: str) -> Reranker:
     if reranker.instruction and not any(INSTRUCTION in part for part in prompt):
         raise CheckpointError(f"--instruction: the prompt has no {INSTRUCTION}: {[*prompt]}")
     if not reranker.instruction:
+        lines = [line for part in prompt for line in part.splitlines() if INSTRUCTION in line]
+        if holding := [line for line in lines if "{query}" in line or "{document}" in line]:
+            raise CheckpointError(f"the prompt's line {holding[0]!r} needs --instruction")
         prompt = tuple(re.sub(rf"[^\n]*{re.escape(INSTRUCTION)}[^\n]*\n?", "", part) for part in prompt)
     parts = tuple(part.replace(INSTRUCTION, reranker.instruction) for part in prompt if part)
-    lacking = {*CONTROL_TOKENS.findall("".join(parts))} - {*tokenizer.get_added_vocab()}
+    lacking = {*SPELT_AS_CONTROL.findall("".join(parts))} - {*tokenizer.get_added_vocab()}
     if lacking:
         raise CheckpointError(f"{name}: its tokenizer has no token {min(lacking)!r}, which the prompt holds")
     return replace(reranker, prompt=parts)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 INSTRUCTION = "{instruction}"
-CONTROL_TOKENS = re.compile(r"<\|\w+\|>|</?think>|<bos>")  # as the families below spell theirs
+SPELT_AS_CONTROL = re.compile(r"<\|\w+\|>|</?think>|<bos>")  # as the families below spell theirs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reranker:
 
     @property
     def score(self) -> str:
-        """What the score is, in words."""
+        """The score in words."""
         if self.yes is None:
             return "its own score head"
         return f"the logit of {self.yes!r}" + (f" minus that of {self.no!r}" if self.no else "")

@@ -25,8 +25,10 @@ class Query(NamedTuple):
     source: int | None
 
 
-def drawn(kinds: dict[str, Made], count: int, real: Sequence[Query]) -> list[Query]:
+def drawn(kinds: dict[str, Made], count: int, real: Sequence[Query], name: str) -> list[Query]:
     """``count`` queries of different texts, of each kind in its turn; where one has no more, the others go on.
+
+    Their ids hold ``name``.
 
     Raises DataError where all of them have fewer.
     """
@@ -38,7 +40,7 @@ def drawn(kinds: dict[str, Made], count: int, real: Sequence[Query]) -> list[Que
             f"--count {count:,}: the documents give {len(found):,} different queries by --kinds {' '.join(kinds)}"
         )
     queries = [
-        Query(f"{kind}-{number}", text, kind, place) for number, (kind, text, place) in enumerate(found, start=1)
+        Query(f"{kind}-{name}-{number}", text, kind, place) for number, (kind, text, place) in enumerate(found, start=1)
     ]
     if clash := next((query.query_id for query in queries if query.query_id in used), None):
         raise DataError(f"query_id {clash!r} of a real query is that of a drawn one")

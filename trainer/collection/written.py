@@ -54,7 +54,10 @@ class QueryWriter:
     def _written(self, texts: Sequence[str]) -> list[str]:
         """The first line that the model writes to each text."""
         prompts = [self._prompt_of(text) for text in texts]
-        inputs = self._tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+        own = self._tokenizer.chat_template is None  # a chat template writes the control tokens itself
+        inputs = self._tokenizer(
+            prompts, return_tensors="pt", padding=True, return_token_type_ids=False, add_special_tokens=own
+        )
         ids = self._model.generate(
             **inputs.to(self._model.device),
             max_new_tokens=QUERY_TOKENS,

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trainer.checkpoints.layers import find_layers
 from trainer.checkpoints.load import NO_CODE, CheckpointError, first_line, require_checkpoint
 from trainer.packed.body import is_decoder, reads_pooled_tokens
+from trainer.packed.heads import pools_all_tokens
 
 LAST_LAYER = 0.25  # of a layer's work and memory, where only the tokens that are read are computed in the last one
 # Bytes for each number that goes into or comes out of a layer's matrices, with what norms and the gate keep beside it.
@@ -80,7 +81,7 @@ def _shape(model: Any, causal: bool) -> Shape:
     if not linears or causal != isinstance(outputs, nn.Linear):
         raise ValueError(f"the layers of a {config.model_type} model are not built as expected")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    count, pooled = len(layers.modules), not causal and reads_pooled_tokens(model)
+    count, pooled = len(layers.modules), not causal and reads_pooled_tokens(model) and not pools_all_tokens(model)
     return Shape(
         family=config.model_type,
         layers=count,

@@ -122,8 +122,9 @@ POOLED_STATES = {
 def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor) -> Tensor:
     """The mean [R, S, H] of the states of each pair's tokens; ``pool_positions`` [R, S] name one token of each."""
     pairs_RS1 = torch.gather(segment_ids, 1, pool_positions)[:, :, None]
-    own_RSL = (pairs_RS1 == segment_ids[:, None]).to(states_RLH.dtype)
-    return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH
+    own_RSL = (pairs_RS1 == segment_ids[:, None]).float()
+    means_RSH = (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
+    return means_RSH.to(states_RLH.dtype)
 
 
 def is_decoder(model: Any) -> bool:

@@ -109,6 +109,7 @@ def _loaded(name: str) -> SentenceTransformer:
 def _limit(model: SentenceTransformer, name: str, max_tokens: int | None) -> None:
     if max_tokens is None:
         return
-    if not 3 <= max_tokens <= (most := model.max_seq_length or max_tokens):  # two of them are not the text's
+    most = model.max_seq_length or max(3, max_tokens)
+    if not 3 <= max_tokens <= most:  # two of them are not the text's
         raise DataError(f"--max_tokens must be 3 to {most}, which is what {name} reads, not {max_tokens}")
     model.max_seq_length = max_tokens

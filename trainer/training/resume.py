@@ -103,7 +103,8 @@ def new_directory(directory: Path, settings: dict[str, Any]) -> None:
 
 def stamps(names: Iterable[str]) -> dict[str, str]:
     """Size and time of the files among ``names``, and in directories among them: a run does not resume with others."""
-    paths = [path for name in names for path in (sorted(Path(name).glob("*")) if Path(name).is_dir() else [Path(name)])]
+    given = map(Path, names)
+    paths = [path for one in given for path in (sorted(one.rglob("*")) if one.is_dir() else [one])]
     files = ((path, path.stat()) for path in paths if path.is_file())
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
 

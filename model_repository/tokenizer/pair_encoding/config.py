@@ -107,7 +107,10 @@ class PairEncodingConfig:
             raise EncodingError(f"{path}: {error}") from error
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        values = asdict(self)
+        if not self.prompt:  # most have none, and older releases do not know the setting
+            del values["prompt"]
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def encoding_hash(directory: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""What a pair has beside its two texts, as token ids."""
+"""The template of a pair: all that it has beside its two texts, as token ids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def template_of(tokenizer: Tokenizer, config: PairEncodingConfig, ids: Ids) -> T
 def make_special(tokenizer: Tokenizer, prompt: Sequence[str]) -> None:
     """Let no text spell an added token that the prompt uses. Some are not special, such as Qwen3's ``<think>``."""
     added = tokenizer.get_added_tokens_decoder().values()
-    used = [token for token in added if any(token.content in part for part in prompt)]
+    # White space among the added tokens, such as Gemma's line ends, is text.
+    used = [token for token in added if token.content.strip() and any(token.content in part for part in prompt)]
     for token in used:
         token.special = True
     tokenizer.add_special_tokens(used)

@@ -264,6 +264,7 @@ BAD = [
     (["--prompt", *PAIR, *YES, "--no_token", "yes"], "and another --no_token or none"),
     (["--prompt", *PAIR, *YES, "--no_token", "東"], "'東' must be one token"),
     (["--prompt", *PAIR, *YES, "--instruction", OWN], "--instruction: the prompt has no {instruction}"),
+    (["--prompt", "{instruction} {query}", "{document}", *YES], "'{instruction} {query}' needs --instruction"),
     (["--prompt", "{query}", *YES], "the prompt must have {document} once, and has it 0 times"),
     (["--prompt", "{document}", *YES], "the prompt must have {query} once, and has it 0 times"),
     (["--prompt", *PAIR, "{document}", *YES], "the prompt must have {document} once, and has it 2 times"),
@@ -298,6 +299,9 @@ def test_models_that_no_prompt_makes_a_teacher(
     assert "is an encoder, with a score of its own" in fails(init, capsys, "--pretrained", encoder, *flags, *out)
     AutoModel.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained(tiny_bert(tmp_path / "a-reranker"))
     assert "names no trained head" in fails(init, capsys, "--pretrained", tmp_path / "a-reranker", *out)
+    run(
+        init, "--pretrained", tmp_path / "a-reranker", "--reranker", "none", "--output_dir", tmp_path / "drawn", *LIMITS
+    )
     capped = tiny_reranker(tmp_path / "capped", "gemma2", gemma_tokenizer(), final_logit_softcapping=1.0)
     message = fails(init, capsys, "--pretrained", capped, *flags, *out)
     assert "the logits of this gemma2 model are capped, scaled or shifted" in message

@@ -99,7 +99,10 @@ def test_what_is_no_bi_encoder_is_named(
         (["--bi_encoder", pickled], f"{pickled}: its weights are pickled"),
         (["--bi_encoder", empty], f"{empty}: not a checkpoint"),
         (["--bi_encoder", tmp_path / "none"], f"{tmp_path / 'none'}: no such checkpoint"),
-        (["--bi_encoder", bi_encoder, "--max_tokens", 33], "--max_tokens must be 3 to 32"),
+        *(
+            (["--bi_encoder", bi_encoder, "--max_tokens", tokens], "--max_tokens must be 3 to 32")
+            for tokens in (33, 2, -1)
+        ),
         (["--bi_encoder", bi_encoder, "--model", bert], "give either --model"),
         (["--model", bert, "--max_tokens", 9], "--max_tokens is for a --bi_encoder"),
     ):
