@@ -372,6 +372,8 @@ def test_bad_studies_are_one_line(
 def test_the_studies_that_are_here_can_be_planned(path: Path) -> None:
     if importlib.util.find_spec("trainer.queries") is None and "trainer.queries" in path.read_text():
         pytest.skip("needs trainer.queries")
+    for shape in re.findall(r"[\w/-]+\.json\b", path.read_text()):
+        assert (ROOT / shape).is_file()
     declared = read_study(path)
     systems = {cell.system for cell in Planner(declared).cells()}
     assert {comparison.baseline for comparison in declared.comparisons.values()} <= systems
