@@ -380,6 +380,8 @@ def test_bad_studies_are_one_line(
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_that_are_here_can_be_planned(path: Path) -> None:
+    for shape in re.findall(r"[\w/-]+\.json\b", path.read_text()):
+        assert (ROOT / shape).is_file()
     declared = read_study(path)
     systems = {cell.system for cell in Planner(declared).cells()}
     assert {comparison.baseline for comparison in declared.comparisons.values()} <= systems
