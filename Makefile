@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 
 # Three processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
 # the longest ones first. What several files share, such as a server, each process has for itself.
-LONG := tests/test_readme.py tests/bench tests/trainer/training tests/engines tests/model_repository
+LONG := tests/test_readme.py tests/test_windows.py tests/bench tests/trainer/training tests/engines tests/model_repository
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 \
 		$(LONG) tests

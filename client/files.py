@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from client.errors import DisRankerError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # How libraries that are not written in Python say that the disk refused: Rust's (safetensors, tokenizers), PyTorch's.
 NO_OS_ERRORS = ("(os error ", "inline_container")
 
@@ -43,9 +45,14 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def _read_file(path: str | Path, error: Exception) -> str | None:
-    """The file that an error concerns, if it lies neither beside ``path`` nor on the way to it."""
+    """The file that an error concerns, if it lies neither beside ``path`` nor on the way to it.
+
+    What a full disk says of a copy names the file that is copied, which is not at fault.
+    """
     name, place = getattr(error, "filename", None), Path(path).absolute()
-    if not isinstance(name, str) or place.is_relative_to(other := Path(name).absolute()):
+    if not isinstance(name, str) or getattr(error, "errno", None) in FULL:
+        return None
+    if place.is_relative_to(other := Path(name).absolute()):
         return None
     return None if other.is_relative_to(place.parent) else name
 
