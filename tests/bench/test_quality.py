@@ -171,7 +171,7 @@ def test_a_cell_that_fails_is_reported_and_one_that_was_killed_goes_on(shared: P
         killed = "--learning_rate 1e-3"
         good = "--learning_rate 1e-4"
         [steps]
-        student = '''trainer.rank_sft --model {tiny} --data {{judged}} {few} --max_steps 400 {{rate}}
+        student = '''trainer.rank_sft --model {tiny} --data {{judged}} {few} --max_steps 250 {{rate}}
             --output_dir {{out}}'''
         ranking = "trainer.score --model {{student}} --data {{test}} --output {{out}}.parquet"
     """
