@@ -82,6 +82,8 @@ class Callers:
             begin, asked = time.perf_counter(), set[asyncio.Task[None]]()
             for due in times:
                 await asyncio.sleep(max(0.0, begin + due - time.perf_counter()))
+                if self._is_kept_back(begin + due, load):
+                    continue
                 task = asyncio.create_task(self._ask(client, begin + due, load))
                 asked.add(task)
                 task.add_done_callback(asked.discard)
@@ -102,14 +104,10 @@ class Callers:
     async def _ask(self, client: triton.InferenceServerClient, due: float, load: Load) -> None:
         sent, status = time.perf_counter(), ANSWERED
         try:
-            if self._throttle:
-                self._throttle.check()
             # The stub itself: the client's own method makes the message anew, and reads the answer.
             await client._client_stub.ModelInfer(next(self._messages), timeout=self._limit_s)
         except grpc.aio.AioRpcError as error:
             status = error.code().name
-        except ServerOverloadedError:
-            status = UNSENT
         self._tell_throttle(status)
         now = time.perf_counter()
         load.outcomes[status] += 1
@@ -118,6 +116,17 @@ class Callers:
             load.answered_ms.append(1000 * (now - due))
         elif status == REFUSED:
             load.refused_ms.append(1000 * (now - sent))
+
+    def _is_kept_back(self, due: float, load: Load) -> bool:
+        """Whether the throttle refuses the request, which then costs no task."""
+        try:
+            if self._throttle:
+                self._throttle.check()
+        except ServerOverloadedError:
+            load.outcomes[UNSENT] += 1
+            load.lag_ms.append(1000 * (time.perf_counter() - due))
+            return True
+        return False
 
     def _tell_throttle(self, status: str) -> None:
         if self._throttle and status == ANSWERED:
