@@ -120,7 +120,7 @@ def asking(most: int) -> PairEncoder:
     )
 
 
-ENCODABLE = st.text(st.one_of(st.characters(), st.sampled_from("  \n\r\t.?:'<>")), max_size=40)
+ENCODABLE = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("  \n\r\t.?:'<>")), max_size=40)
 CONTROL = st.sampled_from(["", "<|im_end|>", "<think>\n\n</think>", "<|endoftext|>"])
 
 
