@@ -6,7 +6,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from client.balancer import Balancer
@@ -90,6 +91,16 @@ class Throttle:
                 return
             self._requests += 1
             raise self._refusal.reworded(f"{self._refusal}; not sent, since most requests are refused")
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the request of the block, if it is answered or refused; other errors say nothing."""
+        try:
+            yield
+        except ServerOverloadedError as refusal:
+            self.overloaded(refusal)
+            raise
+        self.answered()
 
     def answered(self) -> None:
         """Count a request that was scored."""

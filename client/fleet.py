@@ -22,7 +22,6 @@ from client.errors import (
     InvalidRequestError,
     ModelNotReadyError,
     RankingError,
-    ServerOverloadedError,
     translated,
 )
 from client.latencies import Latencies
@@ -100,13 +99,8 @@ class Fleet:
             self.balancer.answered(server)
             return scores
 
-        try:
-            scores = self._attempt(attempts, infer, count, deadline)
-        except ServerOverloadedError as refusal:
-            self.throttle.overloaded(refusal)
-            raise
-        self.throttle.answered()
-        return scores
+        with self.throttle.counted():
+            return self._attempt(attempts, infer, count, deadline)
 
     def _attempts(self, documents: int, deadline: Deadline) -> Attempts:
         return Attempts(self.balancer, self.budget, documents, self._connection.attempts, deadline)

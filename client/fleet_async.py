@@ -25,7 +25,6 @@ from client.errors import (
     InvalidRequestError,
     ModelNotReadyError,
     RankingError,
-    ServerOverloadedError,
     translated,
 )
 from client.latencies import Latencies
@@ -103,13 +102,8 @@ class AsyncFleet:
             self.balancer.answered(server)
             return scores
 
-        try:
-            scores = await self._attempt(attempts, infer, count, deadline)
-        except ServerOverloadedError as refusal:
-            self.throttle.overloaded(refusal)
-            raise
-        self.throttle.answered()
-        return scores
+        with self.throttle.counted():
+            return await self._attempt(attempts, infer, count, deadline)
 
     def _attempts(self, documents: int, deadline: Deadline) -> Attempts:
         return Attempts(self.balancer, self.budget, documents, self._connection.attempts, deadline)

@@ -22,7 +22,7 @@ from bench.quality.report import written
 from bench.quality.runs import Runner
 from bench.quality.sources import Sources
 from bench.quality.study import Study, StudyError, read_study
-from bench.quality.summaries import Ranked, contrasts, evaluated, qrels_of, summaries
+from bench.quality.summaries import Contrast, Ranked, contrasts, evaluated, qrels_of, summaries
 from bench.report import command_of, described, machine
 from client.errors import DisRankerError
 from client.files import appears_whole, check_writable
@@ -122,8 +122,10 @@ def _study(
     setting = machine(0)
     about = {"command": typed, "title": study.title, "machine": setting, "versions": runner.versions,
              "data": sources.hashes(), "leaks": [asdict(each) for each in found], "failed": failures}  # fmt: skip
-    _write_results(root / "results.json", about, study, ranked, runner)
-    written(study, summaries(ranked), found, failures, root, described(setting))
+    summed = summaries(ranked)
+    contrasted = contrasts(study, summed)
+    _write_results(root / "results.json", about, ranked, contrasted, runner)
+    written(study, summed, contrasted, found, failures, root, described(setting))
     if failures:
         raise CellsFailedError(f"{len(failures)} of {len(cells)} cells failed, see {root / 'report.md'}")
 
@@ -135,14 +137,16 @@ def _write_runs(ranked: Sequence[Ranked], folder: Path) -> None:
         write_run(folder / f"{name}.run", run, tag=name)
 
 
-def _write_results(path: Path, about: dict[str, Any], study: Study, ranked: Sequence[Ranked], runner: Runner) -> None:
+def _write_results(
+    path: Path, about: dict[str, Any], ranked: Sequence[Ranked], contrasted: Sequence[Contrast], runner: Runner
+) -> None:
     result = {
         **about, "cells": [_described(each) for each in ranked],
         "steps": {task.name: asdict(outcome) for task, outcome in runner.outcomes.items()},
         "comparisons": [
             {"comparison": each.name, "collection": each.collection, "baseline": each.base.cell.system,
              **one.result.row, **row, **one.cost._asdict()}
-            for each in contrasts(study, summaries(ranked)) for one, row in each.others
+            for each in contrasted for one, row in each.others
         ],
     }  # fmt: skip
     with appears_whole(path) as partial:

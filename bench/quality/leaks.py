@@ -60,15 +60,20 @@ def leaks_of(tests: Mapping[Task, Sequence[str]], sources: Sources, policy: str)
             if name.startswith(TRAINED):
                 of_data[name.removeprefix(TRAINED)].update(names)
     for name, against in of_data.items():
-        trained = asked(sources[name].path)
-        here = [leak(name, trained, test, asked(sources[test].path)) for test in sorted(against) if trained]
-        leaking = {query_id for each in here for query_id, _ in each.queries}
+        here, leaking = leaks_against(name, sources[name].path, sorted(against), sources)
         if leaking and policy == "refuse":
             raise StudyError(f'{next(each for each in here if each.queries)}: leaks = "drop" trains without them')
         if leaking and policy == "drop":
             sources.without(name, leaking)
         found += here
     return found
+
+
+def leaks_against(name: str, path: str, tests: Sequence[str], sources: Sources) -> tuple[list[Leak], set[str]]:
+    """The training queries in the file at ``path`` against each of the ``tests``, and the ids of those that leak."""
+    trained = asked(path)
+    found = [leak(name, trained, test, asked(sources[test].path)) for test in tests if trained]
+    return found, {query_id for each in found for query_id, _ in each.queries}
 
 
 def trigrams(query: str) -> frozenset[str]:

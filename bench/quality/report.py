@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bench.quality.cells import matches
 from bench.quality.leaks import Leak
 from bench.quality.study import COUNTED, Curve, Study
-from bench.quality.summaries import Contrast, Summary, contrasts
+from bench.quality.summaries import Contrast, Summary
 from bench.report import picture, show, table_of
 from client.files import appears_whole
 from trainer.measures.comparison import with_interval
@@ -40,12 +40,18 @@ class Section(NamedTuple):
 
 
 def written(
-    study: Study, found: Sequence[Summary], leaks: Sequence[Leak], failures: Mapping[str, str], root: Path, by: str
+    study: Study,
+    found: Sequence[Summary],
+    contrasted: Sequence[Contrast],
+    leaks: Sequence[Leak],
+    failures: Mapping[str, str],
+    root: Path,
+    by: str,
 ) -> None:
     """Write ``report.md`` and its pictures, and print its tables. ``by`` says on what machine all was made."""
     leaking = [(each.train, each.test, f"{len(each.queries):,}", f"{each.documents:,}") for each in leaks]
     sections = [
-        *(_comparison(each, study.measures, root) for each in contrasts(study, found)),
+        *(_comparison(each, study.measures, root) for each in contrasted),
         *_curves(study, found, root),
         Section("Leaks", ("trained on", "tested on", "queries in both", "documents in both"), leaking),
         Section("Cells that failed", ("cell", "why"), list(failures.items())),

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from bench.environments import ROOT, last_line
 from bench.quality.cells import STEPS, Filled, Task
-from bench.quality.leaks import Leak, leak
+from bench.quality.leaks import Leak, leaks_against
 from bench.quality.sources import Sources, asked, filtered
 from bench.quality.study import PLACEHOLDER, StudyError
 from client.command import say
@@ -172,10 +172,8 @@ class Runner:
 
     def _checked(self, task: Task, now: Outcome, output: Path) -> tuple[Outcome, str]:
         """The outcome with the leaks of generated queries, which are dropped if the study says so."""
-        made = asked(str(output))
-        found = [leak(task.name, made, test, asked(self._sources[test].path)) for test in self._tests[task] if made]
+        found, leaking = leaks_against(task.name, str(output), self._tests[task], self._sources)
         now = replace(now, leaks=tuple(found))
-        leaking = {query_id for each in found for query_id, _ in each.queries}
         if leaking and self._leaks == "refuse":
             return now, str(next(each for each in found if each.queries))
         if leaking and self._leaks == "drop":

@@ -113,7 +113,7 @@ class Study(Part):
 
     def named(self) -> dict[str, list[str]]:
         """Names and patterns of systems, by the place where they stand."""
-        found = {f"comparison {name!r}": [each.baseline, *each.systems] for name, each in self.comparisons.items()}
+        found = {f"comparison {name!r}": each.systems for name, each in self.comparisons.items()}
         return found | {f"curve {name!r}": each.systems for name, each in self.curves.items()}
 
     def keys(self) -> set[str]:

@@ -9,6 +9,8 @@ from torch import nn
 
 from trainer.checkpoints.load import CheckpointError, Model
 
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # settings with an entry for each layer
+
 
 class Layers(NamedTuple):
     """A model's layers in order; ``name`` is that of their list in the model's ``named_modules``."""
@@ -52,6 +54,6 @@ def keep_layers(model: Model, count: int) -> None:
             if hasattr(module, "layer_idx"):  # its place in the cache of keys and values
                 module.layer_idx = place
     model.config.num_hidden_layers = count
-    for setting, value in vars(model.config).items():
-        if isinstance(value, list) and len(value) == depth and setting.endswith(("layer_types", "rope_layers")):
-            setattr(model.config, setting, [value[index] for index in kept])
+    for setting in PER_LAYER:
+        if values := getattr(model.config, setting, None):
+            setattr(model.config, setting, [values[index] for index in kept])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from model_repository.tokenizer.pair_encoding.config import DOCUMENT, QUERY
 from trainer.checkpoints.load import CheckpointError, Model, load_causal_lm, load_for_training
 from trainer.checkpoints.rerankers import FAMILIES, INSTRUCTION, SPELT_AS_CONTROL, Reranker
 
@@ -135,7 +136,7 @@ def _filled(reranker: Reranker, tokenizer: Any, name: str) -> Reranker:
         raise CheckpointError(f"--instruction: the prompt has no {INSTRUCTION}: {[*prompt]}")
     if not reranker.instruction:
         lines = [line for part in prompt for line in part.splitlines() if INSTRUCTION in line]
-        if holding := [line for line in lines if "{query}" in line or "{document}" in line]:
+        if holding := [line for line in lines if QUERY in line or DOCUMENT in line]:
             raise CheckpointError(f"the prompt's line {holding[0]!r} needs --instruction")
         prompt = tuple(re.sub(rf"[^\n]*{re.escape(INSTRUCTION)}[^\n]*\n?", "", part) for part in prompt)
     parts = tuple(part.replace(INSTRUCTION, reranker.instruction) for part in prompt if part)
