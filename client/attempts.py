@@ -16,7 +16,7 @@ from client.errors import EVERY, InvalidRequestError, RankingError, RequestTimeo
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 RETRY_SHARE, FIRST_RETRIES, MOST_RETRIES = 0.1, 10.0, 100.0
-ASKED, FEW, REMEMBERED_S = 1.25, 10.0, 1.0
+ASKED, FEW, REMEMBERED_S = 1.1, 10.0, 1.0
 
 
 class Deadline(NamedTuple):
@@ -72,8 +72,8 @@ class Throttle:
     """Requests that a client refuses itself, because its servers would: sending and refusing them takes time that
     answers need.
 
-    While fewer than four in five of the last second's requests are answered, as many are refused here as to leave the
-    servers a quarter more than they answer (Beyer et al., Site Reliability Engineering, 2016, chapter 21). The first
+    While fewer than nine in ten of the last second's requests are answered, as many are refused here as to leave the
+    servers a tenth more than they answer (Beyer et al., Site Reliability Engineering, 2016, chapter 21). The first
     ten say nothing. For any number of threads.
     """
 

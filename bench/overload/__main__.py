@@ -2,7 +2,8 @@
 
     python -m bench.overload --model_repository model_repository --queries runs/demo/collection/test.jsonl
 
-The server runs on this machine, beside the load generator, whose share of the processors is in the table.
+The server runs on this machine, beside the load generator, whose share of the processors is in the table. A line is the
+round with the median rate in time, and the share of the peak has the lowest and the highest of the rounds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from bench.children import Child, serving
 from bench.overload.load import ANSWERED, LATE, REFUSED, UNSENT, Callers, Load
-from bench.report import command_of, described, machine, show, table_of, write
+from bench.report import Spread, command_of, described, machine, show, table_of, write
 from bench.serving.processes import family_memory
 from client.attempts import Throttle
 from loadtest._samples import Percentiles
@@ -50,6 +51,7 @@ class OverloadArguments:
     documents: str = field(default="50", metadata={"help": "Of a request, as for loadtest."})
     limit_ms: float = field(default=500.0, metadata={"help": "How long a caller waits."})
     seconds: float = field(default=10.0, metadata={"help": "Of each rate."})
+    rounds: int = field(default=3, metadata={"help": "How often all rates are measured, one after the other."})
     rate: float | None = field(default=None, metadata={"help": "Sustainable requests/s; else those of a closed loop."})
     seed: int = field(default=0, metadata={"help": "Of the requests and of when they are due."})
     output: str | None = field(default=None, metadata={"help": "JSON file of all numbers."})
@@ -102,16 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         hurried = [
             Callers(url, MODEL, requests, arguments.limit_ms / 1000, throttle) for throttle in (None, Throttle())
         ]
-        rows = measured(arguments, patient, hurried, server)
+        rounds = [measured(arguments, patient, hurried, server) for _ in range(arguments.rounds)]
     if arguments.output:
         write(Path(arguments.output), {"command": command_of("bench.overload", argv), "machine": machine(0),
-                                       "rows": [{**vars(row), "load": vars(row.load)} for row in rows]})  # fmt: skip
-    show(table(rows, f"callers wait {arguments.limit_ms:g} ms; {described(machine(0))}"))
+                                       "rounds": [[{**vars(row), "load": vars(row.load)} for row in rows]
+                                                  for rows in rounds]})  # fmt: skip
+    show(table(rounds, f"callers wait {arguments.limit_ms:g} ms; {described(machine(0))}"))
 
 
 def requests_of(arguments: OverloadArguments) -> list[Request]:
     """Raises FlagError for a flag that makes no sense."""
-    for name in ("limit_ms", "seconds", "rate"):
+    for name in ("limit_ms", "seconds", "rate", "rounds"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise FlagError(f"--{name} {value:g}: above 0 is needed")
@@ -138,13 +141,16 @@ def measured(arguments: OverloadArguments, patient: Callers, hurried: Sequence[C
     return rows
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    """A line for each rate; the peak is the most that was answered at any of them."""
+def table(rounds: Sequence[Sequence[Row]], title: str) -> Table:
+    """A line for each rate; a round's peak is the most that was answered at any of its rates."""
     shown = table_of(title, HEADINGS, left=("load",))
-    peak = max(row.load.a_second(ANSWERED) for row in rows) or 1.0
-    for row in rows:
-        load, answered = row.load, row.load.a_second(ANSWERED)
-        rates = [f"{load.a_second():.1f}", f"{answered:.1f}", f"{answered / peak:.0%}"]
+    peaks = [max(row.load.a_second(ANSWERED) for row in rows) or 1.0 for rows in rounds]
+    for same in zip(*rounds, strict=True):
+        shares = Spread.of([row.load.a_second(ANSWERED) / peak for row, peak in zip(same, peaks, strict=True)])
+        row = sorted(same, key=lambda one: one.load.a_second(ANSWERED))[len(same) // 2]
+        load = row.load
+        rates = [f"{load.a_second():.1f}", f"{load.a_second(ANSWERED):.1f}"]
+        rates.append(f"{shares.median:.0%} [{shares.low:.0%}, {shares.high:.0%}]")
         rates += [f"{load.a_second(one):.1f}" for one in (REFUSED, UNSENT, LATE)]
         times = [
             _percentile(load.latency, "p50"),

@@ -17,10 +17,11 @@ def test_every_rate_has_a_line_and_every_request_an_outcome(
 ) -> None:
     monkeypatch.setattr(overload, "STEPS", ((0.5, 0, False), (5, 0, False), (0.8, 0.1, False), (5, 0, True)))
     output, queries = tmp_path / "overload.json", write_groups(tmp_path / "queries.jsonl", queries=4)
-    flags = {"model_repository": served_repository, "queries": queries, "documents": 20, "seconds": 0.5, "rate": 20}
-    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    assert overload.main([*argv, "--limit_ms", "60000", "--output", str(output)]) == 0
-    rows = json.loads(output.read_text())["rows"]
+    flags = {"model_repository": served_repository, "queries": queries, "documents": 20, "limit_ms": 60000}
+    rates = {"seconds": 0.5, "rate": 20, "rounds": 1, "output": output}
+    argv = [part for name, value in (flags | rates).items() for part in (f"--{name}", str(value))]
+    assert overload.main(argv) == 0
+    (rows,) = json.loads(output.read_text())["rounds"]
     assert [row["name"] for row in rows] == [
         "8 patient callers",
         "0.5 times",
@@ -42,6 +43,7 @@ def test_every_rate_has_a_line_and_every_request_an_outcome(
     [
         (["--queries", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--rate", "0"], "--rate 0: above 0 is needed"),
+        (["--rounds", "0"], "--rounds 0: above 0 is needed"),
         (["--limit_ms", "nan"], "--limit_ms nan: above 0 is needed"),
         (["--documents", "many"], "'many' is none of"),
     ],
