@@ -2,7 +2,7 @@
 
     python -m bench.quality bench/quality/small.toml --output runs/study
 
-The same command goes on where it was stopped. See docs/quality.md for the file.
+The same command goes on where it was stopped. See docs/studies.md for the file.
 """
 
 from __future__ import annotations
