@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -122,6 +123,7 @@ def test_a_study_in_small_ends_in_runs_measures_tables_and_plots(ended: Path, sh
 def test_what_has_ended_stays_and_what_changed_runs_again(
     ended: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ended = shutil.copytree(ended, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in ended.glob("steps/*/*/log.txt")}
     text = (shared / "small.toml").read_text()
     changed = study(tmp_path / "small.toml", text.replace("--objective ranknet", "--objective kl"))
@@ -363,7 +365,8 @@ def test_no_near_duplicate_is_missed(trained: list[str], tested: list[str]) -> N
         ('title = "Orders"', 'title = "Orders"\nmeasures = ["nDCG@1O"]', "nDCG@1O"),
         ('judged = "', 'judged = "/nowhere', "judged: /nowhere"),
         ("Orders", "Orders", "--data none: not among the data"),
-        ("Orders", "Orders", "no cell is of --only ['nobody']"),
+        ("Orders", "Orders", "--only nobody: no system of"),
+        ("Orders", "Orders", "--collections two: those of"),
     ],
 )
 def test_bad_studies_are_one_line(
@@ -372,7 +375,12 @@ def test_bad_studies_are_one_line(
     text = orders_study(files, 'one = { test = "{judged}" }')
     assert old in text
     path = study(tmp_path / "bad.toml", text.replace(old, new))
-    flags = {"--data none": "--data none=x", "nobody": "--only nobody", "--seeds 7": "--seeds 7"}
+    flags = {
+        "--data none": "--data none=x",
+        "--only": "--only scored nobody",
+        "--collections": "--collections one two",
+        "--seeds 7": "--seeds 7",
+    }
     more = [word for key, typed in flags.items() if key in message for word in typed.split()]
     assert message in fails(capsys, path, "--output", tmp_path / "out", *more)
     assert not (tmp_path / "out" / "steps").exists()
