@@ -65,7 +65,7 @@ def test_who_is_refused_who_is_dropped_and_who_goes_first(
     repository, gate = gated(served_repository, tmp_path)
     config = repository / "student/configs/cpu.pbtxt"
     parsed = read_config(config)
-    parsed.parameters["max_wait_s"].string_value = "0.1"
+    parsed.parameters["max_wait_s"].string_value = "1"
     config.write_bytes(written(parsed))
     with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(4) as pool:
         ask = Asking(server)
