@@ -18,11 +18,10 @@ demo: $(VENV)/.installed
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
 # Three processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
-# the longest ones first. What several files share, such as a server, each process has for itself.
-LONG := tests/test_readme.py tests/test_windows.py tests/bench tests/trainer/training tests/engines tests/model_repository
+# the longest ones first (tests/conftest.py). What several files share, such as a server, each process has for itself.
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 \
-		$(LONG) tests
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+		--durations 20
 
 check: lint test
 

@@ -6,9 +6,11 @@ import errno
 import glob
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from client.errors import DisRankerError
@@ -16,6 +18,7 @@ from client.errors import DisRankerError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # How libraries that are not written in Python say that the disk refused: Rust's (safetensors, tokenizers), PyTorch's.
 NO_OS_ERRORS = ("(os error ", "inline_container")
+FORGOTTEN_S = 24 * 3600.0  # in which a writer changes what it writes
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -63,23 +66,33 @@ def appears_whole(path: Path) -> Iterator[Path]:
 
     Folders above ``path`` are made. A file at ``path`` is replaced, a folder that is not empty is not. Raises
     DisRankerError for what cannot be written; every error leaves ``path`` as it was and nothing beside it. What killed
-    processes left there is removed.
+    processes left there is removed; hosts may share the folder.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.partial")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                if not _is_alive(left.name.split(".")[-2]):
-                    _remove(left)
+                with suppress(FileNotFoundError):  # its writer has ended, or another one clears up
+                    if _is_forgotten(left):
+                        _remove(left)
             yield partial
             move(partial, path)
     finally:
         _remove(partial)
 
 
-def _is_alive(process: str) -> bool:
-    return process.isdecimal() and Path("/proc", process).exists()
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _is_forgotten(partial: Path) -> bool:
+    """Whether its writer was killed. Processes of other hosts cannot be seen, so theirs must have changed nothing for a
+    day."""
+    host, process = partial.name.split(".")[-3:-1]
+    if host == _host():
+        return not Path("/proc", process).exists()
+    return time.time() - partial.stat().st_mtime > FORGOTTEN_S
 
 
 def _remove(path: Path) -> None:

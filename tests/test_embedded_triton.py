@@ -178,8 +178,7 @@ def test_a_signal_ends_the_server_and_all_of_its_processes(
         assert not _shared_memory(server.process.pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 3)])
 def test_a_signal_while_the_models_load_leaves_nothing_either(
     served_repository: Path, tmp_path: Path, number: signal.Signals, processes: int
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_server_that_hangs_is_replaced_and_one_that_is_full_is_not(served_repo
     with running(repository, tmp_path / "log", "--hang-timeout-secs=6") as server:
         first = triton(server)
         with RankingClient(server.url, attempts=1) as client:
-            overload(client, 12)
+            overload(client, 8)
             assert triton(server) == first
             (student / "hang").touch()
             eventually(lambda: not first.is_running())

@@ -64,21 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for where, names in study.named().items():
         if unknown := [name for name in names if not any(matches(cell, [name]) for cell in every)]:
             raise StudyError(f"{arguments.study}: {where}: no system is named {unknown[0]!r}")
-    systems = {cell.system for cell in every}
     for name, comparison in study.comparisons.items():
-        if comparison.baseline not in systems:
+        if comparison.baseline not in {cell.system for cell in every}:
             raise StudyError(
                 f"{arguments.study}: comparison {name!r}: no system is named {comparison.baseline!r}; there are "
-                f"{', '.join(sorted(systems))}"
+                f"{_systems(every)}"
             )
-    if unknown := sorted({*arguments.seeds} - {*study.seeds}):
-        raise StudyError(f"--seeds {unknown[0]}: the seeds of {arguments.study} are {study.seeds}")
-    collections, seeds = arguments.collections or study.collections, {None, *(arguments.seeds or study.seeds)}
-    chosen = [cell for cell in every if cell.collection in collections and cell.seed in seeds]
-    cells = [cell for cell in chosen if matches(cell, arguments.only or ["*"])]
-    if not cells:
-        of = f"--only {arguments.only}, --collections {[*collections]} and --seeds {arguments.seeds or study.seeds}"
-        raise StudyError(f"{arguments.study}: no cell is of {of}")
+    cells = _chosen(arguments, study, every)
     check_writable(root / "results.json")
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -87,6 +79,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             _study(study, every, cells, sources, root, command_of("bench.quality", argv))
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _chosen(arguments: QualityArguments, study: Study, every: Sequence[Cell]) -> list[Cell]:
+    """The cells of --only, --collections and --seeds. Raises StudyError for what the study does not have."""
+    for name in arguments.only:
+        if not any(matches(cell, [name]) for cell in every):
+            raise StudyError(f"--only {name}: no system of {arguments.study} is named so; there are {_systems(every)}")
+    for name in arguments.collections:
+        if name not in study.collections:
+            raise StudyError(f"--collections {name}: those of {arguments.study} are {', '.join(study.collections)}")
+    if unknown := sorted({*arguments.seeds} - {*study.seeds}):
+        raise StudyError(f"--seeds {unknown[0]}: the seeds of {arguments.study} are {study.seeds}")
+    collections, seeds = arguments.collections or study.collections, {None, *(arguments.seeds or study.seeds)}
+    chosen = [cell for cell in every if cell.collection in collections and cell.seed in seeds]
+    return [cell for cell in chosen if matches(cell, arguments.only or ["*"])]
+
+
+def _systems(cells: Sequence[Cell]) -> str:
+    return ", ".join(sorted({cell.system for cell in cells}))
 
 
 def _paths(study: Study, arguments: QualityArguments) -> dict[str, str]:

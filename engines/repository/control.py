@@ -57,8 +57,11 @@ class RunningServer:
         query, texts = _texts(self._place.tokenizer / TOKENIZER_FILE)
         texts = texts[: encoder.config.max_documents]
         inputs = wire.inputs(query, [ClientDocument(title=text) for text in texts])
-        outputs = [grpc.InferRequestedOutput("token_ids")]
-        answer = self._asked(self._client.infer, self._place.models.tokenizer, inputs, outputs=outputs)
+        asked = {
+            "outputs": [grpc.InferRequestedOutput("token_ids")],
+            "timeout": int(self._limit_s * 1e6),  # without, a server that has much to do would refuse it
+        }
+        answer = self._asked(self._client.infer, self._place.models.tokenizer, inputs, **asked)
         expected = encoder.encode(query, [Document(title=text, summary="") for text in texts]).token_ids
         if not np.array_equal(answer.as_numpy("token_ids"), expected):
             raise EngineError(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -119,26 +121,35 @@ def test_a_study_in_small_ends_in_runs_measures_tables_and_plots(ended: Path, sh
     assert found["steps"]["scores/once"]["pairs"] == found["cells"][-1]["teacher_scores"] == 20 * (10 + 75)
 
 
+@pytest.fixture
+def restored(ended: Path, tmp_path: Path) -> Iterator[Path]:
+    """The study's folder, for a test to change."""
+    before = shutil.copytree(ended, tmp_path / "before")
+    yield ended
+    shutil.rmtree(ended)
+    shutil.move(before, ended)
+
+
 def test_what_has_ended_stays_and_what_changed_runs_again(
-    ended: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    restored: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in ended.glob("steps/*/*/log.txt")}
+    before = {path: path.stat().st_mtime_ns for path in restored.glob("steps/*/*/log.txt")}
     text = (shared / "small.toml").read_text()
     changed = study(tmp_path / "small.toml", text.replace("--objective ranknet", "--objective kl"))
-    assert run(changed, "--output", ended, "--only", "distilled *ranknet", "labels") == 0
-    now = {path: path.stat().st_mtime_ns for path in ended.glob("steps/*/*/log.txt")}
-    again = {str(path.parent.relative_to(ended / "steps")) for path in before if before[path] != now[path]}
+    assert run(changed, "--output", restored, "--only", "distilled *ranknet", "labels") == 0
+    now = {path: path.stat().st_mtime_ns for path in restored.glob("steps/*/*/log.txt")}
+    again = {str(path.parent.relative_to(restored / "steps")) for path in before if before[path] != now[path]}
     distilled = {f"distilled/loss=ranknet,seed={seed}" for seed in (0, 1)}
     ranked = {f"ranking/loss=ranknet,seed={seed},student=distilled,test=held_back" for seed in (0, 1)}
     assert again == distilled | ranked
     errors = capsys.readouterr().err
     assert "distilled/loss=ranknet,seed=0: its command changed: runs again" in errors
     assert re.search(r"ranking/loss=ranknet,seed=1\S*: what it reads \(distilled/loss=ranknet,seed=1\) changed", errors)
-    assert run(changed, "--output", ended, "--only", "labels", "--seeds", 1) == 0
-    assert [(cell["system"], cell["seed"]) for cell in results(ended)["cells"]] == [("labels", 1)]
+    assert run(changed, "--output", restored, "--only", "labels", "--seeds", 1) == 0
+    assert [(cell["system"], cell["seed"]) for cell in results(restored)["cells"]] == [("labels", 1)]
     data = tmp_path / "test.jsonl"
     data.write_bytes((shared / "collection/test.jsonl").read_bytes() + b"\n")
-    line = fails(capsys, shared / "small.toml", "--output", ended, "--data", f"held_back={data}")
+    line = fails(capsys, shared / "small.toml", "--output", restored, "--data", f"held_back={data}")
     assert f"held_back: {data} changed since the last run" in line
 
 
@@ -363,7 +374,8 @@ def test_no_near_duplicate_is_missed(trained: list[str], tested: list[str]) -> N
         ('title = "Orders"', 'title = "Orders"\nmeasures = ["nDCG@1O"]', "nDCG@1O"),
         ('judged = "', 'judged = "/nowhere', "judged: /nowhere"),
         ("Orders", "Orders", "--data none: not among the data"),
-        ("Orders", "Orders", "no cell is of --only ['nobody']"),
+        ("Orders", "Orders", "--only nobody: no system of"),
+        ("Orders", "Orders", "--collections two: those of"),
     ],
 )
 def test_bad_studies_are_one_line(
@@ -372,7 +384,12 @@ def test_bad_studies_are_one_line(
     text = orders_study(files, 'one = { test = "{judged}" }')
     assert old in text
     path = study(tmp_path / "bad.toml", text.replace(old, new))
-    flags = {"--data none": "--data none=x", "nobody": "--only nobody", "--seeds 7": "--seeds 7"}
+    flags = {
+        "--data none": "--data none=x",
+        "--only": "--only scored nobody",
+        "--collections": "--collections one two",
+        "--seeds 7": "--seeds 7",
+    }
     more = [word for key, typed in flags.items() if key in message for word in typed.split()]
     assert message in fails(capsys, path, "--output", tmp_path / "out", *more)
     assert not (tmp_path / "out" / "steps").exists()

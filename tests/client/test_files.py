@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from client.errors import DisRankerError
-from client.files import appears_whole
+from client.files import FORGOTTEN_S, appears_whole
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -55,3 +59,24 @@ def test_a_file_that_cannot_be_read_meanwhile_is_named_itself(tmp_path: Path) ->
     with pytest.raises(DisRankerError, match=f"^{source}: Is a directory$"), appears_whole(tmp_path / "out" / "file"):
         source.read_text()
     assert not (tmp_path / "out" / "file").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path: Path, kind: str) -> None:
+    """Those of other hosts, which may share the folder, have the numbers of processes that are not here."""
+    here, day = socket.gethostname().replace(".", "-"), time.time() - 2 * FORGOTTEN_S
+    ended = multiprocessing.get_context("fork").Process()
+    ended.start()
+    ended.join()
+    at_work = [f".a.json.{here}.{os.getppid()}.partial", f".a.json.elsewhere.{ended.pid}.partial"]
+    killed = [f".a.json.{here}.{ended.pid}.partial", f".a.json.elsewhere.{os.getppid()}.partial"]
+    for name in (*at_work, *killed):
+        path = tmp_path / name
+        if kind == "folder":
+            path.mkdir()
+            path /= "model"
+        path.touch()
+        os.utime(tmp_path / name, (day, day) if name != at_work[1] else None)
+    with appears_whole(tmp_path / "a.json") as partial:
+        partial.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *at_work}

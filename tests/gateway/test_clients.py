@@ -15,10 +15,6 @@ from pydantic import SecretStr
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # theirs, at import
     import cohere
-    from langchain_cohere import CohereRerank as LangChainRerank
-    from langchain_core.documents import Document as LangChainDocument
-    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaIndexRerank  # type: ignore[import-untyped]
 
 from client.records import sigmoid
 from model_repository.tokenizer.pair_encoding import Document
@@ -100,6 +96,11 @@ def test_coheres_sdk_of_version_2(gateway: Gateway, expected: list[float], http:
 
 @pytest.mark.usefixtures("collected")
 def test_langchain_and_llama_index(gateway: Gateway, expected: list[float]) -> None:
+    from langchain_cohere import CohereRerank as LangChainRerank  # not before: every process collects every file
+    from langchain_core.documents import Document as LangChainDocument
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+    from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaIndexRerank  # type: ignore[import-untyped]
+
     rerank = LangChainRerank(model="ranker", base_url=gateway.url, cohere_api_key=SecretStr("no key"), top_n=4)
     documents = [LangChainDocument(text, metadata={"place": place}) for place, text in enumerate(TEXTS)]
     found = rerank.compress_documents(documents, QUERY)

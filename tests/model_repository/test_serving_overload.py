@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
+from client import Connection
+from engines.repository.configs import read_config, written
+from engines.repository.control import RunningServer
+from engines.repository.models import STUDENT
+from engines.repository.place import Place
 from model_repository.tokenizer.pair_encoding import Document, FloatArray
 from tests.support.gated import gated
 from tests.support.requests import strings, student_inputs
 from tests.support.servers import Reference, Server, metric, running
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 LARGE, SMALL = 1000, 10  # documents
 HELD_S = 3.0
@@ -58,6 +63,10 @@ def test_who_is_refused_who_is_dropped_and_who_goes_first(
     served_repository: Path, reference: Reference, tmp_path: Path
 ) -> None:
     repository, gate = gated(served_repository, tmp_path)
+    config = repository / "student/configs/cpu.pbtxt"
+    parsed = read_config(config)
+    parsed.parameters["max_wait_s"].string_value = "1"
+    config.write_bytes(written(parsed))
     with running(repository, tmp_path / "log") as server, ThreadPoolExecutor(4) as pool:
         ask = Asking(server)
         gate.close()
@@ -80,12 +89,16 @@ def test_who_is_refused_who_is_dropped_and_who_goes_first(
         assert len(market) > 1 and winter[0] >= market[-1], "though it is smaller and came earlier"
 
         gate.close()
-        large = pool.submit(ask, "river", LARGE)
+        large = pool.submit(ask, "river", LARGE, timeout_s=PATIENCE_S)
         gate.wait()
         time.sleep(HELD_S)  # a call that takes so long is taken to last as long again
-        patient = pool.submit(ask, "winter", SMALL)
+        patient = pool.submit(ask, "winter", SMALL, timeout_s=PATIENCE_S)
         eventually(ask.is_refused_by_the_tokenizer)  # each of its processes has to know how long documents are
         assert not patient.done() and len(gate.calls()) == 1, "refused at once"
+        with unavailable("waits for the engine: retry in"):
+            ask("harbor", SMALL)
+        with RunningServer(Connection((server.url,), timeout_s=PATIENCE_S), Place.of(repository, STUDENT)) as switched:
+            switched.check_tokenizer()  # by which a new version begins
         gate.open()
         large.result()
         patient.result()

@@ -20,14 +20,13 @@ def test_scores_are_those_of_pytorch(served_checkpoint: Path, reference: Referen
     assert {path.name for path in (repository / "student/1").iterdir()} == {"manifest.json", "model.pt2", "model.py"}
     small = [documents(count, seed=count) for count in (1, 10)]
     requests = [(query, candidates) for candidates in small for query in ("garden bridge", "中文 🚀")]
-    requests.append(("garden bridge", every_length(reference)))
+    large = [("garden bridge", every_length(reference)), ("中文 🚀", documents(1000, longest=30))]
     with running(repository, tmp_path / "log") as server:
         assert server.log.read_text().count("on the processor, eager") == 2
         for model, precision in (("ranker", "fp32"), ("ranker_2", "bf16")):
-            # bfloat16 is slow on processors without units for it.
-            larger = [("中文 🚀", documents(1000, longest=30))] if precision == "fp32" else []
             with RankingClient(server.url, model) as client:
-                for query, candidates in [*requests, *larger]:
+                # bfloat16 is slow on processors without units for it.
+                for query, candidates in [*requests, *(large if precision == "fp32" else [])]:
                     got, expected = answer(client, query, candidates), reference(query, candidates)
                     np.testing.assert_allclose(got.scores, expected.scores, atol=TOLERANCES[precision], rtol=0)
                     assert got.truncated == expected.truncated

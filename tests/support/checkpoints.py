@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -98,6 +95,10 @@ def tiny_llm(directory: Path) -> Path:
 
 def tiny_bi_encoder(directory: Path, *, prompts: dict[str, str] | None = None) -> Path:
     """A bi-encoder of sentence-transformers with the body of ``tiny_bert``, which reads 32 tokens."""
+    from sentence_transformers import SentenceTransformer  # not before: it takes seconds, and few tests need it
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
     body = Transformer(str(tiny_bert(directory)), max_seq_length=32)
     pooling = Pooling(body.get_embedding_dimension(), "mean")
     shutil.rmtree(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,20 +11,20 @@ import pytest
 
 from engines.builders import processors
 from engines.graph.export import export_graph
-from engines.records import Graph
+from engines.records import Dimensions, Graph
 
 
 @contextmanager
 def exported_once(directory: Path) -> Iterator[None]:
-    """Builds for processors in the block take the first one's graph: to export it is most of their time."""
-    exported: list[Graph] = []
+    """Builds for processors in the block take the graph in the directory, which the first of them writes: to export it
+    is most of their time. All of them must be of one checkpoint."""
 
-    def export(*arguments: Any, **settings: Any) -> Graph:
-        if not exported:
-            graph = export_graph(*arguments, **settings)
-            shutil.copytree(graph.path.parent, directory)
-            exported.append(graph._replace(path=directory / graph.path.name))
-        return exported[0]
+    def export(model: Any, dimensions: Dimensions, precision: str, path: Path, *more: Any, **settings: Any) -> Graph:
+        graph = Graph(directory / path.name, precision, dimensions)
+        if not directory.exists():
+            directory.mkdir()
+            export_graph(model, dimensions, precision, graph.path, *more, **settings)
+        return graph
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processors, "export_graph", export)

@@ -28,10 +28,16 @@ FEW = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--logging_step
 
 LEARNING = ["--max_steps", "30", "--per_device_train_batch_size", "4", "--learning_rate", "5e-3", *FEW[4:]]
 
-# A process that has imported everything already: what is killed is a stage, not the start of Python.
+# A process that has imported everything already, also what a stage imports as it runs: what is killed is a stage, not
+# the start of Python.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    [__name__, *(f"trainer.{stage}" for stage in ("pretrain", "rank_sft", "score", "distill", "rerank"))]
+    [
+        __name__,
+        *(f"trainer.{stage}" for stage in ("pretrain", "rank_sft", "score", "distill", "rerank")),
+        *(f"transformers.models.{family}.modeling_{family}" for family in ("bert", "llama")),
+        "torch.utils.tensorboard",
+    ]
 )
 
 
@@ -75,8 +81,10 @@ def started(
     return process
 
 
-def finish(stage: str, *flags: object, at: str | int = "", send: int = signal.SIGKILL) -> int | None:
-    process = started(stage, *flags, at=at, send=send)
+def finish(
+    stage: str, *flags: object, at: str | int = "", send: int = signal.SIGKILL, log: Path | None = None
+) -> int | None:
+    process = started(stage, *flags, at=at, send=send, log=log)
     process.join(120)
     return process.exitcode
 

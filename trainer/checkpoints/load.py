@@ -135,6 +135,12 @@ def check_packing(model: Model, encoder: PairEncoder, name: str | Path) -> None:
         raise CheckpointError(f"{name}: {error}") from error
 
 
+def body_of(directory: str | Path) -> str:
+    """Where a checkpoint's transformer lies. Old releases of sentence-transformers gave it a folder of its own."""
+    own = Path(directory, "0_Transformer")
+    return str(own if own.is_dir() else directory)
+
+
 def require_checkpoint(directory: str | Path) -> None:
     """Raises CheckpointError for a path that holds no checkpoint; a name that is no path is left to the hub."""
     path = Path(directory)
@@ -144,7 +150,9 @@ def require_checkpoint(directory: str | Path) -> None:
             f"python -m trainer.merge --adapter {directory} --output_dir ..."
         )
     if path.exists() and not (path / "config.json").is_file():
-        raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json)")
+        body = body_of(directory)
+        inside = f"; the model of a bi-encoder lies in {body}" if body != str(directory) else ""
+        raise CheckpointError(f"{directory}: not a checkpoint (it has no config.json{inside})")
     if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         raise CheckpointError(
             f"{directory}: its weights are pickled (*.bin), and reading them could run code: save them as safetensors"

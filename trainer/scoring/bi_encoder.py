@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from model_repository.tokenizer.pair_encoding import FloatArray
-from trainer.checkpoints.load import NO_CODE, CheckpointError, reading, require_checkpoint, to_device
+from trainer.checkpoints.load import NO_CODE, CheckpointError, body_of, reading, require_checkpoint, to_device
 from trainer.data.records import DataError, QueryGroup
 from trainer.scoring.checkpoint import PRECISIONS, ScoringArguments, named_scores, processes_together
 
@@ -43,7 +43,7 @@ class BiEncoder:
         Raises CheckpointError for what is no bi-encoder, DataError for more ``max_tokens`` than it reads.
         """
         processes_together()  # each chooses its GPU
-        require_checkpoint(name)
+        require_checkpoint(body_of(name))
         with reading(name, "a bi-encoder"):
             kind = _kind_of(name)
         if kind != OURS:

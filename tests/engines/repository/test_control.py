@@ -16,6 +16,7 @@ from engines import versions
 from engines.repository.configs import read_config
 from engines.repository.control import ADMIN_KEY
 from model_repository.student.digests import sha256
+from model_repository.tokenizer.pair_encoding import encoding_hash
 from tests.support.checkpoints import tiny_bert
 from tests.support.requests import QUERY, answer, assert_equal, documents
 from tests.support.servers import Reference, Server, build, ports, running
@@ -27,9 +28,9 @@ KEY = "open sesame"
 def two_versions(served_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Versions of different weights and one tokenizer."""
     folder = tmp_path_factory.mktemp("two")
-    limits = {"max_pair_tokens": 256, "row_length": 256, "slots_per_row": 16, "max_documents": 1000}
+    limits: dict[str, int] = {"max_pair_tokens": 256, "row_length": 256, "slots_per_row": 16, "max_documents": 1000}
     repository = Path(shutil.copytree(served_repository, folder / "model_repository"))
-    return build(tiny_bert(folder / "bert", seed=1, **limits), repository, "fp32")
+    return build(tiny_bert(folder / "bert", layers=1, **limits), repository, "fp32")
 
 
 def test_versions_change_under_load(two_versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +129,18 @@ def test_the_key_is_needed(
         assert f"model control needs the key of the server: set it as {ADMIN_KEY}" in capsys.readouterr().err
 
 
+def _with_another_tokenizer(repository: Path) -> Path:
+    """Two words change places in its vocabulary, and fewer documents than the check has texts are taken."""
+    tokenizer, limits = (repository / "tokenizer" / name for name in ("tokenizer.json", "pair_encoding.json"))
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["river"], vocabulary["bridge"] = vocabulary["bridge"], vocabulary["river"]
+    tokenizer.write_text(json.dumps(content))
+    limits.write_text(json.dumps({**json.loads(limits.read_text()), "max_documents": 8}))
+    _described(repository / "student/2", encoding_hash=encoding_hash(repository / "tokenizer"))
+    return repository
+
+
 def test_servers_that_cannot_change_are_named(
     explicit: tuple[Path, Server],
     two_versions: Path,
@@ -139,7 +152,7 @@ def test_servers_that_cannot_change_are_named(
     monkeypatch.setenv(ADMIN_KEY, KEY)
     copy = Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
     (copy / "student/2").rename(copy / "student/3")
-    other = build(tiny_bert(tmp_path / "bert", max_documents=8), tmp_path / "other", "fp32")
+    other = _with_another_tokenizer(Path(shutil.copytree(two_versions, tmp_path / "other")))
     with running(two_versions, tmp_path / "log") as without_control:
         for repository, address, message in (
             (

@@ -39,7 +39,7 @@ def of_trec_eval(qrels: Scores, run: Scores, measure: str) -> dict[str, float]:
     return {query: values[query][name] if query in values else 0.0 for query in qrels}
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(
     st.dictionaries(QUERIES, GRADES, min_size=1),
     st.dictionaries(QUERIES, SCORES),

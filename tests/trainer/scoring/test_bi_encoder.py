@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from tests.support.checkpoints import write_groups
 from tests.support.stages import fails, run
-from trainer import score
+from trainer import init, score
 from trainer.data.rankings import read_scores
 from trainer.data.records import read_groups
 from trainer.scoring.bi_encoder import BiEncoder
@@ -75,6 +75,35 @@ def test_the_command_scores_in_shards_and_its_flags_change_the_scores(
     whole, half, cut = map(np.array, values)
     assert 0 < np.abs(whole - half).max() < 0.02 < np.abs(whole - cut).max()
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_a_bi_encoder_of_the_first_releases_scores_the_same(
+    bi_encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The transformer in a folder of its own, older names of classes and settings, and nothing about prompts."""
+    old, new = (shutil.copytree(bi_encoder, tmp_path / name) for name in ("old", "new"))
+    settings = json.loads((new / "config_sentence_transformers.json").read_text())
+    (new / "config_sentence_transformers.json").write_text(json.dumps({**settings, "prompts": {}}))
+    (body := old / "0_Transformer").mkdir()
+    for path in [path for path in old.iterdir() if path.is_file()]:
+        path.rename(body / path.name)
+    (body / "config_sentence_transformers.json").unlink()
+    (body / "modules.json").unlink()
+    (body / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
+    size = json.loads((body / "config.json").read_text())["hidden_size"]
+    pooling = {"word_embedding_dimension": size, "pooling_mode_mean_tokens": True}
+    (old / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    modules = [
+        {"idx": place, "name": str(place), "path": f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for place, kind in enumerate(("Transformer", "Pooling"))
+    ]
+    (old / "modules.json").write_text(json.dumps(modules))
+    for path in (old, new):
+        run(score, "--bi_encoder", path, "--data", data, "--output", path.with_suffix(".parquet"))
+    assert read_scores(old.with_suffix(".parquet")) == read_scores(new.with_suffix(".parquet"))
+    capsys.readouterr()
+    assert f"lies in {body})" in fails(init, capsys, "--pretrained", old, "--output_dir", tmp_path / "bert")
+    run(init, "--pretrained", body, "--output_dir", tmp_path / "bert")
 
 
 def test_what_is_no_bi_encoder_is_named(

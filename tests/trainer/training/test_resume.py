@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -209,11 +207,9 @@ def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material
         while status_of(first.pid) != "T":
             assert first.exitcode is None
             time.sleep(0.05)
-        (refused, message) = finish_and_read(stage, *flags)
-        assert refused == 2
-        assert re.search(
-            rf"error: .*{directory.name}: process {first.pid} on \S+ works in it: wait for its end", message
-        )
+        assert finish(stage, *flags, log=tmp_path / "log") == 2
+        message = rf"error: .*{directory.name}: process {first.pid} on \S+ works in it: wait for its end"
+        assert re.search(message, (tmp_path / "log").read_text())
         assert (directory / "settings.json").exists()
     finally:
         os.kill(int(first.pid or 0), signal.SIGKILL)
@@ -221,10 +217,3 @@ def test_two_commands_with_one_output_do_not_meet(stage: str, material: Material
     assert finish(stage, *flags) == 0
     assert output.exists()
     assert not directory.exists()
-
-
-def finish_and_read(stage: str, *flags: object) -> tuple[int, str]:
-    """Exit code and standard error of a command."""
-    command = [sys.executable, "-m", f"trainer.{stage}", *(str(flag) for flag in flags)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stderr

@@ -38,7 +38,7 @@ from trainer.training.sharded import sharding_of
 
 CONFIGS = ROOT / "examples/accelerate"
 TRAINING = ["--logging_steps", "1", "--learning_rate", "5e-4", "--disable_tqdm", "true"]
-STEPS = 30  # of a run that is stopped in the middle
+STEPS = 20  # of a run that is stopped in the middle
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("runs")
     adapted = ["--max_steps", 4, "--token_budget", 128, "--save_steps", 2, "--lora_rank", 4]
     more = {
-        "pretrain": ["--max_steps", STEPS, "--save_steps", 15, "--held_out", material.data],
+        "pretrain": ["--max_steps", STEPS, "--save_steps", STEPS // 2, "--held_out", material.data],
         "rank_sft": [*adapted, "--held_out", material.held_out],
     }
     for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
