@@ -97,7 +97,7 @@ def items_of(sizes: Sizes) -> dict[str, Item]:
             settings: dict[str, dict[str, Any]] = {"": {}, f"/workers-{sizes.workers}": {"workers": sizes.workers}}
             if model.decoder:
                 settings = {"/lora": {"lora_rank": rank}, "/full": {}}
-                settings |= {"/lora-bf16": {"lora_rank": rank, "frozen_bf16": True}} if name == "7b" else {}
+                settings |= {"/lora-fp32": {"lora_rank": rank, "frozen": "fp32"}} if name == "7b" else {}
             for stage in ("cpt", "rank-sft") if model.decoder else ("distill",):
                 for kind, more in settings.items():
                     item = Training(stage, model, length, **more)

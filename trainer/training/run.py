@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,8 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, get
 
 from client.errors import DisRankerError
 from client.files import naming
-from trainer.checkpoints.load import Checkpoint
-from trainer.checkpoints.lora import merge_adapters
+from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
 from trainer.training.held_out import HeldOut, evaluation_settings
@@ -57,6 +56,8 @@ REFUSED = {
     "ignore_data_skip": "a run that resumes would see other data",
     "remove_unused_columns": "records are no columns",
     "use_liger_kernel": "the forward is this project's own",
+    "bf16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
+    "fp16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
 }
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
@@ -93,6 +94,8 @@ class StageArguments(TrainingArguments):
         for name, reason in REFUSED.items():
             if getattr(self, name) != defaults[name]:
                 raise DataError(f"--{name} is not supported: {reason}")
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants to be told
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise DataError(f"--learning_rate must be a finite number of at least 0, not {self.learning_rate}")
@@ -166,12 +169,13 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
 
 
 def train_and_save(
-    trainer: Trainer, checkpoint: Checkpoint, run: Run, record: dict[str, Any], merge: bool = True
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    run: Run,
+    record: dict[str, Any],
+    result: Callable[[Model], Model] = lambda model: model,
 ) -> None:
-    """Train, and save the model as the run's result, with ``record`` and the loss curve beside it.
-
-    ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
-    """
+    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it."""
     if not len(trainer.get_train_dataloader()):
         raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)
@@ -188,11 +192,9 @@ def train_and_save(
             raise
         model = whole.gather()
         if first:
-            if merge:
-                merge_adapters(model)
             record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
             logs = run.directory / LOGS
-            save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
+            save_checkpoint(result(model), checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
             shutil.rmtree(run.directory)
 
 
