@@ -63,8 +63,9 @@ def four_bit() -> dict[str, Any]:
 
 
 def compute_in_bf16(model: Model) -> None:
-    """Let matrices of 4 bits be unpacked to bf16 for their products, and adapters be trained beside them."""
-    for matrix in find_layers(model).linear().values():
-        quantised: Any = matrix
-        quantised.compute_dtype = quantised.weight.quant_state.dtype = torch.bfloat16
+    """Let matrices of 4 bits be unpacked to bf16 for their products, and train the adapters beside them."""
+    quantised: Any
+    for quantised in find_layers(model).linear().values():
+        if not quantised.weight.requires_grad:
+            quantised.compute_dtype = quantised.weight.quant_state.dtype = torch.bfloat16
     model._hf_peft_config_loaded = True  # for the Trainer, which refuses quantised models without adapters

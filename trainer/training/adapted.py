@@ -68,13 +68,12 @@ class Adapted:
     def _checkpoint(self, **settings: object) -> Checkpoint:
         seed = self.training.seed
         checkpoint = load_checkpoint(self.directory, causal=self.causal, seed=seed, **settings)
-        if settings:
-            if not is_decoder(checkpoint.model):
-                raise CheckpointError(
-                    f"--load_in_4bit is for LLMs, not for a {checkpoint.model.config.model_type} model"
-                )
-            compute_in_bf16(checkpoint.model)
-        add_adapters(checkpoint.model, self.lora, self.directory)
+        model = checkpoint.model
+        if settings and not is_decoder(model):
+            raise CheckpointError(f"--load_in_4bit is for LLMs, not for a {model.config.model_type} model")
+        add_adapters(model, self.lora, self.directory)
+        if settings:  # from now on: adapters would have been made in bf16, too
+            compute_in_bf16(model)
         return checkpoint
 
     def _beside_its_own_matrices(self, trained: Model) -> Model:
