@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import torch
@@ -31,6 +31,7 @@ from bench.gpu.training import Training, score, train
 from bench.report import table_of, write
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
+from trainer.packed.attention import Kernel
 from trainer.training.memory import OutOfMemoryError, naming_flags
 
 Item = Callable[[Sizes, Machine], Result]
@@ -106,7 +107,7 @@ def items_of(sizes: Sizes) -> dict[str, Item]:
                 items[f"score/{name}/bf16/rows-{length}"] = partial(score, model, length)
     for name, model in sizes.models.items():
         for length in model.row_lengths:
-            for kernel in kernels.KERNELS:
+            for kernel in get_args(Kernel):
                 items[f"attention/{name}/rows-{length}/{kernel}"] = partial(kernels.attention, kernel, model, length)
     return items
 

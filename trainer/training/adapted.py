@@ -14,6 +14,7 @@ from trainer.checkpoints.frozen import compute_in_bf16, four_bit, round_frozen
 from trainer.checkpoints.load import Checkpoint, CheckpointError, Model, load_checkpoint
 from trainer.checkpoints.lora import LoraArguments, add_adapters, merge_adapters
 from trainer.data.records import DataError
+from trainer.packed.attention import use_kernel
 from trainer.packed.body import is_decoder
 from trainer.training.run import StageArguments
 from trainer.training.sharded import sharding_of
@@ -47,10 +48,11 @@ class Adapted:
         return chosen and self._in_bf16 and sharding_of(self.training) == "none"
 
     def load(self) -> Checkpoint:
-        """Raises CheckpointError as ``load_checkpoint`` and ``add_adapters`` do."""
+        """Raises CheckpointError as ``load_checkpoint`` and ``add_adapters`` do, KernelError as ``use_kernel``."""
         checkpoint = self._checkpoint(**(four_bit() if self.lora.load_in_4bit else {}))
         if self._rounds:
             round_frozen(checkpoint.model)
+        use_kernel(checkpoint.model, self.training.attention, training=True)
         return checkpoint
 
     def result(self, model: Model) -> Model:

@@ -21,6 +21,7 @@ from client.files import naming
 from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
+from trainer.packed.attention import Kernel, check_kernel
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
@@ -87,6 +88,9 @@ class StageArguments(TrainingArguments):
             "help": "Token slots of one forward pass on a device; a larger step goes in parts, each computed twice."
         },
     )
+    attention: Kernel = field(
+        default="dense", metadata={"help": "Kernel of attention in packed rows; flex and varlen are for GPUs."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
     def __post_init__(self) -> None:
@@ -106,6 +110,7 @@ class StageArguments(TrainingArguments):
             raise DataError(f"--report_to {unknown[0]} is not installed; here are {', '.join(sorted(known))}")
         if self.fp16 and not torch.accelerator.is_available():
             raise DataError("--fp16 needs a GPU")
+        check_kernel(self.attention, self.device, lowered=self.mixed_precision != "no", training=True)
         Trainer.get_optimizer_cls_and_kwargs(self)  # an --optim of another package that is not installed
 
 
