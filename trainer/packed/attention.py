@@ -7,6 +7,7 @@ sequence of its own.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,11 +16,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from client.errors import DisRankerError
 
 Kernel = Literal["dense", "flex", "varlen"]
-FLEX, VARLEN = "packed_flex", "packed_varlen"  # as transformers knows them
+DENSE, FLEX, VARLEN = "packed_dense", "packed_flex", "packed_varlen"  # as transformers knows them
 # Finite, and representable in float16: infinities turn empty rows into NaN.
 MASKED = -30000.0
 DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")  # of attention, by the names of the families
@@ -81,15 +83,18 @@ class Sequences(NamedTuple):
 
 def use_kernel(model: Any, kernel: Kernel, training: bool) -> None:
     """Let the model's layers attend by the kernel. Raises KernelError where they cannot."""
+    family, can_set = model.config.model_type, model._can_set_attn_implementation()
+    name = next((name for name in DROPOUTS if getattr(model.config, name, 0)), None) if training else None
     if kernel == "dense":
+        if name and can_set:
+            model.set_attn_implementation(DENSE)
         return
-    family = model.config.model_type
-    if training and (name := next((name for name in DROPOUTS if getattr(model.config, name, 0)), None)):
+    if name:
         share = getattr(model.config, name)
         raise KernelError(f"--attention {kernel} has no dropout, and this {family} model has {share:g} ({name})")
     if kernel == "varlen" and getattr(model.config, "attn_logit_softcapping", None):
         raise KernelError(f"--attention varlen cannot cap its logits, as this {family} model does")
-    if not model._can_set_attn_implementation() or not model._supports_flex_attn:
+    if not can_set or not model._supports_flex_attn:
         raise KernelError(f"--attention {kernel}: a {family} model has no attention but its own")
     model.set_attn_implementation({"flex": FLEX, "varlen": VARLEN}[kernel])
 
@@ -116,10 +121,45 @@ def layer_inputs(model: Any, visible: dict[str, Visible]) -> tuple[dict[str, Any
     return {kind: tokens.mask(model.dtype) for kind, tokens in visible.items()}, {}
 
 
+def dense_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """SDPA as transformers calls it: [R, heads, L, D] to [R, L, heads, D].
+
+    On a processor, SDPA has no fused kernel that drops out, and half of a step's time went into what it does instead,
+    most of it for drawing numbers. It is written out here.
+    """
+    if not dropout or query.device.type != "cpu" or query.shape[1] != key.shape[1]:
+        more = {"scaling": scaling, "dropout": dropout, **settings}
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return output, None
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    logits_RHLL = (query * scaling) @ key.transpose(2, 3)
+    logits_RHLL += attention_mask.to(value.dtype)
+    weights_RHLL = torch.softmax(logits_RHLL, dim=-1, dtype=value.dtype) * kept(logits_RHLL.shape, dropout)
+    output_RHLD = weights_RHLL @ (value / (1 - dropout))
+    return output_RHLD.transpose(1, 2).contiguous(), None
+
+
+def kept(shape: torch.Size, dropout: float) -> Tensor:
+    """Whether each is kept, drawn with 16 bits: PyTorch's own dropout draws 64, and converts them."""
+    count = math.prod(shape)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    return (draws >= round(dropout * 2**16) - 2**15).reshape(shape)
+
+
 def flex_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, **settings: Any
 ) -> tuple[Tensor, None]:
-    """As transformers calls attention: [R, heads, L, D] to [R, L, heads, D]."""
+    """As ``dense_attention``, without dropout."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     output, _ = flex_attention_forward(module, query, key, value, attention_mask, **settings)
     return output, None
@@ -147,5 +187,6 @@ def varlen_attention(
     return output.unflatten(0, (query.shape[0], query.shape[2])), None
 
 
+AttentionInterface.register(DENSE, dense_attention)
 AttentionInterface.register(FLEX, flex_attention)
 AttentionInterface.register(VARLEN, varlen_attention)

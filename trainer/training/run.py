@@ -22,6 +22,7 @@ from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
 from trainer.packed.attention import Kernel, check_kernel
+from trainer.training.flags import check_numbers, check_optimiser
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
@@ -98,6 +99,7 @@ class StageArguments(TrainingArguments):
         for name, reason in REFUSED.items():
             if getattr(self, name) != defaults[name]:
                 raise DataError(f"--{name} is not supported: {reason}")
+        check_numbers(self)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -111,7 +113,7 @@ class StageArguments(TrainingArguments):
         if self.fp16 and not torch.accelerator.is_available():
             raise DataError("--fp16 needs a GPU")
         check_kernel(self.attention, self.device, lowered=self.mixed_precision != "no", training=True)
-        Trainer.get_optimizer_cls_and_kwargs(self)  # an --optim of another package that is not installed
+        check_optimiser(self)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
     check_whole_when_loaded()
+    if training.eval_on_start and held_out is None:
+        raise DataError("--eval_on_start needs --held_out")
     directory = output_dir.with_name(f".{output_dir.name}.run")
     prepared = _prepared(training, directory, held_out)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}

@@ -23,7 +23,7 @@ from trainer import rank_sft, score
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.rankings import read_scores
 from trainer.packed import attention
-from trainer.packed.attention import MASKED, KernelError, Visible, use_kernel
+from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, kept, use_kernel
 from trainer.packed.body import is_decoder, reads_pooled_tokens
 
 pytestmark = [
@@ -111,6 +111,33 @@ def test_flex_scores_as_the_dense_kernel_does(family: str, uncompiled: None) -> 
     assert np.ptp(dense) > 0.01
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_allclose(PackedScorer(model).score(batch), dense, atol=0.1 + 0.1 * np.abs(dense).max())
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_kept_ones_are_as_many_as_dropout_leaves(dropout: float) -> None:
+    torch.manual_seed(0)
+    share = kept(torch.Size([3, 7, 9999]), dropout).double().mean().item()
+    assert share == pytest.approx(1 - dropout, abs=4 * (dropout * (1 - dropout) / (3 * 7 * 9999)) ** 0.5)
+
+
+def test_attention_that_drops_out_is_right_on_average() -> None:
+    """Outputs and gradients, with masks of whole rows and of pooled tokens, beside those of SDPA without dropout."""
+    torch.manual_seed(0)
+    states = [torch.randn(1, 2, size, 8, requires_grad=True) for size in (5, 16, 16)]
+    mask = Visible(torch.tensor([[1] * 9 + [2] * 7]), causal=False).mask(
+        torch.float32, torch.tensor([[0, 3, 9, 12, 15]])
+    )
+    direction = torch.randn(1, 5, 2, 8)
+
+    def attended(dropout: float) -> list[Tensor]:
+        output, _ = dense_attention(None, *states, mask, scaling=0.3, dropout=dropout)
+        return [output.detach(), *torch.autograd.grad(output, states, direction)]
+
+    drawn = [attended(0.5) for _ in range(500)]
+    for each, whole in zip(zip(*drawn, strict=True), attended(0.0), strict=True):
+        mean, error = torch.stack(each).mean(0), torch.stack(each).std(0) / len(each) ** 0.5
+        assert bool(((mean - whole).abs() < 6 * error + 1e-6).all())
+    assert not torch.equal(drawn[0][0], drawn[1][0])
 
 
 def attend_one_by_one(
