@@ -149,6 +149,7 @@ def test_a_step_that_does_not_fit_is_tried_smaller_and_with_checkpointing(monkey
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("model", [LLAMA, BERT])
 def test_kernels_agree_on_packed_rows(model: Any) -> None:
     in_bf16 = drawn(model, model.row_lengths[0], CPU)

@@ -7,7 +7,6 @@ sequence of its own.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from client.errors import DisRankerError
+from trainer.packed.dropout import kept, use_own_dropout
 
 Kernel = Literal["dense", "flex", "varlen"]
 DENSE, FLEX, VARLEN = "packed_dense", "packed_flex", "packed_varlen"  # as transformers knows them
@@ -82,7 +82,12 @@ class Sequences(NamedTuple):
 
 
 def use_kernel(model: Any, kernel: Kernel, training: bool) -> None:
-    """Let the model's layers attend by the kernel. Raises KernelError where they cannot."""
+    """Let the model's layers attend by the kernel, and in training drop out by our own.
+
+    Raises KernelError where they cannot.
+    """
+    if training:
+        use_own_dropout(model)
     family, can_set = model.config.model_type, model._can_set_attn_implementation()
     name = next((name for name in DROPOUTS if getattr(model.config, name, 0)), None) if training else None
     if kernel == "dense":
@@ -134,8 +139,7 @@ def dense_attention(
 ) -> tuple[Tensor, None]:
     """SDPA as transformers calls it: [R, heads, L, D] to [R, L, heads, D].
 
-    On a processor, SDPA has no fused kernel that drops out, and half of a step's time went into what it does instead,
-    most of it for drawing numbers. It is written out here.
+    Where it drops out on a processor, which SDPA has no fused kernel for, it is written out.
     """
     if not dropout or query.device.type != "cpu" or query.shape[1] != key.shape[1]:
         more = {"scaling": scaling, "dropout": dropout, **settings}
@@ -147,13 +151,6 @@ def dense_attention(
     weights_RHLL = torch.softmax(logits_RHLL, dim=-1, dtype=value.dtype) * kept(logits_RHLL.shape, dropout)
     output_RHLD = weights_RHLL @ (value / (1 - dropout))
     return output_RHLD.transpose(1, 2).contiguous(), None
-
-
-def kept(shape: torch.Size, dropout: float) -> Tensor:
-    """Whether each is kept, drawn with 16 bits: PyTorch's own dropout draws 64, and converts them."""
-    count = math.prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
-    return (draws >= round(dropout * 2**16) - 2**15).reshape(shape)
 
 
 def flex_attention(
