@@ -30,16 +30,15 @@ from trainer.training.losses import pointwise_mse
 
 Case = Callable[[], object]
 MINILM = Model(MINILM_6, (256,), 92, 230, (4096,))
-DROPOUTS = ("attention_probs_dropout_prob", "hidden_dropout_prob")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bf16"}
 # The cases that another one is the measure of, with that one.
 AGAINST = {
     "products, bf16": "products, float32",
     "step, bf16": "step, float32",
-    "step, float32, PyTorch's dropout": "step, float32",
-    "step, bf16, PyTorch's dropout": "step, bf16",
-    "step, float32, no dropout": "step, float32",
-    "step, bf16, no dropout": "step, bf16",
+    "step, float32, SDPA's dropout": "step, float32",
+    "step, bf16, SDPA's dropout": "step, bf16",
+    "step, float32, no attention dropout": "step, float32",
+    "step, bf16, no attention dropout": "step, bf16",
     "scoring, flex": "scoring, dense",
 }
 
@@ -101,8 +100,8 @@ def _three_products(states_TI: Tensor, weight_OI: Tensor, gradient_TO: Tensor) -
 
 def _steps(model: Model, batch: RankingBatch) -> dict[str, Case]:
     cases: dict[str, Case] = {}
-    for kind in ("", ", PyTorch's dropout", ", no dropout"):
-        config = model.config | (dict.fromkeys(DROPOUTS, 0.0) if kind == ", no dropout" else {})
+    for kind in ("", ", SDPA's dropout", ", no attention dropout"):
+        config = model.config | ({"attention_probs_dropout_prob": 0.0} if kind == ", no attention dropout" else {})
         drawn = replace(model, config=config).drawn().train()
         if not kind:
             use_kernel(drawn, "dense", training=True)

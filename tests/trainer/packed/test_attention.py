@@ -23,7 +23,7 @@ from trainer import rank_sft, score
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.rankings import read_scores
 from trainer.packed import attention
-from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, use_kernel
+from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, kept, use_kernel
 from trainer.packed.body import is_decoder, reads_pooled_tokens
 
 pytestmark = [
@@ -111,6 +111,13 @@ def test_flex_scores_as_the_dense_kernel_does(family: str, uncompiled: None) -> 
     assert np.ptp(dense) > 0.01
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_allclose(PackedScorer(model).score(batch), dense, atol=0.1 + 0.1 * np.abs(dense).max())
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5])
+def test_kept_ones_are_as_many_as_dropout_leaves(dropout: float) -> None:
+    torch.manual_seed(0)
+    share = kept(torch.Size([3, 7, 9999]), dropout).double().mean().item()
+    assert share == pytest.approx(1 - dropout, abs=4 * (dropout * (1 - dropout) / (3 * 7 * 9999)) ** 0.5)
 
 
 def test_attention_that_drops_out_is_right_on_average() -> None:
