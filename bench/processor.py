@@ -49,7 +49,9 @@ class ProcessorArguments:
 
     queries: int = field(default=4, metadata={"help": "Queries of a step, with 8 documents each."})
     rounds: int = field(default=5, metadata={"help": "Rounds, after one that is not counted."})
-    flex: bool = field(default=False, metadata={"help": "FlexAttention too, which takes a compiler and a minute."})
+    flex: bool = field(
+        default=False, metadata={"help": "Scoring alone, by FlexAttention too, which takes a compiler and a minute."}
+    )
     quick: bool = field(default=False, metadata={"help": "A tiny model: tries the bench, measures nothing."})
 
 
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = model.encoder(model.row_lengths[0])
     item = Training("distill", model, model.row_lengths[0])
     batch = RankingCollator(encoder)(taught(item, model.groups(arguments.queries)))
-    cases = {**_products(model, batch), **_steps(model, batch), **_scoring(model, batch, arguments.flex)}
+    scoring = _scoring(model, batch, arguments.flex)
+    cases = scoring if arguments.flex else {**_products(model, batch), **_steps(model, batch), **scoring}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(arguments.rounds + 1):
         for name in in_order(list(cases), number):

@@ -178,13 +178,15 @@ def varlen_attention(
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """As ``flex_attention``; ``sliding_window`` counts a token itself."""
-    flat = [states.transpose(1, 2).flatten(0, 1).to(value.dtype) for states in (query, key, value)]
-    places = (sequences.starts, sequences.starts, sequences.longest, sequences.longest)
+    (rows, _, length, _), grouped = query.shape, query.shape[1] != key.shape[1]
+    query, key, value = (states.transpose(1, 2).flatten(0, 1).to(value.dtype) for states in (query, key, value))
+    starts, longest, causal = sequences
     before = -1 if sliding_window is None else sliding_window - 1
-    window = (before, 0 if sequences.causal else before)
-    grouped = query.shape[1] != key.shape[1]
-    output: Any = varlen_attn(*flat, *places, scale=scaling, window_size=window, enable_gqa=grouped)
-    return output.unflatten(0, (query.shape[0], query.shape[2])), None
+    window = (before, 0 if causal else before)
+    output: Any = varlen_attn(
+        query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
+    )
+    return output.unflatten(0, (rows, length)), None
 
 
 AttentionInterface.register(DENSE, dense_attention)

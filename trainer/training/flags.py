@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -35,12 +36,12 @@ def check_numbers(training: TrainingArguments) -> None:
 
 def check_optimiser(training: TrainingArguments) -> None:
     """Raises DataError unless the optimiser and its schedule can be made, tried on one number."""
+    optimiser: Any = training.optim
+    schedule: Any = training.lr_scheduler_type
+    settings: Any = training.lr_scheduler_kwargs
     try:
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(training)  # another package may be needed
-        optimiser = kind([torch.zeros(1, requires_grad=True)], **settings)
-        get_scheduler(training.lr_scheduler_type, optimiser, 0, 10, training.lr_scheduler_kwargs)
+        kind, own = Trainer.get_optimizer_cls_and_kwargs(training)  # another package may be needed
+        get_scheduler(schedule, kind([torch.zeros(1, requires_grad=True)], **own), 0, 10, settings)
     except (ImportError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"--optim {training.optim.value}, --lr_scheduler_type {training.lr_scheduler_type.value}: {reason}"
-        ) from error
+        raise DataError(f"--optim {optimiser.value}, --lr_scheduler_type {schedule.value}: {reason}") from error
