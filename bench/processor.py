@@ -97,8 +97,8 @@ def _products(model: Model, batch: RankingBatch) -> dict[str, Case]:
     return {f"products, {name}": multiplied(dtype) for dtype, name in NAMES.items()}
 
 
-def _three_products(states_TI: Tensor, weight_OI: Tensor, gradient_TO: Tensor) -> None:
-    states_TI @ weight_OI.T, gradient_TO @ weight_OI, gradient_TO.T @ states_TI
+def _three_products(states_TI: Tensor, weight_OI: Tensor, gradient_TO: Tensor) -> list[Tensor]:
+    return [states_TI @ weight_OI.T, gradient_TO @ weight_OI, gradient_TO.T @ states_TI]
 
 
 def _steps(model: Model, batch: RankingBatch) -> dict[str, Case]:

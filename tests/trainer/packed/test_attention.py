@@ -130,7 +130,8 @@ def test_attention_that_drops_out_is_right_on_average() -> None:
     direction = torch.randn(1, 5, 2, 8)
 
     def attended(dropout: float) -> list[Tensor]:
-        output, _ = dense_attention(None, *states, mask, scaling=0.3, dropout=dropout)
+        query, key, value = states
+        output, _ = dense_attention(None, query, key, value, mask, scaling=0.3, dropout=dropout)
         return [output.detach(), *torch.autograd.grad(output, states, direction)]
 
     drawn = [attended(0.5) for _ in range(500)]
@@ -152,8 +153,10 @@ def attend_one_by_one(
         ahead = places[None] - places[:, None]
         left, right = window_size
         seen = (ahead <= right if right >= 0 else ahead == ahead) & (ahead >= -left if left >= 0 else ahead == ahead)
-        states = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
-        attended = F.scaled_dot_product_attention(*states, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        own = [each[start:end].transpose(0, 1)[None] for each in (query, key, value)]
+        attended = F.scaled_dot_product_attention(
+            own[0], own[1], own[2], attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
         parts.append(attended[0].transpose(0, 1))
     return torch.cat(parts)
 
