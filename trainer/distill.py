@@ -22,6 +22,7 @@ from trainer.checkpoints.load import load_checkpoint
 from trainer.command import command, parse
 from trainer.data.rankings import ScoreTable
 from trainer.data.records import DataError, QueryGroup
+from trainer.packed.attention import use_kernel
 from trainer.training import losses
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import JudgedArguments, read_held_out
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     student = load_checkpoint(arguments.model, causal=False, seed=training.seed)
     if arguments.student_layers is not None:
         keep_layers(student.model, arguments.student_layers)
+    use_kernel(student.model, training.attention, training=True)
     teachers = [read_teacher(path) for path in arguments.scores]
     targets = TeacherTargets(teachers)
     check = partial(targets.check, arguments.missing)

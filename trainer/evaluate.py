@@ -21,7 +21,7 @@ from trainer.data.records import DataError, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import ABOUT_BM25, Bm25, random_scores
 from trainer.measures.comparison import System, as_json, compared, table
 from trainer.measures.metrics import MEASURE, judgments, per_query
-from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, processes_together
+from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
 from trainer.training.memory import naming_flags
 
 BASELINES = ("random", "bm25")
@@ -29,7 +29,7 @@ JUDGED = "judged in the data"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(ScoringArguments):
+class EvaluateArguments(PackedScoringArguments):
     """The systems to compare, and the queries."""
 
     data: list[str] = field(metadata={"help": "Queries with their candidates (JSONL, Parquet)."})

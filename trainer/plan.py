@@ -6,7 +6,7 @@
 The figures are right within a factor of 1.5. They assume:
 
 - Weights, gradients and both moments of AdamW are float32: ``Trainer(bf16=True)`` leaves them so, and autocast
-  makes bf16 copies of the matrices for a step.
+  makes bf16 copies of the matrices for a step. Matrices that LoRA freezes are in bf16, unless they are sharded.
 - LoRA adapters lie on every matrix of the layers, and count as weights. The rest of the LLM is frozen, except for
   the score head. The student is trained in full.
 - ``trainer.score`` has a whole model on each GPU, each with its share of the pool.
@@ -63,6 +63,10 @@ class PlanArguments:
     precision: Literal["bf16", "fp32"] = field(
         default="bf16", metadata={"help": "Precision of training; bf16 is autocast."}
     )
+    frozen_precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto", metadata={"help": "Precision of the matrices that LoRA freezes, as in training."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "These matrices in 4 bits, as in training."})
     score_precision: Literal["fp32", "bf16"] = field(
         default="fp32", metadata={"help": "Precision of trainer.score, as its --precision."}
     )
@@ -120,6 +124,7 @@ def plan(stage: str, arguments: PlanArguments) -> dict[str, Any]:
         fsdp=not scores and arguments.sharding == "fsdp",
         checkpointing=not scores and arguments.activation_checkpointing,
         lora_rank=0 if scores or distils else arguments.lora_rank,
+        frozen="4bit" if arguments.load_in_4bit else _frozen_precision(arguments),
     )
     memory = {part: size / GIB for part, size in memory_bytes(shape, work).items()}
     flops = flops_per_token(shape, work)
@@ -141,6 +146,13 @@ def plan(stage: str, arguments: PlanArguments) -> dict[str, Any]:
         "days": arguments.pairs / pairs_per_second / 86400,
         "pairs_per_second_needed": arguments.pairs / arguments.days / 86400,
     }
+
+
+def _frozen_precision(arguments: PlanArguments) -> str:
+    """As ``trainer.training.adapted`` chooses it."""
+    if arguments.frozen_precision != "auto":
+        return arguments.frozen_precision
+    return arguments.precision if arguments.sharding == "none" else "fp32"
 
 
 def _table(plans: Sequence[dict[str, Any]], arguments: PlanArguments) -> Table:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from trainer.checkpoints.load import load_checkpoint
-from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.checkpoints.lora import LoraArguments
 from trainer.command import command, parse
 from trainer.data.records import DataError, JudgedDocument, QueryGroup, iter_groups
+from trainer.training.adapted import Adapted
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import LOSS, HeldOut, HeldOutArguments
 from trainer.training.run import StageArguments, begin, train_and_save
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, data, judge, lora, training = parse(
         argv, PretrainArguments, DataArguments, HeldOutArguments, LoraArguments, StageArguments
     )
+    start = Adapted(arguments.model, True, lora, training)
     take = partial(clicked, arguments=arguments)
     held_out = read_held_out(judge, take)
     run = begin(training, arguments, data, judge, lora, held_out=held_out)
-    llm = load_checkpoint(arguments.model, causal=True, seed=training.seed)
-    add_adapters(llm.model, lora, arguments.model)
+    llm = start.load()
     groups = training_groups(data, take, run.training, UNCLICKED, held_out=held_out)
     trainer = LanguageTrainer(llm.model, llm.encoder, run.training, held_out=held_out, train_dataset=groups)
-    train_and_save(trainer, llm, run, {"stage": "pretrain"}, lora.lora_merge)
+    train_and_save(trainer, llm, run, {"stage": "pretrain"}, start.result)
 
 
 def read_held_out(arguments: HeldOutArguments, take: Take) -> HeldOut | None:

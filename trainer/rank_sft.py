@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from trainer.checkpoints.load import load_checkpoint
-from trainer.checkpoints.lora import LoraArguments, add_adapters
+from trainer.checkpoints.lora import LoraArguments
 from trainer.command import command, parse
 from trainer.data.records import DataError, JudgedDocument, QueryGroup
 from trainer.training import losses
+from trainer.training.adapted import Adapted
 from trainer.training.batches import TrainingGroup
 from trainer.training.held_out import JudgedArguments, read_held_out
 from trainer.training.run import StageArguments, begin, train_and_save
@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv, RankArguments, DataArguments, JudgedArguments, LoraArguments, StageArguments
     )
     check_documents_per_query(data.documents_per_query)
+    start = Adapted(arguments.model, False, lora, training)
     held_out = read_held_out(judge)
     run = begin(training, arguments, data, judge, lora, held_out=held_out)
-    ranker = load_checkpoint(arguments.model, causal=False, seed=training.seed)
-    add_adapters(ranker.model, lora, arguments.model)
+    ranker = start.load()
     targets = JudgedTargets()
     alike = "no two documents have different labels"
     groups = training_groups(data, targets, run.training, alike, targets.report, held_out)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ranker.model, ranker.encoder, objective(arguments), run.training,
         by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
-    train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, lora.lora_merge)
+    train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, start.result)
 
 
 def objective(arguments: RankArguments) -> list[Term]:

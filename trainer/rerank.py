@@ -17,12 +17,12 @@ from trainer.command import command, parse
 from trainer.data.rankings import best_first, candidates, read_run, write_run
 from trainer.data.records import DataError, Scores, read_groups
 from trainer.measures.metrics import ranked
-from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, processes_together
+from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
 from trainer.training.memory import naming_flags
 
 
 @dataclass(kw_only=True)
-class RerankArguments(ScoringArguments):
+class RerankArguments(PackedScoringArguments):
     """The run, the texts of its queries and documents, and the checkpoint."""
 
     model: str = field(metadata={"help": "Checkpoint of a scorer."})

@@ -32,7 +32,7 @@ from trainer.scoring.bi_encoder import BiEncoder
 from trainer.scoring.checkpoint import (
     LESS_MEMORY,
     GroupScorer,
-    ScoringArguments,
+    PackedScoringArguments,
     processes_together,
     progress,
     run_scores,
@@ -46,11 +46,11 @@ from trainer.training.resume import held, open_shards, stamps
 Scorer = GroupScorer | BiEncoder | TritonScorer
 
 # What may differ when a job resumes.
-FREE = {"in_flight", "pairs_per_shard", "rows_per_batch", "timeout_s", "triton", "triton_model"}
+FREE = {"attention", "in_flight", "pairs_per_shard", "rows_per_batch", "timeout_s", "triton", "triton_model"}
 
 
 @dataclass(kw_only=True)
-class ScoreArguments(ScoringArguments):
+class ScoreArguments(PackedScoringArguments):
     """The teacher, the pairs and the output."""
 
     data: list[str] = field(metadata={"help": "Pool of pairs: JSONL, Parquet, or ir_datasets:ID."})
@@ -106,6 +106,8 @@ def check_source(arguments: ScoreArguments) -> None:
         )
     if arguments.max_tokens is not None and arguments.bi_encoder is None:
         raise DataError("--max_tokens is for a --bi_encoder")
+    if arguments.attention != "dense" and arguments.model is None:
+        raise DataError("--attention is for a --model, whose rows are packed")
 
 
 def survey(sources: Sequence[str]) -> array[int]:

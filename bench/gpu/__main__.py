@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import torch
@@ -31,6 +31,7 @@ from bench.gpu.training import Training, score, train
 from bench.report import table_of, write
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
+from trainer.packed.attention import Kernel
 from trainer.training.memory import OutOfMemoryError, naming_flags
 
 Item = Callable[[Sizes, Machine], Result]
@@ -97,7 +98,7 @@ def items_of(sizes: Sizes) -> dict[str, Item]:
             settings: dict[str, dict[str, Any]] = {"": {}, f"/workers-{sizes.workers}": {"workers": sizes.workers}}
             if model.decoder:
                 settings = {"/lora": {"lora_rank": rank}, "/full": {}}
-                settings |= {"/lora-bf16": {"lora_rank": rank, "frozen_bf16": True}} if name == "7b" else {}
+                settings |= {"/lora-fp32": {"lora_rank": rank, "frozen": "fp32"}} if name == "7b" else {}
             for stage in ("cpt", "rank-sft") if model.decoder else ("distill",):
                 for kind, more in settings.items():
                     item = Training(stage, model, length, **more)
@@ -106,7 +107,7 @@ def items_of(sizes: Sizes) -> dict[str, Item]:
                 items[f"score/{name}/bf16/rows-{length}"] = partial(score, model, length)
     for name, model in sizes.models.items():
         for length in model.row_lengths:
-            for kernel in kernels.KERNELS:
+            for kernel in get_args(Kernel):
                 items[f"attention/{name}/rows-{length}/{kernel}"] = partial(kernels.attention, kernel, model, length)
     return items
 

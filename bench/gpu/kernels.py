@@ -15,14 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.gpu.records import AbsentError, Machine, Result
 from bench.gpu.sizes import Model, Sizes
 from trainer.checkpoints.layers import find_layers
-from trainer.packed.forward import attention_mask
+from trainer.packed.attention import Kernel, Visible, flex_attention, varlen_attention
 
 SQUARE = "ceiling/square"
 
@@ -71,67 +69,35 @@ class Layer(NamedTuple):
 Attend = Callable[[], Tensor]  # -> [R, L, A, D]
 
 
-def sdpa(layer: Layer) -> Attend:
-    """Call SDPA as the trainer does, through transformers, with the mask of ``trainer.packed.forward``."""
-    mask = attention_mask(layer.segment_ids, layer.causal, layer.query.dtype)
-    module: Any = SimpleNamespace(num_key_value_groups=layer.groups, is_causal=layer.causal)
-    return lambda: sdpa_attention_forward(module, layer.query, layer.key, layer.value, mask)[0]
+def kernel_of(kernel: Kernel, layer: Layer) -> Attend:
+    """Call attention as the trainer does, through transformers, with what ``trainer.packed.attention`` gives it."""
+    module: Any = SimpleNamespace(num_key_value_groups=layer.groups, is_causal=layer.causal, training=True)
+    visible, states = Visible(layer.segment_ids, layer.causal), layer[:3]
+    if kernel == "flex":
+        return partial(_first, flex_attention, module, *states, visible.blocks())
+    if kernel == "varlen":
+        return partial(_first, varlen_attention, module, *states, None, sequences=visible.sequences())
+    return partial(_first, sdpa_attention_forward, module, *states, visible.mask(layer.query.dtype))
 
 
-def flex(layer: Layer) -> Attend:
-    """FlexAttention, compiled on a GPU. It skips the blocks of a row in which no two tokens share a pair."""
-    attend: Any = torch.compile(flex_attention, dynamic=False) if layer.query.is_cuda else flex_attention
-    segment_ids, (rows, length) = layer.segment_ids, layer.segment_ids.shape
-
-    def visible(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        same = segment_ids[row, i] == segment_ids[row, j]
-        return same & (i >= j) if layer.causal else same
-
-    mask = create_block_mask(visible, rows, None, length, length, device=segment_ids.device)
-    grouped = layer.groups > 1
-    return lambda: attend(layer.query, layer.key, layer.value, block_mask=mask, enable_gqa=grouped).transpose(1, 2)
+def _first(attend: Callable[..., tuple[Tensor, Any]], *inputs: Any, **settings: Any) -> Tensor:
+    return attend(*inputs, **settings)[0]
 
 
-def varlen(layer: Layer) -> Attend:
-    """PyTorch's kernel for sequences of any length. Each pair of a row is a sequence."""
-    starts, longest = sequences(layer.segment_ids)
-    window = (-1, 0 if layer.causal else -1)
-
-    def packed() -> Tensor:
-        query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in layer[:3])  # [T, A or K, D]
-        places = (starts, starts, longest, longest)
-        output = varlen_attn(query, key, value, *places, window_size=window, enable_gqa=layer.groups > 1)
-        assert isinstance(output, Tensor)
-        return output.reshape(layer.query.transpose(1, 2).shape)
-
-    return packed
-
-
-KERNELS: dict[str, Callable[[Layer], Attend]] = {"sdpa": sdpa, "flex": flex, "varlen": varlen}
-
-
-def sequences(segment_ids: Tensor) -> tuple[Tensor, int]:
-    """The start of each pair of full rows [R, L] among all tokens, and the end, int32; the longest pair's length."""
-    inner = torch.diff(segment_ids, dim=1, prepend=segment_ids.new_zeros(len(segment_ids), 1)) != 0
-    starts = torch.nonzero(inner.flatten()).flatten()
-    starts = torch.cat([starts, starts.new_tensor([segment_ids.numel()])])
-    return starts.int(), int(starts.diff().max())
-
-
-def attention(kernel: str, model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Result:
-    """Milliseconds of one layer, forward and backward, and how far its output is from SDPA's.
+def attention(kernel: Kernel, model: Model, row_length: int, sizes: Sizes, machine: Machine) -> Result:
+    """Milliseconds of one layer, forward and backward, and how far its output is from the dense kernel's.
 
     Raises AbsentError for a kernel that this machine does not have.
     """
-    if kernel != "sdpa" and not machine.on_gpu:
+    if kernel != "dense" and not machine.on_gpu:
         raise AbsentError(f"{kernel} attention is for GPUs")
     torch.compiler.reset()  # kernels of other shapes would make this one recompile with open shapes
     layer = drawn(model, row_length, machine)
-    attend, inputs = KERNELS[kernel](layer), layer[:3]
-    mask = machine.seconds(lambda: KERNELS[kernel](layer), sizes.kernels)  # made once a step, for all layers
+    attend, inputs = kernel_of(kernel, layer), layer[:3]
+    mask = machine.seconds(lambda: kernel_of(kernel, layer), sizes.kernels)  # made once a step, for all layers
     with torch.no_grad():
         output = attend()
-        difference = (output - sdpa(layer)()).abs().max().item()
+        difference = (output - kernel_of("dense", layer)()).abs().max().item()
         forward = machine.seconds(attend, sizes.kernels)
     gradient = torch.randn_like(output)
     del output

@@ -61,11 +61,11 @@ class Model:
     def decoder(self) -> bool:
         return bool(self.config["model_type"] == "llama")
 
-    def drawn(self, causal: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    def drawn(self, causal: bool = False) -> Any:
         """A causal LM or else a scorer, with drawn weights."""
         kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
         set_seed(0)
-        return kind.from_config(AutoConfig.for_model(**self.config, num_labels=1, pad_token_id=0), dtype=dtype)
+        return kind.from_config(AutoConfig.for_model(**self.config, num_labels=1, pad_token_id=0), dtype=torch.float32)
 
     def shape(self, causal: bool = False) -> Shape:
         with tempfile.TemporaryDirectory() as directory:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from bench.gpu.records import GIB, Floats, Machine, Result, Timing
 from bench.gpu.sizes import DOCUMENTS, Model, Sizes
 from model_repository.tokenizer.pair_encoding import FlatPairs, PairEncoder
+from trainer.checkpoints.frozen import round_frozen
 from trainer.checkpoints.load import PackedScorer
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.pairs import encode_groups
@@ -36,13 +37,13 @@ from trainer.training.trainers import LanguageTrainer, RankingTrainer
 
 @dataclass(frozen=True)
 class Training:
-    """One training item. ``frozen_bf16`` keeps the weights that LoRA freezes in bf16, which the trainer does not."""
+    """One training item."""
 
     stage: str  # cpt, rank-sft, distill, or score for a teacher that is not trained
     model: Model
     row_length: int
     lora_rank: int = 0
-    frozen_bf16: bool = False
+    frozen: str = "bf16"  # of matrices that LoRA freezes; or fp32, which the trainer has as an alternative
     workers: int = 0
 
     @property
@@ -86,25 +87,24 @@ def _trained(item: Training, tokens: int, checkpointing: bool, sizes: Sizes, mac
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     rows = round(sum(slots) / len(slots) / item.row_length)
-    work = Work(True, rows, item.row_length, 1, True, checkpointing=checkpointing, lora_rank=item.lora_rank)
+    work = Work(
+        True, rows, item.row_length, 1, True, checkpointing=checkpointing, lora_rank=item.lora_rank, frozen=item.frozen
+    )
     shape = item.model.shape(item.causal)
     return figures(
         shape, work, clock.seconds(), slots, encode_groups(encoder, groups), sizes.steps, machine,
-        # By trainer.plan, which knows no frozen_bf16.
         planned_gib=sum(memory_bytes(shape, work).values()) / GIB,
         activation_checkpointing="yes" if checkpointing else "no",
     )  # fmt: skip
 
 
 def built(item: Training, machine: Machine) -> Any:
-    """The model on the device, with its adapters. Weights are in float32, as the stages have them."""
+    """The model on the device, with its adapters, as ``trainer.training.adapted`` has it."""
     with machine.device:
-        model = item.model.drawn(item.causal, torch.bfloat16 if item.frozen_bf16 else torch.float32)
+        model = item.model.drawn(item.causal)
     add_adapters(model, LoraArguments(lora_rank=item.lora_rank), "drawn weights")
-    if item.frozen_bf16:
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
+    if item.lora_rank and item.frozen == "bf16":
+        round_frozen(model)
     return model
 
 

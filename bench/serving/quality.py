@@ -14,7 +14,7 @@ from bench.serving.load import Pair
 from bench.training.material import text
 from trainer.data.records import QueryGroup, Scores
 from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
-from trainer.scoring.checkpoint import ScoringArguments
+from trainer.scoring.checkpoint import PackedScoringArguments
 
 LARGEST_LOSS = 0.005  # of nDCG@10, as the gate of build_engines.py has it
 LEAST_TAU = 0.9  # where nothing is judged
@@ -48,7 +48,7 @@ class Judge:
     @classmethod
     def of(cls, checkpoint: str, groups: Sequence[QueryGroup], documents: int, seed: int = 0) -> Judge:
         chosen = choose(groups, documents, seed)
-        return cls(chosen, ScoringArguments().scorer(checkpoint).score_all(chosen))
+        return cls(chosen, PackedScoringArguments().scorer(checkpoint).score_all(chosen))
 
     def save(self, path: Path) -> Path:
         """The groups as records, for the gate of our builds."""

@@ -72,6 +72,23 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert half["tokens_per_second"] == pytest.approx(8 * 1000e12 * 0.4 / half["flops_per_token"])
 
 
+def test_matrices_that_lora_freezes_take_the_bits_of_training(tmp_path: Path) -> None:
+    teacher, output = written(tmp_path, LLAMA_8B), tmp_path / "plan.json"
+    flags = ["--model", teacher, *MACHINES, "--output", str(output), "--lora_rank", "16", "--stages", "rank_sft"]
+    weights = {}
+    for name, more in {
+        "bf16": [], "4bit": ["--load_in_4bit", "true"], "fp32": ["--frozen_precision", "fp32"],
+        "in fp32": ["--precision", "fp32"], "sharded": ["--sharding", "fsdp"],
+    }.items():  # fmt: skip
+        assert plan.main([*flags, *more]) == 0
+        (row,) = json.loads(output.read_text())
+        weights[name] = row["memory_gib"]["weights"] * 2**30
+    matrices = 6_979_321_856
+    assert weights["fp32"] == weights["in fp32"] == weights["sharded"] * 8
+    assert weights["bf16"] == pytest.approx(weights["fp32"] - 2 * matrices)
+    assert weights["4bit"] == pytest.approx(weights["fp32"] - (3.5 - 1 / 64) * matrices)
+
+
 def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama = written(tmp_path, LLAMA_8B)
     (tmp_path / "bert.json").write_text('{"model_type": "bert"}')

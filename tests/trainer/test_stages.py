@@ -21,7 +21,7 @@ from trainer.checkpoints.load import CheckpointError, load_scorer
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.rankings import read_scores, write_scores
 from trainer.data.records import read_groups
-from trainer.scoring.checkpoint import GroupScorer, ScoringArguments
+from trainer.scoring.checkpoint import GroupScorer, PackedScoringArguments
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -110,7 +110,7 @@ def test_the_speed_of_a_checkpoint_is_that_of_scoring_and_not_of_loading(
 
         return timed
 
-    monkeypatch.setattr(ScoringArguments, "scorer", taking(1000, ScoringArguments.scorer))
+    monkeypatch.setattr(PackedScoringArguments, "scorer", taking(1000, PackedScoringArguments.scorer))
     monkeypatch.setattr(GroupScorer, "score_all", taking(2, GroupScorer.score_all))
     monkeypatch.setattr(time, "perf_counter", lambda: seconds)
     run(evaluate, "--data", data, "--systems", stages / "student", "--output", tmp_path / "table.json")

@@ -45,15 +45,16 @@ class Checkpoint(NamedTuple):
     tokenizer: Any  # transformers' own, which is saved beside the model again
 
 
-def load_checkpoint(directory: str, *, causal: bool, seed: int) -> Checkpoint:
+def load_checkpoint(directory: str, *, causal: bool, seed: int, **settings: Any) -> Checkpoint:
     """A checkpoint to train, in float32: a causal LM, or a scorer, whose head may be new.
 
-    ``seed`` draws a new head, and what is drawn after it (adapters). Raises CheckpointError for a directory that
-    trainer.init or a stage did not make, and for a model that packing would score wrongly.
+    ``seed`` draws a new head, and what is drawn after it (adapters); ``settings`` are those of transformers' loaders.
+    Raises CheckpointError for a directory that trainer.init or a stage did not make, and for a model that packing would
+    score wrongly.
     """
     encoder, tokenizer = load_encoder(directory)
     set_seed(seed)
-    model = load_causal_lm(directory) if causal else load_for_training(directory)
+    model = load_causal_lm(directory, **settings) if causal else load_for_training(directory, **settings)
     check_packing(model, encoder, directory)
     return Checkpoint(model, encoder, tokenizer)
 
@@ -79,9 +80,9 @@ def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Mo
     return model
 
 
-def load_for_training(directory: str | Path, allow_new_head: bool = True) -> Model:
+def load_for_training(directory: str | Path, allow_new_head: bool = True, **settings: Any) -> Model:
     """A float32 scorer; ``allow_new_head`` admits checkpoints without one (a base LLM, after CPT)."""
-    model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1)
+    model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1, **settings)
     if missing and not allow_new_head:
         raise CheckpointError(
             f"{directory}: the checkpoint has no {missing[0]!r}: it is not a trained scorer "
@@ -97,9 +98,9 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True) -> Mod
     return model.eval()
 
 
-def load_causal_lm(directory: str | Path) -> Model:
+def load_causal_lm(directory: str | Path, **settings: Any) -> Model:
     """The causal LM of a checkpoint, in float32. Raises CheckpointError for any other kind."""
-    model, missing, unexpected = _load(AutoModelForCausalLM, directory, "a causal LM")
+    model, missing, unexpected = _load(AutoModelForCausalLM, directory, "a causal LM", **settings)
     lost = [*missing, *unexpected]
     if lost:
         raise CheckpointError(f"{directory}: not a causal LM checkpoint ({lost[0]!r} does not fit)")

@@ -13,6 +13,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model_state_dict, inject_adapter_in_model
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
+from trainer.checkpoints.frozen import check_four_bit
 from trainer.checkpoints.layers import find_layers
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, Model, first_line, load_causal_lm, load_for_training
 from trainer.data.records import DataError
@@ -44,12 +46,23 @@ class LoraArguments:
     lora_merge: bool = field(
         default=True, metadata={"help": "Merge them into the result; false keeps them, for trainer.merge and PEFT."}
     )
+    frozen_precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto",
+        metadata={"help": "Precision of the matrices that LoRA freezes; auto is bf16 with --bf16 true, else fp32."},
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Keep the matrices that LoRA freezes in 4 bits (NF4), on an NVIDIA GPU."}
+    )
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0:
             raise DataError(f"--lora_rank must be at least 0, not {self.lora_rank}")
         if not self.lora_merge and not self.lora_rank:
             raise DataError("--lora_merge false keeps adapters: it needs --lora_rank")
+        if self.frozen_precision != "auto" and not self.lora_rank:
+            raise DataError("--frozen_precision is that of matrices which LoRA freezes: it needs --lora_rank")
+        if self.load_in_4bit:
+            check_four_bit(self.lora_rank, self.frozen_precision)
 
 
 def add_adapters(model: Model, arguments: LoraArguments, base: str) -> None:

@@ -22,6 +22,8 @@ from trainer.packed.heads import pools_all_tokens
 LAST_LAYER = 0.25  # of a layer's work and memory, where only the tokens that are read are computed in the last one
 # Bytes for each number that goes into or comes out of a layer's matrices, with what norms and the gate keep beside it.
 KEPT_BYTES = {False: 4.5, True: 3.0}  # by whether autocast computes in bf16
+# Bytes of a number in a matrix that LoRA freezes; of 4 bits, with a scale of 8 bits for 64 of them.
+FROZEN_BYTES = {"fp32": 4.0, "bf16": 2.0, "4bit": 0.5 + 1 / 64}
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class Shape:
     queries: int  # numbers of a token's queries, all heads together
     parameters: int  # of the whole model
     matrices: int  # numbers in the matrices of the layers, which hold nearly all of their parameters
+    biases: int  # numbers in the biases of these matrices
     adapter: int  # what goes in and out of these matrices for a token: a LoRA adapter's numbers, for each rank
     head: int  # numbers in the vocabulary's matrix or the score head
     vocabulary: int  # 0 for a scorer
+    tied: bool  # the vocabulary's matrix is the embedding's
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Work:
     fsdp: bool = False
     checkpointing: bool = False
     lora_rank: int = 0
+    frozen: str = "fp32"  # of FROZEN_BYTES, of matrices that LoRA freezes
 
 
 def read_shape(name: str, causal: bool) -> Shape:
@@ -90,9 +95,11 @@ def _shape(model: Any, causal: bool) -> Shape:
         queries=config.num_attention_heads * width,
         parameters=model.num_parameters(),
         matrices=sum(linear.weight.numel() for linear in linears),
+        biases=sum(linear.bias.numel() for linear in linears if linear.bias is not None),
         adapter=sum(linear.in_features + linear.out_features for linear in linears),
         head=outputs.weight.numel() if causal else model.num_parameters() - model.base_model.num_parameters(),
         vocabulary=outputs.out_features if causal else 0,
+        tied=causal and outputs.weight is model.get_input_embeddings().weight,
     )
 
 
@@ -107,18 +114,16 @@ def trained_parameters(shape: Shape, work: Work) -> int:
 def memory_bytes(shape: Shape, work: Work) -> dict[str, float]:
     """Bytes on one GPU by part. The docstring of trainer.plan lists the assumptions."""
     shards = work.gpus if work.fsdp else 1
-    trained, adapters = trained_parameters(shape, work), work.lora_rank * shape.adapter
+    trained = trained_parameters(shape, work)
     width, slots = 2 if work.bf16 else 4, work.rows * work.row_length
-    copies = exchange = 0.0
-    if work.training and work.bf16 and shards == 1:  # autocast caches what is trained, and of one frozen layer at least
-        frozen_layers = shape.layers if work.lora_rank and work.checkpointing else 1
-        copies = 2 * (shape.matrices / frozen_layers + adapters + shape.head)
+    copies = 2 * _copied(shape, work) if work.training and work.bf16 and shards == 1 else 0.0
+    exchange = 0.0
     if shards > 1:
         exchange = width * (shape.parameters - shape.matrices * max(0, 1 - 2 / shape.layers))
     elif work.gpus > 1:
         exchange = 4 * trained
     return {
-        "weights": (4 if work.training else width) * (shape.parameters + adapters) / shards,
+        "weights": (_weight_bytes(shape, work) if work.training else width * shape.parameters) / shards,
         "gradients": 4 * trained / shards,
         "optimiser states": 8 * trained / shards,  # two moments
         "bf16 copies": copies,
@@ -127,6 +132,32 @@ def memory_bytes(shape: Shape, work: Work) -> dict[str, float]:
         # The loss holds three float32 tensors of logits at once.
         "vocabulary logits": slots * 12 * shape.vocabulary * work.training,
     }
+
+
+def _weight_bytes(shape: Shape, work: Work) -> float:
+    """Bytes of the weights of a model in training, with its adapters, on all GPUs of a sharded model together."""
+    whole = 4 * (shape.parameters + work.lora_rank * shape.adapter)
+    if not work.lora_rank or work.frozen == "fp32":
+        return whole
+    return whole - (4 - FROZEN_BYTES[work.frozen]) * shape.matrices - 2 * (shape.biases + _own_head(shape))
+
+
+def _copied(shape: Shape, work: Work) -> float:
+    """The numbers of which autocast has a bf16 copy: all that is trained, and of frozen matrices those in float32.
+
+    Of these, checkpointing keeps one layer's at a time. Four bits are unpacked for one product; a layer counts here.
+    """
+    if not work.lora_rank:
+        return shape.matrices + shape.head
+    layer = shape.matrices / shape.layers
+    frozen = {"fp32": layer if work.checkpointing else shape.matrices, "bf16": 0, "4bit": layer}[work.frozen]
+    head = shape.head if work.frozen == "fp32" else shape.head - _own_head(shape)
+    return frozen + head + work.lora_rank * shape.adapter
+
+
+def _own_head(shape: Shape) -> int:
+    """Numbers of a vocabulary's matrix that is frozen in bf16 with the layers': not the embedding's."""
+    return shape.head if shape.vocabulary and not shape.tied else 0
 
 
 def _activation_bytes(shape: Shape, work: Work) -> float:

@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-Masks = dict[str, Tensor]  # [R, 1, L, L] for each kind of layer, by transformers' name of the kind
+from trainer.packed.attention import Visible, is_dense, layer_inputs
+
+Seen = dict[str, Visible]  # for each kind of layer, by transformers' name of the kind
 
 
 def reads_pooled_tokens(model: Any) -> bool:
@@ -37,30 +39,34 @@ def at_positions(values_RLX: Tensor, positions_RS: Tensor) -> Tensor:
     return torch.gather(values_RLX, 1, positions_RS[:, :, None].expand(-1, -1, values_RLX.shape[-1]))
 
 
-def body_states(model: Any, inputs: dict[str, Tensor], masks: Masks) -> Tensor:
+def body_states(model: Any, inputs: dict[str, Tensor], seen: Seen) -> Tensor:
     """The last states [R, L, H] of all tokens; ``inputs`` are those of the embeddings."""
-    settings = {"use_cache": False} if is_decoder(model) else {}
+    masks, settings = layer_inputs(model, seen)
+    if is_decoder(model):
+        settings["use_cache"] = False
     mask = masks if len(masks) > 1 else next(iter(masks.values()))  # a mapping only where layers differ
     states_RLH: Tensor = model.base_model(**inputs, attention_mask=mask, **settings).last_hidden_state
     return states_RLH
 
 
-def pooled_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
+def pooled_states(model: Any, inputs: dict[str, Tensor], seen: Seen, pool_positions_RS: Tensor) -> Tensor:
     """The last states [R, S, H] of the tokens at ``pool_positions_RS``."""
     if not reads_pooled_tokens(model):
-        return at_positions(body_states(model, inputs, masks), pool_positions_RS)
-    states_RSH: Tensor = POOLED_STATES[model.config.model_type](model, inputs, masks, pool_positions_RS)
+        return at_positions(body_states(model, inputs, seen), pool_positions_RS)
+    states_RSH: Tensor = POOLED_STATES[model.config.model_type](model, inputs, seen, pool_positions_RS)
     return states_RSH
 
 
-def _bert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
-    (mask_R1LL,) = masks.values()
+def _bert_states(model: Any, inputs: dict[str, Tensor], seen: Seen, pool_positions_RS: Tensor) -> Tensor:
+    (tokens,) = seen.values()
+    masks, settings = layer_inputs(model, seen)
+    (mask,) = masks.values()
     *layers, last = model.base_model.encoder.layer
     states_RLH = model.base_model.embeddings(**inputs)
     if hasattr(model.base_model, "embeddings_project"):  # Electra's smaller embeddings
         states_RLH = model.base_model.embeddings_project(states_RLH)
     for layer in layers:
-        states_RLH = layer(states_RLH, mask_R1LL)
+        states_RLH = layer(states_RLH, mask, **settings)
     attention = last.attention.self
     pooled_RSH = at_positions(states_RLH, pool_positions_RS)
     queries, keys, values = (
@@ -69,26 +75,27 @@ def _bert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_posit
             (attention.query, pooled_RSH), (attention.key, states_RLH), (attention.value, states_RLH),
         )
     )  # fmt: skip
-    mask_R1SL = at_positions(mask_R1LL[:, 0], pool_positions_RS)[:, None]
+    mask_R1SL = tokens.mask(model.dtype, pool_positions_RS)
     context_RSH = _attended(attention, queries, keys, values, mask_R1SL, attention.dropout.p)
     states_RSH: Tensor = last.feed_forward_chunk(last.attention.output(context_RSH, pooled_RSH))
     return states_RSH
 
 
-def _modernbert_states(model: Any, inputs: dict[str, Tensor], masks: Masks, pool_positions_RS: Tensor) -> Tensor:
+def _modernbert_states(model: Any, inputs: dict[str, Tensor], seen: Seen, pool_positions_RS: Tensor) -> Tensor:
+    masks, settings = layer_inputs(model, seen)
     body, states_RLH = model.base_model, model.base_model.embeddings(inputs["input_ids"])
     turns = {kind: body.rotary_emb(states_RLH, inputs["position_ids"], kind) for kind in masks}
     *layers, last = body.layers
     for layer in layers:
         kind = layer.attention_type
-        states_RLH = layer(states_RLH, attention_mask=masks[kind], position_embeddings=turns[kind])
+        states_RLH = layer(states_RLH, attention_mask=masks[kind], position_embeddings=turns[kind], **settings)
     attention, kind = last.attn, last.attention_type
     heads_RL3HD = attention.Wqkv(last.attn_norm(states_RLH)).unflatten(-1, (3, -1, attention.head_dim))
     queries, keys, values = (heads_RLHD.transpose(1, 2) for heads_RLHD in heads_RL3HD.unbind(2))
     queries, keys = apply_rotary_pos_emb(queries, keys, *turns[kind])
     places_RHSD = pool_positions_RS[:, None, :, None].expand(-1, queries.shape[1], -1, attention.head_dim)
     queries = torch.gather(queries, 2, places_RHSD)
-    mask_R1SL = at_positions(masks[kind][:, 0], pool_positions_RS)[:, None]
+    mask_R1SL = seen[kind].mask(model.dtype, pool_positions_RS)
     context_RSH = _attended(attention, queries, keys, values, mask_R1SL, attention.attention_dropout)
     pooled_RSH = at_positions(states_RLH, pool_positions_RS) + attention.out_drop(attention.Wo(context_RSH))
     states_RSH: Tensor = body.final_norm(pooled_RSH + last.mlp(last.mlp_norm(pooled_RSH)))
@@ -99,7 +106,8 @@ def _attended(
     attention: Any, queries_RHSD: Tensor, keys_RHLD: Tensor, values_RHLD: Tensor, mask_R1SL: Tensor, dropout: float
 ) -> Tensor:
     """The mix of values [R, S, H] that the layer's kernel gives to the queries of pooled tokens."""
-    attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+    kernel = attention.config._attn_implementation if is_dense(attention) else "sdpa"
+    attend = ALL_ATTENTION_FUNCTIONS[kernel]
     context_RSHD, _ = attend(
         attention,
         queries_RHSD,

@@ -13,12 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import PackedBatch
-from trainer.packed.body import Masks, body_states, is_decoder, mean_states, pooled_states, takes_token_types
+from trainer.packed.attention import Visible
+from trainer.packed.body import Seen, body_states, is_decoder, mean_states, pooled_states, takes_token_types
 from trainer.packed.families import reach_of_layers
 from trainer.packed.heads import next_token_logits, pools_all_tokens, score_head
 
-# Finite, and representable in float16: infinities turn empty rows into NaN.
-MASKED = -30000.0
 IGNORED = -100  # the label of tokens that bear no loss, as in PyTorch's cross entropy
 
 
@@ -61,21 +60,6 @@ def packed_readings(model: Any, batch: PackedBatch) -> Tensor:
     return head(model, pooled_RSH.flatten(0, 1))[torch.from_numpy(batch.slots).long().to(model.device)]
 
 
-def attention_mask(segment_ids: Tensor, causal: bool, dtype: torch.dtype, reach: int | None = None) -> Tensor:
-    """Block-diagonal additive mask [R, 1, L, L]: a token sees its own pair (if causal, up to itself).
-
-    With ``reach`` it sees only those tokens of the pair that are fewer places away than that.
-    """
-    seen = segment_ids[:, :, None] == segment_ids[:, None, :]
-    places = torch.arange(segment_ids.shape[1], device=segment_ids.device)
-    behind = places[None, :, None] - places[None, None, :]
-    if causal:
-        seen = seen & (behind >= 0)
-    if reach is not None:
-        seen = seen & (behind.abs() < reach)
-    return torch.where(seen, 0.0, MASKED).to(dtype)[:, None]
-
-
 def _pooled(
     model: Any,
     pool_positions: Tensor,
@@ -85,19 +69,18 @@ def _pooled(
     segment_ids: Tensor,
 ) -> Tensor:
     """The states [R, S, H] that stand for the pairs."""
-    inputs, masks = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
+    inputs, seen = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
     if pools_all_tokens(model):
-        return mean_states(body_states(model, inputs, masks), segment_ids, pool_positions)
-    return pooled_states(model, inputs, masks, pool_positions)
+        return mean_states(body_states(model, inputs, seen), segment_ids, pool_positions)
+    return pooled_states(model, inputs, seen, pool_positions)
 
 
 def _inputs(
     model: Any, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, segment_ids: Tensor
-) -> tuple[dict[str, Tensor], Masks]:
-    """The inputs of the model's embeddings, and the masks of its layers."""
+) -> tuple[dict[str, Tensor], Seen]:
+    """The inputs of the model's embeddings, and what the tokens see in its layers."""
     inputs = {"input_ids": input_ids, "position_ids": position_ids}
     if takes_token_types(model):
         inputs["token_type_ids"] = token_type_ids
     causal, reaches = is_decoder(model), reach_of_layers(model.config)
-    masks = {kind: attention_mask(segment_ids, causal, model.dtype, reach) for kind, reach in reaches.items()}
-    return inputs, masks
+    return inputs, {kind: Visible(segment_ids, causal, reach) for kind, reach in reaches.items()}

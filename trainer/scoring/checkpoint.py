@@ -22,6 +22,7 @@ from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
 from trainer.data.pairs import encode_groups
 from trainer.data.rankings import best_first, of_known_queries, read_run
 from trainer.data.records import DataError, QueryGroup, Scores
+from trainer.packed.attention import Kernel, check_kernel, use_kernel
 from trainer.scoring.prefetch import prefetched
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -51,14 +52,25 @@ class ScoringArguments:
         if self.rows_per_batch < 1:
             raise DataError("--rows_per_batch must be at least 1")
 
+
+@dataclass
+class PackedScoringArguments(ScoringArguments):
+    """How a checkpoint scores packed rows."""
+
+    attention: Kernel = field(
+        default="dense", metadata={"help": "Kernel of attention in packed rows; varlen is for NVIDIA GPUs."}
+    )
+
     def scorer(self, checkpoint: str) -> GroupScorer:
         """The checkpoint's model, on this process's accelerator if there is one.
 
-        Raises CheckpointError as ``load_scorer`` does.
+        Raises CheckpointError as ``load_scorer`` does, KernelError for an ``--attention`` that cannot be.
         """
-        processes_together()  # each chooses its GPU
+        device = processes_together().device  # each chooses its GPU
+        check_kernel(self.attention, device, lowered=self.precision != "fp32", training=False)
         encoder = PairEncoder.load(checkpoint)
         model = load_scorer(checkpoint, encoder)
+        use_kernel(model, self.attention, training=False)
         lower_precision(model, PRECISIONS[self.precision])
         return GroupScorer(Path(checkpoint).name, PackedScorer(to_device(model)), encoder, self.rows_per_batch)
 

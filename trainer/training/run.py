@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from transformers.integrations.integration_utils import TensorBoardCallback, get
 
 from client.errors import DisRankerError
 from client.files import naming
-from trainer.checkpoints.load import Checkpoint
-from trainer.checkpoints.lora import merge_adapters
+from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
+from trainer.packed.attention import Kernel, check_kernel
+from trainer.training.flags import check_numbers, check_optimiser
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
@@ -57,6 +58,8 @@ REFUSED = {
     "ignore_data_skip": "a run that resumes would see other data",
     "remove_unused_columns": "records are no columns",
     "use_liger_kernel": "the forward is this project's own",
+    "bf16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
+    "fp16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
 }
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
@@ -86,6 +89,9 @@ class StageArguments(TrainingArguments):
             "help": "Token slots of one forward pass on a device; a larger step goes in parts, each computed twice."
         },
     )
+    attention: Kernel = field(
+        default="dense", metadata={"help": "Kernel of attention in packed rows; flex and varlen are for GPUs."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
     def __post_init__(self) -> None:
@@ -93,6 +99,9 @@ class StageArguments(TrainingArguments):
         for name, reason in REFUSED.items():
             if getattr(self, name) != defaults[name]:
                 raise DataError(f"--{name} is not supported: {reason}")
+        check_numbers(self)
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers wants to be told
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise DataError(f"--learning_rate must be a finite number of at least 0, not {self.learning_rate}")
@@ -103,7 +112,8 @@ class StageArguments(TrainingArguments):
             raise DataError(f"--report_to {unknown[0]} is not installed; here are {', '.join(sorted(known))}")
         if self.fp16 and not torch.accelerator.is_available():
             raise DataError("--fp16 needs a GPU")
-        Trainer.get_optimizer_cls_and_kwargs(self)  # an --optim of another package that is not installed
+        check_kernel(self.attention, self.device, lowered=self.mixed_precision != "no", training=True)
+        check_optimiser(self)
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,8 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
     output_dir = Path(str(training.output_dir))
     refuse_existing(output_dir)
     check_whole_when_loaded()
+    if training.eval_on_start and held_out is None:
+        raise DataError("--eval_on_start needs --held_out")
     directory = output_dir.with_name(f".{output_dir.name}.run")
     prepared = _prepared(training, directory, held_out)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
@@ -166,12 +178,13 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
 
 
 def train_and_save(
-    trainer: Trainer, checkpoint: Checkpoint, run: Run, record: dict[str, Any], merge: bool = True
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    run: Run,
+    record: dict[str, Any],
+    result: Callable[[Model], Model] = lambda model: model,
 ) -> None:
-    """Train, and save the model as the run's result, with ``record`` and the loss curve beside it.
-
-    ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
-    """
+    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it."""
     if not len(trainer.get_train_dataloader()):
         raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)
@@ -188,11 +201,9 @@ def train_and_save(
             raise
         model = whole.gather()
         if first:
-            if merge:
-                merge_adapters(model)
             record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
             logs = run.directory / LOGS
-            save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
+            save_checkpoint(result(model), checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
             shutil.rmtree(run.directory)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from bench.memory import Peak
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import training_groups
+from trainer.checkpoints.frozen import round_frozen
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
 from trainer.training.batches import LanguageBatch, LanguageCollator
@@ -44,7 +45,7 @@ def batch(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> LanguageBatc
 
 
 def built(
-    directory: Path, family: str, causal: bool = False, rank: int = 0, checkpointing: bool = False
+    directory: Path, family: str, causal: bool = False, rank: int = 0, checkpointing: bool = False, frozen: str = "fp32"
 ) -> tuple[Any, Shape]:
     """A real model in training mode, its forward packed, and the shape that is read of its configuration."""
     path = directory / "config.json"
@@ -52,6 +53,8 @@ def built(
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(AutoConfig.from_pretrained(path, num_labels=1), dtype=torch.float32)
     add_adapters(model, LoraArguments(lora_rank=rank), family)
+    if frozen == "bf16":
+        round_frozen(model)
     use_packed_forward(model).train()
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -75,23 +78,33 @@ def forward(model: Any, batch: LanguageBatch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "causal", "rank", "checkpointing", "bf16"),
+    ("family", "causal", "rank", "checkpointing", "bf16", "frozen"),
     [
-        ("llama", False, 0, False, False), ("qwen3", True, 0, False, True), ("qwen3", True, 0, True, True),
-        ("bert", False, 0, False, True), ("bert", False, 0, True, False), ("llama", False, 4, False, False),
-        ("llama", True, 4, False, True), ("llama", True, 4, True, True), ("modernbert", False, 0, False, False),
+        ("llama", False, 0, False, False, "fp32"), ("qwen3", True, 0, False, True, "fp32"),
+        ("qwen3", True, 0, True, True, "fp32"), ("bert", False, 0, False, True, "fp32"),
+        ("bert", False, 0, True, False, "fp32"), ("llama", False, 4, False, False, "fp32"),
+        ("llama", True, 4, False, True, "fp32"), ("llama", True, 4, True, True, "fp32"),
+        ("llama", True, 4, False, True, "bf16"), ("qwen3", True, 4, True, True, "bf16"),
+        ("bert", False, 4, False, True, "bf16"), ("modernbert", False, 0, False, False, "fp32"),
     ],
 )  # fmt: skip
 def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
-    tmp_path: Path, batch: LanguageBatch, family: str, causal: bool, rank: int, checkpointing: bool, bf16: bool
+    tmp_path: Path,
+    batch: LanguageBatch,
+    family: str,
+    causal: bool,
+    rank: int,
+    checkpointing: bool,
+    bf16: bool,
+    frozen: str,
 ) -> None:
     """It leaves weights, gradients and the moments of AdamW, which the plan has exactly."""
-    model, shape = built(tmp_path, family, causal, rank, checkpointing)
+    model, shape = built(tmp_path, family, causal, rank, checkpointing, frozen)
     with Peak() as peak:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = forward(model, batch)
         torch.autograd.backward(output.square().mean())
-    settings = work(batch, bf16=bf16, checkpointing=checkpointing, lora_rank=rank)
+    settings = work(batch, bf16=bf16, checkpointing=checkpointing, lora_rank=rank, frozen=frozen)
     parts = memory_bytes(shape, settings)
     made = ("gradients", "activations", "bf16 copies", "vocabulary logits")
     assert 1 / FACTOR < sum(parts[part] for part in made) / peak.bytes < FACTOR

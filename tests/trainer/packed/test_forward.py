@@ -1,4 +1,4 @@
-"""The packed forward: its mask, and its scores, gradients and losses as those of each pair alone."""
+"""The packed forward: its scores, gradients and losses as those of each pair alone."""
 
 from __future__ import annotations
 
@@ -18,22 +18,8 @@ from tests.support.checkpoints import SMALL, tiny_llm, training_groups
 from trainer.checkpoints.load import load_causal_lm
 from trainer.data.pairs import encode_groups
 from trainer.packed.body import is_decoder
-from trainer.packed.forward import IGNORED, MASKED, attention_mask, packed_scores, packed_token_losses
+from trainer.packed.forward import IGNORED, packed_scores, packed_token_losses
 from trainer.training.batches import LanguageCollator
-
-
-def test_mask_is_block_diagonal_and_finite() -> None:
-    segments = torch.tensor([[1, 1, 2, 0]])
-    seen = attention_mask(segments, causal=False, dtype=torch.float16)[0, 0] == 0
-    assert seen.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    causal = attention_mask(segments, causal=True, dtype=torch.float16)[0, 0]
-    assert (causal == 0).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    assert (attention_mask(torch.ones(1, 4), causal=False, dtype=torch.float16, reach=2)[0, 0] == 0).tolist() == [
-        [1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1],
-    ]  # fmt: skip
-    assert causal.isfinite().all()
-    assert causal.min() == MASKED
-
 
 LONGEST = 500
 WINDOWED: dict[str, dict[str, Any]] = {

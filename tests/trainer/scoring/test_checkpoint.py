@@ -13,7 +13,7 @@ from tests.support.checkpoints import tiny_llama, write_groups
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
-from trainer.scoring.checkpoint import ScoringArguments, progress
+from trainer.scoring.checkpoint import PackedScoringArguments, progress
 
 
 @pytest.mark.parametrize("rows_per_batch", [1, 3, 1000])
@@ -31,7 +31,7 @@ def test_no_forward_has_more_rows_than_asked_for(
         return start(self, rows)
 
     monkeypatch.setattr(PackedScorer, "start", watched)
-    scorer = ScoringArguments(rows_per_batch=rows_per_batch).scorer(str(checkpoint))
+    scorer = PackedScoringArguments(rows_per_batch=rows_per_batch).scorer(str(checkpoint))
     with progress("t", 210) as bar:
         got = list(scorer.scores(groups, bar))
     assert bar.n == len(got) == 210

@@ -42,7 +42,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     mixed = ["--data", data, more, "--mix", 1, 3, "--shuffle_buffer", 4, "--held_out", more]
     return {
         "pretrain": ["--model", llama, *mixed],
-        "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--lora_dropout", 0.1, "--held_out", data],
+        "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--bf16", "true", "--held_out", data],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }
 
