@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback, get
 
 from client.errors import DisRankerError
 from client.files import naming
+from trainer.checkpoints.hub import Push
 from trainer.checkpoints.load import Checkpoint
 from trainer.checkpoints.lora import merge_adapters
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
@@ -42,6 +43,8 @@ LOGS = "logs"
 FREE = {
     "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir", "logging_steps",
     "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+    "project", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
+    "hub_model_id", "hub_private_repo", "hub_revision", "push_to_hub",
 }  # fmt: skip
 # Settings of transformers' Trainer that would do nothing here, or break what this project promises.
 REFUSED = {
@@ -52,7 +55,8 @@ REFUSED = {
     "load_best_model_at_end": "--held_out does",
     "eval_strategy": "--held_out is evaluated with every checkpoint, see --save_steps",
     "save_only_model": "no run could resume",
-    "push_to_hub": "the result is saved in --output_dir",
+    "hub_strategy": "the result is pushed once, at the end",
+    "hub_always_push": "the result is pushed once, at the end",
     "auto_find_batch_size": "it changes the step: --token_budget computes the same one in parts",
     "ignore_data_skip": "a run that resumes would see other data",
     "remove_unused_columns": "records are no columns",
@@ -116,6 +120,7 @@ class Run:
     keep: int | None  # checkpoints
     settings: dict[str, Any]  # what must be the same when the run resumes, and is saved beside the result
     checkpoint: Path | None  # to resume from
+    push: Push | None = None  # of the result, to a hub
 
 
 def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = None) -> Run:
@@ -125,11 +130,14 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
     evaluated on the ``held_out`` queries, if there are any.
     """
     output_dir = Path(str(training.output_dir))
+    push = Push.of(training)
     refuse_existing(output_dir)
     check_whole_when_loaded()
     directory = output_dir.with_name(f".{output_dir.name}.run")
     prepared = _prepared(training, directory, held_out)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
+    if push and not chosen.get("lora_merge", True):
+        raise DataError("--push_to_hub pushes whole models: leave --lora_merge true, or push what trainer.merge makes")
     settings = {
         "arguments": chosen,
         "training": settings_of(training),
@@ -145,13 +153,14 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
         )
     if checkpoint is not None and training.should_save:
         print(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
-    return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint)
+    return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint, push)
 
 
 def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | None) -> StageArguments:
     """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
     prepared = copy.copy(training)
     prepared.output_dir, prepared.save_total_limit = str(directory), None  # the run removes checkpoints itself
+    prepared.push_to_hub = False  # the Trainer would push what no run of ours ends with
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
     prepared.accelerator_config = replace(loading, dispatch_batches=False)
@@ -168,7 +177,7 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
 def train_and_save(
     trainer: Trainer, checkpoint: Checkpoint, run: Run, record: dict[str, Any], merge: bool = True
 ) -> None:
-    """Train, and save the model as the run's result, with ``record`` and the loss curve beside it.
+    """Train, and save the model as the run's result, with ``record`` and the loss curve beside it; then push it.
 
     ``merge`` adds LoRA adapters to the model that they were trained beside; else they are the result.
     """
@@ -190,10 +199,18 @@ def train_and_save(
         if first:
             if merge:
                 merge_adapters(model)
-            record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
+            record = {**record, **run.settings, **_amounts(trainer), "metrics": metrics, **_curves(trainer)}
             logs = run.directory / LOGS
             save_checkpoint(model, checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
             shutil.rmtree(run.directory)
+    if first and run.push:
+        print(run.push.checkpoint(run.output_dir))
+
+
+def _amounts(trainer: Trainer) -> dict[str, int]:
+    """What there was to learn from, and in how many steps it was learnt."""
+    data: Any = trainer.train_dataset
+    return {"queries": len(data), "pairs": data.pairs, "steps": trainer.state.global_step}
 
 
 def _train(trainer: Trainer, run: Run) -> dict[str, float]:
