@@ -99,9 +99,9 @@ def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, 
         EvalResult(
             task_type="text-ranking",
             dataset_type="unknown",
-            dataset_name=each["data"],
+            dataset_name=each["data"].replace("`", ""),
             metric_type=each["measure"],
-            metric_value=each["number"],
+            metric_value=round(each["number"], 4),
         )
         for each in measures
     ]

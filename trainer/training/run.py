@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from client.errors import DisRankerError
 from client.files import naming
@@ -37,6 +37,7 @@ from trainer.training.resume import (
     stamps,
 )
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
+from trainer.training.trackers import prepare_trackers
 
 LOGS = "logs"
 # Settings that may differ when a run resumes: they change no weight.
@@ -161,6 +162,7 @@ def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | Non
     prepared = copy.copy(training)
     prepared.output_dir, prepared.save_total_limit = str(directory), None  # the run removes checkpoints itself
     prepared.push_to_hub = False  # the Trainer would push what no run of ours ends with
+    prepared.run_name = training.run_name or Path(str(training.output_dir)).name  # for a tracker
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
     prepared.accelerator_config = replace(loading, dispatch_batches=False)
@@ -215,9 +217,7 @@ def _amounts(trainer: Trainer) -> dict[str, int]:
 
 def _train(trainer: Trainer, run: Run) -> dict[str, float]:
     """Train, from the run's checkpoint if it has one, and return the Trainer's metrics."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(run.directory / LOGS)
+    prepare_trackers(trainer, run.directory / LOGS)
     resumable = Resumable(trainer, run.checkpoint, run.keep)
     trainer.add_callback(resumable)
     ended = metrics_of(run.checkpoint)
