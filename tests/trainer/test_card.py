@@ -150,6 +150,10 @@ def test_a_model_of_the_hub_is_the_base_of_all_that_comes_of_it(way: Path, tmp_p
     for checkpoint in (first, second):
         run(card, "--model", checkpoint)
         assert ModelCard.load(checkpoint / "README.md").data.base_model == "acme/tiny"
+    for broken in ("{", "[1]", '{"arguments": 1}'):  # of the start, which must not cost the result
+        (first / "training.json").write_text(broken)
+        run(card, "--model", second)
+        assert ModelCard.load(second / "README.md").data.base_model is None
 
 
 def test_measures_come_into_the_card_and_additions_by_hand_stay(
@@ -159,7 +163,7 @@ def test_measures_come_into_the_card_and_additions_by_hand_stay(
     run(evaluate, "--data", data, "--systems", "random", f"S={student}", "--output", table)
     row = json.loads(table.read_text())[1]
     page = student / "README.md"
-    page.write_text(page.read_text().replace("tags:", "language: en\ntags:", 1) + "\n## Our notes\n\nOf May.\n")
+    page.write_text(page.read_text().replace("tags:", "language: en\ntags:\n- news", 1) + "\n## Our notes\n\nOf May.\n")
     for _ in range(2):  # the same evaluation again replaces the first
         run(card, "--model", student, "--results", table, "--license", "apache-2.0")
     run(card, "--model", student)
@@ -169,6 +173,7 @@ def test_measures_come_into_the_card_and_additions_by_hand_stay(
     assert text.partition(OWN)[2] == "\n\n## Our notes\n\nOf May.\n"
     written = ModelCard.load(page).data
     assert (written.license, written.language) == ("apache-2.0", "en")
+    assert written.tags == ["disranker", "cross-encoder", "reranker", "news"]
     (ndcg,) = (each for each in written.eval_results or [] if each.metric_type == "ndcg@10")
     assert (ndcg.dataset_name, ndcg.metric_value) == ("judged.jsonl", round(row["ndcg@10"], 4))
 

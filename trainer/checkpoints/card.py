@@ -44,6 +44,7 @@ def write_card(directory: Path, name: str, license_name: str | None = None) -> N
     measures = list(_measures(record.get("evaluations", ())))
     data = _metadata(kind, stages, measures, name)
     added = {key: value for key, value in (old.data.to_dict() if old else {}).items() if key != "model-index"}
+    data.tags = [*dict.fromkeys([*(data.tags or ()), *(added.get("tags") or ())])]
     for key, value in {**added, "license": license_name or added.get("license")}.items():
         if value is not None and data.get(key) is None:
             data[key] = value
@@ -106,7 +107,7 @@ def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, 
         for each in measures
     ]
     return ModelCardData(
-        base_model=stages[0]["from"] if stages and stages[0]["hub"] else None,
+        base_model=stages[0]["from"] if stages[0]["hub"] else None,
         library_name=library,
         pipeline_tag="text-ranking" if kind in ("encoder", "decoder") else None,
         tags=["disranker", *tags],
@@ -131,9 +132,9 @@ def _parts(encoding: PairEncodingConfig) -> list[str]:
 
 
 def _base(stages: list[dict[str, Any]]) -> str:
-    if not stages:
-        return ""
     first = stages[0]
+    if not first["from"]:
+        return ""
     if first["hub"]:
         return f"[{first['from']}](https://huggingface.co/{first['from']})"
     fresh = first["stage"] == "init" and first["from"].endswith(".json")

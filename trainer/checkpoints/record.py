@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client.files import appears_whole
-from trainer.checkpoints.load import reading
+from trainer.checkpoints.load import CheckpointError, reading
 
 RECORD_FILE = "training.json"
 PACKAGES = ("disranker", "torch", "transformers", "tokenizers", "peft")
@@ -22,30 +22,43 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The record that a stage left, ``training.json``; empty where there is none."""
+    """The record that a stage left, ``training.json``; empty where there is none, or a file of others by this name.
+
+    Raises CheckpointError for one that is no JSON.
+    """
     path = directory / RECORD_FILE
     if not path.is_file():
         return {}
     with reading(path, "the record of a stage"):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        record = json.loads(path.read_text(encoding="utf-8"))
+    ours = isinstance(record, dict) and isinstance(record.get("arguments", {}), dict)
+    return record if ours else {}
 
 
 def stages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages that made a checkpoint, the first one first, by the records of the checkpoints that it came from.
+    """The stages that made a checkpoint, the first one first, by the record of the one that it came from.
 
     Each names what it began ``from``, without the folders above, and its data. ``hub`` marks a name of the hub.
     """
-    arguments = record.get("arguments", {})
-    source = arguments.get("model") or arguments.get("pretrained") or arguments.get("config") or ""
-    if "adapter" in record:
-        before = stages_of(record["adapter"])
-    else:
-        earlier = read_record(Path(source)) if source else {}
-        before = earlier.get("stages") or (stages_of(earlier) if earlier else [])
+    earlier: dict[str, Any] = record.get("adapter", {})
+    if not earlier:
+        with suppress(CheckpointError):  # a broken record of the start must not cost the result
+            earlier = read_record(Path(_source(record)))
+    return [*(earlier.get("stages") or [_stage(each) for each in (earlier,) if each]), _stage(record)]
+
+
+def _stage(record: Mapping[str, Any]) -> dict[str, Any]:
+    arguments, source = record.get("arguments", {}), _source(record)
     hub = bool(arguments.get("pretrained")) and not Path(source).exists()
     data = [Path(path).name for path in arguments.get("data") or ()]
-    own = {"stage": record.get("stage"), "from": source if hub else Path(source).name, "hub": hub, "data": data}
-    return [*before, own]
+    return {"stage": record.get("stage"), "from": source if hub else Path(source).name, "hub": hub, "data": data}
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    """The checkpoint, or the shape, that a stage began from."""
+    arguments = record.get("arguments", {})
+    names = (arguments.get(name) for name in ("model", "pretrained", "config"))
+    return str(next(filter(None, names), "/"))
 
 
 def versions() -> dict[str, str]:
