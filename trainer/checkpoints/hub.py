@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # which it documents
 
 from client.errors import DisRankerError
 from trainer.checkpoints.load import first_line
