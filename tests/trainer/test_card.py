@@ -152,6 +152,7 @@ def test_a_model_of_the_hub_is_the_base_of_all_that_comes_of_it(way: Path, tmp_p
         assert ModelCard.load(checkpoint / "README.md").data.base_model == "acme/tiny"
     for broken in ("{", "[1]", '{"arguments": 1}'):  # of the start, which must not cost the result
         (first / "training.json").write_text(broken)
+        (second / "README.md").unlink()
         run(card, "--model", second)
         assert ModelCard.load(second / "README.md").data.base_model is None
 
