@@ -174,6 +174,7 @@ def test_measures_come_into_the_card_and_additions_by_hand_stay(
     assert text.partition(OWN)[2] == "\n\n## Our notes\n\nOf May.\n"
     written = ModelCard.load(page).data
     assert (written.license, written.language) == ("apache-2.0", "en")
+    assert "\n## Licence\n\napache-2.0\n" in text
     assert written.tags == ["disranker", "cross-encoder", "reranker", "news"]
     (ndcg,) = (each for each in written.eval_results or [] if each.metric_type == "ndcg@10")
     assert (ndcg.dataset_name, ndcg.metric_value) == ("judged.jsonl", round(row["ndcg@10"], 4))

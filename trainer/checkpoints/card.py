@@ -39,39 +39,41 @@ def write_card(directory: Path, name: str, license_name: str | None = None) -> N
     path = directory / CARD_FILE
     old = _read_card(path) if path.is_file() else None
     record, encoding = read_record(directory), PairEncodingConfig.load(directory / ENCODING_FILE)
+    stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", ())))
     kind, config = _kind(directory, encoding)
-    stages = record.get("stages") or stages_of(record)
-    measures = list(_measures(record.get("evaluations", ())))
     data = _metadata(kind, stages, measures, name)
-    added = {key: value for key, value in (old.data.to_dict() if old else {}).items() if key != "model-index"}
-    data.tags = [*dict.fromkeys([*(data.tags or ()), *(added.get("tags") or ())])]
-    for key, value in {**added, "license": license_name or added.get("license")}.items():
-        if value is not None and data.get(key) is None:
-            data[key] = value
-    trained = record.get("adapter", record)
-    arguments, training = trained.get("arguments", {}), trained.get("training", {})
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        name=name,
-        kind=kind,
-        summary=_summary(kind, config, record),
-        encoding=encoding,
-        parts=json.dumps(_parts(encoding), ensure_ascii=False),
-        record=trained,
-        arguments=arguments,
-        training=training,
-        stages=stages,
-        base=_base(stages),
-        way=", then ".join(_stage(stage) for stage in stages),
-        step=_queries_per_step(trained),
-        measures=measures,
-        held_out=_held_out(trained),
-        files=_files,
-        own=OWN + (old.text.partition(OWN)[2] if old else ""),
+    _keep_additions(
+        data, {**(old.data.to_dict() if old else {}), **({"license": license_name} if license_name else {})}
     )
+    card = ModelCard.from_template(
+        data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
+        summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
+        own=OWN + (old.text.partition(OWN)[2] if old else ""), **_training(record.get("adapter", record), stages),
+    )  # fmt: skip
     with appears_whole(path) as partial:
         partial.write_text(str(card).rstrip() + "\n", encoding="utf-8")
+
+
+def _keep_additions(data: ModelCardData, old: dict[str, Any]) -> None:
+    """Metadata of another card that this one lacks, and its tags."""
+    data.tags = [*dict.fromkeys([*(data.tags or ()), *(old.get("tags") or ())])]
+    for key, value in old.items():
+        if key != "model-index" and data.get(key) is None:
+            data[key] = value
+
+
+def _training(record: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template says of the training."""
+    return {
+        "record": record,
+        "arguments": record.get("arguments", {}),
+        "training": record.get("training", {}),
+        "stages": stages,
+        "base": _base(stages),
+        "way": ", then ".join(map(_stage, stages)),
+        "step": _queries_per_step(record),
+        "held_out": _held_out(record),
+    }
 
 
 def _read_card(path: Path) -> ModelCard:
