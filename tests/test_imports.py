@@ -25,7 +25,7 @@ FOLDERS: dict[str, set[str]] = {
     "embedded_triton": {f"{STUDENT}.served", "client"},
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
-COMMANDS = "queries init pretrain rank_sft score distill merge evaluate rerank plan"
+COMMANDS = "queries init pretrain rank_sft score distill merge evaluate rerank card plan"
 FLOORS = {
     "trainer": f"{COMMANDS} > command > training collection > scoring measures > checkpoints > data packed",
     "engines": "versions > repository > builders > job > quantise > graph parity > table > records",

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from trainer.checkpoints.layers import keep_layers
 from trainer.checkpoints.load import load_checkpoint
 from trainer.command import command, parse
-from trainer.data.rankings import ScoreTable
+from trainer.data.rankings import ScoreTable, teacher_names
 from trainer.data.records import DataError, QueryGroup
 from trainer.packed.attention import use_kernel
 from trainer.training import losses
@@ -34,9 +34,11 @@ from trainer.training.trainers import (
     RankingTrainer,
     Term,
     check_documents_per_query,
+    described,
 )
 
 FEW = 10  # scores of which one may be far from the others
+NARROW = 0.5  # deviation of scores; that of probabilities is below
 
 
 @dataclass
@@ -63,6 +65,10 @@ class DistillArguments:
     mean_over: MeanOver = field(default="queries", metadata={"help": MEAN_OVER_HELP})
     label_weight: float = field(
         default=0.0, metadata={"help": "Share of the loss, 0 to 1, that is RankNet on the labels of judged pairs."}
+    )
+    standardise: bool = field(
+        default=True,
+        metadata={"help": "Bring the scores of each teacher to mean 0 and deviation 1; false takes them as they are."},
     )
     missing: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "Whether documents without a score of every teacher are an error."}
@@ -92,19 +98,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.student_layers is not None:
         keep_layers(student.model, arguments.student_layers)
     use_kernel(student.model, training.attention, training=True)
-    teachers = [read_teacher(path) for path in arguments.scores]
-    targets = TeacherTargets(teachers)
-    check = partial(targets.check, arguments.missing)
+    teachers = [read_teacher(path, arguments.standardise) for path in arguments.scores]
+    terms, targets = objective(arguments), TeacherTargets(teachers)
+    comparing = any(term.loss is not losses.pointwise_mse for term in terms)
+    check = partial(targets.check, arguments.missing, comparing)
     groups = training_groups(data, targets, run.training, "no document has a score of every teacher", check, held_out)
     trainer = RankingTrainer(
-        student.model, student.encoder, objective(arguments), run.training,
+        student.model, student.encoder, terms, run.training,
         by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
-    statistics = [
-        {"source": teacher.source, "mean": teacher.mean, "standard_deviation": teacher.deviation}
-        for teacher in teachers
-    ]
-    train_and_save(trainer, student, run, {"stage": "distill", "teacher_scores": statistics})
+    record = {"stage": "distill", "objective": described(terms)}
+    train_and_save(trainer, student, run, {**record, "teacher_scores": [teacher.as_record() for teacher in teachers]})
 
 
 def objective(arguments: DistillArguments) -> list[Term]:
@@ -132,16 +136,23 @@ class Teacher:
     scores: ScoreTable
     mean: float
     deviation: float
+    standardise: bool = True
 
-    def standard_score(self, query_id: str, doc_id: str) -> float:
-        """The score at mean 0 and deviation 1; NaN where this teacher did not score the pair."""
-        return (self.scores.get(query_id, doc_id) - self.mean) / self.deviation
+    def target(self, query_id: str, doc_id: str) -> float:
+        """The score, at mean 0 and deviation 1 if scores are to be; NaN where this teacher did not score the pair."""
+        score = self.scores.get(query_id, doc_id)
+        return (score - self.mean) / self.deviation if self.standardise else score
+
+    def as_record(self) -> dict[str, Any]:
+        names = teacher_names(self.source)
+        return {"source": self.source, "teachers": names, "mean": self.mean, "standard_deviation": self.deviation}
 
 
-def read_teacher(path: str) -> Teacher:
+def read_teacher(path: str, standardise: bool = True) -> Teacher:
     """A teacher's scores from a file of trainer.score.
 
-    Raises DataError where all scores are equal, and where one of many has more than half of their variance.
+    A line says where scores that are taken as they are hardly differ. Raises DataError where all scores are equal, and
+    where one of many has more than half of their variance.
     """
     table = ScoreTable(path)
     values = table.scores.astype(np.float64)
@@ -152,25 +163,32 @@ def read_teacher(path: str) -> Teacher:
         raise DataError(
             f"{path}: one score, {values[farthest]:g}, is so far from the others that these are as if equal"
         )
-    return Teacher(path, table, float(values.mean()), float(values.std()))
+    if not standardise and values.std() < NARROW:
+        print(
+            f"{path}: the scores deviate by {values.std():.2g} only: taken as they are, their margins may teach the "
+            "student one score for all documents",
+            file=sys.stderr,
+        )
+    return Teacher(path, table, float(values.mean()), float(values.std()), standardise)
 
 
 class TeacherTargets:
-    """Gives the documents of a query that every teacher scored, with the mean of the standardised scores.
+    """Gives the documents of a query that every teacher scored, with the mean of the teachers' targets.
 
-    Scores must be standardised: under margin MSE, a teacher whose scores lie between 0 and 1 would collapse the
+    By default these are standardised: under margin MSE, a teacher whose scores lie between 0 and 1 would collapse the
     student to a constant.
     """
 
     def __init__(self, teachers: Sequence[Teacher]) -> None:
         self._teachers = teachers
         self._missing, self._first = 0, ""
+        self._queries = self._single = 0
 
     def __call__(self, group: QueryGroup) -> TrainingGroup | None:
         taught = []
         for document in group.documents:
             pair = (group.query_id, document.doc_id)
-            score = float(np.mean([teacher.standard_score(*pair) for teacher in self._teachers]))
+            score = float(np.mean([teacher.target(*pair) for teacher in self._teachers]))
             if math.isnan(score):
                 self._missing += 1
                 self._first = self._first or f"document {document.doc_id!r} of query {group.query_id!r}"
@@ -178,14 +196,16 @@ class TeacherTargets:
                 taught.append((document, score, math.nan if document.label is None else document.label))
         if not taught:
             return None
+        self._queries += 1
+        self._single += len(taught) == 1
         documents, scores, labels = zip(*taught, strict=True)
         return TrainingGroup(group.query_id, group.query, documents, scores, labels, weight=group.weight)
 
-    def check(self, missing: str) -> None:
-        """Called after a pass over the data.
+    def check(self, missing: str, comparing: bool) -> None:
+        """Called after a pass over the data; ``comparing`` is an objective that compares documents of a query.
 
-        Raises DataError for scores of pairs that are not in the data, and for documents without a score if
-        ``missing`` is ``fail``.
+        Raises DataError for scores of pairs that are not in the data, for documents without a score if ``missing`` is
+        ``fail``, and where an objective finds nothing to compare in any query.
         """
         for teacher in self._teachers:
             teacher.scores.check_known()
@@ -194,6 +214,16 @@ class TeacherTargets:
             if missing == "fail":
                 raise DataError(f"{message}; --missing skip trains on the others")
             print(f"{message}: skipped", file=sys.stderr)
+        if comparing and self._single == self._queries > 0:
+            raise DataError(
+                "every query has one document, and a part of the objective compares documents: a flat pool is learnt "
+                "by the point-wise loss alone, --margin_weight 0"
+            )
+        if comparing and self._single:
+            print(
+                f"{self._single:,} of {self._queries:,} queries have one document, which is compared with no other",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

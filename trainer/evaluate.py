@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from client.files import appears_whole, check_writable
 from trainer.command import command, console_of, parse
@@ -84,9 +85,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in _notes(systems, qrels, len(ranked), arguments.candidates, results[0].row["pairs"]):
         console.print(note, highlight=False, markup=False)
     if arguments.output:
-        _write(arguments.output, as_json([result.row for result in results], indent=2))
+        rows = [{**result.row, **_judged_by(arguments, result.name)} for result in results]
+        _write(arguments.output, as_json(rows, indent=2))
     if arguments.per_query:
         _write(arguments.per_query, "\n".join(as_json(line) for result in results for line in result.lines()))
+
+
+def _judged_by(arguments: EvaluateArguments, name: str) -> dict[str, Any]:
+    """What the table does not show: where the system comes from, and on which data it was measured."""
+    among = Path(arguments.candidates).name if arguments.candidates else None
+    if arguments.depth:
+        among = f"{among}, depth {arguments.depth}"
+    sources = dict(map(_named, arguments.systems))
+    return {"source": sources[name], "data": [Path(path).name for path in arguments.data], "candidates": among}
 
 
 def _qrels(arguments: EvaluateArguments, groups: Sequence[QueryGroup]) -> Scores:

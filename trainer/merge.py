@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import NO_CODE, CheckpointError
 from trainer.checkpoints.lora import control_readings, load_adapted
-from trainer.checkpoints.save import RECORD_FILE, refuse_existing, save_checkpoint
+from trainer.checkpoints.record import RECORD_FILE
+from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.command import command, parse
 from trainer.training.run import settings_of
 

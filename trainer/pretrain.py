@@ -24,6 +24,7 @@ from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, Take, training_groups
 from trainer.training.trainers import LanguageTrainer
 
+OBJECTIVE = "next token of title and summary"
 UNCLICKED = "no document has clicks; for judged data without clicks give --min_label"
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     llm = start.load()
     groups = training_groups(data, take, run.training, UNCLICKED, held_out=held_out)
     trainer = LanguageTrainer(llm.model, llm.encoder, run.training, held_out=held_out, train_dataset=groups)
-    train_and_save(trainer, llm, run, {"stage": "pretrain"}, start.result)
+    train_and_save(trainer, llm, run, {"stage": "pretrain", "objective": OBJECTIVE}, start.result)
 
 
 def read_held_out(arguments: HeldOutArguments, take: Take) -> HeldOut | None:

@@ -30,6 +30,7 @@ from trainer.training.trainers import (
     RankingTrainer,
     Term,
     check_documents_per_query,
+    described,
 )
 
 PAIRWISE = ("pairwise_logistic", "pairwise_hinge")
@@ -74,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = JudgedTargets()
     alike = "no two documents have different labels"
     groups = training_groups(data, targets, run.training, alike, targets.report, held_out)
+    terms = objective(arguments)
     trainer = RankingTrainer(
-        ranker.model, ranker.encoder, objective(arguments), run.training,
+        ranker.model, ranker.encoder, terms, run.training,
         by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
-    train_and_save(trainer, ranker, run, {"stage": "rank_sft"}, start.result)
+    train_and_save(trainer, ranker, run, {"stage": "rank_sft", "objective": described(terms)}, start.result)
 
 
 def objective(arguments: RankArguments) -> list[Term]:

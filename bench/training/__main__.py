@@ -1,6 +1,7 @@
 """Training speed side by side with the usual choices, as a table of ratios, a JSON of all numbers and a plot.
 
     python -m bench.training --data dl20.jsonl
+    python -m bench.training --data dl20.jsonl --parts student --student bench/training/ettin-17m.json
 
 Each system trains in a process of its own, the peers in environments of their own. Each is measured once a round, and
 every second round runs in reverse order. Every system first tries its shapes, and the fastest counts.
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = Path(arguments.work_dir).absolute()
     own(work, "--work_dir", MARKER)
     data = arguments.data or material.generated_collection(work / "collection")
+    if arguments.student and arguments.student.endswith(".json"):
+        arguments.student = material.drawn(Path(arguments.student), data, work / "drawn")
     groups = material.read_lists(data, arguments.documents, arguments.seed)
     load = Load(groups, arguments.queries, arguments.steps, arguments.rounds)
     tasks, lengths = _tasks(arguments, load, data, work)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from bench.training.workers import cross_encoder, flat, ours
 from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
-from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import load_encoder
 from trainer.data.records import DataError
 
@@ -74,6 +75,28 @@ def test_ours_and_the_peers_have_one_loss_curve(job: Job, whole: Outcome, peer: 
     assert whole.pairs == other.pairs == 3 * 2 * 4
 
 
+@pytest.mark.parametrize("peer", [flat.measure, cross_encoder.measure])
+def test_a_modernbert_has_one_loss_curve_too(
+    peer: Callable[[Job], Outcome], job: Job, tmp_path: Path, groups: list[Group]
+) -> None:
+    """Its pairs are longer than its window."""
+    scorer = tiny_modernbert(tmp_path / "scorer", max_pair_tokens=128, row_length=128, max_query_tokens=12)
+    windowed = replace(job, checkpoint=str(scorer), steps=2)
+    assert largest_difference(ours.distil(windowed).losses, peer(windowed).losses) < 1e-4
+
+
+def test_a_student_of_a_shape_is_drawn_with_the_vocabulary_of_the_shape(tmp_path: Path) -> None:
+    data = write_groups(tmp_path / "data.jsonl")
+    shape = {"model_type": "modernbert", "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64}
+    path = tmp_path / "shape.json"
+    path.write_text(json.dumps({**shape, "num_hidden_layers": 1, "num_attention_heads": 2}))
+    made = material.drawn(path, [str(data)], tmp_path / "drawn")
+    scorer = material.student(made, tmp_path / "student", max_pair_tokens=96, row_length=96)
+    config = AutoConfig.from_pretrained(scorer)
+    assert (config.model_type, config.vocab_size, config.hidden_size) == ("modernbert", 500, 32)
+    assert len(load_encoder(scorer)[1]) < 500
+
+
 def test_bf16_has_the_same_losses_but_for_its_rounding(job: Job) -> None:
     short = replace(job, precision="bf16", steps=1, warm_up=0)
     one, other, exact = ours.distil(short), flat.measure(short), ours.distil(replace(short, precision="fp32"))
@@ -101,7 +124,21 @@ def test_the_first_document_is_compared_with_each_of_the_others() -> None:
     assert loss.losses.item() == pytest.approx((2.25 + 4.0 + 1.0) / 3)
 
 
-def test_the_decoders_workers_train_what_the_peers_read(llama: str, groups: list[Group]) -> None:
+PROMPT = {
+    "start_token": None,
+    "end_token": None,
+    "query_prefix": "",
+    "document_prefix": "",
+    "prompt": ["<s>", "Question: {query}\n", "Text: {document}", "</s>"],
+}
+
+
+@pytest.mark.parametrize("template", [{}, {"max_query_tokens": 4}, PROMPT, {**PROMPT, "max_query_tokens": 4}])
+def test_the_decoders_workers_train_what_the_peers_read(
+    template: dict[str, Any], groups: list[Group], tmp_path: Path
+) -> None:
+    """With queries that are cut, too."""
+    llama = str(tiny_llama(tmp_path / "scorer", **template))
     encoder, tokenizer = load_encoder(llama)
     for group in groups:
         theirs = list(pairs_of(group, tokenizer, llama))

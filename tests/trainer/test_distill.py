@@ -113,6 +113,42 @@ def test_scores_that_teach_nothing_are_refused(
     lines = map(json.loads, data.read_text().splitlines())
     single.write_text("".join(json.dumps({**line, "documents": line["documents"][:1]}) + "\n" for line in lines))
     alone = teacher(tmp_path / "alone.parquet", read_groups(single), lambda query, _: float(query))
-    flags += ["--data", single, "--scores", alone]
-    assert "found no documents to compare in any query" in fails(distill, capsys, *flags)
-    run(distill, *flags, "--margin_weight", 0)  # the points alone can be learnt
+    flat = [*flags, "--data", single, "--scores", alone]
+    for compared in ([], ["--objective", "ranknet"], ["--margin_weight", 0, "--label_weight", 0.5]):
+        assert "every query has one document" in fails(distill, capsys, *flat, *compared)
+    assert not (tmp_path / ".out.run").exists()  # before it trains
+    run(distill, *flat, "--margin_weight", 0)  # the points alone can be learnt
+    level = teacher(tmp_path / "level.parquet", groups, lambda query, _: float(query))
+    same = ["--data", data, "--scores", level, "--objective", "ranknet", "--output_dir", tmp_path / "level"]
+    assert "found no documents to compare in any query" in fails(distill, capsys, *flags, *same)
+
+
+def test_some_queries_of_one_document_are_counted_and_their_points_learnt(
+    deep_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Margins of such a query are none, and its loss is a number."""
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    for line in lines[1:]:
+        line["documents"] = line["documents"][:1]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = teacher(tmp_path / "s.parquet", read_groups(mixed), lambda query, place: 3.0 * query + place)
+    out = ["--output_dir", tmp_path / "out", *FEW[:2], "--per_device_train_batch_size", 1, *FEW[4:]]
+    run(distill, "--model", deep_bert, "--data", mixed, "--scores", scores, *out, "--shuffle_buffer", 1)
+    assert "3 of 4 queries have one document, which is compared with no other" in capsys.readouterr().err
+    curve = json.loads((tmp_path / "out/training.json").read_text())["loss_curve"]
+    assert all(0 < point["loss"] < math.inf for point in curve)
+
+
+def test_raw_scores_are_taken_as_they_are(
+    deep_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = read_groups(data)
+    logits = teacher(tmp_path / "t.parquet", groups, lambda query, place: 20.0 * place - 50)
+    teach = distill.TeacherTargets([distill.read_teacher(str(logits), standardise=False)])
+    assert [chosen.targets for group in groups if (chosen := teach(group))] == [
+        tuple(20.0 * place - 50 for place in range(len(group.documents))) for group in groups
+    ]
+    assert not capsys.readouterr().err
+    distill.read_teacher(str(teacher(tmp_path / "p.parquet", groups, lambda _, place: place / 9)), standardise=False)
+    assert "p.parquet: the scores deviate by 0.19 only" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 
 from client.files import appears_whole, check_writable
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
+from trainer.checkpoints.card import write_card
 from trainer.checkpoints.load import CheckpointError
 from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
+from trainer.checkpoints.record import stages_of, versions, write_record
 from trainer.packed.body import is_decoder
 
-RECORD_FILE = "training.json"
 # Many kinds of text: a saved tokenizer that treats one of them differently is not the one that was used.
 QUERY = "A query, to check"
 DOCUMENT = Document(title="Crème brûlée & 東京", summary="  two\tspaces: 3.50€ <s> DON'T re-use")
@@ -26,7 +26,7 @@ def save_checkpoint(
     model: Any, encoder: PairEncoder, tokenizer: Any, output_dir: Path, record: dict[str, Any], logs: Path | None = None
 ) -> None:
     """A Hugging Face directory, or PEFT's for a model with adapters, with its tokenizer, ``pair_encoding.json``,
-    ``training.json`` and a copy of the folder ``logs`` if there is one.
+    ``training.json``, its card and a copy of the folder ``logs`` if there is one.
 
     Read back and compared weight by weight before it appears. Raises CheckpointError where the result
     would differ from what was trained, or would replace something.
@@ -49,7 +49,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(partial)
         encoder.config.save(partial / ENCODING_FILE)
         _compare_tokenizer(encoder, partial)
-        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        write_record(partial, {**record, "stages": stages_of(record), "versions": versions()})
+        write_card(partial, record.get("training", {}).get("hub_model_id") or output_dir.name)
         if logs is not None and logs.exists():
             shutil.copytree(logs, partial / logs.name)
         refuse_existing(output_dir)

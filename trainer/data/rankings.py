@@ -114,6 +114,18 @@ class ScoreTable:
                 seen.add((query_id, doc_id))
 
 
+def teacher_names(path: str | Path) -> list[str]:
+    """The teachers that a file of scores names, by the statistics of its row groups; none where it has no such column.
+
+    Of a row group with several, the first and the last in the order of the alphabet.
+    """
+    metadata = pq.ParquetFile(path).metadata
+    columns = [metadata.row_group(group).column(place)
+               for group in range(metadata.num_row_groups) for place in range(metadata.num_columns)]  # fmt: skip
+    known = [column.statistics for column in columns if column.path_in_schema == "teacher" and column.statistics]
+    return sorted({name for each in known if each.has_min_max for name in (each.min, each.max)})
+
+
 def write_scores(path: str | Path, scores: Iterable[tuple[str, str, float]], teacher: str) -> int:
     """Parquet rows ``query_id, doc_id, score, teacher``, and their number; the file appears whole or not at all."""
     written = 0

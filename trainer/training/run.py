@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from client.errors import DisRankerError
 from client.files import naming
+from trainer.checkpoints.hub import Push
 from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
@@ -37,12 +38,15 @@ from trainer.training.resume import (
     stamps,
 )
 from trainer.training.sharded import WholeModel, check_sharding, check_whole_when_loaded, sharding_of
+from trainer.training.trackers import prepare_trackers
 
 LOGS = "logs"
 # Settings that may differ when a run resumes: they change no weight.
 FREE = {
     "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir", "logging_steps",
     "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
+    "project", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
+    "hub_model_id", "hub_private_repo", "hub_revision", "push_to_hub",
 }  # fmt: skip
 # Settings of transformers' Trainer that would do nothing here, or break what this project promises.
 REFUSED = {
@@ -53,7 +57,8 @@ REFUSED = {
     "load_best_model_at_end": "--held_out does",
     "eval_strategy": "--held_out is evaluated with every checkpoint, see --save_steps",
     "save_only_model": "no run could resume",
-    "push_to_hub": "the result is saved in --output_dir",
+    "hub_strategy": "the result is pushed once, at the end",
+    "hub_always_push": "the result is pushed once, at the end",
     "auto_find_batch_size": "it changes the step: --token_budget computes the same one in parts",
     "ignore_data_skip": "a run that resumes would see other data",
     "remove_unused_columns": "records are no columns",
@@ -126,6 +131,7 @@ class Run:
     keep: int | None  # checkpoints
     settings: dict[str, Any]  # what must be the same when the run resumes, and is saved beside the result
     checkpoint: Path | None  # to resume from
+    push: Push | None = None  # of the result, to a hub
 
 
 def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = None) -> Run:
@@ -135,6 +141,7 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
     evaluated on the ``held_out`` queries, if there are any.
     """
     output_dir = Path(str(training.output_dir))
+    push = Push.of(training)
     refuse_existing(output_dir)
     check_whole_when_loaded()
     if training.eval_on_start and held_out is None:
@@ -142,6 +149,8 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
     directory = output_dir.with_name(f".{output_dir.name}.run")
     prepared = _prepared(training, directory, held_out)
     chosen = {name: value for each in arguments for name, value in settings_of(each).items()}
+    if push and not chosen.get("lora_merge", True):
+        raise DataError("--push_to_hub pushes whole models: leave --lora_merge true, or push what trainer.merge makes")
     settings = {
         "arguments": chosen,
         "training": settings_of(training),
@@ -157,13 +166,15 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
         )
     if checkpoint is not None and training.should_save:
         print(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
-    return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint)
+    return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint, push)
 
 
 def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | None) -> StageArguments:
     """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
     prepared = copy.copy(training)
     prepared.output_dir, prepared.save_total_limit = str(directory), None  # the run removes checkpoints itself
+    prepared.push_to_hub = False  # the Trainer would push what no run of ours ends with
+    prepared.run_name = training.run_name or Path(str(training.output_dir)).name  # for a tracker
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
     prepared.accelerator_config = replace(loading, dispatch_batches=False)
@@ -184,7 +195,7 @@ def train_and_save(
     record: dict[str, Any],
     result: Callable[[Model], Model] = lambda model: model,
 ) -> None:
-    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it."""
+    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it; then push it."""
     if not len(trainer.get_train_dataloader()):
         raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)
@@ -201,17 +212,23 @@ def train_and_save(
             raise
         model = whole.gather()
         if first:
-            record = {**record, **run.settings, "metrics": metrics, **_curves(trainer)}
+            record = {**record, **run.settings, **_amounts(trainer), "metrics": metrics, **_curves(trainer)}
             logs = run.directory / LOGS
             save_checkpoint(result(model), checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
             shutil.rmtree(run.directory)
+    if first and run.push:
+        print(run.push.checkpoint(run.output_dir))
+
+
+def _amounts(trainer: Trainer) -> dict[str, int]:
+    """What there was to learn from, and in how many steps it was learnt."""
+    data: Any = trainer.train_dataset
+    return {"queries": len(data), "pairs": data.pairs, "steps": trainer.state.global_step}
 
 
 def _train(trainer: Trainer, run: Run) -> dict[str, float]:
     """Train, from the run's checkpoint if it has one, and return the Trainer's metrics."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(run.directory / LOGS)
+    prepare_trackers(trainer, run.directory / LOGS)
     resumable = Resumable(trainer, run.checkpoint, run.keep)
     trainer.add_callback(resumable)
     ended = metrics_of(run.checkpoint)

@@ -66,6 +66,7 @@ class GroupList(Dataset[TrainingGroup]):
     def __init__(
         self, groups: Sequence[TrainingGroup], documents_per_query: int | None, seed: int, mix: Mix | None = None
     ) -> None:
+        self.pairs = sum(len(group.documents) for group in groups)
         self._groups, self._count, self._seed, self._mix = groups, documents_per_query, seed, mix
         self.set_epoch(0)
 
@@ -83,8 +84,8 @@ class GroupList(Dataset[TrainingGroup]):
 class GroupStream(IterableDataset[TrainingGroup]):
     """Groups of files that are read again in each epoch.
 
-    ``groups`` is their number. ``groups_per_step`` is how many all processes take together in one forward pass: of
-    several workers, each reads whole steps.
+    ``groups`` is their number, ``pairs`` that of their documents. ``groups_per_step`` is how many all processes take
+    together in one forward pass: of several workers, each reads whole steps.
     """
 
     def __init__(
@@ -92,10 +93,12 @@ class GroupStream(IterableDataset[TrainingGroup]):
         arguments: DataArguments,
         take: Take,
         groups: int,
+        pairs: int,
         seed: int,
         groups_per_step: int,
         mix: Mix | None = None,
     ) -> None:
+        self.pairs = pairs
         self._arguments, self._take, self._groups, self._mix = arguments, take, groups, mix
         self._seed, self._epoch, self._skipped = seed, 0, 0
         self._groups_per_step = groups_per_step
@@ -158,7 +161,7 @@ def training_groups(
     numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
     everything = tqdm(numbered, desc="reading", unit="query", delay=5, disable=silent)
     kept: list[TrainingGroup] = []
-    sizes, queries, weightless = [0] * len(arguments.data), 0, ""
+    sizes, queries, pairs, weightless = [0] * len(arguments.data), 0, 0, ""
     take = partial(_of_some_weight, take)
     for source, group in held_out.trained_on(everything) if held_out and training.should_save else everything:
         queries += 1
@@ -166,6 +169,7 @@ def training_groups(
             weightless = ", or the weight is 0"
         if (chosen := take(group)) is not None:
             sizes[source] += 1
+            pairs += len(chosen.documents)
             if arguments.shuffle_buffer is None:
                 kept.append(chosen)
     if check is not None:
@@ -179,7 +183,7 @@ def training_groups(
     if kept:
         return GroupList(kept, arguments.documents_per_query, training.seed, mix)
     at_once = training.train_batch_size * training.world_size
-    return GroupStream(arguments, take, taken, training.seed, at_once, mix)
+    return GroupStream(arguments, take, taken, pairs, training.seed, at_once, mix)
 
 
 def _of_some_weight(take: Take, group: QueryGroup) -> TrainingGroup | None:

@@ -44,6 +44,17 @@ class Term(NamedTuple):
     on_labels: bool = False  # its targets are the judged pairs' labels, beside a teacher's scores
 
 
+def described(objective: Sequence[Term]) -> str:
+    """The terms as a formula of the names in trainer/training/losses.py."""
+    parts = []
+    for term in objective:
+        loss: Any = term.loss
+        given = [f"{name}={value}" for name, value in getattr(loss, "keywords", {}).items()]
+        name = getattr(loss, "func", loss).__name__ + (f"({', '.join(given)})" if given else "")
+        parts.append(f"{term.weight:g} {name}" + (" of the labels" if term.on_labels else ""))
+    return " + ".join(parts)
+
+
 def mean_of_all_processes(total: Tensor, weight: Tensor) -> Tensor:
     """This process's share of the ratio of the sums of ``total`` and ``weight`` (scalars) over all processes, times
     their number: DDP takes the mean of the processes' gradients."""

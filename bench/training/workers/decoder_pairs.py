@@ -10,6 +10,8 @@ from typing import Any
 
 from bench.training.job import Group
 
+QUERY, DOCUMENT = "{query}", "{document}"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -20,18 +22,26 @@ class Pair:
 
 
 def pairs_of(group: Group, tokenizer: Any, checkpoint: str) -> Iterator[Pair]:
-    """The template of ``pair_encoding.json``; the document is cut where the pair would exceed its limit."""
+    """The template of ``pair_encoding.json``, whose parts are tokenised one by one; the document is cut where the pair
+    would exceed its limit."""
     encoding = json.loads((Path(checkpoint) / "pair_encoding.json").read_text(encoding="utf-8"))
+    parts = parts_of(encoding)
+    asked, read = (next(place for place, part in enumerate(parts) if text in part) for text in (QUERY, DOCUMENT))
 
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def ids(*texts: str) -> list[int]:
+        return [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
-    start, end = (
-        [] if token is None else [tokenizer.convert_tokens_to_ids(token)]
-        for token in (encoding["start_token"], encoding["end_token"])
-    )
-    query = ids(group.query)[: encoding["max_query_tokens"]]
-    head = start + ids(encoding["query_prefix"]) + query + ids(encoding["document_prefix"])
+    before, after = parts[asked].split(QUERY)
+    query, most = ids(before + group.query + after), len(ids(before)) + encoding["max_query_tokens"]
+    if len(query) > most + len(ids(after)):
+        query = ids(before + group.query)[:most] + ids(after)
+    head, end = ids(*parts[:asked]) + query + ids(*parts[asked + 1 : read]), ids(*parts[read + 1 :])
     room = encoding["max_pair_tokens"] - len(head) - len(end)
     for text in group.documents:
-        yield Pair(head + ids(text)[:room] + end, len(head))
+        yield Pair(head + ids(parts[read].removesuffix(DOCUMENT) + text)[:room] + end, len(head))
+
+
+def parts_of(encoding: dict[str, Any]) -> list[str]:
+    """The prompt, or the parts that stand for one."""
+    names = ("start_token", "query_prefix", QUERY, "document_prefix", DOCUMENT, "end_token")
+    return encoding.get("prompt") or [part for name in names if (part := encoding.get(name, name))]

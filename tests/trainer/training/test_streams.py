@@ -32,7 +32,7 @@ def take(group: QueryGroup) -> TrainingGroup | None:
 def stream(path: Path, buffer: int = 8, epoch: int = 0, documents: int | None = None) -> GroupStream:
     arguments = DataArguments(data=[str(path)], shuffle_buffer=buffer, documents_per_query=documents)
     kept = sum(take(group) is not None for group in iter_groups(path))
-    groups = GroupStream(arguments, take, kept, seed=3, groups_per_step=PER_STEP)
+    groups = GroupStream(arguments, take, kept, pairs=kept, seed=3, groups_per_step=PER_STEP)
     groups.set_epoch(epoch)
     return groups
 

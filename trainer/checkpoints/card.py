@@ -1,0 +1,187 @@
+"""The model card of a checkpoint, ``README.md``: what its record says, as the page that a hub shows.
+
+``card.md`` is the template. What is not known is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from client.files import appears_whole
+from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
+from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
+from trainer.checkpoints.record import read_record, stages_of
+
+CARD_FILE = "README.md"
+TEMPLATE = Path(__file__).with_name("card.md")
+OWN = "<!-- What stands below this line, and what is added to the head, stays when the card is written again. -->"
+MADE = {
+    "init": "No stage of training has run on it.",
+    "pretrain": "It continued its pre-training on documents that people clicked.",
+    "rank_sft": "It was fine-tuned to rank documents by their labels.",
+    "distill": "It was distilled from a teacher's scores.",
+    "merge": "A LoRA adapter was merged into it.",
+}
+
+
+def write_card(directory: Path, name: str, license_name: str | None = None) -> None:
+    """Write the card of a checkpoint whose other files are there. ``name`` is how its lines of code load it.
+
+    Of a card that is there already, additions to its metadata and the text below its last comment are kept. Raises
+    CheckpointError for one whose metadata cannot be read.
+    """
+    path = directory / CARD_FILE
+    old = _read_card(path) if path.is_file() else None
+    record, encoding = read_record(directory), PairEncodingConfig.load(directory / ENCODING_FILE)
+    stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", ())))
+    kind, config = _kind(directory, encoding)
+    data = _metadata(kind, stages, measures, name)
+    _keep_additions(
+        data, {**(old.data.to_dict() if old else {}), **({"license": license_name} if license_name else {})}
+    )
+    card = ModelCard.from_template(
+        data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
+        summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
+        own=OWN + (old.text.partition(OWN)[2] if old else ""), **_training(record.get("adapter", record), stages),
+    )  # fmt: skip
+    with appears_whole(path) as partial:
+        partial.write_text(str(card).rstrip() + "\n", encoding="utf-8")
+
+
+def _keep_additions(data: ModelCardData, old: dict[str, Any]) -> None:
+    """Metadata of another card that this one lacks, and its tags."""
+    data.tags = [*dict.fromkeys([*(data.tags or ()), *(old.get("tags") or ())])]
+    for key, value in old.items():
+        if key != "model-index" and data.get(key) is None:
+            data[key] = value
+
+
+def _training(record: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template says of the training."""
+    return {
+        "record": record,
+        "arguments": record.get("arguments", {}),
+        "training": record.get("training", {}),
+        "stages": stages,
+        "base": _base(stages),
+        "way": ", then ".join(map(_stage, stages)),
+        "step": _queries_per_step(record),
+        "held_out": _held_out(record),
+    }
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: the card's metadata cannot be read: {reason}") from error
+
+
+def _kind(directory: Path, encoding: PairEncodingConfig) -> tuple[str, dict[str, Any]]:
+    """Whether the checkpoint is an ``adapter``, an ``llm``, or a scorer that is an ``encoder`` or a ``decoder``."""
+    adapter = (directory / ADAPTER_FILE).is_file()
+    config = json.loads((directory / (ADAPTER_FILE if adapter else "config.json")).read_text(encoding="utf-8"))
+    if adapter:
+        return "adapter", config
+    causal = any(kind.endswith("ForCausalLM") for kind in config.get("architectures") or ())
+    return "llm" if causal else encoding.style, config
+
+
+def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, Any]], name: str) -> ModelCardData:
+    """The head of the card, by which a hub files it. Names that are not the hub's would be refused there."""
+    library = {"encoder": "sentence-transformers", "adapter": "peft"}.get(kind, "transformers")
+    tags = {"encoder": ["cross-encoder", "reranker"], "decoder": ["reranker"]}.get(kind, [])
+    results = [
+        EvalResult(
+            task_type="text-ranking",
+            dataset_type="unknown",
+            dataset_name=each["data"].replace("`", ""),
+            metric_type=each["measure"],
+            metric_value=round(each["number"], 4),
+        )
+        for each in measures
+    ]
+    return ModelCardData(
+        base_model=stages[0]["from"] if stages[0]["hub"] else None,
+        library_name=library,
+        pipeline_tag="text-ranking" if kind in ("encoder", "decoder") else None,
+        tags=["disranker", *tags],
+        eval_results=results or None,
+        model_name=name.rpartition("/")[2] if results else None,
+    )
+
+
+def _summary(kind: str, config: dict[str, Any], record: dict[str, Any]) -> str:
+    what = {"llm": "A language model", "adapter": "A LoRA adapter of a language model"}.get(kind, "A reranker")
+    family = f" ({config['model_type']})" if "model_type" in config else ""
+    return f"{what}{family}, made with DisRanker. {MADE.get(str(record.get('stage')), '')}".strip()
+
+
+def _parts(encoding: PairEncodingConfig) -> list[str]:
+    """A decoder's template as texts to tokenise one by one."""
+    parts = encoding.prompt or (
+        encoding.start_token or "", encoding.query_prefix, "{query}", encoding.document_prefix, "{document}",
+        encoding.end_token or "",
+    )  # fmt: skip
+    return [part for part in parts if part]
+
+
+def _base(stages: list[dict[str, Any]]) -> str:
+    first = stages[0]
+    if not first["from"]:
+        return ""
+    if first["hub"]:
+        return f"[{first['from']}](https://huggingface.co/{first['from']})"
+    fresh = first["stage"] == "init" and first["from"].endswith(".json")
+    return f"New weights in the shape of `{first['from']}`" if fresh else f"`{first['from']}`"
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    return f"`{stage['stage']}`" + (f" on {_files(stage['data'])}" if stage["data"] else "")
+
+
+def _files(paths: Iterable[str]) -> str:
+    """Names without the folders above, which say nothing to others."""
+    return ", ".join(f"`{Path(path).name}`" for path in paths)
+
+
+def _queries_per_step(record: dict[str, Any]) -> int:
+    training = record.get("training", {})
+    factors = (training.get("per_device_train_batch_size", 0), training.get("gradient_accumulation_steps", 1))
+    return int(factors[0] * factors[1] * record.get("processes", 1))
+
+
+def _measures(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each measure of rows of ``trainer.evaluate``, with its interval."""
+    for row in evaluations:
+        data = _files(row.get("data", ())) + (f", {row['candidates']}" if row.get("candidates") else "")
+        for name in (name for name in row if f"{name}_interval" in row and not name.endswith("_difference")):
+            if row[name] is not None:
+                low, high = ("∞" if bound is None else f"{bound:.3f}" for bound in row[f"{name}_interval"])
+                value = f"{row[name]:.3f} [{low}, {high}]"
+                yield {
+                    "data": data, "queries": row["queries"], "measure": name, "value": value, "number": row[name],
+                }  # fmt: skip
+
+
+def _held_out(record: dict[str, Any]) -> str:
+    """A sentence about the evaluations on the way, of which the best chose the checkpoint."""
+    arguments = record.get("arguments", {})
+    measure = arguments.get("measure", "loss")
+    points = [point for point in record.get("held_out", ()) if f"eval_{measure}" in point]
+    if not points:
+        return ""
+    choose = min if measure == "loss" else max
+    best = choose(points, key=lambda point: point[f"eval_{measure}"])
+    return (
+        f"On the held-out queries of {_files(arguments['held_out'])}, {measure} was {best[f'eval_{measure}']:.3f} "
+        f"after {best['step']:,} steps, the best of {len(points):,} evaluations. It chose this checkpoint, so it is "
+        "flattered."
+    )
