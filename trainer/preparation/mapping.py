@@ -101,7 +101,8 @@ def _sources(path: Path, kind: str, tables: list[dict[str, Any]], base: Path) ->
             raise DataError(f"{where}: 'format' must be one of {', '.join(READERS)}, not {table['format']!r}")
         if wrong := [key for key in SWITCHES if not isinstance(table.get(key, False), bool)]:
             raise DataError(f"{where}: {wrong[0]!r} must be true or false")
-        files = tuple(sorted({Path(found) for pattern in patterns for found in base.glob(pattern)}))
+        found = {path for pattern in patterns for path in base.glob(pattern) if path.is_file()}
+        files = tuple(sorted(found))
         if not files and not table.get("optional"):
             raise DataError(f"{where}: no file in {base} is named {' or '.join(patterns)}")
         rest = {key: value for key, value in table.items() if key not in ("files", "columns", "optional")}

@@ -34,8 +34,8 @@ def draw(report: Report) -> list[tuple[str, str]]:
 
 def _svg(paint: Callable[[Axes], None]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        paint(figure.subplots())
+        figure = Figure(figsize=(6.4, 3.4))
+        paint(figure.subplots(gridspec_kw={"left": 0.15, "right": 0.97, "bottom": 0.19, "top": 0.96}))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]  # a page has no XML declaration in its middle

@@ -94,4 +94,4 @@ def _line(where: str, line: str) -> tuple[int, float]:
             raise ValueError
         return int(position), float(share)
     except ValueError:
-        raise DataError(f"{where}: {line!r:.80} is not a position from 1 on and a share above 0") from None
+        raise DataError(f"{where}: {line.strip()!r:.80} is not a position from 1 on and a share above 0") from None

@@ -62,11 +62,15 @@ def staged(engine: Engine, source: Source, failures: Failures) -> Iterator[tuple
             continue
         try:
             _stage(engine, source, path, expressions, failures)
+            absent = _absent(engine, source, path, expressions)
         except OF_THE_MAPPING as error:
             raise DataError(f"{source.where}: {' '.join(str(error).split())}") from error
         except duckdb.Error as error:
             _refuse_full(error)
             failures.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
+            continue
+        if absent:
+            failures.add_file(path, f"no row has {source.columns[absent]!r} for {absent!r}; if it may be so, add a '?'")
             continue
         yield path, set(expressions)
 
@@ -117,10 +121,27 @@ def _expression(source: Source, path: Path, header: list[str] | None, column: st
         return f"words[{int(number[1]) + 1}]"
     if kind == "jsonl":
         arrow = "->" if source.pages and column in LISTS else "->>"
-        return f"json {arrow} {text('$.' + '.'.join(name(part) for part in wanted.split('.')))}"
+        return f"json {arrow} {text(_key(wanted))}"
     if given.endswith("?"):
         return None
     raise DataError(f"no column {wanted!r} for {column!r}; it has {', '.join(header or ['column0, column1, ...'])}")
+
+
+def _absent(engine: Engine, source: Source, path: Path, expressions: Mapping[str, str]) -> str | None:
+    """A column that must be there and is a key of no line of a JSON file."""
+    wanted = [column for column in expressions if PATH.fullmatch(source.columns[column])]
+    if source.format_of(path) != "jsonl" or not wanted or not engine.number("SELECT count(*) FROM staged"):
+        return None
+    for column in wanted:
+        empty = not engine.number(f"SELECT count({column}) FROM staged") and column != "clicked"
+        key = text(_key(source.columns[column]))
+        if empty and not engine.number(f"SELECT count(*) FROM ({_rows(source, path)}) WHERE json_exists(json, {key})"):
+            return column
+    return None
+
+
+def _key(column: str) -> str:
+    return "$." + ".".join(name(part) for part in column.split("."))
 
 
 def _rows(source: Source, path: Path) -> str:

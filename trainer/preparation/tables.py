@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from trainer.data.records import DataError
 from trainer.preparation.engine import Engine, text
 from trainer.preparation.mapping import Source
-from trainer.preparation.reading import Failures, fields, staged
+from trainer.preparation.reading import Failures, staged
 
 SPLITS = ("train", "dev", "test")
 
@@ -68,40 +68,28 @@ ROWS = {
 def read_all(engine: Engine, sources: Sequence[Source], failures: Failures) -> dict[str, int]:
     """Fill the tables from all files; the rows of each kind that came in, those that failed included.
 
-    Raises DataError as ``staged`` does, and for a mapped column without a single value.
+    Raises DataError as ``staged`` does.
     """
     engine.run("CREATE MACRO shown(x) AS coalesce('''' || x[1:80] || '''', 'NULL')")
     engine.run(TABLES)
     counts = dict[str, int]()
     for source in sources:
-        values, failed = dict.fromkeys(source.columns, 0), failures.count
-        for path, mapped in staged(engine, source, failures):
-            for column, count in _count_values(engine, source.kind).items():
-                values[column] = values.get(column, 0) + count
-            rows = _take(engine, source, path, mapped, failures)
-            counts[source.kind] = counts.get(source.kind, 0) + rows
-        _refuse_empty(source, values)
-        counts[source.kind] = counts.get(source.kind, 0) + failures.count - failed
+        failed = failures.count
+        good = sum(_take(engine, source, path, mapped, failures) for path, mapped in staged(engine, source, failures))
+        counts[source.kind] = counts.get(source.kind, 0) + good + failures.count - failed
     engine.run("DROP TABLE IF EXISTS staged")
     return counts
-
-
-def _count_values(engine: Engine, kind: str) -> dict[str, int]:
-    ((*counts,),) = engine.run(f"SELECT {', '.join(f'count({each})' for each in fields(kind))} FROM staged")
-    return dict(zip(fields(kind), counts, strict=True))
-
-
-def _refuse_empty(source: Source, values: Mapping[str, int]) -> None:
-    for column, given in source.columns.items():
-        if not values[column] and any(values.values()) and not given.endswith("?") and column != "clicked":
-            raise DataError(f"{source.where}: {column} = {given!r}: no row of {source.files[0]} or the others has it")
 
 
 def _take(engine: Engine, source: Source, path: Path, mapped: Set[str], failures: Failures) -> int:
     """Move the good rows of a file on, and return their number."""
     if source.pages:
         mapped = mapped | {"position"}
-    checks = [f"WHEN {wrong} THEN {said}" for column, wrong, said in CHECKS[source.kind] if column in mapped]
+    checks = [
+        f"WHEN {_if_there(source, column)} ({wrong}) THEN {said}"
+        for column, wrong, said in CHECKS[source.kind]
+        if column in mapped
+    ]
     reason = f"CASE {' '.join(checks)} END"
     failures.add(f"SELECT {text(path)}, line, {reason} AS reason, to_json(staged) FROM staged WHERE reason IS NOT NULL")
     good = f"FROM staged WHERE ({reason}) IS NULL"
@@ -114,6 +102,10 @@ def _take(engine: Engine, source: Source, path: Path, mapped: Set[str], failures
             f"count(*) {good} AND NOT (blank(title) AND blank(summary)) GROUP BY ALL"
         )
     return engine.number(f"SELECT count(*) {good}")
+
+
+def _if_there(source: Source, column: str) -> str:
+    return f"{column} IS NOT NULL AND" if source.columns.get(column, "").endswith("?") else ""
 
 
 def _split(source: Source, path: Path) -> str:
