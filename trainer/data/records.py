@@ -90,14 +90,16 @@ def iter_numbered(*sources: str | Path, label_scale: LabelScale | None = None) -
 
 
 def write_groups(path: str | Path, groups: Iterable[QueryGroup]) -> None:
-    """Groups as JSON lines, without their weights, and without labels and clicks where there are none.
-
-    The file appears whole or not at all.
-    """
+    """The lines of ``encoded_groups``, in a file that appears whole or not at all."""
     with appears_whole(Path(path)) as partial, partial.open("wb") as file:
-        for group in groups:
-            record = {"query_id": group.query_id, "query": group.query, "documents": [*map(_record, group.documents)]}
-            file.write(encoded([json.dumps(record, ensure_ascii=False)]))
+        file.writelines(encoded_groups(groups))
+
+
+def encoded_groups(groups: Iterable[QueryGroup]) -> Iterator[bytes]:
+    """A JSON line of each group, without its weight, and without labels and clicks where there are none."""
+    for group in groups:
+        record = {"query_id": group.query_id, "query": group.query, "documents": [*map(_record, group.documents)]}
+        yield encoded([json.dumps(record, ensure_ascii=False)])
 
 
 def _record(document: JudgedDocument) -> dict[str, Any]:

@@ -48,13 +48,13 @@ class PoolArguments:
 
 
 def fill_pool(engine: Engine, ledger: Ledger, arguments: PoolArguments) -> None:
-    """Make ``pool`` (query_id, document, source, rank): judged documents, then those of each source in turn.
+    """Make ``pool`` (query_id, document, source): judged documents, then those of each source in turn.
 
     A document is there once, from its first source. Where one has too few, the query has fewer. What is drawn for a
     query depends on the seed, its id and the documents, not on other queries.
     """
     engine.run("""
-        CREATE TABLE pool (query_id VARCHAR, document VARCHAR, source VARCHAR, rank BIGINT);
+        CREATE TABLE pool (query_id VARCHAR, document VARCHAR, source VARCHAR);
         CREATE VIEW asked AS SELECT query_id, query FROM queries JOIN splits USING (query_id) WHERE split = 'train';
         CREATE VIEW positive AS SELECT query_id, document FROM labels WHERE label > 0
             UNION SELECT query_id, document FROM pairs WHERE clicks > 0;
@@ -75,7 +75,7 @@ def fill_pool(engine: Engine, ledger: Ledger, arguments: PoolArguments) -> None:
 def _take(engine: Engine, source: str, candidates: str, count: int) -> None:
     """The first ``count`` of each query that are not there; ``candidates`` are query_id, document and an order."""
     engine.run(f"""
-        INSERT INTO pool SELECT query_id, document, '{source}', place FROM (
+        INSERT INTO pool SELECT query_id, document, '{source}' FROM (
             SELECT query_id, document, row_number() OVER (PARTITION BY query_id ORDER BY least, document) AS place
             FROM (SELECT query_id, document, min(rank) AS least
                 FROM ({candidates}) AS of_source(query_id, document, rank) GROUP BY query_id, document)

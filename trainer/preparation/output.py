@@ -1,4 +1,4 @@
-"""The files of a preparation, a query a line, in the order of the query ids."""
+"""The files of a preparation, a query a line; ids decide the order, which tells nothing of clicks and labels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from trainer.data.records import JudgedDocument, QueryGroup, write_groups
+from trainer.data.records import JudgedDocument, QueryGroup, encoded_groups
 from trainer.preparation.engine import Engine
 
 LOGS = {"train": "log", "dev": "log-dev", "test": "log-test"}
 JUDGED = {"train": "judged", "dev": "dev", "test": "test"}
-CLICKED = (
-    "SELECT query_id, document, NULL AS label, {clicks} AS clicks, -{clicks} AS place FROM pairs WHERE {clicks} > 0"
-)
-GRADED = "SELECT query_id, document, label, 0 AS clicks, -label AS place FROM labels"
-POOL = """SELECT query_id, document, NULL AS label, 0 AS clicks,
-    list_position(['judged', 'impressions', 'run', 'hard', 'random'], source) * 4294967296 + rank AS place FROM pool"""
+CLICKED = "SELECT query_id, document, NULL AS label, {clicks} AS clicks FROM pairs WHERE {clicks} > 0"
+GRADED = "SELECT query_id, document, label, 0 AS clicks FROM labels"
+POOL = "SELECT query_id, document, NULL AS label, 0 AS clicks FROM pool"
 
 
 def write_all(engine: Engine, folder: Path, weighted: bool) -> dict[str, dict[str, int]]:
@@ -32,7 +29,8 @@ def write_all(engine: Engine, folder: Path, weighted: bool) -> dict[str, dict[st
         ((queries, total),) = engine.run(f"SELECT count(DISTINCT query_id), count(*) {rows}")
         if queries:
             counts[name] = {"queries": queries, "pairs": total}
-            write_groups(folder / name, _groups(engine, rows))
+            with (folder / name).open("wb") as file:
+                file.writelines(encoded_groups(_groups(engine, rows)))
     return counts
 
 
@@ -40,7 +38,7 @@ def _groups(engine: Engine, rows: str) -> Iterator[QueryGroup]:
     ordered = f"""
         SELECT query_id, query, document, title, summary, label, clicks
         FROM (SELECT * {rows}) JOIN queries USING (query_id) JOIN documents USING (document)
-        ORDER BY query_id, place, document
+        ORDER BY query_id, document
     """
     pairs = (pair for batch in engine.batches(ordered) for pair in batch.to_pylist())
     for query_id, group in groupby(pairs, key=lambda pair: str(pair["query_id"])):
