@@ -62,9 +62,10 @@ def _join_near(engine: Engine, ledger: Ledger, near: float) -> None:
     """)
     engine.run(f"""
         CREATE TABLE joined AS SELECT document, min(first) AS first FROM (
-            SELECT suspects.*, shingles(a.text) AS own, shingles(b.text) AS others FROM suspects
-            JOIN ({worded}) a ON a.document = suspects.document JOIN ({worded}) b ON b.document = first
-        ) WHERE len(list_intersect(own, others)) >= {near} * len(list_distinct(own || others)) GROUP BY document
+            SELECT document, first, len(list_intersect(own, others)) AS common, len(own) + len(others) AS sizes FROM (
+                SELECT suspects.*, shingles(a.text) AS own, shingles(b.text) AS others FROM suspects
+                JOIN ({worded}) a ON a.document = suspects.document JOIN ({worded}) b ON b.document = first)
+        ) WHERE common >= {near} * (sizes - common) GROUP BY document
     """)
     while engine.number("SELECT count(*) FROM joined SEMI JOIN joined AS above ON joined.first = above.document"):
         engine.run("UPDATE joined SET first = above.first FROM joined AS above WHERE joined.first = above.document")

@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from duckdb.func import PythonUDFType
 
 from client.errors import DisRankerError
 from trainer.data.records import DataError
@@ -66,7 +67,7 @@ class Engine:
 
     def add(self, name: str, function: Callable[[pa.Array], pa.Array], result: str) -> None:
         """Make a function of SQL out of one that maps an array of strings, without nulls, to an array."""
-        self._connection.create_function(name, function, ["VARCHAR"], result, type="arrow")
+        self._connection.create_function(name, function, ["VARCHAR"], result, type=PythonUDFType.ARROW)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class Ledger:
         ((count, first),) = self.engine.run(f"SELECT count(*), min({example}) {rows}")
         if count:
             entries.append(Entry(rule, count, str(first)))
-        return count > 0
+        return bool(count)
 
     def summary(self) -> str:
         """One line of what was dropped."""

@@ -101,22 +101,23 @@ def _drop_near(engine: Engine, ledger: Ledger) -> None:
 def near_queries(table: str) -> str:
     """SQL that makes ``near`` (query_id, other) out of query_id, split and the sorted trigrams ``own``.
 
-    Sets that resemble each other share one of the rarest trigrams of either: one more than the other set may lack.
+    Sets that resemble each other share one of the rarest trigrams of either, which are one more than the other set may
+    lack, and their sizes are alike.
     """
-    lacking = f"len(own) - ceil({RESEMBLANCE} * len(own))::BIGINT + 1"
-    order = _order("split")
     return f"""
         CREATE TABLE near AS WITH
-        single AS (SELECT query_id, unnest(own) AS gram FROM {table}),
+        single AS (SELECT query_id, split, len(own) AS size, unnest(own) AS gram FROM {table}),
         counts AS (SELECT gram, count(*) AS n FROM single GROUP BY gram),
-        ranked AS (SELECT query_id, gram, row_number() OVER (PARTITION BY query_id ORDER BY n, gram) AS place
+        ranked AS (SELECT *, row_number() OVER (PARTITION BY query_id ORDER BY n, gram) AS place
             FROM single JOIN counts USING (gram)),
-        rare AS (SELECT ranked.query_id, gram, {order} AS held FROM ranked JOIN {table} USING (query_id)
-            WHERE place <= {lacking}),
+        rare AS (SELECT *, {_order("split")} AS held FROM ranked
+            WHERE place <= size - ceil({RESEMBLANCE} * size)::BIGINT + 1),
         suspects AS (SELECT DISTINCT a.query_id, b.query_id AS other FROM rare a
-            JOIN rare b ON a.gram = b.gram AND a.held < b.held)
-        SELECT suspects.query_id, min(other) AS other FROM suspects
-        JOIN {table} a ON a.query_id = suspects.query_id JOIN {table} b ON b.query_id = other
-        WHERE len(list_intersect(a.own, b.own)) >= {RESEMBLANCE} * len(list_distinct(a.own || b.own))
-        GROUP BY suspects.query_id
+            JOIN rare b ON a.gram = b.gram AND a.held < b.held
+            WHERE least(a.size, b.size) >= {RESEMBLANCE} * greatest(a.size, b.size)),
+        compared AS (
+            SELECT suspects.*, len(list_intersect(a.own, b.own)) AS common, len(a.own) + len(b.own) AS sizes
+            FROM suspects JOIN {table} a ON a.query_id = suspects.query_id JOIN {table} b ON b.query_id = other)
+        SELECT query_id, min(other) AS other FROM compared
+        WHERE common >= {RESEMBLANCE} * (sizes - common) GROUP BY query_id
     """

@@ -26,7 +26,7 @@ def test_every_query_that_nearly_is_a_held_out_one_is_found_and_no_other(tmp_pat
     draw = random.Random(3)
     queries = [(f"q{number}", draw.choice(list(ORDER)), " ".join(draw.choices(STEMS, k=draw.randint(0, 6))))
                for number in range(300)]  # fmt: skip
-    expected = {}
+    expected = dict[str, str]()
     for (own_id, own_split, own), (other_id, other_split, other) in product(queries, queries):
         if ORDER[own_split] < ORDER[other_split] and resembles(own, other):
             expected[own_id] = min(other_id, expected.get(own_id, other_id))
