@@ -19,6 +19,8 @@ from trainer import prepare
 from trainer.data.records import QueryGroup, read_groups
 
 Row = dict[str, Any]
+CLICKED = ("log", "log-dev", "log-test")
+HALVES = ["--dev_share", 0.25, "--test_share", 0.25]
 QUERIES = [
     "cheap bike", "garden chair", "blue lamp", "mend a tent", "oak table", "quiet fan", "red kettle", "steel pan",
     "tall ladder", "warm coat", "wool hat", "yellow boots", "zip bag", "deep sink", "fast printer", "green hose",
@@ -97,3 +99,18 @@ def prepared(
 def counts(output: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((output / "prepare.json").read_text())
     return found
+
+
+def raw(folder: Path, rows: list[Row] | None = None) -> Path:
+    """One row an impression, with the documents' texts in a file of their own."""
+    write(folder / "impressions.jsonl", impressions() if rows is None else rows)
+    write(folder / "documents.jsonl", DOCUMENTS)
+    return folder
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("*.jsonl")}
+
+
+def groups(found: dict[str, list[QueryGroup]], *names: str) -> dict[str, QueryGroup]:
+    return {group.query: group for name in names or found for group in found.get(name, [])}

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from trainer.preparation.report import Bars, Report
 
@@ -18,6 +18,7 @@ STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "axes.sp
 STYLE |= {"axes.spines.right": False, "svg.hashsalt": "prepare"}
 BLUE, ORANGE, GREEN = "#1f5fa8", "#d9730d", "#2e8540"
 BINS = 40
+THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
 
 def draw(report: Report) -> list[tuple[str, str]]:
@@ -58,12 +59,12 @@ def _clicks(axes: Axes, report: Report) -> None:
 
 
 def _frequencies(axes: Axes, report: Report) -> None:
-    names = [f"{value:g}" if value == 1 else f"{value:,.0f}-{2 * value - 1:,.0f}" for value, _ in report.frequencies]
-    axes.bar(range(len(names)), [count for _, count in report.frequencies], color=BLUE)
-    axes.set_xticks(
-        range(len(names)), names, rotation=35 if len(names) > 6 else 0, ha="right" if len(names) > 6 else "center"
-    )
-    axes.set(xlabel="impressions", ylabel="queries")
+    """Few queries are asked very often: counts have a logarithmic axis, so that their bars are seen."""
+    axes.bar(range(len(report.frequencies)), [count for _, count in report.frequencies], color=BLUE)
+    axes.set_xticks(range(len(report.frequencies)), [f"{value:,.0f}" for value, _ in report.frequencies], fontsize=8)
+    axes.set(xlabel="impressions, at least this and below twice as many", ylabel="queries", yscale="log")
+    axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter(THOUSANDS)
     axes.grid(False, axis="x")
 
 
@@ -88,6 +89,7 @@ def _histogram(axes: Axes, bars: Bars, unit: str, counted: str) -> None:
     axes.set(xlabel=unit, ylabel=counted)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set_major_formatter(THOUSANDS)
 
 
 def _sources(axes: Axes, report: Report) -> None:
@@ -95,5 +97,7 @@ def _sources(axes: Axes, report: Report) -> None:
     bars = axes.barh(names, [report.sources[name] for name in names], color=BLUE)
     axes.bar_label(bars, labels=[f"{report.sources[name]:,}" for name in names], padding=4)
     axes.set(xlabel="pairs")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.margins(x=0.15)
     axes.grid(False, axis="y")
