@@ -6,6 +6,7 @@ import json
 import random
 import re
 import tempfile
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -132,18 +133,17 @@ def test_splits_by_time(tmp_path: Path) -> None:
 
 
 def _date(seconds: float) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def test_the_report_is_a_page_of_its_own(tmp_path: Path) -> None:
+def test_the_report_is_a_page_of_its_own(bert: Path, tmp_path: Path) -> None:
     raw(tmp_path / "raw")
     write_text(tmp_path / "raw/more-impressions.jsonl", "no JSON\n")
-    prepared(tmp_path / "raw", tmp_path / "out", "--position_bias", "estimated", "--max_failed", 1)
+    prepared(tmp_path / "raw", tmp_path / "out", "--position_bias", "estimated", "--max_failed", 1,
+             "--model", bert)  # fmt: skip
     page = (tmp_path / "out/prepare.html").read_text()
     assert page.count("<svg") == 5 and not re.search(r"""(src|href)=["'](?!#)""", page)
-    for words in ("240 impressions kept", "no JSON", "propensity", "log.jsonl"):
+    for words in ("240 impressions kept", "no JSON", "propensity", "log.jsonl", f"tokens of {bert}"):
         assert words in page
     (failed,) = [json.loads(line) for line in (tmp_path / "out/failed.jsonl").read_text().splitlines()]
     assert failed == {"file": f"{tmp_path}/raw/more-impressions.jsonl", "row": 1, "reason": "no JSON", "record": None}
