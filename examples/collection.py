@@ -6,7 +6,8 @@ A query asks for an object, an intent and an attribute ("mend cheap bike"). A do
 number of these that it is about, or 0 if the object is another. Every concept has two names that
 queries favour and two that documents favour, therefore the words often differ. Documents also mention
 in passing what they are not about. The log has every concept of the test queries, but not their
-combinations.
+combinations. ``raw/`` has the same as a search engine would have it: a row for each page that was shown, texts of
+queries and documents, and judgments by split, for ``trainer.prepare``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.command import command, parse
+
+Splits = dict[str, list[dict[str, Any]]]  # rows of each file
 
 CONCEPTS = Path(__file__).with_name("concepts.json")
 SLOTS = ("object", "intent", "attribute")
@@ -73,6 +76,7 @@ class Collection:
         self._draw = random.Random(seed)
         self._names: dict[str, list[list[str]]] = json.loads(CONCEPTS.read_text(encoding="utf-8"))
         self._written = 0
+        self.clicked: dict[str, list[list[int]]] = {}  # by query of the log, of each place in each session
 
     def splits(self, size: float = 1.0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """``(name, records)`` of each file, with ``size`` times the usual queries.
@@ -91,7 +95,10 @@ class Collection:
         self._draw.shuffle(names)
         about = self._candidates(topic)
         grades = [grade(topic, document) for document in about]
-        clicks = self._clicks(grades) if logged else [0] * len(about)
+        clicks = [0] * len(about)
+        if logged:
+            self.clicked[query_id] = self._clicks(grades)
+            clicks = [sum(of_place) for of_place in self.clicked[query_id]]
         documents = [
             {**self._document(document, topic), "label": None if logged else label, "clicks": count}
             for document, label, count in zip(about, grades, clicks, strict=True)
@@ -138,13 +145,12 @@ class Collection:
         crosses = self._draw.random() < CROSSING
         return self._draw.choice(queries_favour if of_query != crosses else documents_favour)
 
-    def _clicks(self, grades: Sequence[int]) -> list[int]:
-        """Clicks of all sessions. A place must be examined, which is likelier the higher it is, and attract."""
-        clicks = [0] * len(grades)
-        while not any(clicks):  # a log keeps queries with clicks
-            for place, label in enumerate(grades):
-                chance = EXAMINED**place * ATTRACTION[label]
-                clicks[place] = sum(self._draw.random() < chance for _ in range(SESSIONS))
+    def _clicks(self, grades: Sequence[int]) -> list[list[int]]:
+        """0 or 1 for each place in each session. A place must be examined, likelier the higher it is, and attract."""
+        clicks: list[list[int]] = [[]]
+        while not any(map(any, clicks)):  # a log keeps queries with clicks
+            chances = [EXAMINED**place * ATTRACTION[label] for place, label in enumerate(grades)]
+            clicks = [[int(self._draw.random() < chance) for _ in range(SESSIONS)] for chance in chances]
         return clicks
 
 
@@ -152,7 +158,7 @@ class Collection:
 class CollectionArguments:
     """The settings of a collection."""
 
-    output_dir: str = field(metadata={"help": "Folder for train.jsonl, log.jsonl, dev.jsonl and test.jsonl."})
+    output_dir: str = field(metadata={"help": "Folder for train, log, dev and test.jsonl, and raw/."})
     seed: int = field(default=0, metadata={"help": "Equal seeds give equal files."})
     size: float = field(default=1.0, metadata={"help": "Queries, as a share of the usual number: 0.1 is for a try."})
 
@@ -161,11 +167,49 @@ class CollectionArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, CollectionArguments)
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, records in Collection(arguments.seed).splits(arguments.size):
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    collection = Collection(arguments.seed)
+    splits = dict(collection.splits(arguments.size))
+    for name, records in splits.items():
+        write(folder / f"{name}.jsonl", records)
         print(f"{folder / f'{name}.jsonl'}: {len(records)} queries")
+    for name, rows in raw(splits, collection.clicked).items():
+        write(folder / f"raw/{name}.jsonl", rows)
+
+
+def raw(splits: Splits, clicked: dict[str, list[list[int]]]) -> Splits:
+    """The rows of each raw file, by its name."""
+    groups = [group for records in splits.values() for group in records]
+    judgments = {
+        f"judgments/{name}": [
+            {"query": group["query"], "doc_id": document["doc_id"], "label": document["label"]}
+            for group in records
+            for document in group["documents"]
+        ]
+        for name, records in splits.items()
+        if name != "log"
+    }
+    return judgments | {
+        "pages": [page for group in splits["log"] for page in pages(group, clicked[group["query_id"]])],
+        "queries": [{name: group[name] for name in ("query_id", "query")} for group in groups],
+        "documents": [
+            {name: document[name] for name in ("doc_id", "title", "summary")}
+            for group in groups
+            for document in group["documents"]
+        ],
+    }
+
+
+def pages(group: dict[str, Any], clicked: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
+    """A page of a query for each session."""
+    doc_ids = [document["doc_id"] for document in group["documents"]]
+    for session, clicks in enumerate(zip(*clicked, strict=True)):
+        name = f"{group['query_id']}-{session}"
+        yield {"session": name, "query": group["query"], "doc_ids": doc_ids, "clicks": clicks}
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from bench.folders import own
 from client import rank
 from client.errors import DisRankerError
 from examples import collection
-from trainer import distill, evaluate, init, pretrain, rank_sft, score
+from trainer import distill, evaluate, init, prepare, pretrain, rank_sft, score
 from trainer.checkpoints.record import RECORD_FILE
 from trainer.command import command, parse
 from trainer.data.records import read_groups
@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_anew(root)
     torch.set_num_threads(THREADS)
     stage(collection, "--output_dir", root / "collection", "--seed", arguments.seed, "--size", arguments.size)
+    # The judgments are splits, and every query of the log trains.
+    stage(
+        prepare, "--mapping", "pages", "--input", root / "collection/raw", "--output_dir", root / "data",
+        "--dev_share", 0, "--test_share", 0,
+    )  # fmt: skip
     first_checkpoints(arguments, root)
     train(arguments, root)
     install(arguments, root)
@@ -90,7 +95,7 @@ def make_anew(root: Path) -> None:
 
 def first_checkpoints(arguments: DemoArguments, root: Path) -> None:
     """Pretrained ones with the usual limits, or fresh ones for texts as short as the collection's."""
-    texts = ["--data", root / "collection/train.jsonl", root / "collection/log.jsonl"]
+    texts = ["--data", root / "data/pool.jsonl"]
     short = ["--max_query_tokens", 24, "--max_pair_tokens", 96]
     for name, pretrained, config, limits in (
         ("llm", arguments.teacher, EXAMPLES / "teacher.json", [*short, "--row_length", 128]),
@@ -105,7 +110,7 @@ def train(arguments: DemoArguments, root: Path) -> None:
 
     Beside them one of each without its first stage, the LLM for as long as the teacher's two stages took.
     """
-    log, judged = root / "collection/log.jsonl", root / "collection/train.jsonl"
+    log, judged = root / "data/log.jsonl", root / "data/judged.jsonl"
     # Adapters keep what the clicks taught, where full training learns 200 queries by heart. Untaught weights must move.
     taught = ["--data", judged, "--lora_rank", 16, *step(arguments, queries=4, learning_rate=2e-3)]
     untaught = ["--data", judged, *step(arguments, queries=4, learning_rate=4e-4)]
@@ -123,14 +128,14 @@ def train(arguments: DemoArguments, root: Path) -> None:
     cpt, sft = training_seconds(root / "cpt"), training_seconds(root / "teacher")
     epochs, alone = f"{arguments.sft_epochs * (cpt + sft) / sft:.1f}", root / "teacher-without-cpt"
     with beside(rank_sft, "--model", root / "llm", "--num_train_epochs", epochs, *untaught, "--output_dir", alone):
-        pool, scores = ["--data", log, judged], root / "teacher_scores.parquet"
+        pool, scores = ["--data", root / "data/pool.jsonl"], root / "teacher_scores.parquet"
         stage(score, "--model", root / "teacher", *pool, "--output", scores)
         stage(distill, *student, *pool, "--scores", scores, "--output_dir", root / "student")
 
 
 def install(arguments: DemoArguments, root: Path) -> None:
     stage(
-        build_engines, "--checkpoint", root / "student", "--data", root / "collection/dev.jsonl",
+        build_engines, "--checkpoint", root / "student", "--data", root / "data/dev.jsonl",
         "--engine", "openvino", "--precision", "fp32", "--model_repository", arguments.model_repository,
     )  # fmt: skip
 
@@ -139,7 +144,7 @@ def compare(root: Path) -> None:
     systems = ["random", "bm25", "teacher-without-cpt", "teacher", "student-on-labels", "student"]
     named = [name if name in ("random", "bm25") else f"{name}={root / name}" for name in systems]
     stage(
-        evaluate, "--data", root / "collection/test.jsonl", "--systems", *named, "--measures", "nDCG@10",
+        evaluate, "--data", root / "data/test.jsonl", "--systems", *named, "--measures", "nDCG@10",
         "--baseline", "teacher-without-cpt", "--output", root / "table.json",
     )  # fmt: skip
     ndcg = {row["system"]: row["ndcg@10"] for row in json.loads((root / "table.json").read_text(encoding="utf-8"))}

@@ -23,6 +23,8 @@ from client.files import naming
 from engines.repository.models import STUDENT, copy_models
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, write_groups, write_teacher
+from tests.support.logs import DOCUMENTS, impressions
+from tests.support.logs import write as write_rows
 from tests.support.repositories import contents, write_checkpoint
 from tests.support.stages import FEW, SERVER, exit_codes, finish, started, status_of
 from tests.support.waiting import eventually
@@ -248,6 +250,18 @@ def test_a_table_and_a_version_that_cannot_be_written_leave_what_was_there(
     meets_a_full_disk(full, tmp_path / "second", "model.bin", WRITERS, "version", checkpoint, folder / "models")
     assert contents(folder / "models") == before
     assert finish("evaluate", *flags) == finish(WRITERS, "version", checkpoint, folder / "models") == 0
+
+
+@pytest.mark.parametrize("at", ["impressions.toml", "log.jsonl"], ids=["tables", "records"])
+def test_a_preparation_that_cannot_be_written_leaves_nothing(at: str, disk: tuple[Path, Full], tmp_path: Path) -> None:
+    """Neither where the database finds no room nor where the records do."""
+    folder, full = disk
+    write_rows(tmp_path / "raw/impressions.jsonl", impressions())
+    write_rows(tmp_path / "raw/documents.jsonl", DOCUMENTS)
+    flags = ["--mapping", "impressions", "--input", tmp_path / "raw", "--output_dir", folder / "data"]
+    assert f"error: {folder / 'data'}" in meets_a_full_disk(full, tmp_path / "log", at, "prepare", *flags)
+    assert not {path.name for path in folder.iterdir()} - {"filler"}
+    assert finish("prepare", *flags) == 0
 
 
 def refused(kind: str, path: Path) -> None:

@@ -25,9 +25,11 @@ FOLDERS: dict[str, set[str]] = {
     "embedded_triton": {f"{STUDENT}.served", "client"},
 }
 # Inside a folder, from the top floor to the ground: a room imports from the floors below it only.
-COMMANDS = "queries init pretrain rank_sft score distill merge evaluate rerank card plan"
+COMMANDS = "prepare queries init pretrain rank_sft score distill merge evaluate rerank card plan"
 FLOORS = {
-    "trainer": f"{COMMANDS} > command > training collection > scoring measures > checkpoints > data packed",
+    "trainer": (
+        f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed"
+    ),
     "engines": "versions > repository > builders > job > quantise > graph parity > table > records",
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}

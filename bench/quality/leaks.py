@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +10,7 @@ from dataclasses import dataclass
 from bench.quality.cells import Cell, Task
 from bench.quality.sources import TRAINED, Asked, Sources, asked
 from bench.quality.study import StudyError
-
-RESEMBLANCE = 0.8  # Broder 1997, of the sets of the words' character trigrams
-SIZE = 3
+from trainer.data.resemblance import RESEMBLANCE, trigrams
 
 
 @dataclass(frozen=True)
@@ -74,12 +70,6 @@ def leaks_against(name: str, path: str, tests: Sequence[str], sources: Sources) 
     trained = asked(path)
     found = [leak(name, trained, test, asked(sources[test].path)) for test in tests if trained]
     return found, {query_id for each in found for query_id, _ in each.queries}
-
-
-def trigrams(query: str) -> frozenset[str]:
-    """The trigrams of each word with a space to both sides, without case; the order of words does not count."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())
-    return frozenset(f" {word} "[place : place + SIZE] for word in words for place in range(len(word)))
 
 
 def _pairs(trained: Sequence[Asked], tested: Sequence[Asked]) -> Iterator[tuple[str, str]]:

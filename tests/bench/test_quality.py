@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bench.quality import __main__ as quality
 from bench.quality.cells import Planner
-from bench.quality.leaks import RESEMBLANCE, leak, trigrams
+from bench.quality.leaks import leak
 from bench.quality.sources import Asked, Sources
 from bench.quality.study import read_study
 from examples import collection
@@ -30,6 +30,7 @@ from tests.support.stages import SERVER
 from tests.support.waiting import eventually
 from trainer import evaluate
 from trainer.data.records import read_groups
+from trainer.data.resemblance import RESEMBLANCE, trigrams
 
 STUDIES = ROOT / "bench" / "quality"
 SMALL = (STUDIES / "small.toml").read_text(encoding="utf-8")

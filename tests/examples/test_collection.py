@@ -13,6 +13,8 @@ import pytest
 
 from examples import collection
 from model_repository.tokenizer.pair_encoding import IntArray
+from tests.support.stages import run
+from trainer import prepare
 from trainer.data.records import JudgedDocument, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import Bm25, random_scores
 from trainer.measures.metrics import judgments, per_query
@@ -72,9 +74,25 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     for folder, seed in (("first", 3), ("again", 3), ("other", 4)):
         splits = written(tmp_path / folder, seed, size=0.1)
         assert {name: 10 * len(groups) for name, groups in splits.items()} == SIZES
-        files[folder] = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        files[folder] = {path.name: path.read_bytes() for path in (tmp_path / folder).rglob("*.jsonl")}
     assert files["first"] == files["again"]
     assert all(files["first"][name] != files["other"][name] for name in files["first"])
+
+
+def test_the_raw_log_has_the_same_queries_clicks_and_labels(tmp_path: Path) -> None:
+    expected = written(tmp_path / "collection", 3, size=0.1)
+    flags = ["--mapping", "pages", "--input", tmp_path / "collection/raw", "--dev_share", 0, "--test_share", 0]
+    run(prepare, *flags, "--output_dir", tmp_path / "data")
+    for name, made in (("log", "log"), ("train", "judged"), ("dev", "dev"), ("test", "test")):
+        found = {group.query_id: group for group in read_groups(tmp_path / f"data/{made}.jsonl")}
+        assert {group.query_id: group.query for group in expected[name]} == {
+            query_id: group.query for query_id, group in found.items()
+        }
+        for group in expected[name]:
+            kept = [each for each in group.documents if each.clicks or each.label is not None]
+            assert sorted(kept, key=lambda each: each.doc_id) == [*found[group.query_id].documents]
+    pool = {group.query_id: len(group.documents) for group in read_groups(tmp_path / "data/pool.jsonl")}
+    assert pool == {group.query_id: 20 for name in ("train", "log") for group in expected[name]}
 
 
 def test_sizes(splits: Splits) -> None:

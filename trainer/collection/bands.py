@@ -36,7 +36,7 @@ class Bands:
             raise DataError("--shares are three numbers of at least 0 (near, middle, far), the first above 0")
         if len(depths) != 2 or not 1 <= depths[0] <= depths[1]:
             raise DataError("--depths are two ranks, the last near one and the last middle one")
-        near, middle, far = _shared_out(candidates, shares)
+        near, middle, far = shared_out(candidates, shares)
         if near < 1:
             raise DataError(f"--candidates {candidates} with these --shares leave no near one for the query's document")
         if near > depths[0] or middle > depths[1] - depths[0]:
@@ -82,7 +82,7 @@ def draw_candidates(order_N: IntArray, source: int | None, bands: Bands, draw: r
     return [*first, *others[ranks].tolist()]
 
 
-def _shared_out(candidates: int, shares: Sequence[float]) -> list[int]:
+def shared_out(candidates: int, shares: Sequence[float]) -> list[int]:
     """Whole numbers that add up to ``candidates``."""
     last = np.rint(candidates * np.cumsum(shares) / sum(shares)).astype(int)
     counts: list[int] = np.diff(last, prepend=0).tolist()

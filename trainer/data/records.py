@@ -43,7 +43,7 @@ class JudgedDocument:
     title: str
     summary: str
     label: float | None  # None where nobody judged the pair
-    clicks: int
+    clicks: float  # a whole number, or a sum of corrected ones
 
     @property
     def text(self) -> str:
@@ -90,12 +90,23 @@ def iter_numbered(*sources: str | Path, label_scale: LabelScale | None = None) -
 
 
 def write_groups(path: str | Path, groups: Iterable[QueryGroup]) -> None:
-    """Unjudged groups as JSON lines, without labels, clicks and weights; the file appears whole or not at all."""
+    """The lines of ``encoded_groups``, in a file that appears whole or not at all."""
     with appears_whole(Path(path)) as partial, partial.open("wb") as file:
-        for group in groups:
-            texts = [{"doc_id": each.doc_id, "title": each.title, "summary": each.summary} for each in group.documents]
-            record = {"query_id": group.query_id, "query": group.query, "documents": texts}
-            file.write(encoded([json.dumps(record, ensure_ascii=False)]))
+        file.writelines(encoded_groups(groups))
+
+
+def encoded_groups(groups: Iterable[QueryGroup]) -> Iterator[bytes]:
+    """A JSON line of each group, without its weight, and without labels and clicks where there are none."""
+    for group in groups:
+        record = {"query_id": group.query_id, "query": group.query, "documents": [*map(_record, group.documents)]}
+        yield encoded([json.dumps(record, ensure_ascii=False)])
+
+
+def _record(document: JudgedDocument) -> dict[str, Any]:
+    record: dict[str, Any] = {"doc_id": document.doc_id, "title": document.title, "summary": document.summary}
+    if document.label is not None:
+        record["label"] = document.label
+    return {**record, "clicks": document.clicks} if document.clicks else record
 
 
 def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:
@@ -199,8 +210,8 @@ def _judged(where: str, document: Document, fields: Any, label_scale: LabelScale
     if label is not None and label_scale is not None and not label_scale[0] <= label <= label_scale[1]:
         raise DataError(f"{where}: label {label:g} is outside of the scale, {label_scale[0]:g} to {label_scale[1]:g}")
     clicks = fields.get("clicks", 0)
-    if isinstance(clicks, bool) or not isinstance(clicks, int) or clicks < 0:
-        raise DataError(f"{where}: 'clicks' must be a whole number of at least 0, not {_shown(clicks)}")
+    if not 0 <= _number(clicks) < math.inf:
+        raise DataError(f"{where}: 'clicks' must be a finite number of at least 0, not {_shown(clicks)}")
     return JudgedDocument(document.doc_id, document.title, document.summary, label, clicks)
 
 

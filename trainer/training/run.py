@@ -195,7 +195,7 @@ def train_and_save(
     record: dict[str, Any],
     result: Callable[[Model], Model] = lambda model: model,
 ) -> None:
-    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it; then push it."""
+    """Train, and save the ``result`` of the trained model, with ``record`` and the loss curve beside it; then push."""
     if not len(trainer.get_train_dataloader()):
         raise DataError("nothing was trained: an epoch has no whole step, and --dataloader_drop_last drops the others")
     check_sharding(trainer)

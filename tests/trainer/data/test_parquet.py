@@ -58,7 +58,7 @@ NUMBERS = {"whole number", "number", "half"}
 ABSENT = {"null", "null of its type"}  # as if the record did not have it
 FIELDS = {"doc_id": TEXT, "title": {*TEXT, "empty string", *ABSENT}, "summary": {*TEXT, "empty string", *ABSENT},
           "label": {*NUMBERS, "negative number", *ABSENT},
-          "clicks": {"whole number", *ABSENT}}  # fmt: skip
+          "clicks": {*NUMBERS, *ABSENT}}  # fmt: skip
 RECORDS = {"query_id": TEXT, "query": TEXT, "documents": set[str](),
            "weight": {*NUMBERS, *ABSENT}}  # fmt: skip
 SCORES = {"query_id": TEXT, "doc_id": TEXT, "score": {*NUMBERS, "negative number"}, "teacher": set(COLUMNS)}

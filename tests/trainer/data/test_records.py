@@ -75,7 +75,7 @@ def test_a_title_or_a_summary_may_be_left_out_and_a_byte_order_mark_is_no_text(t
             {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]},
             "'label' must be a finite number or null, not 'good'",
         ),
-        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "clicks": -1}]}, "'clicks' must be a whole number"),
+        ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "clicks": -1}]}, "'clicks' must be a finite number"),
         ({**GROUP, "query_id": "q2", "documents": ["a text"]}, "query 'q2': document 0 has no 'doc_id'"),
         ({**GROUP, "query_id": "\ud800"}, r"query_id '\ud800' has a lone surrogate"),
         ({**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "doc_id": "\ud800"}]}, "has a lone surrogate"),

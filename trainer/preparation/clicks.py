@@ -1,0 +1,83 @@
+"""Clicks of sessions into weights of pairs: satisfied ones, corrected for the place at which they were made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from trainer.data.records import DataError
+from trainer.preparation.engine import Engine
+from trainer.preparation.propensities import filled, from_log, read_propensities
+
+ESTIMATED, NONE = "estimated", "none"
+
+
+@dataclass(kw_only=True)
+class ClickArguments:
+    """What a click counts."""
+
+    min_dwell_s: float = field(
+        default=0.0,
+        metadata={"help": "Seconds on the document that make a click count; one of unknown length counts."},
+    )
+    position_bias: str = field(
+        default=NONE,
+        metadata={
+            "help": "none: a click is 1. estimated: 1 over how often its position is looked at, by a position-based "
+            "click model of this log. Or a file of that: a position and a share a line."
+        },
+    )
+    max_click_weight: float = field(default=10.0, metadata={"help": "The most that one click is corrected to."})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_dwell_s < math.inf:
+            raise DataError(f"--min_dwell_s must be at least 0, not {self.min_dwell_s:g}")
+        if not 1 <= self.max_click_weight < math.inf:
+            raise DataError(f"--max_click_weight must be at least 1, not {self.max_click_weight:g}")
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How often each position is looked at relative to the first; empty without a correction. What clipping took."""
+
+    propensities: dict[int, float]
+    clipped: int = 0  # clicks
+    lost: float = 0.0  # share of the weight of all clicks
+
+
+def weigh(engine: Engine, arguments: ClickArguments) -> Correction:
+    """Make ``cells``, of a pair at a position, and ``pairs``: query_id, document, shown, clicks and weight.
+
+    Raises DataError for a correction of a log without positions.
+    """
+    satisfied = f"impressions.dwell IS NULL OR impressions.dwell >= {arguments.min_dwell_s}"
+    engine.run(f"""
+        CREATE TABLE cells AS SELECT query_id, kept.document, position, count(*) AS shown,
+            sum(least(click, 1))::BIGINT AS clicks, sum(least(click, 1)) FILTER ({satisfied}) AS satisfied
+        FROM impressions JOIN forms USING (raw) JOIN kept ON kept.alias = impressions.document GROUP BY ALL
+    """)
+    propensities = _propensities(engine, arguments.position_bias)
+    weights = {place: min(1 / share, arguments.max_click_weight) for place, share in propensities.items()}
+    engine.run("CREATE TABLE propensities (position INTEGER, share DOUBLE, weight DOUBLE)")
+    for place, weight in weights.items():
+        engine.run(f"INSERT INTO propensities VALUES ({place}, {propensities[place]!r}, {weight!r})")
+    engine.run("""
+        CREATE TABLE pairs AS SELECT query_id, document, sum(shown)::BIGINT AS shown, sum(satisfied)::BIGINT AS clicks,
+            round(sum(satisfied * coalesce(weight, 1) ORDER BY position), 4) AS weight, min(position) AS place
+        FROM cells LEFT JOIN propensities USING (position) GROUP BY query_id, document
+    """)
+    ((clipped, lost),) = engine.run("""
+        SELECT coalesce(sum(satisfied), 0), coalesce(sum(satisfied * (1 / share - weight)), 0) /
+            greatest(1, (SELECT sum(satisfied / share) FROM cells JOIN propensities USING (position)))
+        FROM cells JOIN propensities USING (position) WHERE 1 / share > weight
+    """)
+    return Correction(propensities, int(clipped), float(lost or 0))
+
+
+def _propensities(engine: Engine, position_bias: str) -> dict[int, float]:
+    if position_bias == NONE:
+        return {}
+    last = engine.number("SELECT max(position) FROM cells")
+    if not last:
+        raise DataError(f"--position_bias {position_bias}: the log has no positions")
+    return filled(from_log(engine) if position_bias == ESTIMATED else read_propensities(position_bias), last)

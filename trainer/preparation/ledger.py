@@ -1,0 +1,44 @@
+"""What became of the impressions: each rule's count and an example, which add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.preparation.engine import Engine
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A rule, the number that it concerns, and the first of them."""
+
+    rule: str
+    count: int
+    example: str
+
+
+@dataclass
+class Ledger:
+    """Rules that drop impressions, in their order, and notes of what was put together or left out elsewhere."""
+
+    engine: Engine
+    dropped: list[Entry] = field(default_factory=list)
+    notes: list[Entry] = field(default_factory=list)
+
+    def drop(self, rule: str, condition: str, example: str = "file || ':' || line") -> None:
+        """Drop the impressions for which a condition holds."""
+        if self._enter(self.dropped, rule, f"FROM impressions WHERE {condition}", example):
+            self.engine.run(f"DELETE FROM impressions WHERE {condition}")
+
+    def note(self, rule: str, rows: str, example: str) -> None:
+        """Count the ``rows``, which begin with FROM."""
+        self._enter(self.notes, rule, rows, example)
+
+    def _enter(self, entries: list[Entry], rule: str, rows: str, example: str) -> bool:
+        ((count, first),) = self.engine.run(f"SELECT count(*), min({example}) {rows}")
+        if count:
+            entries.append(Entry(rule, count, str(first)))
+        return bool(count)
+
+    def summary(self) -> str:
+        """One line of what was dropped."""
+        return "; ".join(f"{each.count:,} {each.rule}" for each in self.dropped) or "no impression was dropped"
