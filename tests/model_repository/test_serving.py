@@ -132,7 +132,7 @@ def test_the_log_holds_no_text(server: Server, client: RankingClient) -> None:
 def test_bf16_other_dimensions_and_two_instances(tmp_path: Path) -> None:
     """Scores are as close as the rounding of what the processor computes in allows: bf16 with units for it, float32
     without. The order of drawn weights says little, since bf16 scores of them tie."""
-    checkpoint = tiny_bert(tmp_path / "bert", layers=1)  # rows of 64 tokens with 4 slots, 40 documents
+    checkpoint = tiny_bert(tmp_path / "bert")  # rows of 64 tokens with 4 slots, 40 documents
     repository = build(checkpoint, tmp_path / "model_repository", "bf16")
     runs_in = json.loads((repository / "student/1/manifest.json").read_text())["runs_in"]
     assert runs_in == ("bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32")

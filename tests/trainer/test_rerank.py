@@ -48,6 +48,7 @@ def test_the_first_documents_are_reranked_and_the_others_stay_below(
     rows = {row.pop("system"): row for row in json.loads((tmp_path / "table.json").read_text())}
     assert rows["run"].pop("documents_per_second") is None
     assert rows["checkpoint"].pop("documents_per_second") > 0
+    assert [Path(rows[name].pop("source")) for name in ("run", "checkpoint")] == [output, bert]
     assert rows["run"] == rows["checkpoint"]
     assert rows["run"]["ndcg@10"] != rows["random"]["ndcg@10"]
 

@@ -31,7 +31,14 @@ MADE = {
 
 
 def write_card(directory: Path, name: str, license_name: str | None = None) -> None:
-    """Write the card of a checkpoint whose other files are there. ``name`` is how its lines of code load it.
+    """Write or replace the card of a checkpoint whose other files are there, as ``card_text`` has it."""
+    text = card_text(directory, name, license_name)
+    with appears_whole(directory / CARD_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def card_text(directory: Path, name: str, license_name: str | None = None) -> str:
+    """The card of a checkpoint whose other files are there. ``name`` is how its lines of code load it.
 
     Of a card that is there already, additions to its metadata and the text below its last comment are kept. Raises
     CheckpointError for one whose metadata cannot be read.
@@ -50,8 +57,7 @@ def write_card(directory: Path, name: str, license_name: str | None = None) -> N
         summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
         own=OWN + (old.text.partition(OWN)[2] if old else ""), **_training(record.get("adapter", record), stages),
     )  # fmt: skip
-    with appears_whole(path) as partial:
-        partial.write_text(str(card).rstrip() + "\n", encoding="utf-8")
+    return str(card).rstrip() + "\n"
 
 
 def _keep_additions(data: ModelCardData, old: dict[str, Any]) -> None:

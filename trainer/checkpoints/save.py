@@ -11,7 +11,7 @@ import torch
 
 from client.files import appears_whole, check_writable
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
-from trainer.checkpoints.card import write_card
+from trainer.checkpoints.card import CARD_FILE, card_text
 from trainer.checkpoints.load import CheckpointError
 from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
 from trainer.checkpoints.record import stages_of, versions, write_record
@@ -50,7 +50,8 @@ def save_checkpoint(
         encoder.config.save(partial / ENCODING_FILE)
         _compare_tokenizer(encoder, partial)
         write_record(partial, {**record, "stages": stages_of(record), "versions": versions()})
-        write_card(partial, record.get("training", {}).get("hub_model_id") or output_dir.name)
+        name = record.get("training", {}).get("hub_model_id") or output_dir.name
+        (partial / CARD_FILE).write_text(card_text(partial, name), encoding="utf-8")
         if logs is not None and logs.exists():
             shutil.copytree(logs, partial / logs.name)
         refuse_existing(output_dir)
