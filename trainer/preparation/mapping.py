@@ -7,6 +7,7 @@ SQL over the columns. A question mark behind a name says that the column may be 
 
 from __future__ import annotations
 
+import glob
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ COLUMNS: dict[str, tuple[set[str], set[str]]] = {
     "run": ({"document", "rank"}, {"query_id", "query"}),
 }
 SWITCHES = ("header", "pages", "splits", "optional")
+KINDS = {"pages": "log", "splits": "judgments"}  # the switches of one kind alone
 KEYS = {"files", "columns", "format", *SWITCHES}
 READERS = ("parquet", "jsonl", "tsv", "csv", "spaced")  # the last one: columns with any white space between them
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".csv": "csv"}
@@ -45,7 +47,7 @@ class Source:
     format: str | None = None  # by the file's name if None
     header: bool = True
     pages: bool = False  # a row is a page with lists, not an impression
-    splits: bool = False  # the files are named train, dev and test after the splits that they are
+    splits: bool = False  # the files have train, dev or test in their names, the splits that they are
 
     def format_of(self, path: Path) -> str:
         """Raises DataError for a file whose name says nothing of it."""
@@ -94,20 +96,38 @@ def _sources(path: Path, kind: str, tables: list[dict[str, Any]], base: Path) ->
         where = f"{path} [{kind}]"
         if unknown := sorted(table.keys() - KEYS):
             raise DataError(f"{where}: {unknown[0]!r} is none of {', '.join(sorted(KEYS))}")
+        _check_switches(where, kind, table)
         columns, patterns = _columns(where, kind, table.get("columns")), table.get("files")
+        if "clicked" in columns and not table.get("pages"):
+            raise DataError(f"{where}: 'clicked' is a list of pages = true; map 'click' for impressions")
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             raise DataError(f"{where}: 'files' must be a list of paths or patterns")
         if table.get("format") not in (None, *READERS):
             raise DataError(f"{where}: 'format' must be one of {', '.join(READERS)}, not {table['format']!r}")
-        if wrong := [key for key in SWITCHES if not isinstance(table.get(key, False), bool)]:
-            raise DataError(f"{where}: {wrong[0]!r} must be true or false")
-        found = {path for pattern in patterns for path in base.glob(pattern) if path.is_file()}
-        files = tuple(sorted(found))
+        files = _files(base, patterns)
         if not files and not table.get("optional"):
             raise DataError(f"{where}: no file in {base} is named {' or '.join(patterns)}")
         rest = {key: value for key, value in table.items() if key not in ("files", "columns", "optional")}
         if files:
             yield Source(kind, files, columns, where, **rest)
+
+
+def _check_switches(where: str, kind: str, table: dict[str, Any]) -> None:
+    for key in SWITCHES:
+        if not isinstance(table.get(key, False), bool):
+            raise DataError(f"{where}: {key!r} must be true or false")
+        if key in table and KINDS.get(key, kind) != kind:
+            raise DataError(f"{where}: {key!r} is for [{KINDS[key]}]")
+
+
+def _files(base: Path, patterns: list[str]) -> tuple[Path, ...]:
+    """The files of the patterns, less those of patterns that begin with an exclamation mark."""
+    taken, left_out = set[Path](), set[Path]()
+    for pattern in patterns:
+        # Path.glob refuses absolute patterns.
+        matches = glob.iglob(pattern.removeprefix("!"), root_dir=base, recursive=True)  # noqa: PTH207
+        (left_out if pattern.startswith("!") else taken).update(base / each for each in matches)
+    return tuple(sorted(path for path in taken - left_out if path.is_file()))
 
 
 def _columns(where: str, kind: str, columns: Any) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Files into tables of strings, with the number of each row; what cannot be read is kept as a failure."""
+"""Reads files into tables of strings, with the number of each row; what cannot be read is kept as a failure."""
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from trainer.preparation.mapping import COLUMNS, Source
 LISTS = ("document", "title", "summary", "position", "click", "dwell", "click_time", "clicked")  # of a page
 PATH = re.compile(r"[\w-]+(\.[\w-]+)*")  # a column's name, in JSON with those of the objects around it
 NUMBER = re.compile(r"\d+")
-# What DuckDB says of an expression, not of a file.
+ROW = name("\x1frow")  # a row's number, beside columns of any name
+# DuckDB's errors that an expression is at fault for, not a file.
 OF_THE_MAPPING = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
 
 
@@ -82,8 +84,9 @@ def _headers(engine: Engine, source: Source, failures: Failures) -> Iterator[tup
             yield path, None
             continue
         try:
-            yield path, [column for column, *_ in engine.run(f"DESCRIBE {_rows(source, path)}")]
+            yield path, [column for column, *_ in engine.run(f"DESCRIBE {_rows(source, path)}") if name(column) != ROW]
         except duckdb.Error as error:
+            _refuse_full(error)
             failures.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
 
 
@@ -120,8 +123,9 @@ def _expression(source: Source, path: Path, header: list[str] | None, column: st
     if kind == "spaced" and (number := re.fullmatch(r"column(\d+)", wanted)):
         return f"words[{int(number[1]) + 1}]"
     if kind == "jsonl":
-        arrow = "->" if source.pages and column in LISTS else "->>"
-        return f"json {arrow} {text(_key(wanted))}"
+        key = text(_key(wanted))
+        # A list that is null is absent, as in Parquet.
+        return f"nullif(json -> {key}, 'null')" if source.pages and column in LISTS else f"json ->> {key}"
     if given.endswith("?"):
         return None
     raise DataError(f"no column {wanted!r} for {column!r}; it has {', '.join(header or ['column0, column1, ...'])}")
@@ -146,40 +150,47 @@ def _key(column: str) -> str:
 
 def _rows(source: Source, path: Path) -> str:
     """A query for the columns of a file and the number of each row."""
-    file = text(path)
+    file = text(glob.escape(str(path)))  # DuckDB takes a name as a pattern
     match source.format_of(path):
         case "parquet":
-            return f'SELECT *, file_row_number + 1 AS "row" FROM read_parquet({file}, file_row_number = true)'
+            return (
+                f"SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} "
+                f"FROM read_parquet({file}, file_row_number = true)"
+            )
         case "jsonl":
             rows = f"read_json_objects({file}, format = 'newline_delimited', ignore_errors = true)"
-            return f'SELECT json, row_number() OVER () AS "row" FROM {rows}'
+            return f"SELECT json, row_number() OVER () AS {ROW} FROM {rows}"
         case "spaced":
             rows = f"read_csv({file}, columns = {{'line': 'VARCHAR'}}, header = false, delim = '\x1f', quote = '')"
             return (
-                f"SELECT string_split_regex(trim(line), '\\s+') AS words, row_number() OVER () AS \"row\" FROM {rows}"
+                f"SELECT string_split_regex(trim(line), '\\s+') AS words, {ROW} "
+                f"FROM (SELECT line, row_number() OVER () AS {ROW} FROM {rows}) WHERE trim(line) <> ''"
             )
         case kind:
             marks = "delim = ',', quote = '\"'" if kind == "csv" else "delim = '\t', quote = ''"
             rows = f"read_csv({file}, all_varchar = true, header = {str(source.header).lower()}, {marks}, "
             rows += "null_padding = true, parallel = false, store_rejects = true)"
-            return f'SELECT *, row_number() OVER () + {int(source.header)} AS "row" FROM {rows}'
+            return f"SELECT *, row_number() OVER () + {int(source.header)} AS {ROW} FROM {rows}"
 
 
 def _stage(engine: Engine, source: Source, path: Path, expressions: Mapping[str, str], failures: Failures) -> None:
     engine.run("DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans")
     if source.format_of(path) == "jsonl":  # a line that is no JSON is NULL
         rows = f"FROM ({_rows(source, path)}) WHERE json IS NULL"
-        failures.add(f"SELECT {text(path)}, \"row\", 'no JSON', NULL {rows}")
-    (_stage_pages if source.pages else _stage_rows)(engine, source, path, expressions, failures)
+        failures.add(f"SELECT {text(path)}, {ROW}, 'no JSON', NULL {rows}")
+    if source.pages:
+        _stage_pages(engine, source, path, expressions, failures)
+    else:
+        _stage_rows(engine, source, path, expressions)
     if engine.number("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'reject_errors'"):
         failures.add(f"SELECT {text(path)}, line, error_message, csv_line FROM reject_errors")
 
 
-def _stage_rows(engine: Engine, source: Source, path: Path, expressions: Mapping[str, str], failures: Failures) -> None:
+def _stage_rows(engine: Engine, source: Source, path: Path, expressions: Mapping[str, str]) -> None:
     values = [f"({expressions.get(each, 'NULL')})::VARCHAR AS {each}" for each in fields(source.kind)]
     known = "WHERE json IS NOT NULL" if source.format_of(path) == "jsonl" else ""
     rows = f"FROM ({_rows(source, path)}) {known}"
-    engine.run(f'CREATE OR REPLACE TABLE staged AS SELECT "row" AS line, {", ".join(values)} {rows}')
+    engine.run(f"CREATE OR REPLACE TABLE staged AS SELECT {ROW} AS line, {', '.join(values)} {rows}")
 
 
 def _stage_pages(
@@ -194,10 +205,10 @@ def _stage_pages(
     values += [f"({expressions[each]}) IS NOT NULL AS has_{each}" for each in lists]
     known = "WHERE json IS NOT NULL" if source.format_of(path) == "jsonl" else ""
     rows = f"FROM ({_rows(source, path)}) {known}"
-    engine.run(f'CREATE OR REPLACE TABLE pages AS SELECT "row" AS line, {", ".join(values)} {rows}')
+    engine.run(f"CREATE OR REPLACE TABLE pages AS SELECT {ROW} AS line, {', '.join(values)} {rows}")
     reason = " ".join(["CASE WHEN document IS NULL THEN 'document is no list'", *map(_page_check, lists), "END"])
     failures.add(f"SELECT {text(path)}, line, {reason} AS reason, query FROM pages WHERE reason IS NOT NULL")
-    items = [_item(column, column in expressions) for column in fields(source.kind)]
+    items = [_item(source, column, column in expressions) for column in fields(source.kind)]
     engine.run(
         f"CREATE OR REPLACE TABLE staged AS SELECT line, {', '.join(items)} FROM "
         f"(SELECT *, unnest(range(1, len(document) + 1)) AS place FROM pages WHERE ({reason}) IS NULL)"
@@ -206,21 +217,24 @@ def _stage_pages(
 
 
 def _page_check(column: str) -> str:
+    no_list = f"WHEN has_{column} AND {column} IS NULL THEN '{column} is no list' "
     if column == "clicked":
-        return (
+        return no_list + (
             "WHEN NOT list_has_all(document, clicked) THEN 'a click on a document that the page does not show: ' || "
             "list_filter(clicked, lambda each: NOT list_contains(document, each))[1]"
         )
-    return (
-        f"WHEN has_{column} AND {column} IS NULL THEN '{column} is no list' WHEN len({column}) <> len(document) "
-        f"THEN '{column} has ' || len({column}) || ' values for ' || len(document) || ' documents'"
+    return no_list + (
+        f"WHEN len({column}) <> len(document) THEN '{column} has ' || len({column}) || ' values for ' || len(document) "
+        "|| ' documents'"
     )
 
 
-def _item(column: str, mapped: bool) -> str:
+def _item(source: Source, column: str, mapped: bool) -> str:
     """A page's value for one of its documents."""
     if column == "position" and not mapped:
         return "place::VARCHAR AS position"
+    if column == "position" and source.columns[column].endswith("?"):
+        return "CASE WHEN has_position THEN position[place] ELSE place::VARCHAR END AS position"
     if column == "clicked":
         return "NULL::VARCHAR AS clicked"
     if column == "click":

@@ -1,7 +1,8 @@
-"""Rows given twice, robots and sessions that cannot be."""
+"""Drops rows given twice, robots and sessions that cannot be."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from trainer.data.records import DataError
@@ -18,18 +19,22 @@ class SessionArguments:
     max_session_hours: float = field(default=24.0, metadata={"help": "Hours from its first row to its last."})
 
     def __post_init__(self) -> None:
-        if min(self.max_session_queries, self.max_session_clicks) < 1 or not self.max_session_hours > 0:
-            raise DataError("--max_session_queries, --max_session_clicks and --max_session_hours must be above 0")
+        if min(self.max_session_queries, self.max_session_clicks) < 1 or not 0 < self.max_session_hours < math.inf:
+            raise DataError(
+                "--max_session_queries, --max_session_clicks and --max_session_hours must be above 0, no inf"
+            )
 
 
 def drop_sessions(engine: Engine, ledger: Ledger, arguments: SessionArguments) -> None:
     """Drop rows that came before, and all rows of a session that a rule is against."""
-    rows = (
-        "FROM (SELECT *, row_number() OVER (PARTITION BY session, time, raw, document, position ORDER BY click DESC, "
-        "dwell DESC, click_time, file, line) AS copy FROM impressions WHERE session IS NOT NULL AND time IS NOT NULL)"
-    )
-    engine.run(f"CREATE TABLE copies AS SELECT file, line, document {rows} WHERE copy > 1")
-    ledger.drop("rows that came before", "(file, line, document) IN (FROM copies)")
+    engine.run("""
+        CREATE TABLE copies AS SELECT id FROM (
+            SELECT rowid AS id, row_number() OVER (PARTITION BY session, time, raw, document, position
+                ORDER BY click DESC, dwell DESC, click_time, file, line) AS copy
+            FROM impressions WHERE session IS NOT NULL AND time IS NOT NULL)
+        WHERE copy > 1
+    """)
+    ledger.drop("rows that came before", "rowid IN (FROM copies)")
     engine.run(f"""
         CREATE TABLE sessions AS SELECT session, CASE
             WHEN bool_or(click_time < time) THEN 'sessions with a click before its page'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def _if_there(source: Source, column: str) -> str:
 def _split(source: Source, path: Path) -> str:
     if not source.splits:
         return "NULL"
-    split = path.name.partition(".")[0]
-    if split not in SPLITS:
-        raise DataError(f"{path}: {source.where} has splits = true, so its name must be {', '.join(SPLITS)}")
-    return text(split)
+    named = {*re.split(r"[^a-z]+", path.name.lower())} & {*SPLITS}  # also train-00, qrels.dev.small
+    if len(named) != 1:
+        raise DataError(f"{path}: {source.where} has splits = true, so its name must have one of {', '.join(SPLITS)}")
+    return text(*named)

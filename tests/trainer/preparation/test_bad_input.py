@@ -21,6 +21,7 @@ from trainer import prepare
 
 MAPPING = '[log]\nfiles = ["*.jsonl"]\n[log.columns]\nquery = "query"\ndocument = "doc_id"\n'
 GOOD = {"session": "s", "time": 1, "query": "cheap bike", "doc_id": "d0", "position": 1, "click": 1}
+PAGE = {"query": "q", "doc_ids": ["d0"], "clicks": [1]}
 TSV = "session\tquery\tdoc_id\tposition\tclick\n"
 
 
@@ -45,7 +46,8 @@ TSV = "session\tquery\tdoc_id\tposition\tclick\n"
         ("impressions.tsv", f"{TSV}s\tq\n", ":2: no document"),
         ("pages.jsonl", {"query": "q", "doc_ids": ["d0", "d1"], "clicks": [1]}, "click has 1 values for 2 documents"),
         ("pages.jsonl", {"query": "q", "doc_ids": "d0", "clicks": [1]}, ":1: document is no list"),
-        ("pages.jsonl", {"query": "q", "doc_ids": ["d0"], "clicks": [1], "positions": [0]}, ":1: position '0'"),
+        ("pages.jsonl", {**PAGE, "positions": [0]}, ":1: position '0'"),
+        ("pages.jsonl", {**PAGE, "positions": 1}, ":1: position is no list"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_taken_is_named(
@@ -73,6 +75,14 @@ def test_a_row_that_cannot_be_taken_is_named(
         (MAPPING + 'position = "json ->> 1 +"\n', "Parser Error"),
         (MAPPING.replace("*.jsonl", "*.tsv"), "no file in "),
         ('[documents]\nfiles = ["*.jsonl"]\ncolumns = { document = "doc_id" }\n', "no files of a log"),
+        (MAPPING + 'clicked = "click"\n', "'clicked' is a list of pages = true"),
+        (
+            MAPPING.replace("[log]", "[log]\npages = true", 1).replace('"doc_id"', "\"[json ->> 'doc_id']\"")
+            + 'clicked = "doc_id"\n',
+            ":1: clicked is no list",
+        ),
+        (MAPPING + "[documents]\npages = true\n", "'pages' is for [log]"),
+        (MAPPING.replace("[log]", "[log]\nsplits = true", 1), "'splits' is for [judgments]"),
         (MAPPING.replace('"doc_id"', '"doc_id"\n[log.colums]'), "'colums' is none of"),
     ],
 )

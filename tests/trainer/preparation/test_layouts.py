@@ -21,6 +21,7 @@ from tests.support.logs import (
     write,
     write_text,
 )
+from trainer.preparation.mapping import READY
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +86,25 @@ def _own_mapping(folder: Path) -> str:
     return str(write_text(folder / "own.toml", mapping))
 
 
+def _odd_names(folder: Path) -> str:
+    """The names of files are patterns of each other and their paths absolute; a column is named row."""
+    rows = [{"row": "x", **row} for row in impressions()]
+    write(folder / "log1.tsv", rows[:100])
+    second = write(folder / "log[1].tsv", rows[100:])
+    second.write_text(second.read_text().replace("\n", "\n\n", 1))
+    write_text(folder / "log-none.tsv", "no column\n")
+    write(folder / "documents.jsonl", DOCUMENTS)
+    mapping = (READY / "impressions.toml").read_text().replace(
+        '["*impressions*", "impressions/*"]', f'["{folder}/log*", "!log-n*"]'
+    )  # fmt: skip
+    return str(write_text(folder / "own.toml", mapping))
+
+
 @pytest.mark.parametrize(
     "layout",
     [_as(".parquet"), _as(".csv"), _as(".tsv.gz"), _as(".jsonl.zst"), _with_texts, _pages(".jsonl"),
-     _pages(".parquet"), _own_mapping],
-    ids=["parquet", "csv", "tsv-gz", "jsonl-zst", "texts", "pages-jsonl", "pages-parquet", "own"],
+     _pages(".parquet"), _own_mapping, _odd_names],
+    ids=["parquet", "csv", "tsv-gz", "jsonl-zst", "texts", "pages-jsonl", "pages-parquet", "own", "names"],
 )  # fmt: skip
 def test_every_layout_gives_the_same_files(
     layout: Callable[[Path], str], plain: dict[str, bytes], tmp_path: Path
@@ -99,7 +114,7 @@ def test_every_layout_gives_the_same_files(
 
 
 def _judged(folder: Path, layout: str) -> None:
-    """Two judged queries of training, one of test, and what a first stage found for all."""
+    """Two judged queries of training, or of any split by hash, one of test, and what a first stage found for all."""
     ids = {query: f"q{number}" for number, query in enumerate(QUERIES)}
     grades = {("cheap bike", "d0"): 2, ("cheap bike", "d5"): 0, ("blue lamp", "d6"): 1, ("oak table", "d12"): 3}
     lines = {split: [f"{ids[query]} 0 {document} {label}" for (query, document), label in grades.items()
@@ -114,12 +129,15 @@ def _judged(folder: Path, layout: str) -> None:
         write(folder / "queries.jsonl", [{"_id": query_id, "text": query} for query, query_id in ids.items()])
         for split, judgments in lines.items():
             rows = [line.split() for line in judgments]
-            write(folder / f"qrels/{split}.tsv", [{"query-id": q, "corpus-id": d, "score": n} for q, _, d, n in rows])
+            write(
+                folder / f"qrels/{split}-00.tsv", [{"query-id": q, "corpus-id": d, "score": n} for q, _, d, n in rows]
+            )
         return
     texts = "".join(f"{each['doc_id']}\t{each['title']} {each['summary']}\n" for each in DOCUMENTS)
     write_text(folder / "collection.tsv.gz", texts)
     write_text(folder / "queries.tsv", "".join(f"{query_id}\t{query}\n" for query, query_id in ids.items()))
-    write_text(folder / "qrels.txt", "\n".join(lines["train"] + lines["test"]) + "\n")
+    write_text(folder / "qrels.txt", "\n".join(lines["train"]) + "\n\n")
+    write_text(folder / "qrels.test.small.tsv", "\n".join(lines["test"]) + "\n")
     if layout == "msmarco":
         write_text(folder / "qidpidtriples.tsv", "q7\td21\td22\nq7\td21\td23\n")
 
@@ -132,6 +150,7 @@ def test_judged_collections(layout: str, tmp_path: Path) -> None:
     if layout == "beir":  # the other files are no splits
         assert [group.query_id for group in found["judged"]] == ["q0", "q2"]
         assert [group.query_id for group in found["test"]] == ["q4"]
+    assert "q4" in [group.query_id for group in found["test"]]
     labels = {
         (group.query_id, document.doc_id): document.label
         for name in ("judged", "dev", "test")
