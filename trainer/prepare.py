@@ -31,15 +31,15 @@ from trainer.preparation.mapping import read_mapping
 from trainer.preparation.output import write_all, write_failed
 from trainer.preparation.queries import group_queries
 from trainer.preparation.reading import Failures
-from trainer.preparation.report import report_of, write_report
+from trainer.preparation.report import length_in, report_of, write_report
 from trainer.preparation.sessions import SessionArguments, drop_sessions
-from trainer.preparation.splits import SplitArguments, split_queries
+from trainer.preparation.splits import SplitArguments, drop_untimed, split_queries
 from trainer.preparation.tables import read_all
 
 
 @dataclass(kw_only=True)
 class PrepareArguments:
-    """What is read, where it goes, and what it may take."""
+    """Input, output and the means of a preparation."""
 
     mapping: str = field(
         metadata={"help": "TOML file of columns, or a ready one: impressions, pages, beir, msmarco, trec."}
@@ -56,7 +56,7 @@ class PrepareArguments:
     model: str | None = field(
         default=None, metadata={"help": "Checkpoint whose tokens the report counts; words without one."}
     )
-    memory_limit: str = field(default="2GB", metadata={"help": "Of the tables in memory; the rest is on the disk."})
+    memory_limit: str = field(default="2GB", metadata={"help": "Memory for tables; the rest of them is on the disk."})
     threads: int | None = field(default=None, metadata={"help": "All cores by default."})
     temporary_dir: str | None = field(
         default=None, metadata={"help": "Where tables lie meanwhile; by default beside the output."}
@@ -69,6 +69,8 @@ class PrepareArguments:
             raise DataError("--max_failed must be at least 0, --threads at least 1")
         if Path(self.output_dir).exists():
             raise DataError(f"{self.output_dir}: exists already; remove it or choose another --output_dir")
+        if self.temporary_dir is not None and not Path(self.temporary_dir).is_dir():
+            raise DataError(f"--temporary_dir {self.temporary_dir} is no folder")
 
 
 @command
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, sessions, clicks, splits, pool = parse(
         argv, PrepareArguments, SessionArguments, ClickArguments, SplitArguments, PoolArguments
     )
-    sources = read_mapping(arguments.mapping, arguments.input)
+    sources, length = read_mapping(arguments.mapping, arguments.input), length_in(arguments.model)
     output = Path(arguments.output_dir)
     check_writable(output)
     with appears_whole(output) as partial, naming_limits(output):
@@ -86,18 +88,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             with closing(Engine(work, arguments.memory_limit, arguments.threads)) as engine:
                 ledger, failures = Ledger(engine), Failures(engine, arguments.max_failed)
                 rows = read_all(engine, sources, failures)
+                drop_untimed(engine, ledger, splits)
                 drop_sessions(engine, ledger, sessions)
                 one_of_each(engine, ledger, arguments.near_duplicates)
                 group_queries(engine, ledger, arguments.fold_case)
                 split_queries(engine, ledger, splits)
                 grade(engine, ledger)
-                correction = weigh(engine, clicks)
+                correction = weigh(engine, ledger, clicks)
                 fill_pool(engine, ledger, pool)
                 files = write_all(engine, partial, weighted=clicks.position_bias != NONE)
                 if not files:
                     raise DataError(f"nothing is left of {arguments.mapping}: {ledger.summary()}")
                 write_failed(engine, partial / "failed.jsonl")
-                write_report(report_of(engine, ledger, rows, correction, files, arguments.model), partial)
+                write_report(report_of(engine, ledger, rows, correction, files, length), partial)
         finally:
             shutil.rmtree(work)
     print(ledger.summary())

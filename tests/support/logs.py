@@ -59,7 +59,7 @@ def pages(rows: Iterable[Row]) -> list[Row]:
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """By the name's ending: Parquet, JSON lines, CSV or TSV, the last ones perhaps packed."""
+    """Write Parquet, JSON lines, CSV or TSV by the name's ending, the last three perhaps packed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(list(rows)), path)

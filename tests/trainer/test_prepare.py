@@ -58,6 +58,8 @@ def test_clicks_count_by_the_time_that_they_lasted_and_the_place_that_they_were_
         places = [(1, 4, 3)[session % 3] for session in _asked(query) if 20 + session % 2 * 20 >= dwell]
         weight = sum({1: 1.0, 2: 2.0, 3: 8.0, 4: 8.0}[place] for place in places)
         assert (log[query].documents[0].clicks if query in log else 0) == weight
+    (note,) = counts(tmp_path / "out")["notes"]
+    assert (note["rule"], note["example"]) == ("positions without a propensity, which have that of one above", "4")
     clipped = counts(tmp_path / "out")["correction"]
     assert clipped["clipped"] > 0 and 0 < clipped["lost"] < 1
 
@@ -132,6 +134,26 @@ def test_splits_by_time(tmp_path: Path) -> None:
     assert rule["rule"] == "of a query after the time of its split"
 
 
+def test_a_split_by_time_drops_what_has_no_time(tmp_path: Path) -> None:
+    mapping = """
+        [log]
+        files = ["impressions.jsonl"]
+        columns = { time = "time?", query = "query", document = "doc_id", position = "position", click = "click" }
+        [documents]
+        files = ["documents.jsonl"]
+        columns = { document = "doc_id", title = "title", summary = "summary" }
+    """
+    rows = impressions()
+    start, untimed = rows[0]["time"], {QUERIES[0], QUERIES[15]}
+    raw(tmp_path, [{**row, "time": None} if row["query"] in untimed else row for row in rows])
+    dates = ["--dev_from", _date(start + 60 * 8), "--test_from", _date(start + 60 * 12)]
+    found = prepared(tmp_path, tmp_path / "out", "--split", "time", *dates,
+                     mapping=write_text(tmp_path / "own.toml", mapping))  # fmt: skip
+    assert not {*groups(found)} & untimed
+    dropped = {each["rule"]: each["count"] for each in counts(tmp_path / "out")["dropped"]}
+    assert dropped["without a time"] == sum(row["query"] in untimed for row in rows)
+
+
 def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
@@ -147,6 +169,17 @@ def test_the_report_is_a_page_of_its_own(bert: Path, tmp_path: Path) -> None:
         assert words in page
     (failed,) = [json.loads(line) for line in (tmp_path / "out/failed.jsonl").read_text().splitlines()]
     assert failed == {"file": f"{tmp_path}/raw/more-impressions.jsonl", "row": 1, "reason": "no JSON", "record": None}
+
+
+def test_the_report_counts_every_failure_by_its_kind(tmp_path: Path) -> None:
+    rows = [{"query": "q", "doc_ids": ["d0"], "clicks": [0] * number} for number in range(2, 30)]
+    write(tmp_path / "raw/pages.jsonl", [*rows, {"query": "cheap bike", "doc_ids": ["d0"], "clicks": [1]}])
+    write(tmp_path / "raw/documents.jsonl", DOCUMENTS)
+    prepared(tmp_path / "raw", tmp_path / "out", "--max_failed", 28, mapping="pages")
+    found = counts(tmp_path / "out")
+    assert [(each["rule"], each["count"]) for each in found["failed"]] == [("click has … values for … documents", 28)]
+    assert found["failures"] == 28
+    assert "28 rows and files failed" in (tmp_path / "out/prepare.html").read_text()
 
 
 # A log of a few queries, some of which nearly are others, with rows that no log should have.
@@ -177,7 +210,7 @@ def test_counts_add_up_and_the_order_of_rows_and_files_changes_nothing(rows: lis
         write(root / "many/documents.jsonl", DOCUMENTS[::-1])
         flags = [*HALVES, "--max_failed", len(rows), "--shares", 1, 0, 1, 1, "--candidates", 9]
         found = prepared(root / "one", root / "a", *flags)
-        prepared(root / "many", root / "b", *flags)
+        prepared(root / "many", root / "b", *flags, "--threads", 2)
         first, second = (
             {name: text for name, text in files(root / side).items() if name != "failed.jsonl"} for side in "ab"
         )
@@ -186,7 +219,7 @@ def test_counts_add_up_and_the_order_of_rows_and_files_changes_nothing(rows: lis
         failed = (root / "a/failed.jsonl").read_text().splitlines()
         dropped = sum(each["count"] for each in count["dropped"])
         assert count["rows"]["log"] == len(rows) == count["impressions"] + dropped + len(failed)
-        assert len(failed) == sum(each["count"] for each in count["failed"])
+        assert len(failed) == count["failures"] == sum(each["count"] for each in count["failed"])
     by_split = [{*map(folded, groups(found, *names))} for names in (("log", "pool"), ("log-dev",), ("log-test",))]
     assert not any(one & other for one, other in combinations(by_split, 2))
 

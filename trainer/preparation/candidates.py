@@ -1,4 +1,4 @@
-"""What the teacher will score: documents of each training query, from what was shown, found and drawn."""
+"""The documents that the teacher will score for each training query: shown, found and drawn ones."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def fill_pool(engine: Engine, ledger: Ledger, arguments: PoolArguments) -> None:
             UNION SELECT query_id, document FROM pairs WHERE clicks > 0;
     """)
     _take(engine, JUDGED, "SELECT query_id, document, -label FROM labels", 2**31)
-    # A log without a run leaves the run's share to the others.
-    given = [1, engine.number("SELECT count(*) FROM run"), 1, 1]
+    # A log or a run that is not there leaves its share to the others.
+    given = [engine.number("SELECT count(*) FROM pairs"), engine.number("SELECT count(*) FROM run"), 1, 1]
     shares = [share if there else 0.0 for share, there in zip(arguments.shares, given, strict=True)]
     counts = shared_out(arguments.candidates, shares) if any(shares) else [0] * len(SOURCES)
     ranked = (_shown(), _found(engine, ledger), _hard(arguments), _random(engine, arguments, counts[3]))
@@ -101,13 +101,13 @@ def _found(engine: Engine, ledger: Ledger) -> str:
 
 
 def _hard(arguments: PoolArguments) -> str:
-    """In an order that is drawn, so that not only the first ranks are taken."""
+    """SQL for BM25's documents in an order that is drawn, so that not only the first ranks are taken."""
     drawn = f"('0x' || md5({arguments.seed} || ' ' || query_id || ' ' || document)[1:12])::BIGINT"
     return f"SELECT query_id, document, {drawn} FROM near_by_words ANTI JOIN positive USING (query_id, document)"
 
 
 def _random(engine: Engine, arguments: PoolArguments, count: int) -> str:
-    """More than are needed, since some are there already."""
+    """SQL for drawn documents, more than are needed, since some are there already."""
     documents = max(1, engine.number("SELECT count(*) FROM documents"))
     number = f"('0x' || md5({arguments.seed} || ' ' || query_id || ' ' || draw)[1:12])::BIGINT % {documents}"
     return f"""
@@ -135,7 +135,7 @@ def _rank_by_bm25(engine: Engine, arguments: PoolArguments) -> None:
 def _ranks(
     index: Bm25Index, query_ids: Sequence[str], queries: Sequence[str], arguments: PoolArguments
 ) -> Iterator[tuple[str, int]]:
-    """Documents that share a word with the query only."""
+    """Yields each query's id with the numbers of documents that share a word with it."""
     for query_id, query in zip(query_ids, queries, strict=True):
         scores_N = index.scores(query)
         order = np.argsort(-scores_N, kind="stable")[arguments.hard_skip : arguments.hard_depth]

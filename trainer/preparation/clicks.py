@@ -1,4 +1,4 @@
-"""Clicks of sessions into weights of pairs: satisfied ones, corrected for the place at which they were made."""
+"""Weights of pairs out of clicked impressions: satisfied ones count, corrected for the position of the click."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trainer.data.records import DataError
 from trainer.preparation.engine import Engine
+from trainer.preparation.ledger import Ledger
 from trainer.preparation.propensities import filled, from_log, read_propensities
 
 ESTIMATED, NONE = "estimated", "none"
@@ -14,7 +15,7 @@ ESTIMATED, NONE = "estimated", "none"
 
 @dataclass(kw_only=True)
 class ClickArguments:
-    """What a click counts."""
+    """The weight of a click."""
 
     min_dwell_s: float = field(
         default=0.0,
@@ -28,24 +29,27 @@ class ClickArguments:
         },
     )
     max_click_weight: float = field(default=10.0, metadata={"help": "The most that one click is corrected to."})
+    known: dict[int, float] = field(init=False, default_factory=dict)  # the shares of a file
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_dwell_s < math.inf:
             raise DataError(f"--min_dwell_s must be at least 0, not {self.min_dwell_s:g}")
         if not 1 <= self.max_click_weight < math.inf:
             raise DataError(f"--max_click_weight must be at least 1, not {self.max_click_weight:g}")
+        if self.position_bias not in (ESTIMATED, NONE):
+            self.known = read_propensities(self.position_bias)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How often each position is looked at relative to the first; empty without a correction. What clipping took."""
+    """The propensities by which clicks were divided, and the clicks that --max_click_weight clipped."""
 
-    propensities: dict[int, float]
+    propensities: dict[int, float]  # how often a position is looked at; empty without a correction
     clipped: int = 0  # clicks
     lost: float = 0.0  # share of the weight of all clicks
 
 
-def weigh(engine: Engine, arguments: ClickArguments) -> Correction:
+def weigh(engine: Engine, ledger: Ledger, arguments: ClickArguments) -> Correction:
     """Make ``cells``, of a pair at a position, and ``pairs``: query_id, document, shown, clicks and weight.
 
     Raises DataError for a correction of a log without positions.
@@ -56,7 +60,7 @@ def weigh(engine: Engine, arguments: ClickArguments) -> Correction:
             sum(least(click, 1))::BIGINT AS clicks, sum(least(click, 1)) FILTER ({satisfied}) AS satisfied
         FROM impressions JOIN forms USING (raw) JOIN kept ON kept.alias = impressions.document GROUP BY ALL
     """)
-    propensities = _propensities(engine, arguments.position_bias)
+    propensities = _propensities(engine, ledger, arguments)
     weights = {place: min(1 / share, arguments.max_click_weight) for place, share in propensities.items()}
     engine.run("CREATE TABLE propensities (position INTEGER, share DOUBLE, weight DOUBLE)")
     for place, weight in weights.items():
@@ -74,10 +78,13 @@ def weigh(engine: Engine, arguments: ClickArguments) -> Correction:
     return Correction(propensities, int(clipped), float(lost or 0))
 
 
-def _propensities(engine: Engine, position_bias: str) -> dict[int, float]:
-    if position_bias == NONE:
+def _propensities(engine: Engine, ledger: Ledger, arguments: ClickArguments) -> dict[int, float]:
+    if arguments.position_bias == NONE:
         return {}
     last = engine.number("SELECT max(position) FROM cells")
     if not last:
-        raise DataError(f"--position_bias {position_bias}: the log has no positions")
-    return filled(from_log(engine) if position_bias == ESTIMATED else read_propensities(position_bias), last)
+        raise DataError(f"--position_bias {arguments.position_bias}: the log has no positions")
+    known = arguments.known or from_log(engine)
+    others = f"FROM (SELECT DISTINCT position FROM cells WHERE position NOT IN ({', '.join(map(str, known))}))"
+    ledger.note("positions without a propensity, which have that of one above", others, "position")
+    return filled(known, last)

@@ -15,6 +15,7 @@ from trainer.preparation.ledger import Ledger
 from trainer.preparation.queries import by_element
 
 PERMUTATIONS = 128
+STRICTEST = 0.99  # resemblance that buckets of several bands can be made for
 MISSED = 0.9  # weight of a pair that no bucket joins, against one that is compared in vain
 WORDS = 3  # of a shingle
 
@@ -23,8 +24,8 @@ def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
     """Make ``documents`` (document, title, summary) and ``kept`` (alias, document), which has every known id.
 
     Of several texts of an id, one of the collection's goes before those of the log, then the most frequent, then the
-    first in the alphabet. Of several ids of a text, the first stays; so it does for texts of which more than the share
-    ``near`` of all their shingles of words is common to both (0: they are not looked for).
+    first in the alphabet. Of several ids of a text, the first stays; so it does for two texts of which at least the
+    share ``near`` of all their shingles of words is common to both (0: they are not looked for).
     """
     engine.run("""
         CREATE TABLE chosen AS SELECT document, title, summary, several FROM (
@@ -50,7 +51,7 @@ def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
 
 
 def _join_near(engine: Engine, ledger: Ledger, near: float) -> None:
-    """Each document is compared with the first one of every bucket that it is in; what they are joined to stays."""
+    """Each document is compared with the first one of every bucket that it is in, and joins one that stays itself."""
     engine.add("bands", bands(near), "VARCHAR[]")
     engine.add("shingles", by_element(shingles, pa.list_(pa.string())), "VARCHAR[]")
     worded = "SELECT document, title || ' ' || summary AS text FROM chosen SEMI JOIN kept USING (document)"
@@ -61,33 +62,44 @@ def _join_near(engine: Engine, ledger: Ledger, near: float) -> None:
         ) WHERE first <> document
     """)
     engine.run(f"""
-        CREATE TABLE joined AS SELECT document, min(first) AS first FROM (
+        CREATE TABLE alike AS SELECT document, first FROM (
             SELECT document, first, len(list_intersect(own, others)) AS common, len(own) + len(others) AS sizes FROM (
                 SELECT suspects.*, shingles(a.text) AS own, shingles(b.text) AS others FROM suspects
                 JOIN ({worded}) a ON a.document = suspects.document JOIN ({worded}) b ON b.document = first)
-        ) WHERE common >= {near} * (sizes - common) GROUP BY document
+        ) WHERE common >= {near} * (sizes - common)
     """)
-    while engine.number("SELECT count(*) FROM joined SEMI JOIN joined AS above ON joined.first = above.document"):
-        engine.run("UPDATE joined SET first = above.first FROM joined AS above WHERE joined.first = above.document")
+    engine.run("CREATE TABLE joined (document VARCHAR, first VARCHAR)")
+    while engine.number("SELECT count(*) FROM alike"):  # once a link of the longest chain
+        engine.run("""
+            INSERT INTO joined SELECT document, min(first) FROM alike
+            WHERE first NOT IN (SELECT document FROM alike) GROUP BY document;
+            DELETE FROM alike WHERE document IN (SELECT document FROM joined) OR first IN (SELECT document FROM joined)
+        """)
     ledger.note("documents with nearly the text of another", "FROM joined", "document || ' ~ ' || first")
     engine.run("UPDATE kept SET document = joined.first FROM joined WHERE kept.document = joined.document")
-    engine.run("DROP TABLE suspects; DROP TABLE joined")
+    engine.run("DROP TABLE suspects; DROP TABLE alike; DROP TABLE joined")
 
 
 def shingles(text: str) -> list[str]:
     """The distinct runs of three words (or characters of a script without spaces), or the whole of a shorter text."""
     words = units(text)
-    return sorted({" ".join(words[at : at + WORDS]) for at in range(max(1, len(words) - WORDS + 1))})
+    return sorted({" ".join(words[at : at + WORDS]) for at in range(max(min(1, len(words)), len(words) - WORDS + 1))})
 
 
 def bands(near: float) -> Callable[[pa.Array], pa.Array]:
-    """The names of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely."""
-    lsh = MinHashLSH(threshold=near, num_perm=PERMUTATIONS, weights=(1 - MISSED, MISSED))
+    """The names of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely.
+
+    A text without words is in none.
+    """
+    lsh = MinHashLSH(threshold=min(near, STRICTEST), num_perm=PERMUTATIONS, weights=(1 - MISSED, MISSED))
 
     def of(texts: pa.Array) -> pa.Array:
-        sets = ([each.encode("utf-8", "surrogatepass") for each in shingles(text)] for text in texts.to_pylist())
-        hashes = (each.hashvalues for each in MinHash.generator(sets, num_perm=PERMUTATIONS, hashfunc=zlib.crc32))
-        return pa.array([list(_buckets(values, lsh.b, lsh.r)) for values in hashes], type=pa.list_(pa.string()))
+        sets = [[each.encode("utf-8", "surrogatepass") for each in shingles(text)] for text in texts.to_pylist()]
+        hashes = MinHash.generator(sets, num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
+        buckets = (
+            _buckets(each.hashvalues, lsh.b, lsh.r) if own else [] for own, each in zip(sets, hashes, strict=True)
+        )
+        return pa.array(buckets, type=pa.list_(pa.string()))
 
     return of
 

@@ -47,11 +47,6 @@ class Engine:
         """The only value of the answer, 0 for NULL."""
         return int(self.run(sql)[0][0] or 0)
 
-    def dicts(self, sql: str) -> list[dict[str, Any]]:
-        """The rows of a small answer by the names of its columns."""
-        rows: list[dict[str, Any]] = self.arrow(sql).to_pylist()
-        return rows
-
     def arrow(self, sql: str) -> pa.Table:
         return self._connection.sql(sql).to_arrow_table()
 

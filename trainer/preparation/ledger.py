@@ -1,4 +1,4 @@
-"""What became of the impressions: each rule's count and an example, which add up."""
+"""The impressions that each rule dropped, with an example; these counts add up."""
 
 from __future__ import annotations
 
@@ -40,5 +40,6 @@ class Ledger:
         return bool(count)
 
     def summary(self) -> str:
-        """One line of what was dropped."""
-        return "; ".join(f"{each.count:,} {each.rule}" for each in self.dropped) or "no impression was dropped"
+        """One line with the number of each rule and note."""
+        entries = [*self.dropped, *self.notes]
+        return "; ".join(f"{each.count:,} {each.rule}" for each in entries) or "nothing was dropped"

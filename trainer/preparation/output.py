@@ -51,7 +51,7 @@ def _document(pair: dict[str, Any]) -> JudgedDocument:
 
 
 def write_failed(engine: Engine, path: Path) -> None:
-    """What could not be read, a row a line."""
+    """Write the rows and files that could not be read, one a line."""
     rows = "SELECT * FROM failed ORDER BY file, row, reason"
     path.write_text(
         "".join(

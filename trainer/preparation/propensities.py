@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from client.inputs import text_of
 from trainer.data.records import DataError, parsed_lines
@@ -28,13 +30,16 @@ Places = npt.NDArray[np.int64]
 def estimate(pair: Places, position: Places, shown: Floats, clicks: Floats) -> dict[int, float]:
     """theta by position, relative to the first one, from cells of a pair at a position: how often shown and clicked.
 
-    Only pairs with a click that were shown at several positions count. Raises DataError where there are none, and
-    for positions that no pairs connect to the first one.
+    Only pairs with a click that were shown at several positions count. Positions that they do not compare with the
+    first one are left out, such as those without a click. Raises DataError where nothing is left to compare.
     """
     several = np.bincount(pair) > 1
     chosen = several[pair] & (np.bincount(pair, clicks)[pair] > 0)
     if not chosen.any():
         raise DataError("no clicked document was shown at several positions of its query: give --position_bias a file")
+    chosen[chosen] = _comparable(pair[chosen], position[chosen], clicks[chosen])
+    if len(np.unique(position[chosen])) < 2:
+        raise DataError("no clicks compare the first position with another one: give --position_bias a file")
     pair = np.unique(pair[chosen], return_inverse=True)[1]
     positions, place = np.unique(position[chosen], return_inverse=True)
     shown, clicks = shown[chosen], clicks[chosen]
@@ -48,6 +53,24 @@ def estimate(pair: Places, position: Places, shown: Floats, clicks: Floats) -> d
             break
         theta = new
     return dict(zip(positions.tolist(), new.tolist(), strict=True))
+
+
+def _comparable(pair: Places, position: Places, clicks: Floats) -> npt.NDArray[np.bool_]:
+    """Whether each cell is in the part around the first position in which counts have one most likely theta and alpha.
+
+    These are the strong components of pairs and positions as nodes, where each cell leads from its pair to its position
+    and a clicked one back, too. Between them theta would run to 0 or could be anything.
+    """
+    pair = np.unique(pair, return_inverse=True)[1]
+    node = pair.max() + 1 + np.unique(position, return_inverse=True)[1]
+    clicked = clicks > 0
+    ends = np.concatenate([pair, node[clicked]]), np.concatenate([node, pair[clicked]])
+    nodes = node.max() + 1
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(nodes, nodes))
+    component = connected_components(graph, connection="strong")[1]
+    first = component[node.min()]
+    inside: npt.NDArray[np.bool_] = (component[pair] == first) & (component[node] == first)
+    return inside
 
 
 def from_log(engine: Engine) -> dict[int, float]:
@@ -72,7 +95,7 @@ def filled(known: Mapping[int, float], last: int) -> dict[int, float]:
 
 
 def read_propensities(path: str) -> dict[int, float]:
-    """Lines of a position and how often it is looked at, as ``propensities.tsv`` has them.
+    """The shares of a file whose lines have a position and how often it is looked at.
 
     Raises DataError for other lines, positions that come twice, and shares that are not above 0.
     """

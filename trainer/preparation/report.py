@@ -1,9 +1,10 @@
-"""What a preparation did, as a page for people and as JSON."""
+"""The report of a preparation, as a page for people and as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ SAMPLE = 2000  # pairs whose tokens are counted
 SHOWN = 20  # leaks and reasons, at most
 
 Bars = list[tuple[float, int]]  # a value and how many have it
+Length = tuple[Callable[[str], int], str]  # of a text, and its unit
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Report:
 
     rows: dict[str, int]  # by kind
     impressions: int  # kept
-    failed: list[Entry]  # by reason
+    failures: int  # rows and files
+    failed: list[Entry]  # the most frequent reasons
     dropped: list[Entry]
     notes: list[Entry]
     files: dict[str, dict[str, int]]
@@ -59,13 +62,13 @@ def report_of(
     rows: dict[str, int],
     correction: Correction,
     files: dict[str, dict[str, int]],
-    model: str | None,
+    length: Length,
 ) -> Report:
-    """Raises DataError where the model's tokenizer cannot be loaded."""
-    lengths, unit = _lengths(engine, model)
+    """The report of the engine's tables and of what the steps before it have counted."""
     return Report(
         rows=rows,
         impressions=engine.number("SELECT sum(shown) FROM pairs"),
+        failures=engine.number("SELECT count(*) FROM failed"),
         failed=[Entry(*row) for row in engine.run(_failed())],
         dropped=ledger.dropped,
         notes=ledger.notes,
@@ -73,8 +76,8 @@ def report_of(
         sources=dict(engine.run("SELECT source, count(*) FROM pool GROUP BY source ORDER BY source")),
         frequencies=_bars(engine, "1 << floor(log2(n))::BIGINT", "queries WHERE n > 0"),
         documents=_bars(engine, "n", "(SELECT count(*) AS n FROM pool GROUP BY query_id)"),
-        lengths=lengths,
-        unit=unit,
+        lengths=_lengths(engine, length[0]),
+        unit=length[1],
         positions=[Position(*row) for row in engine.run(_positions())],
         correction=correction,
         leaks=[(own, other, split) for own, other, split in engine.run(_leaks())],
@@ -100,9 +103,9 @@ def _bars(engine: Engine, value: str, rows: str) -> Bars:
 
 def _failed() -> str:
     """The digits and names within a reason are left out to group by it."""
-    return f"""
+    return rf"""
         SELECT kind, count(*), min(file || coalesce(':' || row, '') || ': ' || reason) FROM (
-            SELECT *, regexp_replace(reason, '''.*''', '…') AS kind FROM failed
+            SELECT *, regexp_replace(reason, '''.*''|\d+', '…', 'g') AS kind FROM failed
         ) GROUP BY kind ORDER BY count(*) DESC, kind LIMIT {SHOWN}
     """
 
@@ -121,25 +124,25 @@ def _leaks() -> str:
     """
 
 
-def _lengths(engine: Engine, model: str | None) -> tuple[Bars, str]:
-    """Of query, title and summary together, without the marks between them."""
-    count = _tokens(model) if model else lambda text: len(RUN.findall(text))
+def _lengths(engine: Engine, length: Callable[[str], int]) -> Bars:
+    """Lengths of query, title and summary together, without the marks between them."""
     pairs = engine.run(f"""
         SELECT query || ' ' || title || ' ' || summary FROM (
             SELECT * FROM pool ORDER BY md5(query_id || ' ' || document) LIMIT {SAMPLE}
         ) JOIN queries USING (query_id) JOIN documents USING (document)
     """)
-    lengths = sorted(count(text) for (text,) in pairs)
-    return [
-        (length, lengths.count(length)) for length in sorted({*lengths})
-    ], f"tokens of {model}" if model else "words"
+    return [*sorted(Counter(length(text) for (text,) in pairs).items())]
 
 
-def _tokens(model: str) -> Callable[[str], int]:
+def length_in(model: str | None) -> Length:
+    """Tokens of a model, or words. Raises DataError where the model's tokenizer cannot be loaded."""
+    if model is None:
+        return lambda text: len(RUN.findall(text)), "words"
     from transformers import AutoTokenizer  # which takes a while to load
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except Exception as error:
-        raise DataError(f"--model {model}: no tokenizer: {str(error).splitlines()[0]}") from error
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"--model {model}: no tokenizer: {reason}") from error
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), f"tokens of {model}"

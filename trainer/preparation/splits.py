@@ -1,15 +1,16 @@
-"""Which queries train, which choose a checkpoint (dev) and which test: for good, and none of them, nearly, in two."""
+"""Queries into train, dev and test: each stays in its split when data come, and no near copy of it is in another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
 from trainer.data.records import DataError
 from trainer.data.resemblance import RESEMBLANCE, trigrams
-from trainer.preparation.engine import Engine, text
+from trainer.preparation.engine import Engine
 from trainer.preparation.ledger import Ledger
 from trainer.preparation.queries import by_element
 
@@ -24,14 +25,39 @@ class SplitArguments:
     )
     dev_share: float = field(default=0.05, metadata={"help": "Share of the queries in dev."})
     test_share: float = field(default=0.1, metadata={"help": "Share of the queries in test."})
-    dev_from: str | None = field(default=None, metadata={"help": "--split time: the date from which queries are dev."})
-    test_from: str | None = field(default=None, metadata={"help": "--split time: and test."})
+    dev_from: str | None = field(
+        default=None, metadata={"help": "With --split time, the date from which queries are dev."}
+    )
+    test_from: str | None = field(
+        default=None, metadata={"help": "With --split time, the date from which queries are test."}
+    )
 
     def __post_init__(self) -> None:
         if not (min(self.dev_share, self.test_share) >= 0 and self.dev_share + self.test_share < 1):
             raise DataError("--dev_share and --test_share must be at least 0, and below 1 together")
         if (self.split == "time") != (self.dev_from is not None and self.test_from is not None):
             raise DataError("--split time, --dev_from and --test_from need each other")
+        if self.split == "time" and self.begins("test") <= self.begins("dev"):
+            raise DataError(f"--test_from {self.test_from} must come after --dev_from {self.dev_from}")
+
+    def begins(self, split: Literal["dev", "test"]) -> float:
+        """Seconds since 1970. Raises DataError for what is no date."""
+        given = str(self.dev_from if split == "dev" else self.test_from)
+        try:
+            date = datetime.fromisoformat(given)
+        except ValueError:
+            raise DataError(
+                f"--{split}_from {given!r} is no date, such as 2026-11-30 or 2026-11-30T12:00+01:00"
+            ) from None
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+def drop_untimed(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> None:
+    """Drop impressions without a time, which ``--split time`` can put nowhere. Raises DataError where none has one."""
+    if arguments.split == "time":
+        if not engine.number("SELECT count(time) FROM impressions"):
+            raise DataError("--split time: the log has no times")
+        ledger.drop("without a time", "time IS NULL")
 
 
 def split_queries(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> None:
@@ -52,7 +78,7 @@ def split_queries(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> 
         FROM queries LEFT JOIN (
             SELECT query_id, CASE max({_order("split")}) WHEN 2 THEN 'test' WHEN 1 THEN 'dev' WHEN 0 THEN 'train' END
             AS given FROM judged GROUP BY query_id) USING (query_id)
-        LEFT JOIN ({_by_time(engine, arguments)}) USING (query_id)
+        LEFT JOIN ({_by_time(arguments)}) USING (query_id)
     """)
     ledger.note("judgments of a query that is held out elsewhere",
                 "FROM judged JOIN splits USING (query_id) WHERE judged.split <> splits.split", "query_id")  # fmt: skip
@@ -60,10 +86,8 @@ def split_queries(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> 
         later = (
             f"SELECT raw FROM forms JOIN splits USING (query_id) WHERE split = '{split}'" for split in ("train", "dev")
         )
-        for raw, end in zip(later, (arguments.dev_from, arguments.test_from), strict=True):
-            ledger.drop(
-                "of a query after the time of its split", f"time >= epoch({text(end)}::TIMESTAMPTZ) AND raw IN ({raw})"
-            )
+        for raw, end in zip(later, (arguments.begins("dev"), arguments.begins("test")), strict=True):
+            ledger.drop("of a query after the time of its split", f"time >= {end!r} AND raw IN ({raw})")
     _drop_near(engine, ledger)
 
 
@@ -71,16 +95,12 @@ def _order(split: str) -> str:
     return f"CASE {split} WHEN 'test' THEN 2 WHEN 'dev' THEN 1 WHEN 'train' THEN 0 END"
 
 
-def _by_time(engine: Engine, arguments: SplitArguments) -> str:
+def _by_time(arguments: SplitArguments) -> str:
     if arguments.split == "hash":
         return "SELECT NULL AS query_id, NULL AS by_time WHERE false"
-    begins = [f"epoch({text(date)}::TIMESTAMPTZ)" for date in (arguments.test_from, arguments.dev_from)]
-    if not engine.number(f"SELECT ({begins[0]} > {begins[1]})::INTEGER"):
-        raise DataError(f"--test_from {arguments.test_from} must come after --dev_from {arguments.dev_from}")
-    if not engine.number("SELECT count(time) FROM impressions"):
-        raise DataError("--split time: the log has no times")
+    dev, test = arguments.begins("dev"), arguments.begins("test")
     return f"""
-        SELECT query_id, CASE WHEN min(time) >= {begins[0]} THEN 'test' WHEN min(time) >= {begins[1]} THEN 'dev'
+        SELECT query_id, CASE WHEN min(time) >= {test!r} THEN 'test' WHEN min(time) >= {dev!r} THEN 'dev'
             ELSE 'train' END AS by_time FROM impressions JOIN forms USING (raw) GROUP BY query_id
     """
 

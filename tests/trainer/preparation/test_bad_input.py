@@ -1,4 +1,4 @@
-"""What ``trainer.prepare`` says of rows, files and mappings that it cannot take."""
+"""``trainer.prepare`` names the rows, files and mappings that it cannot take."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from tests.support.logs import (
     write,
     write_text,
 )
+from tests.support.stages import fails
+from trainer import prepare
 from trainer.preparation.mapping import READY
 
 
@@ -175,3 +177,21 @@ def test_the_pool_has_the_shares_that_are_asked_for_and_no_relevant_hard_ones(tm
     assert {"d0", "d5", "d1", "d2", "d3", "d4"} <= ids and len(ids) <= 14  # those judged, the run's first others
     assert counts(tmp_path / "out")["sources"]["run"] == 4 * len(groups(found, "pool").keys() & {*QUERIES[:5]})
     assert {document.label for document in first.documents} == {None}
+
+
+def test_a_run_alone_fills_the_pool(tmp_path: Path) -> None:
+    _judged(tmp_path / "raw", "beir")
+    found = prepared(tmp_path / "raw", tmp_path / "out", "--candidates", 8, "--hard_skip", 1, mapping="beir")
+    assert counts(tmp_path / "out")["sources"]["run"] == 8 * len(groups(found, "pool").keys() & {*QUERIES[:5]})
+
+
+def test_what_became_of_judgments_is_said_where_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _judged(tmp_path / "raw", "beir")
+    write(tmp_path / "raw/queries.jsonl", [{"_id": "other", "text": " "}])
+    (tmp_path / "raw/first.run").unlink()
+    flags = ["--mapping", "beir", "--input", tmp_path / "raw", "--output_dir", tmp_path / "out"]
+    assert "nothing is left of beir: 4 judgments of unknown queries" in fails(
+        prepare, capsys, *flags, "--max_failed", 1
+    )

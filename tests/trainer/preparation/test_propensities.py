@@ -49,6 +49,30 @@ def test_a_log_in_which_nothing_moves_has_no_propensities() -> None:
         estimate(still, still + 1, np.full(10, 5.0), np.ones(10))
 
 
+# Pairs at positions, each with how often it was shown and clicked there. The first document tells of positions 1 and 2.
+COMPARED = [(0, 1, 8, 4), (0, 2, 8, 2)]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [(0, 3, 8, 0)],  # nobody clicks at 3
+        [(1, 5, 4, 2), (1, 6, 4, 2)],  # nothing moves between 1, 2 and 5, 6
+        [(0, 5, 8, 0), (1, 5, 4, 2), (1, 6, 4, 2)],  # or nobody clicks on what does
+    ],
+    ids=["unclicked", "apart", "apart by clicks"],
+)
+def test_positions_that_nothing_compares_with_the_first_are_left_out(others: list[tuple[int, ...]]) -> None:
+    pair, position, shown, clicks = np.array(COMPARED + others).T
+    assert estimate(pair, position, shown.astype(float), clicks.astype(float)) == pytest.approx({1: 1.0, 2: 0.5})
+
+
+def test_a_first_position_that_nothing_compares_is_an_error() -> None:
+    pair, position, shown, clicks = np.array([(0, 1, 8, 0), (0, 2, 8, 2), (0, 3, 8, 1)]).T
+    with pytest.raises(DataError, match="the first position"):
+        estimate(pair, position, shown.astype(float), clicks.astype(float))
+
+
 def test_positions_without_a_value_have_that_above() -> None:
     assert filled({1: 1.0, 3: 0.5}, 4) == {1: 1.0, 2: 1.0, 3: 0.5, 4: 0.5}
 
