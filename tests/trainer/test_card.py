@@ -1,11 +1,10 @@
-"""Model cards: their lines of code load and serve the checkpoint, they say what is known, and they go to a hub."""
+"""Model cards: their lines of code load and serve the checkpoint, and they say what is known."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from tests.support.checkpoints import (
     write_groups,
     write_teacher,
 )
-from tests.support.hubs import TOKEN, Hub, hub_running, point_to
 from tests.support.servers import running
 from tests.support.stages import FEW, fails, run
 from trainer import card, distill, evaluate, init, merge, pretrain, rank_sft
@@ -188,71 +186,3 @@ def test_measures_come_into_the_card_and_additions_by_hand_stay(
     page.write_text("---\nlicense: [\n---\n")
     assert "README.md: the card's metadata cannot be read" in fails(card, capsys, "--model", student)
     assert "no such checkpoint" in fails(card, capsys, "--model", tmp_path / "nowhere")
-
-
-# What the hub's client says of its own way to upload a large file.
-by_lfs = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hub = Hub()
-    with hub_running(hub) as url:
-        point_to(monkeypatch, url)
-        yield hub
-
-
-@by_lfs
-def test_a_student_is_pushed_once_with_all_that_loads_it(
-    hub: Hub, way: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taught = ["--model", way / "bert", "--data", data, "--scores", way / "scores.parquet", "--save_steps", 1]
-    push = ["--push_to_hub", "true", "--hub_model_id", "acme/student", "--hub_private_repo", "true"]
-    run(distill, *taught, "--output_dir", tmp_path / "out", *FEW, *push, "--hub_token", TOKEN)
-    assert f"{tmp_path / 'out'}: pushed to {hub.commits[0]}" in capsys.readouterr().out
-    assert len(hub.commits) == 1 and hub.private == {"acme/student": True}
-    names = {"README.md", "config.json", "model.safetensors", "pair_encoding.json", "tokenizer.json"}
-    assert set(hub.files) == {f"acme/student/{name}" for name in (*names, "tokenizer_config.json")}
-    pulled = hub.downloaded("acme/student", tmp_path / "acme/student")
-    query, documents = "market garden", ["river bridge", "cheap flights"]
-    assert np.array_equal(ours(pulled, query, documents), ours(tmp_path / "out", query, documents))
-    with chdir(tmp_path):
-        exec(blocks(pulled / "README.md", "python")[0], {})  # by the name on the hub
-    everything = b"".join(hub.files.values()) + (tmp_path / "out/training.json").read_bytes()
-    assert TOKEN.encode() not in everything
-    assert str(tmp_path).encode() not in b"".join(hub.files.values())
-
-
-@by_lfs
-def test_what_cannot_be_pushed_is_refused_before_training_or_lies_whole_on_the_disk(
-    hub: Hub, way: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.checkpoints.hub.get_token", lambda: None)
-    out = tmp_path / "out"
-    taught = ["--model", way / "bert", "--data", data, "--scores", way / "scores.parquet", "--output_dir", out, *FEW]
-    push, token = ["--push_to_hub", "true", "--hub_model_id", "acme/student"], ["--hub_token", TOKEN]
-    for message, flags in (
-        ("needs a token", push),
-        ("needs --hub_model_id OWNER/NAME, not ''", [*push[:2], *token]),
-        ("needs --hub_model_id OWNER/NAME, not 'student'", [*push[:3], "student", *token]),
-        ("--hub_model_id: ", [*push[:3], "acme/a..b", *token]),
-        ("--hub_model_id is for --push_to_hub", push[2:]),
-        ("--hub_strategy is not supported", ["--hub_strategy", "end"]),
-    ):
-        assert message in fails(distill, capsys, *taught, *flags)
-    adapted = ["--model", way / "cpt", "--data", data, "--output_dir", out, "--lora_rank", 2, "--lora_merge", "false"]
-    assert "leave --lora_merge true" in fails(rank_sft, capsys, *adapted, *FEW, *push, *token)
-    assert "an adapter is not pushed" in fails(card, capsys, "--model", way / "adapter", *push, *token)
-    assert not list(tmp_path.iterdir())
-
-    message = fails(distill, capsys, *taught, *push, "--hub_token", "wrong")
-    assert "acme/student: not pushed to http://127.0.0.1:" in message and "401" in message
-    again = ["--model", out, *push]
-    assert message.endswith(f"python -m trainer.card {' '.join(map(str, again))}")
-    load_scorer(out)
-    with monkeypatch.context() as nowhere:
-        point_to(nowhere, "http://127.0.0.1:9")
-        assert "acme/student: not pushed to http://127.0.0.1:9" in fails(card, capsys, *again, *token)
-    assert not hub.commits
-    run(card, *again, *token)
-    assert len(hub.commits) == 1
