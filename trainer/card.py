@@ -80,13 +80,12 @@ def _row_of(directory: Path, table: str, system: str | None) -> dict[str, Any]:
 
 def _wrong(row: dict[str, Any]) -> list[str]:
     """The parts that a card shows and that are not what ``trainer.evaluate`` writes."""
-    number, text = float | int | None, str | None
-    intervals = {name for name in row if name.endswith("_interval")}
-    kinds = {"queries": int, "candidates": text, "depth": int | None, "qrels": text}
-    kinds |= dict.fromkeys(sorted(name.removesuffix("_interval") for name in intervals), number)
+    intervals = sorted(name for name in row if name.endswith("_interval"))
+    kinds: dict[str, Any] = {name.removesuffix("_interval"): float | int | None for name in intervals}
+    kinds |= {"queries": int, "candidates": str | None, "depth": int | None, "qrels": str | None}
     wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
     wrong += [] if are_texts(row.get("data")) else ["data"]
-    return wrong + [name for name in sorted(intervals) if not _is_interval(row[name])]
+    return wrong + [name for name in intervals if not _is_interval(row[name])]
 
 
 def _is_interval(value: Any) -> bool:
