@@ -4,7 +4,8 @@
     python -m trainer.card --model runs/student --results table.json --license apache-2.0
     python -m trainer.card --model runs/student --push_to_hub true --hub_model_id acme/student
 
-Every stage writes the card of its result. Additions by hand are kept: metadata, and text below its last comment.
+Every stage writes the card of its result. Additions by hand are kept, metadata except measures and text below its
+comment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from trainer.checkpoints.card import write_card
 from trainer.checkpoints.hub import Push
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, load_encoder
-from trainer.checkpoints.record import read_record, write_record
+from trainer.checkpoints.record import are_texts, read_record, write_record
 from trainer.command import command, parse
 from trainer.data.records import DataError
 
@@ -46,14 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, CardArguments)
     push, directory = Push.of(arguments), Path(arguments.model)
     if push and (directory / ADAPTER_FILE).is_file():
-        raise CheckpointError(f"{directory}: an adapter is not pushed: merge it first, with trainer.merge")
+        raise CheckpointError(f"{directory}: an adapter is not pushed; merge it first, with trainer.merge")
     load_encoder(arguments.model)
     rows = [_row_of(directory, table, arguments.system) for table in arguments.results]
+    record = read_record(directory)
     if rows:
-        record = read_record(directory)
         known = {_judged(row): row for row in (*record.get("evaluations", ()), *rows)}
-        write_record(directory, {**record, "evaluations": [*known.values()]})
-    write_card(directory, push.repo_id if push else directory.absolute().name, arguments.license)
+        record["evaluations"] = [*known.values()]
+    write_card(directory, record, push.repo_id if push else directory.absolute().name, arguments.license)
+    if rows:
+        write_record(directory, record)
     print(push.checkpoint(directory) if push else f"{directory}: its card is written")
 
 
@@ -68,8 +71,25 @@ def _row_of(directory: Path, table: str, system: str | None) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{table}: not a table of trainer.evaluate: {error!r}") from error
     if len(ours) != 1:
-        raise DataError(f"{table}: {len(ours)} of its systems are {system or directory}: name one by --system: {names}")
+        found = f"{len(ours)} of its systems are {system or directory}"
+        raise DataError(f"{table}: {found}; name one of {names} by --system")
+    if wrong := _wrong(ours[0]):
+        raise DataError(f"{table}: not a table of trainer.evaluate, by {', '.join(wrong)} of {ours[0]['system']}")
     return dict(ours[0])
+
+
+def _wrong(row: dict[str, Any]) -> list[str]:
+    """The parts that a card shows and that are not what ``trainer.evaluate`` writes."""
+    intervals = sorted(name for name in row if name.endswith("_interval"))
+    kinds: dict[str, Any] = {name.removesuffix("_interval"): float | int | None for name in intervals}
+    kinds |= {"queries": int, "candidates": str | None, "depth": int | None, "qrels": str | None}
+    wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
+    wrong += [] if are_texts(row.get("data")) else ["data"]
+    return wrong + [name for name in intervals if not _is_interval(row[name])]
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(bound, float | int | None) for bound in value)
 
 
 def _is(source: str, directory: Path) -> bool:
@@ -77,8 +97,8 @@ def _is(source: str, directory: Path) -> bool:
 
 
 def _judged(row: dict[str, Any]) -> str:
-    """What a row was measured on: a later evaluation on the same replaces it."""
-    return json.dumps([row.get("data"), row.get("candidates")])
+    """The files that judged a row. A later evaluation by the same replaces it."""
+    return json.dumps([row.get(name) for name in ("data", "candidates", "depth", "qrels")])
 
 
 if __name__ == "__main__":

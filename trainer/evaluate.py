@@ -85,19 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in _notes(systems, qrels, len(ranked), arguments.candidates, results[0].row["pairs"]):
         console.print(note, highlight=False, markup=False)
     if arguments.output:
-        rows = [{**result.row, **_judged_by(arguments, result.name)} for result in results]
+        rows = [{**result.row, **_origin(arguments, result.name)} for result in results]
         _write(arguments.output, as_json(rows, indent=2))
     if arguments.per_query:
         _write(arguments.per_query, "\n".join(as_json(line) for result in results for line in result.lines()))
 
 
-def _judged_by(arguments: EvaluateArguments, name: str) -> dict[str, Any]:
-    """What the table does not show: where the system comes from, and on which data it was measured."""
-    among = Path(arguments.candidates).name if arguments.candidates else None
-    if arguments.depth:
-        among = f"{among}, depth {arguments.depth}"
-    sources = dict(map(_named, arguments.systems))
-    return {"source": sources[name], "data": [Path(path).name for path in arguments.data], "candidates": among}
+def _origin(arguments: EvaluateArguments, name: str) -> dict[str, Any]:
+    """Where the system and its judgments come from, as it was typed."""
+    judged_by = {each: getattr(arguments, each) for each in ("data", "candidates", "depth", "qrels")}
+    return {"source": dict(map(_named, arguments.systems))[name], **judged_by}
 
 
 def _qrels(arguments: EvaluateArguments, groups: Sequence[QueryGroup]) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,35 +19,51 @@ TOKEN = "hf_of_the_test"
 
 
 class Hub:
-    """What was pushed: ``files`` of all commits by ``repository/path``, the ``commits`` by their address, and whether a
-    repository was made private."""
+    """The hub keeps ``files`` of all commits by ``repository/path``, the addresses of ``commits``, and how many of them
+    each of the ``branches`` has, by ``repository@branch``. ``private`` says of a repository whether it was made so."""
 
     def __init__(self) -> None:
         self.files, self.commits, self.private = dict[str, bytes](), list[str](), dict[str, bool]()
+        self.branches = dict[str, int]()
         self._large = dict[str, bytes]()
 
     def answer(self, path: str, body: bytes, url: str) -> Any:
-        """The JSON that answers a request."""
+        """The JSON that answers a request. Raises LookupError for a branch that is not there, FileExistsError for a new
+        one that is."""
         if path.startswith("/lfs/"):
             self._large[path.removeprefix("/lfs/")] = body
             return {}
-        if path.endswith("/commit/main"):
-            return self._commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body, url)
+        if found := re.fullmatch("/api/models/(.+/.+)/(branch|commit|preupload)/(.+)", path):
+            repository, verb, revision = found.groups()
+            return self._on_branch(repository, verb, revision, body, url)
         asked = json.loads(body)
         if path == "/api/repos/create":
             repository = f"{asked['organization']}/{asked['name']}"
             self.private.setdefault(repository, asked.get("visibility") == "private")
+            self.branches.setdefault(f"{repository}@main", 0)
             return {"url": f"{url}/{repository}"}
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
-        if path.endswith("/preupload/main"):
-            names = [file["path"] for file in asked["files"]]
-            modes = ["lfs" if name.endswith(".safetensors") else "regular" for name in names]
-            known = zip(names, modes, strict=True)
-            return {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in known]}
         assert path.endswith(".git/info/lfs/objects/batch"), path
         uploads = {each["oid"]: {"upload": {"href": f"{url}/lfs/{each['oid']}"}} for each in asked["objects"]}
         return {"objects": [{**each, "actions": uploads[each["oid"]]} for each in asked["objects"]]}
+
+    def _on_branch(self, repository: str, verb: str, revision: str, body: bytes, url: str) -> dict[str, Any]:
+        branch = f"{repository}@{revision}"
+        if verb == "branch":
+            if branch in self.branches:
+                raise FileExistsError(branch)
+            self.branches[branch] = 0
+            return {}
+        if branch not in self.branches:
+            raise LookupError(branch)
+        if verb == "commit":
+            self.branches[branch] += 1
+            return self._commit(repository, body, url)
+        names = [file["path"] for file in json.loads(body)["files"]]
+        modes = ["lfs" if name.endswith(".safetensors") else "regular" for name in names]
+        known = zip(names, modes, strict=True)
+        return {"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in known]}
 
     def _commit(self, repository: str, body: bytes, url: str) -> dict[str, Any]:
         for line in map(json.loads, body.splitlines()):
@@ -77,9 +94,16 @@ def hub_running(hub: Hub) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             allowed = self.headers.get("authorization") == f"Bearer {TOKEN}" or self.path.startswith("/lfs/")
             url = f"http://{self.headers['host']}"
-            answer = hub.answer(self.path, body, url) if allowed else {"error": "Invalid credentials"}
+            status, answer = 401, {"error": "Invalid credentials"}
+            try:
+                if allowed:
+                    status, answer = 200, hub.answer(self.path, body, url)
+            except LookupError:
+                status = 404
+            except FileExistsError:
+                status = 409
             content = json.dumps(answer).encode()
-            self.send_response(200 if allowed else 401)
+            self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
             self.end_headers()

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from client.files import appears_whole
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
-from trainer.checkpoints.record import read_record, stages_of
+from trainer.checkpoints.record import short_name, stages_of
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -30,32 +31,30 @@ MADE = {
 }
 
 
-def write_card(directory: Path, name: str, license_name: str | None = None) -> None:
+def write_card(directory: Path, record: dict[str, Any], name: str, license_name: str | None = None) -> None:
     """Write or replace the card of a checkpoint whose other files are there, as ``card_text`` has it."""
-    text = card_text(directory, name, license_name)
+    text = card_text(directory, record, name, license_name)
     with appears_whole(directory / CARD_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def card_text(directory: Path, name: str, license_name: str | None = None) -> str:
+def card_text(directory: Path, record: dict[str, Any], name: str, license_name: str | None = None) -> str:
     """The card of a checkpoint whose other files are there. ``name`` is how its lines of code load it.
 
-    Of a card that is there already, additions to its metadata and the text below its last comment are kept. Raises
-    CheckpointError for one whose metadata cannot be read.
+    A card that is there already keeps additions to its metadata, measures excepted, and the text below its comment.
+    Raises CheckpointError for one whose metadata cannot be read, and for one with text but without that comment.
     """
     path = directory / CARD_FILE
-    old = _read_card(path) if path.is_file() else None
-    record, encoding = read_record(directory), PairEncodingConfig.load(directory / ENCODING_FILE)
-    stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", ())))
+    additions, own = _read_card(path) if path.is_file() else ({}, "")
+    encoding = PairEncodingConfig.load(directory / ENCODING_FILE)
+    stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", [])))
     kind, config = _kind(directory, encoding)
     data = _metadata(kind, stages, measures, name)
-    _keep_additions(
-        data, {**(old.data.to_dict() if old else {}), **({"license": license_name} if license_name else {})}
-    )
+    _keep_additions(data, {**additions, **({"license": license_name} if license_name else {})})
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
         summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
-        own=OWN + (old.text.partition(OWN)[2] if old else ""), **_training(record.get("adapter", record), stages),
+        own=OWN + own, **_training(record.get("adapter", record), stages),
     )  # fmt: skip
     return str(card).rstrip() + "\n"
 
@@ -69,7 +68,7 @@ def _keep_additions(data: ModelCardData, old: dict[str, Any]) -> None:
 
 
 def _training(record: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the template says of the training."""
+    """The training, by the names of the template."""
     return {
         "record": record,
         "arguments": record.get("arguments", {}),
@@ -82,9 +81,14 @@ def _training(record: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def _read_card(path: Path) -> ModelCard:
+def _read_card(path: Path) -> tuple[dict[str, Any], str]:
+    """The metadata, and the text below the comment. Raises CheckpointError as ``card_text`` does."""
     try:
-        return ModelCard(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if OWN not in text and REGEX_YAML_BLOCK.sub("", text).strip():
+            raise CheckpointError(f"{path}: not a card of ours; move it away, or put this line above its text: {OWN}")
+        card = ModelCard(text)
+        return card.data.to_dict(), card.text.partition(OWN)[2]
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: the card's metadata cannot be read: {reason}") from error
@@ -109,6 +113,7 @@ def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, 
             task_type="text-ranking",
             dataset_type="unknown",
             dataset_name=each["data"].replace("`", ""),
+            dataset_config=each["data"].replace("`", ""),  # which tells data of one type apart
             metric_type=each["measure"],
             metric_value=round(each["number"], 4),
         )
@@ -153,9 +158,8 @@ def _stage(stage: dict[str, Any]) -> str:
     return f"`{stage['stage']}`" + (f" on {_files(stage['data'])}" if stage["data"] else "")
 
 
-def _files(paths: Iterable[str]) -> str:
-    """Names without the folders above, which say nothing to others."""
-    return ", ".join(f"`{Path(path).name}`" for path in paths)
+def _files(paths: Iterable[str], folders: int = 0) -> str:
+    return ", ".join(f"`{short_name(path, folders)}`" for path in paths)
 
 
 def _queries_per_step(record: dict[str, Any]) -> int:
@@ -164,10 +168,9 @@ def _queries_per_step(record: dict[str, Any]) -> int:
     return int(factors[0] * factors[1] * record.get("processes", 1))
 
 
-def _measures(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _measures(evaluations: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each measure of rows of ``trainer.evaluate``, with its interval."""
-    for row in evaluations:
-        data = _files(row.get("data", ())) + (f", {row['candidates']}" if row.get("candidates") else "")
+    for row, data in zip(evaluations, _judged_on(evaluations), strict=True):
         for name in (name for name in row if f"{name}_interval" in row and not name.endswith("_difference")):
             if row[name] is not None:
                 low, high = ("∞" if bound is None else f"{bound:.3f}" for bound in row[f"{name}_interval"])
@@ -177,17 +180,34 @@ def _measures(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]
                 }  # fmt: skip
 
 
+def _judged_on(evaluations: Iterable[dict[str, Any]]) -> list[str]:
+    """The files that judged each, with as many of the folders above as tell them from those of the others."""
+    levels = [[_judges(row, folders) for row in evaluations] for folders in range(10)]
+    return [
+        next((name for name, level in zip(names, levels, strict=True) if level.count(name) == 1), names[-1])
+        for names in zip(*levels, strict=True)
+    ]
+
+
+def _judges(row: dict[str, Any], folders: int) -> str:
+    parts = [_files(row.get("data", ()), folders)]
+    parts += [f"{name} {_files([row[name]], folders)}" for name in ("qrels", "candidates") if row.get(name)]
+    parts += [f"depth {row['depth']}"] if row.get("depth") else []
+    return ", ".join(parts)
+
+
 def _held_out(record: dict[str, Any]) -> str:
     """A sentence about the evaluations on the way, of which the best chose the checkpoint."""
     arguments = record.get("arguments", {})
     measure = arguments.get("measure", "loss")
-    points = [point for point in record.get("held_out", ()) if f"eval_{measure}" in point]
+    name = f"eval_{measure}"
+    points = [point for point in record.get("held_out", ()) if name in point and point["step"]]  # 0 has no checkpoint
     if not points:
         return ""
     choose = min if measure == "loss" else max
-    best = choose(points, key=lambda point: point[f"eval_{measure}"])
+    best = choose(points, key=lambda point: point[name])
     return (
-        f"On the held-out queries of {_files(arguments['held_out'])}, {measure} was {best[f'eval_{measure}']:.3f} "
+        f"On the held-out queries of {_files(arguments['held_out'])}, {measure} was {best[name]:.3f} "
         f"after {best['step']:,} steps, the best of {len(points):,} evaluations. It chose this checkpoint, so it is "
         "flattered."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +48,9 @@ class Push:
     def of(cls, arguments: HubArguments) -> Push | None:
         """None without ``--push_to_hub``. Raises DataError for a push that could not succeed, before any work."""
         if not arguments.push_to_hub:
-            if arguments.hub_model_id is not None:
-                raise DataError("--hub_model_id is for --push_to_hub")
+            for name in ("hub_model_id", "hub_private_repo", "hub_token", "hub_revision"):
+                if getattr(arguments, name) is not None:
+                    raise DataError(f"--{name} is for --push_to_hub")
             return None
         repo_id, token = arguments.hub_model_id or "", arguments.hub_token or get_token()
         if repo_id.count("/") != 1:
@@ -67,6 +69,8 @@ class Push:
         settings: dict[str, Any] = {"repo_id": self.repo_id, "revision": self.revision}
         try:
             api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+            if self.revision and not self.revision.startswith("refs/"):  # a new repository has main only
+                api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
             commit = api.upload_folder(
                 folder_path=directory, allow_patterns=[*PUSHED], ignore_patterns=[*NOT_PUSHED],
                 commit_message=f"{directory.name}, by DisRanker", **settings,
@@ -74,6 +78,15 @@ class Push:
         except Exception as error:  # of the hub's client, of HTTP, of the library that uploads weights
             raise HubError(
                 f"{self.repo_id}: not pushed to {api.endpoint}: {first_line(error)}; {directory} is whole: "
-                f"python -m trainer.card --model {directory} --push_to_hub true --hub_model_id {self.repo_id}"
+                f"{self._command(directory)}"
             ) from error
         return f"{directory}: pushed to {commit.commit_url}"
+
+    def _command(self, directory: Path) -> str:
+        """The command that pushes in the same way again. The token is not for printing."""
+        flags = ["--model", str(directory), "--push_to_hub", "true", "--hub_model_id", self.repo_id]
+        if self.private is not None:  # or the command would make a public repository of a private one
+            flags += ["--hub_private_repo", str(self.private).lower()]
+        if self.revision:
+            flags += ["--hub_revision", self.revision]
+        return shlex.join(["python", "-m", "trainer.card", *flags])

@@ -11,9 +11,12 @@ from typing import Any
 
 from client.files import appears_whole
 from trainer.checkpoints.load import CheckpointError, reading
+from trainer.data.records import IR_DATASETS
 
 RECORD_FILE = "training.json"
 PACKAGES = ("disranker", "torch", "transformers", "tokenizers", "peft")
+MAPPINGS = ("arguments", "metrics", "training", "versions")  # what a record names so is an object
+ROWS = ("evaluations", "held_out", "stages", "teacher_scores")  # or a list of objects
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
@@ -31,8 +34,29 @@ def read_record(directory: Path) -> dict[str, Any]:
         return {}
     with reading(path, "the record of a stage"):
         record = json.loads(path.read_text(encoding="utf-8"))
-    ours = isinstance(record, dict) and isinstance(record.get("arguments", {}), dict)
-    return record if ours else {}
+    return record if _is_ours(record) else {}
+
+
+def _is_ours(record: Any) -> bool:
+    """Whether what others read of a record has the types that stages write."""
+    if not isinstance(record, dict) or not all(isinstance(record.get(name, {}), dict) for name in MAPPINGS):
+        return False
+    rows = [record.get(name, []) for name in ROWS]
+    if not all(isinstance(each, list) and all(isinstance(row, dict) for row in each) for each in rows):
+        return False
+    stages, data = record.get("stages", []), record.get("arguments", {}).get("data") or []
+    named = all(isinstance(stage.get("from"), str) and {"stage", "hub"} <= stage.keys() for stage in stages)
+    texts = all(map(are_texts, [data, *(stage.get("data") for stage in stages)]))
+    return named and texts and ("adapter" not in record or _is_ours(record["adapter"]))
+
+
+def are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def short_name(path: str, folders: int = 0) -> str:
+    """A file's name with some of the folders above, whose rest says nothing to others. A dataset keeps its whole id."""
+    return path if path.startswith(IR_DATASETS) else str(Path(*Path(path).parts[-1 - folders :]))
 
 
 def stages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -50,7 +74,7 @@ def stages_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _stage(record: Mapping[str, Any]) -> dict[str, Any]:
     arguments, source = record.get("arguments", {}), _source(record)
     hub = bool(arguments.get("pretrained")) and not Path(source).exists()
-    data = [Path(path).name for path in arguments.get("data") or ()]
+    data = [short_name(path) for path in arguments.get("data") or ()]
     return {"stage": record.get("stage"), "from": source if hub else Path(source).name, "hub": hub, "data": data}
 
 
@@ -62,7 +86,7 @@ def _source(record: Mapping[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that make a checkpoint, those that are installed."""
+    """The installed packages among those that make a checkpoint."""
     found = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

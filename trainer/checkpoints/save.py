@@ -14,7 +14,7 @@ from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, Pa
 from trainer.checkpoints.card import CARD_FILE, card_text
 from trainer.checkpoints.load import CheckpointError
 from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
-from trainer.checkpoints.record import stages_of, versions, write_record
+from trainer.checkpoints.record import read_record, stages_of, versions, write_record
 from trainer.packed.body import is_decoder
 
 # Many kinds of text: a saved tokenizer that treats one of them differently is not the one that was used.
@@ -51,7 +51,7 @@ def save_checkpoint(
         _compare_tokenizer(encoder, partial)
         write_record(partial, {**record, "stages": stages_of(record), "versions": versions()})
         name = record.get("training", {}).get("hub_model_id") or output_dir.name
-        (partial / CARD_FILE).write_text(card_text(partial, name), encoding="utf-8")
+        (partial / CARD_FILE).write_text(card_text(partial, read_record(partial), name), encoding="utf-8")
         if logs is not None and logs.exists():
             shutil.copytree(logs, partial / logs.name)
         refuse_existing(output_dir)
