@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -185,7 +185,7 @@ def training_groups(
 
 def _numbered(
     arguments: DataArguments, training: TrainingArguments, held_out: HeldOut | None
-) -> Iterator[tuple[int, QueryGroup]]:
+) -> Iterable[tuple[int, QueryGroup]]:
     """Each query with the place of its source in ``--data``, once, behind a progress bar."""
     silent = training.disable_tqdm or not training.should_save
     numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
