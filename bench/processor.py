@@ -23,6 +23,7 @@ from bench.gpu.training import Training, taught
 from bench.report import Spread, described, in_order, machine, ratios, show, table_of, times
 from trainer.checkpoints.layers import find_layers
 from trainer.command import command, parse
+from trainer.data.records import DataError
 from trainer.packed.attention import Kernel, use_kernel
 from trainer.packed.forward import packed_scores
 from trainer.training.batches import RankingBatch, RankingCollator
@@ -53,6 +54,10 @@ class ProcessorArguments:
         default=False, metadata={"help": "Scoring alone, by FlexAttention too, which takes a compiler and a minute."}
     )
     quick: bool = field(default=False, metadata={"help": "A tiny model: tries the bench, measures nothing."})
+
+    def __post_init__(self) -> None:
+        if min(self.queries, self.rounds) < 1:
+            raise DataError("--queries and --rounds must be at least 1")
 
 
 @command

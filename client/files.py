@@ -83,12 +83,16 @@ def appears_whole(path: Path) -> Iterator[Path]:
 
 
 def _host() -> str:
-    return socket.gethostname().replace(".", "-")
+    """Where a process is known by its number: containers may share the host's name, yet number their own."""
+    numbered = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname().replace('.', '-')}-{numbered.stat().st_ino if numbered.exists() else 0}"
 
 
 def _is_forgotten(partial: Path) -> bool:
-    """Whether its writer was killed. Processes of other hosts cannot be seen, so theirs must have changed nothing for a
-    day."""
+    """Whether its writer was killed.
+
+    Processes of other hosts and containers cannot be seen, so theirs must have changed nothing for a day.
+    """
     host, process = partial.name.split(".")[-3:-1]
     if host == _host():
         return not Path("/proc", process).exists()

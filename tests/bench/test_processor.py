@@ -7,6 +7,12 @@ import pytest
 from bench import processor
 
 
+@pytest.mark.parametrize("flag", ["--queries", "--rounds"])
+def test_no_work_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert processor.main(["--quick", flag, "0"]) == 2
+    assert capsys.readouterr().err == "error: --queries and --rounds must be at least 1\n"
+
+
 def test_every_case_is_timed_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert processor.main(["--quick", "--queries", "1", "--rounds", "2"]) == 0
     printed = capsys.readouterr().out

@@ -28,7 +28,7 @@ from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
-from trainer.checkpoints.load import load_encoder
+from trainer.checkpoints.load import CheckpointError, load_encoder
 from trainer.data.records import DataError
 
 
@@ -95,6 +95,15 @@ def test_a_student_of_a_shape_is_drawn_with_the_vocabulary_of_the_shape(tmp_path
     config = AutoConfig.from_pretrained(scorer)
     assert (config.model_type, config.vocab_size, config.hidden_size) == ("modernbert", 500, 32)
     assert len(load_encoder(scorer)[1]) < 500
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"vocab_size": 500}', '{"model_type": "never-heard-of"}'])
+def test_what_is_no_shape_is_named(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "shape.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CheckpointError, match=f"^{path}: "):
+        material.drawn(path, [], tmp_path / "drawn")
 
 
 def test_bf16_has_the_same_losses_but_for_its_rounding(job: Job) -> None:

@@ -63,20 +63,22 @@ def test_a_file_that_cannot_be_read_meanwhile_is_named_itself(tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path: Path, kind: str) -> None:
-    """Those of other hosts, which may share the folder, have the numbers of processes that are not here."""
-    here, day = socket.gethostname().replace(".", "-"), time.time() - 2 * FORGOTTEN_S
+    """Those of other hosts and containers, which may share the folder, number processes that are not here."""
+    name, day = socket.gethostname().replace(".", "-"), time.time() - 2 * FORGOTTEN_S
+    here, beside = f"{name}-{Path('/proc/self/ns/pid').stat().st_ino}", f"{name}-1"
     ended = multiprocessing.get_context("fork").Process()
     ended.start()
     ended.join()
-    at_work = [f".a.json.{here}.{os.getppid()}.partial", f".a.json.elsewhere.{ended.pid}.partial"]
-    killed = [f".a.json.{here}.{ended.pid}.partial", f".a.json.elsewhere.{os.getppid()}.partial"]
-    for name in (*at_work, *killed):
-        path = tmp_path / name
+    at_work = [f"{here}.{os.getppid()}", f"{beside}.{ended.pid}", f"elsewhere.{ended.pid}"]
+    killed = [f"{here}.{ended.pid}", f"{beside}.{os.getppid()}", f"elsewhere.{os.getppid()}"]
+    for writer in (*at_work, *killed):
+        path = partial = tmp_path / f".a.json.{writer}.partial"
         if kind == "folder":
             path.mkdir()
             path /= "model"
         path.touch()
-        os.utime(tmp_path / name, (day, day) if name != at_work[1] else None)
+        os.utime(partial, None if writer in at_work[1:] else (day, day))
     with appears_whole(tmp_path / "a.json") as partial:
         partial.touch()
-    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *at_work}
+    kept = {f".a.json.{writer}.partial" for writer in at_work}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *kept}

@@ -89,6 +89,24 @@ def test_matrices_that_lora_freezes_take_the_bits_of_training(tmp_path: Path) ->
     assert weights["4bit"] == pytest.approx(weights["fp32"] - (3.5 - 1 / 64) * matrices)
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--load_in_4bit true", "it needs --lora_rank"),
+        ("--frozen_precision bf16", "it needs --lora_rank"),
+        ("--load_in_4bit true --lora_rank 8 --frozen_precision fp32", "does not go with --frozen_precision fp32"),
+        ("--load_in_4bit true --lora_rank 8 --precision fp32", "it needs --precision bf16"),
+        ("--frozen_precision bf16 --lora_rank 8 --precision fp32", "it needs --precision bf16"),
+        ("--load_in_4bit true --lora_rank 8 --sharding fsdp", "fsdp shards it"),
+        ("--frozen_precision bf16 --lora_rank 8 --sharding fsdp", "fsdp shards it"),
+    ],
+)
+def test_what_training_refuses_is_not_planned(flags: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--model", "/nowhere", *MACHINES, *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: --") and reason in line
+
+
 def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama = written(tmp_path, LLAMA_8B)
     (tmp_path / "bert.json").write_text('{"model_type": "bert"}')

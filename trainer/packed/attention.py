@@ -86,7 +86,7 @@ def use_kernel(model: Any, kernel: Kernel, training: bool) -> None:
     family, can_set = model.config.model_type, model._can_set_attn_implementation()
     name = next((name for name in DROPOUTS if getattr(model.config, name, 0)), None) if training else None
     if kernel == "dense":
-        if name and can_set:
+        if name and can_set and model.config._attn_implementation == "sdpa":  # which cannot cap logits, as Gemma 2 does
             model.set_attn_implementation(DENSE)
         return
     if name:
@@ -112,7 +112,7 @@ def is_dense(model: Any) -> bool:
 
 
 def layer_inputs(model: Any, visible: dict[str, Visible]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the layers of each kind take as their mask, and what else all layers take."""
+    """The masks of the layers by their kind, and what else all layers take."""
     kernel = model.config._attn_implementation
     if kernel == FLEX:
         return {kind: tokens.blocks() for kind, tokens in visible.items()}, {}

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
 from trainer.packed.attention import Kernel, check_kernel
-from trainer.training.flags import check_numbers, check_optimiser
+from trainer.training.flags import FREE, check_numbers, check_optimiser, check_supported
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
@@ -41,31 +41,6 @@ from trainer.training.sharded import WholeModel, check_sharding, check_whole_whe
 from trainer.training.trackers import prepare_trackers
 
 LOGS = "logs"
-# Settings that may differ when a run resumes: they change no weight.
-FREE = {
-    "disable_tqdm", "dataloader_num_workers", "dataloader_prefetch_factor", "log_level", "logging_dir", "logging_steps",
-    "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_total_limit",
-    "project", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id",
-    "hub_model_id", "hub_private_repo", "hub_revision", "push_to_hub",
-}  # fmt: skip
-# Settings of transformers' Trainer that would do nothing here, or break what this project promises.
-REFUSED = {
-    "label_smoothing_factor": "the objectives have no classes to smooth",
-    "resume_from_checkpoint": "the same command, started again, resumes by itself",
-    "metric_for_best_model": "--measure names it",
-    "greater_is_better": "it is, for every measure",
-    "load_best_model_at_end": "--held_out does",
-    "eval_strategy": "--held_out is evaluated with every checkpoint, see --save_steps",
-    "save_only_model": "no run could resume",
-    "hub_strategy": "the result is pushed once, at the end",
-    "hub_always_push": "the result is pushed once, at the end",
-    "auto_find_batch_size": "it changes the step: --token_budget computes the same one in parts",
-    "ignore_data_skip": "a run that resumes would see other data",
-    "remove_unused_columns": "records are no columns",
-    "use_liger_kernel": "the forward is this project's own",
-    "bf16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
-    "fp16_full_eval": "--held_out is scored in the training's precision, with a float32 head",
-}
 LESS_MEMORY = (
     "a smaller --token_budget (a few rows of the checkpoint: the gradient stays as it is)",
     "--activation_checkpointing true",
@@ -100,10 +75,7 @@ class StageArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: records are no columns."})
 
     def __post_init__(self) -> None:
-        defaults = {each.name: each.default for each in fields(self)}
-        for name, reason in REFUSED.items():
-            if getattr(self, name) != defaults[name]:
-                raise DataError(f"--{name} is not supported: {reason}")
+        check_supported(self)
         check_numbers(self)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers wants to be told
@@ -173,7 +145,7 @@ def _prepared(training: StageArguments, directory: Path, held_out: HeldOut | Non
     """The Trainer's arguments for a run in ``directory``: nothing else changes what the user chose."""
     prepared = copy.copy(training)
     prepared.output_dir, prepared.save_total_limit = str(directory), None  # the run removes checkpoints itself
-    prepared.push_to_hub = False  # the Trainer would push what no run of ours ends with
+    prepared.push_to_hub = False  # the Trainer would push checkpoints on the way
     prepared.run_name = training.run_name or Path(str(training.output_dir)).name  # for a tracker
     loading: Any = training.accelerator_config
     # Dispatched, all tensors of a batch would be cut by the rows of the first; those of packed ones differ in rows.
@@ -221,7 +193,7 @@ def train_and_save(
 
 
 def _amounts(trainer: Trainer) -> dict[str, int]:
-    """What there was to learn from, and in how many steps it was learnt."""
+    """The number of queries and pairs that were trained on, and of steps."""
     data: Any = trainer.train_dataset
     return {"queries": len(data), "pairs": data.pairs, "steps": trainer.state.global_step}
 

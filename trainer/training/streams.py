@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -157,13 +157,10 @@ def training_groups(
     last one. Queries of weight 0 are left out, too. A line says how many are ``held_out`` queries. Raises DataError
     where no query is left, besides the errors of the readers, of the check and of the mix.
     """
-    silent = training.disable_tqdm or not training.should_save
-    numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
-    everything = tqdm(numbered, desc="reading", unit="query", delay=5, disable=silent)
     kept: list[TrainingGroup] = []
     sizes, queries, pairs, weightless = [0] * len(arguments.data), 0, 0, ""
     take = partial(_of_some_weight, take)
-    for source, group in held_out.trained_on(everything) if held_out and training.should_save else everything:
+    for source, group in _numbered(arguments, training, held_out):
         queries += 1
         if not group.weight:
             weightless = ", or the weight is 0"
@@ -184,6 +181,16 @@ def training_groups(
         return GroupList(kept, arguments.documents_per_query, training.seed, mix)
     at_once = training.train_batch_size * training.world_size
     return GroupStream(arguments, take, taken, pairs, training.seed, at_once, mix)
+
+
+def _numbered(
+    arguments: DataArguments, training: TrainingArguments, held_out: HeldOut | None
+) -> Iterable[tuple[int, QueryGroup]]:
+    """Each query with the place of its source in ``--data``, once, behind a progress bar."""
+    silent = training.disable_tqdm or not training.should_save
+    numbered = iter_numbered(*arguments.data, label_scale=arguments.label_scale)
+    everything = tqdm(numbered, desc="reading", unit="query", delay=5, disable=silent)
+    return held_out.trained_on(everything) if held_out and training.should_save else everything
 
 
 def _of_some_weight(take: Take, group: QueryGroup) -> TrainingGroup | None:

@@ -1,4 +1,4 @@
-"""What tokens see, and kernels: the scores of the dense one by all, and one line for what cannot be."""
+"""Masks and kernels of attention. All kernels score as the dense one does, or are refused by one line."""
 
 from __future__ import annotations
 
@@ -113,6 +113,17 @@ def test_flex_scores_as_the_dense_kernel_does(family: str, uncompiled: None) -> 
         np.testing.assert_allclose(PackedScorer(model).score(batch), dense, atol=0.1 + 0.1 * np.abs(dense).max())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_dropout_in_attention_trains_by_the_dense_kernel(family: str) -> None:
+    """Gemma 2 caps its logits, which SDPA cannot."""
+    name = "attention_probs_dropout_prob" if family == "bert" else "attention_dropout"
+    model = built(family, **{name: 0.5}).train()
+    use_kernel(model, "dense", training=True)
+    first, second = (PackedScorer(model).score(packed(model)) for _ in range(2))
+    assert np.isfinite(first).all()
+    assert not np.array_equal(first, second)
+
+
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_kept_ones_are_as_many_as_dropout_leaves(dropout: float) -> None:
     torch.manual_seed(0)
@@ -145,7 +156,7 @@ def attend_one_by_one(
     query: Tensor, key: Tensor, value: Tensor, starts: Tensor, _: Tensor, longest: int, __: int, *,
     scale: float, window_size: tuple[int, int], enable_gqa: bool,
 ) -> Tensor:  # fmt: skip
-    """What PyTorch documents of ``varlen_attn``, on a processor: [T, heads, D], window_size tokens to either side."""
+    """``varlen_attn`` on a processor, as PyTorch documents it: [T, heads, D], window_size tokens to either side."""
     parts = []
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         assert end - start <= longest

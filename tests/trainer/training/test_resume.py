@@ -21,8 +21,9 @@ from tests.support.checkpoints import tiny_bert, tiny_llm, write_groups, write_t
 from tests.support.stages import fails, finish, started, status_of
 from trainer import distill, rank_sft, score
 from trainer.data.records import DataError, read_groups
+from trainer.training.flags import FREE
 from trainer.training.resume import WHOLE_FILE, differences, drop_broken_checkpoints
-from trainer.training.run import FREE, StageArguments
+from trainer.training.run import StageArguments
 from trainer.training.trainers import Compared
 
 STEPS = 12
@@ -42,7 +43,20 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     mixed = ["--data", data, more, "--mix", 1, 3, "--shuffle_buffer", 4, "--held_out", more]
     return {
         "pretrain": ["--model", llama, *mixed],
-        "rank_sft": ["--model", llama, "--data", data, "--lora_rank", 4, "--bf16", "true", "--held_out", data],
+        "rank_sft": [
+            "--model",
+            llama,
+            "--data",
+            data,
+            "--lora_rank",
+            4,
+            "--lora_dropout",
+            0.1,
+            "--bf16",
+            "true",
+            "--held_out",
+            data,
+        ],
         "distill": ["--model", bert, "--data", data, "--scores", scores, "--documents_per_query", 4],
     }
 
