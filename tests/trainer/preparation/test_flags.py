@@ -20,7 +20,7 @@ TIME = ("--split", "time", "--dev_from")
         ((*TIME, "2026-01-01", "--test_from", "2026-13-01"), "--test_from '2026-13-01' is no date"),
         ((*TIME, "2026-01-02", "--test_from", "2026-01-01"), "--test_from 2026-01-01 must come after --dev_from 2026"),
         (("--position_bias", "missing.tsv"), "missing.tsv"),
-        (("--model", "missing"), "--model missing: no tokenizer: "),
+        (("--model", "no/such/folder"), "--model no/such/folder: no tokenizer: "),
         (("--temporary_dir", "missing"), "--temporary_dir missing is no folder"),
     ],
 )
