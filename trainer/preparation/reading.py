@@ -36,6 +36,12 @@ class Failures:
     def add_file(self, path: Path, reason: str) -> None:
         self.add(f"SELECT {text(path)}, NULL, {text(reason)}, NULL")
 
+    def add_unreadable(self, path: Path, error: duckdb.Error) -> None:
+        """Raises the error itself, if no file is at fault for it: memory or a disk that is full."""
+        if isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in FULL):
+            raise error
+        self.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
+
     def add(self, rows: str) -> None:
         """The rows of a query for file, row, reason and record. Raises DataError, which names the first, for too
         many."""
@@ -68,8 +74,7 @@ def staged(engine: Engine, source: Source, failures: Failures) -> Iterator[tuple
         except OF_THE_MAPPING as error:
             raise DataError(f"{source.where}: {' '.join(str(error).split())}") from error
         except duckdb.Error as error:
-            _refuse_full(error)
-            failures.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
+            failures.add_unreadable(path, error)
             continue
         if absent:
             failures.add_file(path, f"no row has {source.columns[absent]!r} for {absent!r}; if it may be so, add a '?'")
@@ -86,8 +91,7 @@ def _headers(engine: Engine, source: Source, failures: Failures) -> Iterator[tup
         try:
             yield path, [column for column, *_ in engine.run(f"DESCRIBE {_rows(source, path)}") if name(column) != ROW]
         except duckdb.Error as error:
-            _refuse_full(error)
-            failures.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
+            failures.add_unreadable(path, error)
 
 
 def _check_columns(source: Source, headers: Mapping[Path, list[str] | None]) -> None:
@@ -186,11 +190,14 @@ def _stage(engine: Engine, source: Source, path: Path, expressions: Mapping[str,
         failures.add(f"SELECT {text(path)}, line, error_message, csv_line FROM reject_errors")
 
 
+def _taken(source: Source, path: Path) -> str:
+    """The rows of a file without lines that are no JSON, which ``_stage`` has counted."""
+    return f"FROM ({_rows(source, path)})" + " WHERE json IS NOT NULL" * (source.format_of(path) == "jsonl")
+
+
 def _stage_rows(engine: Engine, source: Source, path: Path, expressions: Mapping[str, str]) -> None:
     values = [f"({expressions.get(each, 'NULL')})::VARCHAR AS {each}" for each in fields(source.kind)]
-    known = "WHERE json IS NOT NULL" if source.format_of(path) == "jsonl" else ""
-    rows = f"FROM ({_rows(source, path)}) {known}"
-    engine.run(f"CREATE OR REPLACE TABLE staged AS SELECT {ROW} AS line, {', '.join(values)} {rows}")
+    engine.run(f"CREATE OR REPLACE TABLE staged AS SELECT {ROW} AS line, {', '.join(values)} {_taken(source, path)}")
 
 
 def _stage_pages(
@@ -203,9 +210,7 @@ def _stage_pages(
         for each in fields(source.kind)
     ]
     values += [f"({expressions[each]}) IS NOT NULL AS has_{each}" for each in lists]
-    known = "WHERE json IS NOT NULL" if source.format_of(path) == "jsonl" else ""
-    rows = f"FROM ({_rows(source, path)}) {known}"
-    engine.run(f"CREATE OR REPLACE TABLE pages AS SELECT {ROW} AS line, {', '.join(values)} {rows}")
+    engine.run(f"CREATE OR REPLACE TABLE pages AS SELECT {ROW} AS line, {', '.join(values)} {_taken(source, path)}")
     reason = " ".join(["CASE WHEN document IS NULL THEN 'document is no list'", *map(_page_check, lists), "END"])
     failures.add(f"SELECT {text(path)}, line, {reason} AS reason, query FROM pages WHERE reason IS NOT NULL")
     items = [_item(source, column, column in expressions) for column in fields(source.kind)]
@@ -245,9 +250,3 @@ def _item(source: Source, column: str, mapped: bool) -> str:
 def fields(kind: str) -> list[str]:
     """The columns of a kind's table, in the order of the alphabet."""
     return sorted(set.union(*COLUMNS[kind]))
-
-
-def _refuse_full(error: duckdb.Error) -> None:
-    """Let an error go on that no file is at fault for."""
-    if isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in FULL):
-        raise error
