@@ -85,7 +85,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	if command -v nvidia-smi >/dev/null; then $(INSTALL) torch==$(TORCH); \
 	else $(INSTALL) torch==$(TORCH)+cpu 2>/dev/null \
 		|| $(INSTALL) torch==$(TORCH) --index-url https://download.pytorch.org/whl/cpu; fi
-	$(INSTALL) --constraint constraints.txt --editable '.[train,cpu,server,loadtest,gateway,dev]'
+	$(INSTALL) --constraint constraints.txt --editable '.[train,cpu,server,loadtest,gateway,cluster,tracing,dev]'
 	@# These two name dependencies that only a machine with a GPU needs: the builder runs without.
 	$(INSTALL) --constraint constraints.txt --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	touch $@
