@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loadtest.capacity import __main__ as capacity
 from tests import ROOT
 from tests.support.checkpoints import write_groups
 from tests.support.relay import Relay
@@ -100,6 +101,8 @@ def test_the_search_finds_confirms_and_reports(load: Load) -> None:
     assert [point["seconds"] for point in report["points"]] == [1, 1, 3]
     assert "highest rate that holds p99 within 20000 ms with at most 0.10% failed: 40 requests/s" in said
     assert (load.directory / "report.html").read_text().count("<svg") == 5
+    flags = ["--rate", "100", "--limit_ms", "20000"]
+    assert capacity.main([str(load.directory / "report.json"), *flags]) == 0  # it reads what is written here
 
 
 def test_ctrl_c_leaves_a_report_of_what_there_was(load: Load, server: Server) -> None:

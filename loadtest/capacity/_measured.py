@@ -1,0 +1,100 @@
+"""The curve of one server: what a load test in an open loop has written, rate by rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client import InvalidRequestError
+from loadtest._samples import SHARES, Percentiles
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rate, in requests a second, which was measured for ``seconds``; ``documents`` is the mean of a request."""
+
+    rate: float
+    seconds: float
+    requests: int
+    documents: float
+    latency: Percentiles
+    poisson: bool
+    limited: bool  # by the load generator
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The steps of one server, by their rates."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def documents(self) -> float:
+        """The mean number of documents of a request."""
+        return sum(step.documents * step.requests for step in self.steps) / sum(step.requests for step in self.steps)
+
+    @property
+    def highest(self) -> float:
+        return self.steps[-1].rate
+
+
+def read_curve(paths: Sequence[Path], servers: int = 1) -> Curve:
+    """The curve out of one search, or of several reports of a rate each, on so many servers.
+
+    Raises InvalidRequestError, which names the file.
+    """
+    steps = sorted((step for path in paths for step in _steps(path, servers)), key=lambda step: step.rate)
+    if len({step.rate for step in steps}) < 2:
+        raise InvalidRequestError(
+            f"{', '.join(map(str, paths))}: one rate is no curve: give reports of several rates, or of a search"
+        )
+    return Curve(tuple(steps))
+
+
+def _steps(path: Path, servers: int) -> list[Step]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if len(report["host"].split(",")) != servers:
+            raise InvalidRequestError(f"{path}: is of {report['host']}: the curve of {servers} server(s) is needed")
+        steps = [
+            _step(point, report["settings"]) for point in report["points"] if point["rate"] and point["latency_ms"]
+        ]
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidRequestError(f"{path}: not a report.json of this project's load test ({error!r})") from error
+    if not steps:
+        raise InvalidRequestError(f"{path}: no answers in an open loop: measure with --rate or --slo-p99-ms")
+    return steps
+
+
+def _step(point: dict[str, Any], settings: dict[str, Any]) -> Step:
+    return Step(
+        rate=float(point["offered"]),
+        seconds=float(point["seconds"]),
+        requests=int(point["answered"]),
+        documents=point["documents_per_second"] / point["achieved"],
+        latency=Percentiles(**point["latency_ms"]),
+        poisson=settings["arrivals"] == "poisson",
+        limited=bool(point["generator"]["limits"]),
+    )
+
+
+def times_of(percentiles: Percentiles, shares: Floats) -> Floats:
+    """Milliseconds at these shares, between which and the known percentiles the times run in straight lines.
+
+    The fastest time is the one that gives the measured mean.
+    """
+    known = [*SHARES.values(), 1.0]
+    times = [*(getattr(percentiles, name) for name in SHARES), percentiles.max]
+    above = sum((times[i] + times[i + 1]) / 2 * (known[i + 1] - known[i]) for i in range(len(SHARES)))
+    fastest = float(np.clip(4 * (percentiles.mean - above) - times[0], 0.0, times[0]))
+    return np.interp(shares, [0.0, *known], [fastest, *times])
