@@ -30,7 +30,7 @@ FLOORS = {
     "trainer": (
         f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed"
     ),
-    "engines": "versions > repository > builders > job > quantise > graph parity > table > records",
+    "engines": "versions store > repository > builders > job > quantise > graph parity > table > records",
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from client import InvalidRequestError, RankingClient
 from tests.support.prometheus import DEPLOY, Prometheus, command, scraping
@@ -146,3 +147,10 @@ def test_the_dashboards_panels_lie_beside_each_other() -> None:
         cells = {(place["x"] + column, place["y"] + line) for column in range(place["w"]) for line in range(place["h"])}
         assert max(column for column, _ in cells) < 24 and not cells & taken, panel["title"]
         taken |= cells
+
+
+def test_the_scaling_asks_for_what_servers_tell(prometheus: Prometheus, longest_s: float) -> None:
+    scaling, _ = yaml.safe_load_all((DEPLOY / "kubernetes/scaling/scaling.yml").read_text(encoding="utf-8"))
+    queries = {one["name"]: one["metadata"]["query"] for one in scaling["spec"]["triggers"]}
+    (busy,), (queued_ms,) = (prometheus.values(queries[name]).values() for name in ("engine-busy", "queue"))
+    assert busy > 0 and 0 < queued_ms < 1000 * longest_s

@@ -1,4 +1,5 @@
-"""The compose file and the Kubernetes manifests, as far as they can be tried without either: on a real Triton 2.51."""
+"""The compose file and the Kubernetes manifests, as far as they can be tried without either: against the schemas of
+Kubernetes, on a real Triton 2.51, by the flags of the commands that they run."""
 
 from __future__ import annotations
 
@@ -11,20 +12,48 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import tritonclient.grpc as grpc
 import yaml
 
 from client.probe import main as probe
+from engines import store
+from tests import ROOT
 from tests.support.prometheus import DEPLOY
 from tests.support.servers import COMMAND, Server, ports, running
+from tests.test_imports import _source as source_of
+from tests.test_imports import reached_from
+from trainer import distill
 
 KEY = "0123abcd"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]["triton"]
-RESOURCES: list[dict[str, Any]] = list(yaml.safe_load_all((DEPLOY / "kubernetes.yml").read_text()))
-POD: dict[str, Any] = RESOURCES[0]["spec"]["template"]["spec"]
-(CONTAINER,) = POD["containers"]
+FILES = [path for name in ("kubernetes", "training") for path in sorted((DEPLOY / name).rglob("*.yml"))]
+RESOURCES: dict[str, dict[str, Any]] = {
+    f"{path.parent.name}/{resource['kind']}": resource
+    for path in FILES
+    for resource in yaml.safe_load_all(path.read_text())
+}
+SERVERS = RESOURCES["base/StatefulSet"]["spec"]
+POD: dict[str, Any] = SERVERS["template"]["spec"]
+(CONTAINER,), (MODEL,) = POD["containers"], POD["initContainers"]
+JOB = RESOURCES["training/PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+(TRAINER,) = JOB["spec"]["containers"]
 COMMANDS = {"compose": COMPOSE["command"], "kubernetes": CONTAINER["args"]}
+# What Kubernetes itself has no schema for is held by these parts of it, which have one.
+CUSTOM = {"Kustomization", "Component", "ScaledObject", "ServiceMonitor", "PyTorchJob"}
+PARTS = {
+    "the job's pod": {"apiVersion": "v1", "kind": "Pod", **JOB, "metadata": {"name": "distill"}},
+    "the scaling": {
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "disranker"},
+        "spec": {
+            "scaleTargetRef": RESOURCES["scaling/ScaledObject"]["spec"]["scaleTargetRef"],
+            "maxReplicas": RESOURCES["scaling/ScaledObject"]["spec"]["maxReplicaCount"],
+            **RESOURCES["scaling/ScaledObject"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"],
+        },
+    },
+}  # fmt: skip
+VALIDATED = PARTS | {name: one for name, one in RESOURCES.items() if one["kind"] not in CUSTOM}
 PROBES = [CONTAINER[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness", "liveness")]
 
 
@@ -46,15 +75,89 @@ def test_triton_knows_the_flags(command: list[str]) -> None:
     assert {flag.partition("=")[0] for flag in command[1:]} <= known
 
 
+@pytest.mark.parametrize("resource", VALIDATED.values(), ids=VALIDATED)
+def test_kubernetes_knows_every_field(resource: dict[str, Any]) -> None:
+    kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_containers_may_do_little() -> None:
     assert COMPOSE["read_only"] and COMPOSE["cap_drop"] == ["ALL"] and COMPOSE["user"] == "1000:1000"
     assert all(port.startswith("127.0.0.1:") for port in COMPOSE["ports"])
     assert all(volume.endswith(":ro") for volume in COMPOSE["volumes"])
-    assert POD["securityContext"]["runAsNonRoot"] and not POD["automountServiceAccountToken"]
-    rights = CONTAINER["securityContext"]
-    assert rights["readOnlyRootFilesystem"] and rights["capabilities"] == {"drop": ["ALL"]}
-    assert rights["allowPrivilegeEscalation"] is False
-    assert {volume["name"] for volume in POD["volumes"]} == {mount["name"] for mount in CONTAINER["volumeMounts"]}
+    for pod in (POD, JOB["spec"]):
+        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+        containers = [*pod["containers"], *pod.get("initContainers", [])]
+        for rights in (container["securityContext"] for container in containers):
+            assert rights["readOnlyRootFilesystem"] and rights["capabilities"] == {"drop": ["ALL"]}
+            assert rights["allowPrivilegeEscalation"] is False
+        mounted = {mount["name"] for container in containers for mount in container["volumeMounts"]}
+        assert {volume["name"] for volume in pod["volumes"]} == mounted
+    assert [mount["readOnly"] for mount in CONTAINER["volumeMounts"] if mount["name"] == "models"] == [True]
+
+
+def test_a_server_has_time_to_answer_what_it_has_taken_before_it_is_killed() -> None:
+    (exit_s,) = (int(flag.partition("=")[2]) for flag in CONTAINER["args"] if flag.startswith("--exit-timeout"))
+    waits_s = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert POD["terminationGracePeriodSeconds"] > exit_s + waits_s
+    assert RESOURCES["base/PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert RESOURCES["scaling/ScaledObject"]["spec"]["minReplicaCount"] > 1
+
+
+def test_what_one_resource_names_another_one_has() -> None:
+    kustomizations = {path.parent: yaml.safe_load(path.read_text()) for path in FILES if path.stem == "kustomization"}
+    for folder, one in kustomizations.items():
+        for name in [*one.get("resources", []), *one.get("components", [])]:
+            assert (folder / name).is_file() or (folder / name / "kustomization.yml").is_file(), name
+    labels = SERVERS["template"]["metadata"]["labels"]
+    service = RESOURCES["base/Service"]
+    selectors = [
+        SERVERS["selector"], RESOURCES["base/PodDisruptionBudget"]["spec"]["selector"],
+        RESOURCES["base/NetworkPolicy"]["spec"]["podSelector"], {"matchLabels": service["spec"]["selector"]},
+    ]  # fmt: skip
+    assert all(selector["matchLabels"] == labels for selector in selectors)
+    assert RESOURCES["scaling/ServiceMonitor"]["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    ports = {port["name"] for port in CONTAINER["ports"]}
+    assert {port["targetPort"] for port in service["spec"]["ports"]} == ports
+    scaled = RESOURCES["scaling/ScaledObject"]["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("StatefulSet", RESOURCES["base/StatefulSet"]["metadata"]["name"])
+    (made,) = RESOURCES["base/Kustomization"]["configMapGenerator"]
+    assert {value.partition("=")[0] for value in made["literals"]} == {
+        variable["valueFrom"]["configMapKeyRef"]["key"] for variable in MODEL["env"]
+    }
+
+
+def test_the_model_that_is_fetched_is_the_one_that_triton_serves(tmp_path: Path) -> None:
+    """By the init container's own command, with its placeholders filled in."""
+    source = tmp_path / "source/ranker"
+    source.mkdir(parents=True)
+    (source / "config.pbtxt").touch()
+    digest = store.publish(source.parent, str(tmp_path / "store"))
+    python, module, name, *arguments = MODEL["args"]
+    assert (python, module, name) == ("python3", "-m", "engines.store")
+    served = next(flag.partition("=")[2] for flag in CONTAINER["args"] if flag.startswith("--model-repository="))
+    values = {"$(MODEL_ADDRESS)": str(tmp_path / "store"), "$(MODEL_DIGEST)": digest, served: str(tmp_path / "served")}
+    for placeholder, value in values.items():
+        assert any(placeholder in argument for argument in arguments), placeholder
+        arguments = [argument.replace(placeholder, value) for argument in arguments]
+    assert store.main(arguments) == 0
+    assert (tmp_path / "served/ranker/config.pbtxt").is_file()
+
+
+@pytest.mark.parametrize("module", ["client.probe", "engines.store"])
+def test_the_image_has_all_that_its_commands_import(module: str) -> None:
+    lines = re.findall(r"^COPY (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    copied = [ROOT / name for line in lines for name in line.split()]
+    for source in (source_of(name) for name in {module, module.partition(".")[0], *reached_from(module)}):
+        assert not source.exists() or any(source.is_relative_to(path) for path in copied), source
+
+
+def test_the_job_trains_with_flags_that_the_trainer_has(capsys: pytest.CaptureFixture[str]) -> None:
+    torchrun, module, name, *flags = TRAINER["command"]
+    assert (torchrun, module, name) == ("torchrun", "-m", "trainer.distill")
+    with pytest.raises(SystemExit):
+        distill.main(["--help"])
+    known = capsys.readouterr().out
+    assert [flag for flag in flags if flag.partition("=")[0] not in known] == []
 
 
 def test_the_probes_are_commands_of_ours_with_time_to_end(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

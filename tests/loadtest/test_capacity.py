@@ -25,7 +25,7 @@ def report(rate: float, host: str = "localhost:8001") -> dict[str, Any]:
     times = {name: mean_ms * math.log(1 / (1 - share)) for name, share in SHARES.items()}
     point = {
         "rate": rate, "offered": rate, "seconds": 60.0, "achieved": rate, "documents_per_second": DOCUMENTS * rate,
-        "answered": 2000, "latency_ms": {"mean": mean_ms, **times, "max": mean_ms * math.log(1e5)},
+        "answered": 1000, "latency_ms": {"mean": mean_ms, **times, "max": mean_ms * math.log(1e5)},
         "generator": {"limits": []},
     }  # fmt: skip
     return {"host": host, "settings": {"arrivals": "poisson"}, "points": [point]}
