@@ -2,10 +2,10 @@
 
     python -m bench.fleet --model_repository model_repository --queries runs/demo/collection/test.jsonl
 
-Requests are sent by one AsyncRankingClient when they are due, whatever has become of those before, and latency counts
-from then. A server that is killed (SIGKILL, with all of its processes) stays away until the phase ends. One that is slow
-shares a core with processes that do nothing else. Exit code 1 if a ranking failed, or if the p99 of a second was not
-back within 5 s at twice the steady one, or 50 ms above it.
+Requests are sent by one AsyncRankingClient when they are due, whatever has become of those before, and latency
+counts from then. A server that is killed (SIGKILL, with all of its processes) stays away until the phase ends. A slow
+one shares a core with processes that do nothing else. Exit code 1 if a ranking failed, or if the p99 of a second was
+not back within 5 s after a server was killed or slowed, at twice the steady p99, or 50 ms above it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Server:
     """An embedded Triton that can be ended and started again at the same ports."""
 
     def __init__(self, repository: str, log: Path) -> None:
-        self._command, self._log = repository, log
+        self._repository, self._log = repository, log
         self.ports = free_ports("http", "grpc", "metrics")
         self._stack = ExitStack()
         self.child = self._start()
@@ -82,7 +82,7 @@ class Server:
         return [process, *process.children(recursive=True)]
 
     def _start(self) -> Child:
-        return self._stack.enter_context(started(triton(self._command, self.ports), self._log))
+        return self._stack.enter_context(started(triton(self._repository, self.ports), self._log))
 
     def wait(self) -> None:
         self.child.wait_until(lambda: healthy(self.ports["http"]))
@@ -199,7 +199,7 @@ class Felt:
     back_s: float
 
     def good(self) -> bool:
-        return not self.failed and self.back_s <= BACK_S
+        return not self.failed and (self.phase == REPLACED or self.back_s <= BACK_S)
 
 
 def felt(phase: str, asked: Sequence[Asked], limit_ms: float) -> Felt:

@@ -3,10 +3,14 @@
 A server that is overloaded stands aside as long as it asked for. One that is broken, or gave no answer in time, stands
 aside until it has scored something: a probe, or a request when no other server was there. Probes become due at growing
 pauses and are sent when requests come, so a server that nobody needs is left alone.
+
+A server that is merely slow would still get a request whenever it has nothing under way. Its load therefore counts as
+many times as its requests take longer than most do; Finagle's balancer weighs loads by latencies, too.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +22,8 @@ from client.errors import Fault, RankingError, ServerOverloadedError
 FIRST_PROBE_S, LAST_PROBE_S = 0.5, 15.0
 LONGEST_ASIDE_S = 30.0  # whatever an overloaded server asks for
 FREE, BUSY, BROKEN = range(3)
+SLOW = 2.0  # times the usual; below it the machine's other work may be the cause
+LATEST, FORGOTTEN_S = 0.3, 15.0  # weight of the latest request, and how long a server that is spared stays slow
 
 
 class Health(NamedTuple):
@@ -40,12 +46,22 @@ class _Server:
     busy_until: float = 0.0
     probe_due: float | None = None  # of one that is broken
     pause_s: float = FIRST_PROBE_S  # after the probe that is due
+    slowness: float = 1.0  # how many times the usual time its requests took, at ``timed``
+    timed: float = -math.inf
     faults: dict[Fault, int] = field(default_factory=lambda: {"late": 0, "overloaded": 0, "broken": 0})
 
     def state(self, now: float) -> int:
         if self.probe_due is not None:
             return BROKEN
         return BUSY if self.busy_until > now else FREE
+
+    def slow_at(self, now: float) -> float:
+        return 1 + (self.slowness - 1) * math.exp((self.timed - now) / FORGOTTEN_S)
+
+    def cost(self, documents: int, now: float) -> float:
+        """What a request of so many documents would wait for, in documents of a server that is not slow."""
+        slow = self.slow_at(now)
+        return (self.load + documents) * (slow if slow >= SLOW else 1.0)
 
 
 class Balancer:
@@ -57,16 +73,16 @@ class Balancer:
         self._next = 0
 
     def take(self, documents: int, tried: set[int]) -> int:
-        """The server for a request that ``tried`` some already: one that is free, with the least load, in turns."""
+        """The server for a request that ``tried`` some already: one that is free, where it costs least, in turns."""
         with self._lock:
-            best = self._best(tried)
+            best = self._best(documents, tried)
             self._take(best, documents)
             return best
 
     def take_free(self, documents: int, tried: set[int]) -> int | None:
         """The same, but only a free server that was not tried; None if there is none."""
         with self._lock:
-            best = self._best(tried)
+            best = self._best(documents, tried)
             if best in tried or self._servers[best].state(self._clock()) != FREE:
                 return None
             self._take(best, documents)
@@ -81,6 +97,13 @@ class Balancer:
         """The server scored something: it is not broken."""
         with self._lock:
             self._servers[server].probe_due = None
+
+    def took(self, server: int, times: float) -> None:
+        """A request to the server took so many times as long as such requests mostly do, or longer."""
+        with self._lock:
+            one, now = self._servers[server], self._clock()
+            before = one.slow_at(now)
+            one.slowness, one.timed = before + LATEST * (times - before), now
 
     def failed(self, server: int, failure: RankingError) -> None:
         """Let the server stand aside, if the fault is its own."""
@@ -122,10 +145,15 @@ class Balancer:
                 for name, one in zip(self.names, self._servers, strict=True)
             ]
 
-    def _best(self, tried: set[int]) -> int:
+    def _best(self, documents: int, tried: set[int]) -> int:
         count, now = len(self._servers), self._clock()
         turns = [(self._next + step) % count for step in range(count)]
-        return min(turns, key=lambda turn: (turn in tried, self._servers[turn].state(now), self._servers[turn].load))
+
+        def worse(turn: int) -> tuple[bool, int, float]:
+            one = self._servers[turn]
+            return turn in tried, one.state(now), one.cost(documents, now)
+
+        return min(turns, key=worse)
 
     def _take(self, server: int, documents: int) -> None:
         self._next = (server + 1) % len(self._servers)

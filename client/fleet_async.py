@@ -31,7 +31,7 @@ from client.latencies import Latencies
 from client.records import Document, Scores
 
 PROBE_S = 10.0
-MOSTLY = 0.9  # of recent requests
+HALF, MOSTLY = 0.5, 0.9  # of recent requests
 T = TypeVar("T")
 
 
@@ -92,12 +92,14 @@ class AsyncFleet:
         async def infer(server: int) -> Scores:
             if count > await self._limit_of(server, deadline):
                 raise SmallerLimitError
-            begun = time.monotonic()
+            begun, first = time.monotonic(), server
             if (after_s := self._hedge_after_s(count)) is None:
                 result = await self._clients[server].infer(**wire.request(self._connection, inputs, deadline.left_s))
             else:
                 server, result, _ = await self._hedged(server, count, inputs, attempts, deadline, after_s)
-            self._latencies.add(count, time.monotonic() - begun)  # of the slower one, if two were asked, or less
+            took_s = time.monotonic() - begun  # of the slower one, if two were asked, or less
+            self._latencies.add(count, took_s)
+            self.balancer.took(first, took_s / (self._latencies.quantile(count, HALF) or took_s))
             scores = wire.scores(result, count, self._connection.servers[server])
             self.balancer.answered(server)
             return scores

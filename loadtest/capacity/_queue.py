@@ -9,6 +9,7 @@ curve. Requests of mixed sizes wait in the order of their arrival here; a real s
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ class Queue:
         # Lindley: a wait is what is left of the work before, or nothing; the sum since the last moment without work.
         walk = np.cumsum(busy[:, :-1] - between[:, 1:], axis=1)
         walk = np.concatenate([np.zeros((len(walk), 1)), walk], axis=1)
-        return walk - np.minimum.accumulate(walk, axis=1) + busy + beside
+        return np.asarray(walk - np.minimum.accumulate(walk, axis=1) + busy + beside)
 
     def fleet(self, rate: float, servers: int, clients: int) -> Floats:
         """Milliseconds of requests at ``rate`` requests a second in all, warm.
@@ -124,7 +125,7 @@ def fit(curve: Curve) -> Queue:
     def distance(scale_and_busy: Floats) -> float:
         queue = of(scale_and_busy)
         return sum(
-            np.log(foreseen / getattr(step.latency, name)) ** 2
+            math.log(foreseen / getattr(step.latency, name)) ** 2
             for step, draw in zip(curve.steps, drawn, strict=True)
             for name, foreseen in _foreseen(queue, step, draw).items()
         )

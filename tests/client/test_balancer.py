@@ -186,3 +186,17 @@ def test_a_quantile_is_that_of_requests_of_like_size() -> None:
         latencies.add(100, number / ENOUGH)
         latencies.add(1000, 7.0)
     assert [latencies.quantile(size, 0.5) for size in (64, 100, 127, 1000, 1)] == [0.5, 0.5, 0.5, 7.0, None]
+
+
+def test_a_slow_server_gets_what_the_others_would_take_as_long_for_until_it_is_forgotten() -> None:
+    clock = Clock()
+    balancer = Balancer(["a", "b", "c"], clock)
+    for _ in range(20):
+        balancer.took(0, 5.0)
+        balancer.took(1, 1.5)  # as other work of the machine may do
+    taken = [balancer.take(10, set()) for _ in range(22)]
+    assert (taken.count(0), taken.count(1), taken.count(2)) == (2, 10, 10), "a fifth of the others' load"
+    for server in taken:
+        balancer.give_back(server, 10)
+    clock.now += 60.0
+    assert {balancer.take(10, set()) for _ in range(3)} == {0, 1, 2}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import DistributedType, PartialState
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bench.children import free_ports
 from trainer import evaluate
@@ -39,6 +40,9 @@ SERVER.set_forkserver_preload(
         "torch.utils.tensorboard",
     ]
 )
+
+# Without it a host that joins later waits for an address which torchrun's first host tells in the first round only.
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
 def run(module: Any, *flags: object) -> None:
@@ -111,6 +115,39 @@ def in_two_processes(
     for process in processes:
         process.start()
     return processes
+
+
+def host(flags: Sequence[object], log: Path, port: int, lost_at: str = "") -> ForkServerProcess:
+    """torchrun's agent on one of two hosts that distil together, with one process of its own; errors go to the log.
+
+    The first to be started keeps the list of hosts, at the port. The host is lost, without a word, as its process makes
+    a folder whose name ends with ``lost_at``.
+    """
+    process = SERVER.Process(target=_agent, args=([str(flag) for flag in flags], log, port, lost_at))
+    process.start()
+    return process
+
+
+def _agent(flags: list[str], log: Path, port: int, lost_at: str) -> None:
+    os.setsid()
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    os.environ[OWN_STORE] = "1"
+    config = LaunchConfig(
+        min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=3, start_method="fork", local_addr="127.0.0.1",
+        run_id="hosts", rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_configs={"keep_alive_interval": 1},
+    )  # fmt: skip
+    elastic_launch(config, _distil)(flags, lost_at)
+    os._exit(0)
+
+
+def _distil(flags: list[str], lost_at: str) -> None:
+    def lose(event: str, arguments: tuple[Any, ...]) -> None:
+        if lost_at and event == "os.mkdir" and str(arguments[0]).endswith(lost_at):
+            os.killpg(0, signal.SIGKILL)
+
+    sys.addaudithook(lose)
+    assert importlib.import_module("trainer.distill").main(flags) == 0
 
 
 def exit_codes(processes: Sequence[ForkServerProcess]) -> list[int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from bench.children import free_ports
 from tests.support.checkpoints import (
     tiny_bert,
     tiny_llm,
@@ -18,7 +20,7 @@ from tests.support.checkpoints import (
     write_teacher,
     write_uneven_groups,
 )
-from tests.support.stages import exit_codes, finish, in_two_processes, measured
+from tests.support.stages import exit_codes, finish, host, in_two_processes, measured
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
@@ -77,6 +79,20 @@ def test_two_processes_train_as_one_does(stage: str, results: Path) -> None:
     one, two = (points(results / name / stage) for name in "12")
     assert len(one) == len(two) == 8
     np.testing.assert_allclose(two, one, rtol=1e-5)  # sums of float32 in another order
+
+
+def test_a_host_that_is_lost_and_comes_back_leaves_the_curve_of_one_process(results: Path) -> None:
+    """It dies as it writes its part of the second checkpoint; both then resume from the first one."""
+    material = ["--model", results / "bert", "--data", results / "data.jsonl", "--scores", results / "scores.parquet"]
+    size = ["--per_device_train_batch_size", 4, "--max_steps", 8, "--label_weight", 0.3, "--save_steps", 3]
+    flags = [*SAME[:-2], *material, *size, "--output_dir", results / "hosts"]
+    port, log = free_ports("hosts")["hosts"], results / "hosts.log"
+    stays = host(flags, log, port)
+    lost = host(flags, log, port, lost_at="checkpoint-6")
+    assert exit_codes([lost]) == [-signal.SIGKILL], log.read_text()[-3000:]
+    assert exit_codes([stays, host(flags, log, port)]) == [0, 0], log.read_text()[-3000:]
+    np.testing.assert_allclose(points(results / "hosts"), points(results / "1/distill"), rtol=1e-5)
+    assert "resumes from checkpoint 3" in log.read_text()
 
 
 def test_two_processes_share_out_the_held_out_queries(results: Path) -> None:
