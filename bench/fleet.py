@@ -30,10 +30,11 @@ from rich.table import Table
 from bench.children import Child, free_ports, healthy, started, triton
 from bench.report import show, table_of
 from client import AsyncRankingClient, RankingError
+from client.command import command
 from loadtest._samples import Percentiles
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, read_groups, traffic
-from trainer.command import FlagError, command, parse
+from trainer.command import FlagError, parse
 
 SERVERS, PHASE_LEAST_S = 3, 7.0
 BACK_S, TIMES, MORE_MS = 5.0, 2.0, 50.0

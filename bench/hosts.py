@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.children import Child, StartError, started
-from trainer.command import FlagError, command, parse
+from client.command import command
+from trainer.command import FlagError, parse
 
 ADDRESSES, PORT = ("10.77.0.1", "10.77.0.2"), 29500
 NAMES = Path("/etc/netns")  # files that ip shows to what it runs in a namespace, in place of those of /etc
@@ -44,7 +45,7 @@ class HostsArguments:
     data: str = field(metadata={"help": "As for trainer.distill."})
     scores: str = field(metadata={"help": "As for trainer.distill."})
     output_dir: str = field(metadata={"help": "A new folder for both students and the logs."})
-    queries: int = field(default=8, metadata={"help": "Of a step, an even number."})
+    queries: int = field(default=8, metadata={"help": "Of a step; even, and the queries of the data in whole steps."})
     max_steps: int = field(default=24, metadata={"help": "Of each run."})
     save_steps: int = field(
         default=8, metadata={"help": "Steps between checkpoints; the host is lost after the first."}

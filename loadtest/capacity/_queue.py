@@ -125,7 +125,7 @@ def fit(curve: Curve) -> Queue:
     def distance(scale_and_busy: Floats) -> float:
         queue = of(scale_and_busy)
         return sum(
-            math.log(foreseen / getattr(step.latency, name)) ** 2
+            abs(math.log(foreseen / getattr(step.latency, name)))  # not squared: one step may have been disturbed
             for step, draw in zip(curve.steps, drawn, strict=True)
             for name, foreseen in _foreseen(queue, step, draw).items()
         )
