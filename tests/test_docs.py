@@ -70,7 +70,7 @@ def help_of(module: str, *command: str) -> str:
 @pytest.mark.parametrize("module", sorted({module for module, _ in USED}))
 def test_a_command_has_the_flags_that_the_pages_give_it(module: str) -> None:
     for arguments in (arguments for name, arguments in USED if name == module):
-        known = help_of(module, *arguments[: module == "engines.versions"])
+        known = help_of(module, *arguments[: module in ("engines.versions", "engines.store")])
         for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
             assert re.search(rf"{flag}\b", known), flag
 

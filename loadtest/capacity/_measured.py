@@ -15,6 +15,7 @@ from client import InvalidRequestError
 from loadtest._samples import SHARES, Percentiles
 
 Floats = NDArray[np.float64]
+LAST, GRID = 0.9999, 1000  # the share of the slowest request, and points by which a mean is found
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,13 @@ def _step(point: dict[str, Any], settings: dict[str, Any]) -> Step:
 
 
 def times_of(percentiles: Percentiles, shares: Floats) -> Floats:
-    """Milliseconds at these shares, between which and the known percentiles the times run in straight lines.
+    """Milliseconds at these shares: between the known percentiles as if the tail were exponential.
 
     The fastest time is the one that gives the measured mean.
     """
-    known = [*SHARES.values(), 1.0]
-    times = [*(getattr(percentiles, name) for name in SHARES), percentiles.max]
-    above = sum((times[i] + times[i + 1]) / 2 * (known[i + 1] - known[i]) for i in range(len(SHARES)))
-    fastest = float(np.clip(4 * (percentiles.mean - above) - times[0], 0.0, times[0]))
-    return np.interp(shares, [0.0, *known], [fastest, *times])
+    known = -np.log1p(-np.array([0.0, *SHARES.values(), LAST]))
+    times = np.array([0.0, *(getattr(percentiles, name) for name in SHARES), percentiles.max])
+    every = -np.log1p(-(np.arange(GRID) + 0.5) / GRID)
+    mean, weight = np.interp(every, known, times).mean(), np.interp(every, known, np.eye(len(known))[0]).mean()
+    times[0] = np.clip((percentiles.mean - mean) / weight, 0.0, percentiles.p50)
+    return np.interp(-np.log1p(-shares), known, times)

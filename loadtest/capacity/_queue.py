@@ -19,7 +19,7 @@ from scipy.optimize import brentq, minimize
 from loadtest._samples import SHARES, Percentiles
 from loadtest.capacity._measured import Curve, Floats, Step, times_of
 
-RUNS, REQUESTS = 10, 20_000  # that are drawn: to fit a step, and to foresee a rate
+RUNS, REQUESTS = 5, 100_000  # that are drawn: to fit a step, and to foresee a rate
 KNOWING = 5_000  # of clients that know something: these are simulated one by one
 FITTED = ("p50", "p90", "p99")
 WARM = 0.1  # of the requests, left out: the queue was empty
