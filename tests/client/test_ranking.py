@@ -24,7 +24,7 @@ from client import (
 )
 from client.records import TEXTS
 from model_repository.tokenizer import pair_encoding
-from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same, source_for
+from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Reference, Server
 
@@ -191,7 +191,7 @@ def test_an_answer_comes_as_soon_as_it_is_there(face: Any) -> None:
 
     count = 0
     with odd_server(OddServer(np.arange)) as url, face(url) as client:
-        for _ in client.rank_many(source_for(face, one_by_one())):
+        for _ in client.rank_many(one_by_one()):
             count += 1
             answered.release()
     assert count == 5
@@ -230,9 +230,6 @@ def test_what_no_client_can_do(face: Any) -> None:
         for number in (0, -1):
             with pytest.raises(InvalidRequestError, match=f"max_in_flight must be at least 1, not {number}"):
                 next(client.rank_many(REQUESTS, max_in_flight=number))
-        client.close()
-        with pytest.raises(InvalidRequestError, match="this client was closed"):
-            client.score(QUERY, DOCUMENTS)
 
 
 def test_one_client_serves_several_threads(server: Server) -> None:

@@ -70,7 +70,7 @@ def test_a_title_or_a_summary_may_be_left_out_and_a_byte_order_mark_is_no_text(t
             {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": 3}]},
             "'title' of a document must be a string",
         ),
-        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1"}]}, "document 0: a document needs a title or a text"),
+        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1"}]}, "document 0: a document needs a title"),
         (
             {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]},
             "'label' must be a finite number or null, not 'good'",
