@@ -271,5 +271,5 @@ class AsyncRace:
     async def next(self, timeout_s: float | None = None) -> Arrival:
         try:
             return await asyncio.wait_for(self._arrived.get(), timeout_s)
-        except asyncio.TimeoutError:  # noqa: UP041 - in Python 3.10 it is another class
+        except asyncio.TimeoutError:  # in Python 3.10 it is another class than TimeoutError
             raise TimeoutError from None

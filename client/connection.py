@@ -59,6 +59,8 @@ class Connection:
             raise InvalidRequestError("servers: name at least one, as host:port of its gRPC port")
         if not all(server.isprintable() for server in self.servers):
             raise InvalidRequestError(f"servers: {self.servers!r} are no addresses, host:port of a gRPC port")
+        if urls := [server for server in self.servers if server.startswith(("http://", "https://"))]:
+            raise InvalidRequestError(f"servers: {urls[0]} is a URL: name host:port of a gRPC port (8001, not 8000)")
         if not 0 < self.timeout_s <= LONGEST_S:
             raise InvalidRequestError(f"timeout_s must be above 0 and at most {LONGEST_S:g}, not {self.timeout_s:g}")
         if not 0 < self.keepalive_s <= LARGEST / 1000:
