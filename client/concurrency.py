@@ -119,11 +119,9 @@ async def _asynchronous(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIte
     elif isinstance(items, Sequence):
         for item in items:
             yield item
-    else:
+    else:  # a source may block, the loop must not
         iterator, end = iter(items), object()
-        while (
-            found := await _in_thread(lambda: next(iterator, end))
-        ) is not end:  # a source may block, the loop must not
+        while (found := await _in_thread(lambda: next(iterator, end))) is not end:
             yield found
 
 
