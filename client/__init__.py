@@ -23,7 +23,10 @@ from client.errors import (
 from client.ranking import RankingClient
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores
 
+DISTRIBUTION = "disranker" if __name__ == "client" else "disranker-client"  # the package's other name
+
 __all__ = [
+    "DISTRIBUTION",
     "AsyncRankingClient",
     "AuthenticationError",
     "Connection",

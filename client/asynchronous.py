@@ -1,13 +1,14 @@
 """The client for asyncio. The one for threads, client/ranking.py, is made of this file by client/unasync.py.
 
-A client belongs to the event loop of its first call. A call that is cancelled cancels its requests to the server.
+One client serves any number of event loops, one after the other or in threads of their own; each has its own channels.
+A call that is cancelled cancels its requests to the server.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from client import wire
 from client.attempts import Deadline
@@ -18,13 +19,17 @@ from client.errors import InvalidRequestError, RankingError
 from client.fleet_async import AsyncFleet, SmallerLimitError
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
+if TYPE_CHECKING:
+    from typing import Self
+
 PARTS_AT_ONCE = 4
 
 
 class AsyncRankingClient:
     """Connections to one or several servers. Every call may raise a RankingError.
 
-    ``settings`` are further fields of Connection. A call whose ``timeout_s`` is None has the client's.
+    ``settings`` are further fields of Connection. A call whose ``timeout_s`` is None has the client's. A pickled client
+    is its settings, the authorization among them; it opens connections of its own.
     """
 
     def __init__(
@@ -41,6 +46,9 @@ class AsyncRankingClient:
     @classmethod
     def of(cls, connection: Connection) -> Self:
         return cls(**vars(connection))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (self.connection,)
 
     async def __aenter__(self) -> Self:
         return self

@@ -6,6 +6,10 @@ waits: a source may be slow, or wait for the answers. The first exception, of a 
 
 ``start`` sends a request of tritonclient and calls ``then(result, error)`` at its end, one of them None, in a thread of
 gRPC's or in the event loop. ``cancel`` ends such requests.
+
+``here`` is what channels that are opened now belong to: nothing, or the event loop that runs. ``has_ended`` tells
+whether that is over, and ``run_at`` calls a function there. ``is_of_closing`` tells whether closing a client may have
+raised an error.
 """
 
 from __future__ import annotations
@@ -13,12 +17,26 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tritonclient.utils import InferenceServerException
+
+if TYPE_CHECKING:
+    from typing import Self
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -98,9 +116,75 @@ async def _asynchronous(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIte
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
-    else:
+    elif isinstance(items, Sequence):
         for item in items:
             yield item
+    else:  # a source may block, the loop must not
+        iterator, end = iter(items), object()
+        while (found := await _in_thread(lambda: next(iterator, end))) is not end:
+            yield found
+
+
+def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
+    """The result of a call in a thread for which nobody waits when the loop ends, as asyncio would for its own."""
+    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def tell(outcome: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if done.done() else outcome())
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:
+            failure = error  # which is no name any more after its block
+            tell(lambda: done.set_exception(failure))
+        else:
+            tell(lambda: done.set_result(result))
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
+
+
+def here() -> object:
+    return None
+
+
+def async_here() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def has_ended(place: object) -> bool:
+    return False
+
+
+def async_has_ended(place: asyncio.AbstractEventLoop) -> bool:
+    return place.is_closed()
+
+
+def run_at(place: object, call: Callable[[], None]) -> None:
+    call()
+
+
+async def async_run_at(place: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Nobody waits for another loop, which may stand still; what has ended needs nothing."""
+    if place is asyncio.get_running_loop():
+        await call()
+    else:
+        with suppress(RuntimeError):  # it has ended
+            place.call_soon_threadsafe(lambda: place.create_task(call()))
+
+
+def is_of_closing(error: BaseException) -> bool:
+    return isinstance(error, Exception)
+
+
+def async_is_of_closing(error: BaseException) -> bool:
+    """gRPC cancels the requests of a channel that is closed, as if their tasks were."""
+    if isinstance(error, asyncio.CancelledError):
+        asked = getattr(asyncio.current_task(), "cancelling", lambda: 0)  # Python 3.10 does not tell
+        return not asked()
+    return isinstance(error, Exception)
 
 
 Then = Callable[[Any, InferenceServerException | None], None]
@@ -124,7 +208,8 @@ def async_start(client: Any, request: dict[str, Any], then: Then) -> Any:
             result = await client.infer(**request)
         except InferenceServerException as error:
             then(None, error)
-        except Exception as error:  # such as gRPC's for a channel that was closed meanwhile: somebody waits for the end
+        # As gRPC's for a channel that was closed meanwhile: somebody waits for the end.
+        except (Exception, asyncio.CancelledError) as error:
             then(None, InferenceServerException(repr(error)))
         else:
             then(result, None)
@@ -182,4 +267,7 @@ class AsyncRace:
         )
 
     async def next(self, timeout_s: float | None = None) -> Arrival:
-        return await asyncio.wait_for(self._arrived.get(), timeout_s)
+        try:
+            return await asyncio.wait_for(self._arrived.get(), timeout_s)
+        except asyncio.TimeoutError:  # in Python 3.10 it is another class than TimeoutError
+            raise TimeoutError from None

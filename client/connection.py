@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from client.errors import InvalidRequestError
 LARGEST = 2**31 - 1
 PERSON, BATCH = 1, 2  # priorities
 LONGEST_S = 1e9  # 30 years; clocks and gRPC count with it
+# With or without gRPC's schemes, such as dns:///localhost:8001 and ipv4:127.0.0.1:8001,127.0.0.2:8001.
+LOOPBACK = re.compile(r"([a-z0-9]+:(//[^/]*/)?)?(localhost|127(\.\d+){3}|\[::1\])(:\d+)?(,.*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Connection:
     """Settings of a client. Raises InvalidRequestError for those that make no sense.
 
-    servers: gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way
+    servers: gRPC ports as ``host:port``; a call goes to the one with the fewest documents under way; behind a name
+        with several addresses these take turns
     model: the ensemble that ranks
     version: of the model; "" is the server's choice
     timeout_s: time limit of a whole call, with all its attempts
@@ -55,6 +59,8 @@ class Connection:
             raise InvalidRequestError("servers: name at least one, as host:port of its gRPC port")
         if not all(server.isprintable() for server in self.servers):
             raise InvalidRequestError(f"servers: {self.servers!r} are no addresses, host:port of a gRPC port")
+        if urls := [server for server in self.servers if server.startswith(("http://", "https://"))]:
+            raise InvalidRequestError(f"servers: {urls[0]} is a URL: name host:port of a gRPC port (8001, not 8000)")
         if not 0 < self.timeout_s <= LONGEST_S:
             raise InvalidRequestError(f"timeout_s must be above 0 and at most {LONGEST_S:g}, not {self.timeout_s:g}")
         if not 0 < self.keepalive_s <= LARGEST / 1000:
@@ -83,9 +89,10 @@ class Connection:
     def secure(self) -> bool:
         return self.tls or self.root_certificates is not None or self.certificate_chain is not None
 
-    def channel(self) -> dict[str, Any]:
-        """The arguments of tritonclient's InferenceServerClient beside the address."""
+    def channel(self, server: str) -> dict[str, Any]:
+        """The arguments of tritonclient's InferenceServerClient."""
         return {
+            "url": server,
             "ssl": self.secure,
             "root_certificates": self.root_certificates and str(self.root_certificates),
             "certificate_chain": self.certificate_chain and str(self.certificate_chain),
@@ -100,6 +107,11 @@ class Connection:
                 ("grpc.max_reconnect_backoff_ms", 1_000),
                 ("grpc.min_reconnect_backoff_ms", 5_000),  # whatever its name: how long connecting may take
                 ("grpc.enable_retries", 0),  # attempts are counted here, and may go to another server
+                # All addresses of a name, in place of the first; it is looked up again when a connection ends.
+                ("grpc.lb_policy_name", "round_robin"),
+                ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+                # No proxy of http_proxy's reaches this machine.
+                ("grpc.enable_http_proxy", int(not LOOPBACK.fullmatch(server))),
             ],
         }
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tritonclient.utils import InferenceServerException
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class DisRankerError(Exception):
@@ -113,6 +116,7 @@ OVERLOADED = ("Exceeds maximum queue size", EXPIRED)
 RETRY_IN, LONGEST_WAIT_S = re.compile(r"retry in (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s\b"), 3600.0
 LATE = "past its deadline"  # as our scorers say it
 UNSERVED = ("unknown model", "is not ready", "is not found", "has no available versions", "not ready for inference")
+NO_MEMORY = ("shared memory pool", "shared memory region")  # which Triton cannot make or enlarge
 OTHER_MODEL = (
     "unexpected inference input", "inputs but model", "missing required input", "unexpected shape for input",
     "unexpected datatype",
@@ -150,6 +154,12 @@ def translated(
     if status == "UNAVAILABLE":
         return ServerUnavailableError(
             f"no server answers at {server}: start it, or name its gRPC port ({message})", server
+        )
+    if _holds(message, NO_MEMORY):
+        return ServerError(
+            f"{server} has no room in /dev/shm for the request: give it more (docker run --shm-size=1g), or lower "
+            f"`max_documents` ({message})",
+            server,
         )
     return ServerError(f"{server}: {status}: {message}", server)
 

@@ -24,7 +24,7 @@ class Explainer:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._servers = [(name, InferenceServerClient(name, **connection.channel())) for name in connection.servers]
+        self._servers = [(name, InferenceServerClient(**connection.channel(name))) for name in connection.servers]
         self._steps = steps(self._config(connection.model, connection.version))
         self._threaded = [step for step in self._steps if self._answers_later(step)]
         self._before = self._spent()

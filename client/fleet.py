@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from client import wire
 from client.attempts import Attempts, Deadline, RetryBudget, Throttle
 from client.balancer import Balancer
-from client.concurrency import Arrival, Race, cancel, in_order, sleep, start
+from client.channels import Channels, Opened
+from client.concurrency import Arrival, Race, in_order, sleep, start
 from client.connection import Connection
-from client.errors import (
-    InvalidAnswerError,
-    InvalidRequestError,
-    ModelNotReadyError,
-    RankingError,
-    translated,
-)
+from client.errors import InvalidAnswerError, ModelNotReadyError, RankingError, translated
 from client.latencies import Latencies
 from client.records import Document, Scores
 
@@ -40,26 +33,20 @@ class Fleet:
     """Connections to one or several servers, one of which scores each request. Every call may raise a RankingError."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
+        self._connection, self._channels = connection, Channels(connection)
         self.balancer, self.budget, self.throttle = Balancer(connection.servers), RetryBudget(), Throttle()
         self._latencies = Latencies()
         self._limits = dict[int, int]()  # documents that a server takes in a request, once it was asked
-        self._probes, self._probing = dict[int, Any](), set[int]()
-        self._opened: list[grpc.InferenceServerClient] = []
-        self._closed = False
 
     def close(self) -> None:
         """Close the connections. Requests under way end with an error."""
-        with self._lock:
-            opened, self._opened, self._closed = self._opened, [], True
-        cancel([*self._probes.values()])
-        for client in opened:
-            client.close()
+        self._channels.close()
 
     def is_ready(self) -> bool:
         """Whether at least one server answers and serves the model."""
         servers = range(len(self._connection.servers))
-        return any([ready for ready in in_order(self._serves, servers, len(servers))])
+        with self._channels.closed_meanwhile():
+            return any([ready for ready in in_order(self._serves, servers, len(servers))])
 
     def document_limit(self) -> int:
         """Documents that every server takes in a request, of those that answer."""
@@ -69,11 +56,11 @@ class Fleet:
             with suppress(InferenceServerException, RankingError):  # it is asked again at its first request
                 self._limit_of(server, deadline)
 
-        attempts = self._attempts(0, deadline)
-        self._attempt(attempts, lambda server: self._limit_of(server, deadline), 0, deadline)
-        servers = range(len(self._connection.servers))
-        for _ in in_order(try_to_ask, servers, len(servers)):
-            pass
+        attempts, servers = self._attempts(0, deadline), range(len(self._connection.servers))
+        with self._channels.closed_meanwhile():
+            self._attempt(attempts, lambda server: self._limit_of(server, deadline), 0, deadline)
+            for _ in in_order(try_to_ask, servers, len(servers)):
+                pass
         return self.limit
 
     @property
@@ -91,7 +78,9 @@ class Fleet:
                 raise SmallerLimitError
             begun, first = time.monotonic(), server
             if (after_s := self._hedge_after_s(count)) is None:
-                result = self._clients[server].infer(**wire.request(self._connection, inputs, deadline.left_s))
+                result = self._channels.here.clients[server].infer(
+                    **wire.request(self._connection, inputs, deadline.left_s)
+                )
             else:
                 server, result, _ = self._hedged(server, count, inputs, attempts, deadline, after_s)
             took_s = time.monotonic() - begun  # of the slower one, if two were asked, or less
@@ -101,7 +90,7 @@ class Fleet:
             self.balancer.answered(server)
             return scores
 
-        with self.throttle.counted():
+        with self.throttle.counted(), self._channels.closed_meanwhile():
             return self._attempt(attempts, infer, count, deadline)
 
     def _attempts(self, documents: int, deadline: Deadline) -> Attempts:
@@ -128,16 +117,16 @@ class Fleet:
         self, server: int, documents: int, inputs: Any, attempts: Attempts, deadline: Deadline, after_s: float
     ) -> Arrival:
         """The first answer: the server's, or that of another one which is asked too after ``after_s``."""
-        others, failures = list[int](), list[Arrival]()
+        others, failures, clients = list[int](), list[Arrival](), self._channels.here.clients
         with Race() as race:
             try:
-                race.start(server, self._clients[server], wire.request(self._connection, inputs, deadline.left_s))
+                race.start(server, clients[server], wire.request(self._connection, inputs, deadline.left_s))
                 try:
                     arrival = race.next(after_s)
                 except TimeoutError:
                     others += self._second(documents, {*attempts.tried, server})
                     for other in others:
-                        race.start(other, self._clients[other], wire.request(self._connection, inputs, deadline.left_s))
+                        race.start(other, clients[other], wire.request(self._connection, inputs, deadline.left_s))
                     arrival = race.next()
                 while arrival.error is not None and len(failures) < len(others):
                     failures.append(arrival)
@@ -171,16 +160,19 @@ class Fleet:
 
     def _probe(self, but: int) -> None:
         """Score a document on each broken server, ``but`` one, whose turn it is. Nobody waits for the answer."""
+        opened = self._channels.here
         for server in self.balancer.to_probe(but):
-            if server not in self._probing:
-                self._probing.add(server)
+            if server not in opened.probing:
+                opened.probing.add(server)
                 deadline = Deadline.after(min(PROBE_S, self._connection.timeout_s))
                 request = wire.request(self._connection, wire.inputs(*wire.PROBE), deadline.left_s)
-                probed = partial(self._probed, server, deadline)
-                self._probes[server] = start(self._clients[server], request, probed)
+                probed = partial(self._probed, opened, server, deadline)
+                opened.probes[server] = start(opened.clients[server], request, probed)
 
-    def _probed(self, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None) -> None:
-        self._probing.discard(server)
+    def _probed(
+        self, opened: Opened, server: int, deadline: Deadline, result: Any, error: InferenceServerException | None
+    ) -> None:
+        opened.probing.discard(server)
         if error is not None:
             self.balancer.failed(server, self._failure(error, server, 1, deadline, deadline.limit_s))
             return
@@ -208,7 +200,7 @@ class Fleet:
         settings = self._connection
 
         def config(model: str, version: str = "") -> dict[str, Any]:
-            answer = self._clients[server].get_model_config(
+            answer = self._channels.here.clients[server].get_model_config(
                 model, version, headers=settings.headers, as_json=True, client_timeout=max(deadline.left_s, 1e-4)
             )
             found: dict[str, Any] = answer["config"]
@@ -223,24 +215,13 @@ class Fleet:
         settings, deadline = self._connection, Deadline.after(self._connection.timeout_s)
         with suppress(InferenceServerException):
             if self.balancer.is_broken(server):  # Triton may call a model ready whose process is dead
-                result = self._clients[server].infer(
+                result = self._channels.here.clients[server].infer(
                     **wire.request(self._connection, wire.inputs(*wire.PROBE), deadline.left_s)
                 )
-                self._probed(server, deadline, result, None)
+                self._probed(self._channels.here, server, deadline, result, None)
                 return not self.balancer.is_broken(server)
-            ready: bool = self._clients[server].is_model_ready(
+            ready: bool = self._channels.here.clients[server].is_model_ready(
                 settings.model, settings.version, headers=settings.headers, client_timeout=settings.timeout_s
             )
             return ready
         return False
-
-    @property
-    def _clients(self) -> list[grpc.InferenceServerClient]:
-        """They are opened at the first call: a channel of asyncio belongs to the event loop that runs then."""
-        with self._lock:
-            if self._closed:
-                raise InvalidRequestError("this client was closed")
-            if not self._opened:
-                channel = self._connection.channel()
-                self._opened = [grpc.InferenceServerClient(server, **channel) for server in self._connection.servers]
-            return self._opened

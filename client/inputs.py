@@ -113,7 +113,7 @@ def id_of(record: dict[str, Any]) -> str:
 def query_of(record: dict[str, Any]) -> tuple[str, tuple[Document, ...]]:
     """The query of ``{"query", "documents": [...]}``, which is not blank, and its documents, at least one.
 
-    A document is a string, or an object with a title or a summary.
+    A document is a string, or an object with a title or a text.
     """
     query, items = _text(record, "query"), record.get("documents")
     if not query.strip():
@@ -123,7 +123,7 @@ def query_of(record: dict[str, Any]) -> tuple[str, tuple[Document, ...]]:
     documents: list[Document] = []
     for index, item in enumerate(items):
         try:
-            documents.append(_document(item) if isinstance(item, dict) else as_document(item))
+            documents.append(_document(item))
         except InvalidRequestError as error:
             raise InvalidRequestError(f"document {index}: {error}") from error
     return query, tuple(documents)
@@ -197,10 +197,8 @@ def _check_new_word(name: str, text: str, seen: set[str]) -> None:
     seen.add(text)
 
 
-def _document(record: dict[str, Any]) -> Document:
-    if not {"title", "summary"} & record.keys():
-        raise InvalidRequestError("a JSON object with a title or a summary is needed")
-    document = as_document(record)
+def _document(item: Any) -> Document:
+    document = as_document(item)
     _checked_id("doc_id", document.doc_id)
     return document
 

@@ -76,7 +76,7 @@ def probe(connection: Connection) -> Answer:
     Raises RankingError where the question is at fault: the model is no ranker, or the server refuses the authorization.
     """
     server, limit_s = connection.servers[0], connection.timeout_s
-    with closing(grpc.InferenceServerClient(server, **connection.channel())) as client:
+    with closing(grpc.InferenceServerClient(**connection.channel(server))) as client:
         start = time.perf_counter()
         try:
             result = client.infer(**wire.request(connection, wire.inputs(*wire.PROBE), limit_s))
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None) -> int:
 def _warn_of_age(connection: Connection) -> None:
     """Say if the server's release has holes that are known; one that keeps its version to itself is left alone."""
     metadata: Any = None
-    client = grpc.InferenceServerClient(connection.servers[0], **connection.channel())
+    client = grpc.InferenceServerClient(**connection.channel(connection.servers[0]))
     with closing(client), suppress(InferenceServerException):
         metadata = client.get_server_metadata(connection.headers, client_timeout=connection.timeout_s)
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", metadata.version if metadata else "")

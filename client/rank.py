@@ -89,7 +89,6 @@ def _explain(explainer: Explainer | None, requests: int, seconds: float, in_flig
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rank.py",
         description=__doc__,
         epilog=EXIT_CODES.format("\n  1    queries were left out (--on_error skip)"),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from client import wire
 from client.attempts import Deadline
@@ -15,13 +15,17 @@ from client.errors import InvalidRequestError, RankingError
 from client.fleet import Fleet, SmallerLimitError
 from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
 
+if TYPE_CHECKING:
+    from typing import Self
+
 PARTS_AT_ONCE = 4
 
 
 class RankingClient:
     """Connections to one or several servers. Every call may raise a RankingError.
 
-    ``settings`` are further fields of Connection. A call whose ``timeout_s`` is None has the client's.
+    ``settings`` are further fields of Connection. A call whose ``timeout_s`` is None has the client's. A pickled client
+    is its settings, the authorization among them; it opens connections of its own.
     """
 
     def __init__(
@@ -38,6 +42,9 @@ class RankingClient:
     @classmethod
     def of(cls, connection: Connection) -> Self:
         return cls(**vars(connection))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (self.connection,)
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,9 +26,11 @@ class Document:
     summary: str = ""
 
 
-# A mapping has the fields of a Document (``id`` will do for ``doc_id``) and others, which are ignored; a string is
-# the summary.
-DocumentLike: TypeAlias = Document | Mapping[str, str] | str
+# A mapping has the names of NAMES and others, which are ignored; a string is the summary.
+DocumentLike: TypeAlias = Document | Mapping[str, object] | str
+# What libraries call a document's text. Of several names the first that is not null counts.
+TEXTS = ("summary", "text", "content", "contents", "page_content", "body", "passage", "abstract")
+NAMES = {"doc_id": ("doc_id", "id"), "title": ("title",), "summary": TEXTS}
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,32 @@ class Scores(NamedTuple):
 
 
 def as_document(item: DocumentLike) -> Document:
-    """Make a Document of what a caller gave. Raises InvalidRequestError for a field that is not a string."""
-    if isinstance(item, Document):
-        return item
+    """Make a Document of what a caller gave. Null is empty.
+
+    Raises InvalidRequestError for a mapping without title and text, and for a value that is not a string.
+    """
     if isinstance(item, str):
         return Document(summary=item)
-    if not isinstance(item, Mapping):
+    if isinstance(item, Document):
+        given: Mapping[str, object] = vars(item)
+        if all(isinstance(value, str) for value in given.values()):
+            return item
+    elif isinstance(item, Mapping):
+        given = item
+    else:
         raise InvalidRequestError(f"a document is a string, a mapping or a Document, not {type(item).__name__}")
-    doc_id = item.get("doc_id", item.get("id", ""))
-    fields = {"doc_id": doc_id, "title": item.get("title", ""), "summary": item.get("summary", "")}
-    for name, value in fields.items():
-        if not isinstance(value, str):
-            raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
-    return Document(**fields)
+    if not any(name in given for name in ("title", *TEXTS)):
+        found = ", ".join(map(repr, islice(given, 5))) or "nothing"
+        raise InvalidRequestError(f"a document needs a title or a text ({', '.join(TEXTS)}); it has {found:.99}")
+    return Document(**{field: _text(given, names) for field, names in NAMES.items()})
+
+
+def _text(given: Mapping[str, object], names: Sequence[str]) -> str:
+    name = next((name for name in names if given.get(name) is not None), None)
+    value = "" if name is None else given[name]
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
+    return value
 
 
 def ranked(documents: Sequence[Document], scores: Scores, top_k: int | None) -> list[RankedDocument]:

@@ -1,4 +1,4 @@
-"""Make client/ranking.py and client/fleet.py, for threads, of client/asynchronous.py and client/fleet_async.py.
+"""Make the files for threads, such as client/ranking.py, of those for asyncio, such as client/asynchronous.py.
 
 python client/unasync.py          # writes them
 python client/unasync.py --check  # exit code 1 if one is not up to date
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-MADE = {"asynchronous.py": "ranking.py", "fleet_async.py": "fleet.py"}
+MADE = {"asynchronous.py": "ranking.py", "fleet_async.py": "fleet.py", "channels_async.py": "channels.py"}
 HERE = Path(__file__).parent
 CHANGES = (
     (r"Iterable\[RankingRequest\] \| AsyncIterable\[RankingRequest\]", "Iterable[RankingRequest]"),
@@ -20,7 +20,7 @@ CHANGES = (
     (r"Awaitable, ", ""),
     (r"Awaitable\[(\w+)\]", r"\1"),
     (r"\bAsync(?=[A-Z])", ""),
-    (r"\bfleet_async\b", "fleet"),
+    (r"\b(fleet|channels)_async\b", r"\1"),
     (r"tritonclient\.grpc\.aio", "tritonclient.grpc"),
     (r"\baclosing\b", "closing"),
     (r"__a(enter|exit)__", r"__\1__"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,19 @@ def checked(query: str, documents: Iterable[DocumentLike], top_k: int | None = N
         raise InvalidRequestError(f"top_k must be at least 1, not {top_k}")
     if not isinstance(query, str):
         raise InvalidRequestError(f"the query must be a string, not {type(query).__name__}")
-    if isinstance(documents, str):
-        raise InvalidRequestError("documents must be a list of documents, not one string")
-    candidates = [as_document(item) for item in documents]
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise InvalidRequestError(f"documents must be a list of documents, not one {type(documents).__name__}")
+    candidates = [_numbered(number, item) for number, item in enumerate(documents)]
     if not candidates:
         raise InvalidRequestError("no documents: a request has at least one")
     return candidates
+
+
+def _numbered(number: int, item: DocumentLike) -> Document:
+    try:
+        return as_document(item)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"document {number}: {error}") from error
 
 
 def parts(documents: Sequence[Document], limit: int) -> list[slice]:

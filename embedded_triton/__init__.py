@@ -2,10 +2,10 @@
 
     tritonserver --model-repository model_repository --model-config-name cpu
 
-It takes Triton's own flags, and ``--hang-timeout-secs``. It has only the Python backend and ensembles, and listens only
-on loopback. Model control, shared memory, traces and logging need the key in DISRANKER_ADMIN_KEY. Triton's container
-serves other machines and a GPU's engines. A Triton that dies, loses one of its processes or hangs is started again
-(supervisor.py).
+Where PATH has a real ``tritonserver``, the command is that one. Otherwise it takes Triton's own flags, and
+``--hang-timeout-secs``. It has only the Python backend and ensembles, and listens only on loopback. Model control,
+shared memory, traces and logging need the key in DISRANKER_ADMIN_KEY. Triton's container serves other machines and a
+GPU's engines. A Triton that dies, loses one of its processes or hangs is started again (supervisor.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from embedded_triton.checks import LOOPBACK, PORTS, address_of, asked_at, check, ranker_of, seconds, values, without
@@ -32,12 +33,16 @@ DEFAULTS = {
 }
 # Only whoever runs the server may change its models, and read and write memory and files of its machine.
 CLOSED = "model-repository,shared-memory,trace,logging"
+ELF = b"\x7fELF"  # how a program begins that is no script
 ADMIN_KEY = "DISRANKER_ADMIN_KEY"  # the environment variable with the key to them; without it nobody has one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0 once asked to stop, Triton's code if its first start fails, 1 if each start does, 2 for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and (real := real_server()):
+        print(f"tritonserver: this is {real}; python -m embedded_triton starts the embedded one", file=sys.stderr)
+        os.execv(real, [real, *without(arguments, HANG)])
     try:
         wheel = find_wheel()
         if "--help" in arguments:
@@ -47,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (EmbeddedTritonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def real_server() -> str:
+    """The first tritonserver on PATH that is no script, as NVIDIA's container has one; "" for none."""
+    for server in (Path(folder) / "tritonserver" for folder in os.get_exec_path()):
+        with suppress(OSError), server.open("rb") as file:
+            if file.read(len(ELF)) == ELF and os.access(server, os.X_OK):
+                return str(server)
+    return ""
 
 
 def _supervised(arguments: list[str], wheel: Wheel) -> int:

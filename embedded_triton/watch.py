@@ -89,7 +89,7 @@ def _words(state: State) -> str:
 
 def is_served(url: str, stub: Stub) -> bool:
     """Whether Triton takes requests for the stub's model; where it cannot be asked, yes."""
-    with suppress(InferenceServerException), closing(grpc.InferenceServerClient(url)) as client:
+    with suppress(InferenceServerException), closing(grpc.InferenceServerClient(**Connection().channel(url))) as client:
         return bool(client.is_model_ready(stub.model, stub.version, client_timeout=ASK_S))
     return True
 
@@ -131,7 +131,7 @@ class Canary(threading.Thread):
 
     def _answered(self) -> int | None:
         """Requests that the ranker has answered so far; None where even that question hangs."""
-        with closing(grpc.InferenceServerClient(self._connection.servers[0])) as client:
+        with closing(grpc.InferenceServerClient(**self._connection.channel(self._connection.servers[0]))) as client:
             try:
                 told = client.get_inference_statistics(self._connection.model, client_timeout=ASK_S)
             except InferenceServerException as error:

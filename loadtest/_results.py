@@ -75,8 +75,10 @@ def rate_result(points: Sequence[Point], settings: Settings) -> tuple[str, int]:
     return _latency(f"open loop at {point.rate:g} requests/s", point), FAILED if point.failed else HELD
 
 
-def closed_result(point: Point) -> str:
-    return _latency(f"closed loop of {point.users} users", point)
+def closed_result(point: Point) -> tuple[str, int]:
+    """The result of users who wait, and the exit code."""
+    code = HELD if point.answered and not point.failed else FAILED
+    return _latency(f"closed loop of {point.users} users", point), code
 
 
 def _latency(what: str, point: Point) -> str:

@@ -196,4 +196,4 @@ class ClosedLoopRun(_Run):
         generator, server = self._watch.stop(), between(self._before, self._server.look())
         point = with_limits(summarise(self._samples, seconds, generator, stage=SINGLE, users=self._users), None)
         point = dataclasses.replace(point, server=server)
-        return self._report("closed loop", (point,), closed_result(point), 1 if point.failed else 0)
+        return self._report("closed loop", (point,), *closed_result(point))

@@ -9,6 +9,7 @@ from typing import Any
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from client.connection import Connection
 from client.statistics import STEPS, Spent, spent_by_model
 from loadtest._records import ModelTimes
 
@@ -30,7 +31,7 @@ class Statistics:
 
 
 def _asked(server: str) -> dict[str, Any]:
-    with InferenceServerClient(server) as client:
+    with InferenceServerClient(**Connection().channel(server)) as client:
         answer: dict[str, Any] = client.get_inference_statistics(as_json=True, client_timeout=PATIENCE_S)
         return answer
 

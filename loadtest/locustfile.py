@@ -50,6 +50,7 @@ def prepare(environment: Any, **_: Any) -> None:
         course = environment.course = Course(options.host or HOST, settings, read_groups(settings.queries))
         if settings.report:
             check_target(settings.report)
+        _check_server(course, answers=settings.is_open or (options.headless and not (options.master or options.worker)))
         if settings.is_open:
             course.open_loop = _open_loop(environment, course)
         elif settings.report:
@@ -62,10 +63,15 @@ def prepare(environment: Any, **_: Any) -> None:
     environment.stop_timeout = environment.stop_timeout or max(STOP_TIMEOUT_S, 2 * settings.timeout_s)
 
 
+def _check_server(course: Course, answers: bool) -> None:
+    """Raises RankingError for what is no address; with ``answers`` also for a server that does not serve the model."""
+    with course.connect() as client:
+        if answers:
+            client.document_limit()
+
+
 def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
     options, settings = environment.parsed_options, course.settings
-    with course.connect() as client:
-        client.document_limit()  # raises what is wrong with the server or the model
     environment.user_classes = [OpenLoopUser]
     options.run_time = None  # it is of each rate, and ours to keep
     options.only_summary = options.only_summary or settings.plan is not None

@@ -159,6 +159,16 @@ def test_the_tokenizer_gets_some_cores_unless_told_otherwise(monkeypatch: pytest
     assert environment(wheel)["RAYON_NUM_THREADS"] == "3"
 
 
+def test_a_real_server_on_the_path_goes_first(tmp_path: Path) -> None:
+    real = tmp_path / "tritonserver"
+    shutil.copy(str(shutil.which("echo")), real)
+    variables = {**os.environ, "PATH": os.pathsep.join([str(COMMAND.parent), str(tmp_path)])}
+    flags = [CPU, "--hang-timeout-secs=3", "--http-port=0"]
+    result = subprocess.run([COMMAND, *flags], env=variables, capture_output=True, text=True, timeout=180)
+    assert result.stdout.split() == [CPU, "--http-port=0"]
+    assert f"this is {real}; python -m embedded_triton starts the embedded one" in result.stderr
+
+
 def test_help_is_tritons_own() -> None:
     result = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, timeout=180)
     assert "--model-repository" in result.stdout + result.stderr

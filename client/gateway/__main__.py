@@ -8,16 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from client import DISTRIBUTION
 from client.command import command
 from client.errors import DisRankerError
 
 
 @command
 def main(argv: Sequence[str] | None) -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036 - the rest of the client takes 3.10
+        raise DisRankerError("the gateway needs Python 3.11 or newer")
     try:
         from client.gateway.serving import serve
     except ModuleNotFoundError as error:
-        raise DisRankerError(f"the gateway needs {error.name}: pip install 'disranker[gateway]'") from error
+        raise DisRankerError(f"the gateway needs {error.name}: pip install '{DISTRIBUTION}[gateway]'") from error
     serve(argv)
 
 

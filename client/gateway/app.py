@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from client import DISTRIBUTION
 from client.gateway import cohere, tei
 from client.gateway.guard import Counting, Guard
 from client.gateway.metrics import Metrics
@@ -61,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         await app.state.ranker.close()
 
     app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
-        title="DisRanker gateway", version=version("disranker"), lifespan=lifespan, redoc_url=None
+        title="DisRanker gateway", version=version(DISTRIBUTION), lifespan=lifespan, redoc_url=None
     )
     # The key is checked before the body is read (Guard); this describes it.
     key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys"))] if settings.api_keys else []

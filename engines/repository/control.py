@@ -39,7 +39,7 @@ class RunningServer:
     def __init__(self, connection: Connection, place: Place) -> None:
         (self.address,), self._limit_s = connection.servers, connection.timeout_s
         self._place, self._scorer = place, place.models.scorer
-        self._client = grpc.InferenceServerClient(self.address, **connection.channel())
+        self._client = grpc.InferenceServerClient(**connection.channel(self.address))
         self._headers = dict(connection.headers or {})
         if key := os.environ.get(ADMIN_KEY):
             self._headers[HEADER] = key

@@ -80,6 +80,7 @@ def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
         (grpc.StatusCode.UNAVAILABLE, "the request is past its deadline", RequestTimeoutError, 1),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "late", RequestTimeoutError, 1),
         (grpc.StatusCode.INTERNAL, STUB, ServerError, 1),
+        (grpc.StatusCode.INTERNAL, "Failed to increase the shared memory pool size", ServerError, 1),
         (grpc.StatusCode.INVALID_ARGUMENT, "the query is empty", InvalidRequestError, 1),
         (grpc.StatusCode.UNAUTHENTICATED, "who are you", AuthenticationError, 1),
     ],
@@ -89,7 +90,8 @@ def test_the_same_server_is_tried_again_only_after_a_cut(
 ) -> None:
     service = OddServer(act=refusing(code, message))
     with odd_server(service) as url, face(url, attempts=3, max_documents=10) as client:
-        assert url in str(refusal(client, kind))
+        said = str(refusal(client, kind))
+    assert url in said and ("docker run --shm-size" in said) == ("shared memory" in message)
     assert len(service.sizes) == attempts
 
 

@@ -25,6 +25,7 @@ NAN, INF = float("nan"), float("inf")
         ({"servers": ()}, "name at least one"),
         ({"servers": ("a\x00:1",)}, "no addresses"),
         ({"servers": ("\ud800:1",)}, "no addresses"),
+        ({"servers": ("a:1", "http://b:1")}, "http://b:1 is a URL: name host:port"),
         *(({"timeout_s": value}, "timeout_s must be above 0") for value in (0.0, -1.0, NAN, INF, 1e300)),
         *(({"keepalive_s": value}, "keepalive_s must be above 0") for value in (0.0, -1.0, NAN, INF, 1e9)),
         *(({"attempts": value}, "attempts must be at least 1") for value in (0, -1)),

@@ -22,8 +22,9 @@ from client import (
     RankingRequest,
     unasync,
 )
+from client.records import TEXTS
 from model_repository.tokenizer import pair_encoding
-from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same, source_for
+from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Reference, Server
 
@@ -66,10 +67,12 @@ def test_rank_orders_by_score_and_tells_what_was_cut(face: Any, server: Server, 
 
 
 def test_documents_may_be_mappings_and_strings(client: RankingClient) -> None:
-    expected = client.score(QUERY, [Document(title="river", summary="bridge"), Document(title="river bridge")])
-    found = client.score(QUERY, [{"title": "river", "summary": "bridge", "url": "ignored"}, "river bridge"])
-    assert found == pytest.approx(expected, abs=SCORES_ABS)
-    assert expected[0] == pytest.approx(expected[1], abs=SCORES_ABS)
+    """Whatever their text is called, null is nothing, and what is none is refused rather than scored as empty."""
+    mappings = [{"title": None, name: "river bridge", "url": 3} for name in TEXTS]
+    nothing = Document(title=None)  # type: ignore[arg-type]
+    expected = client.score(QUERY, ["river bridge", ""])
+    found = client.score(QUERY, [*mappings, {"title": "river", "text": "bridge"}, {"summary": None}, nothing])
+    assert found == pytest.approx([expected[0]] * (len(TEXTS) + 1) + [expected[1]] * 2, abs=SCORES_ABS)
     with pytest.raises(
         TypeError
     ):  # the tokenizer's Document begins with the title: positions would be swapped silently
@@ -92,10 +95,15 @@ def test_a_lone_surrogate_is_what_it_is_in_training(client: RankingClient, refer
     [
         (" ", ["river"], "the query is empty"),
         (QUERY, [], "no documents: a request has at least one"),
-        (QUERY, "river", "a list of documents, not one string"),
+        (QUERY, "river", "a list of documents, not one str"),
+        (QUERY, {"d1": "river"}, "a list of documents, not one dict"),
+        (QUERY, None, "a list of documents, not one NoneType"),
         (3, ["river"], "the query must be a string, not int"),
         (QUERY, ["a", "b" * 5_000_000], "document 1 has 5000000 bytes"),
-        (QUERY, [{"title": 3}], "'title' of a document must be a string, not int"),
+        (QUERY, ["a", {"title": 3}], "^document 1: 'title' of a document must be a string, not int"),
+        (QUERY, ["a", Document(title=3)], "^document 1: 'title' of a document must be"),  # type: ignore[arg-type]
+        (QUERY, ["a", {"id": "d1", "words": "river"}], r"^document 1: .* \(summary, text, .*; it has 'id', 'words'"),
+        (QUERY, ["a", b"river"], "^document 1: a document is a string, a mapping or a Document, not bytes"),
     ],
 )
 def test_a_request_at_fault(face: Any, server: Server, query: str, documents: list[str], message: str) -> None:
@@ -183,7 +191,7 @@ def test_an_answer_comes_as_soon_as_it_is_there(face: Any) -> None:
 
     count = 0
     with odd_server(OddServer(np.arange)) as url, face(url) as client:
-        for _ in client.rank_many(source_for(face, one_by_one())):
+        for _ in client.rank_many(one_by_one()):
             count += 1
             answered.release()
     assert count == 5
@@ -222,9 +230,6 @@ def test_what_no_client_can_do(face: Any) -> None:
         for number in (0, -1):
             with pytest.raises(InvalidRequestError, match=f"max_in_flight must be at least 1, not {number}"):
                 next(client.rank_many(REQUESTS, max_in_flight=number))
-        client.close()
-        with pytest.raises(InvalidRequestError, match="this client was closed"):
-            client.score(QUERY, DOCUMENTS)
 
 
 def test_one_client_serves_several_threads(server: Server) -> None:

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from loadtest._traffic import ANSWER_BYTES
 from tests import ROOT
 from tests.support.checkpoints import write_groups
-from tests.support.odd_servers import OddServer, odd_server
+from tests.support.odd_servers import SCORER, OddServer, odd_server, refusing
 from tests.support.servers import STOP_S, Server, ports
 from tests.support.waiting import eventually
 
@@ -58,25 +59,31 @@ def test_headless_ends_by_itself_with_exit_code_0(server: Server, queries: Path,
 
 
 def test_failures_are_counted_and_change_the_exit_code(queries: Path) -> None:
-    result = locust_that_sends("--host", f"127.0.0.1:{ports()['grpc']}", "--queries", queries)
+    with odd_server(OddServer(act=refusing(grpc.StatusCode.INTERNAL, "broken"))) as url:
+        result = locust_that_sends("--host", url, "--queries", queries)
     assert result.returncode == 1
-    assert "no server answers at" in result.stderr
+    assert "INTERNAL: broken" in result.stderr
 
 
-def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path) -> None:
-    """The server lets the users wait for its limit until the run is over."""
-    over = threading.Event()
+def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path, tmp_path: Path) -> None:
+    """The server tells its limit at the start, and lets the users wait for it until the run is over."""
+    over, told = threading.Event(), [SCORER, "ranker"]
 
     class Waiting(OddServer):
         def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-            over.wait(60)
+            if request.name in told:
+                told.remove(request.name)
+            else:
+                over.wait(60)
             return super().ModelConfig(request, context)
 
     with odd_server(Waiting()) as url:
-        result = locust("--headless", "-u", 1, "-t", "1s", "--queries", queries, "--host", url, "--timeout", 2)
+        flags = ["--queries", queries, "--host", url, "--timeout", 20, "--report", tmp_path]
+        result = locust("--headless", "-u", 1, "-t", "1s", *flags)
         over.set()
     assert result.returncode == 1
     assert NOTHING in result.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["exit_code"] == 1
 
 
 @pytest.mark.parametrize(
@@ -98,19 +105,27 @@ def test_an_open_loop_that_sent_nothing_says_so_and_fails(
     assert (report["found"], report["exit_code"]) == (None, 1)
 
 
+GOOD = '{"query": "river", "documents": ["bridge"]}'
+RATE, USERS, PAGE = ["--headless", "--rate", 10], ["--headless", "-u", 2, "-t", "2s"], ["--web-port", 0]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "host", "flags", "message"),
     [
-        (None, "{path}: cannot be read: No such file or directory"),
-        ("{oops", "{path}:1: not JSON"),
-        ('{"query": "river", "documents": ["bridge"]}', "no server answers at 127.0.0.1:9: start it"),
+        (None, "127.0.0.1:9", RATE, "{path}: cannot be read: No such file or directory"),
+        ("{oops", "127.0.0.1:9", RATE, "{path}:1: not JSON"),
+        (GOOD, "127.0.0.1:9", RATE, "no server answers at 127.0.0.1:9: start it"),
+        (GOOD, "127.0.0.1:9", USERS, "no server answers at 127.0.0.1:9: start it"),
+        (GOOD, "http://127.0.0.1:9", PAGE, "servers: http://127.0.0.1:9 is a URL: name host:port of a gRPC port"),
     ],
 )
-def test_what_is_wrong_from_the_start_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+def test_what_is_wrong_from_the_start_is_one_line(
+    tmp_path: Path, content: str | None, host: str, flags: list[object], message: str
+) -> None:
     path = tmp_path / "queries.jsonl"
     if content is not None:
         path.write_text(content)
-    result = locust("--headless", "--rate", 10, "--host", "127.0.0.1:9", "--queries", path)
+    result = locust(*flags, "--host", host, "--queries", path)
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if "locust.main: Starting" not in line]
     assert line.startswith(f"error: {message.format(path=path)}")

@@ -7,13 +7,13 @@ import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from client import AsyncRankingClient, Document, RankedDocument, RankingClient, RankingRequest, rank
+from client import AsyncRankingClient, Document, RankedDocument, rank
 
 QUERY = "garden bridge"
 DOCUMENTS = [
@@ -60,19 +60,6 @@ class Blocking:
                     return
         finally:
             self._loop.run_until_complete(answers.aclose())
-
-
-def source_for(face: Any, requests: Iterable[RankingRequest]) -> Any:
-    """The requests as a source that may wait, without holding up the loop of asyncio."""
-    if face is RankingClient:
-        return requests
-
-    async def asynchronous() -> Any:
-        iterator = iter(requests)
-        while (request := await asyncio.to_thread(next, iterator, None)) is not None:
-            yield request
-
-    return asynchronous()
 
 
 def same(found: list[RankedDocument], expected: list[RankedDocument]) -> bool:

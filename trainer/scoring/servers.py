@@ -110,7 +110,7 @@ def teacher_of(connection: Connection, url: str, answer_s: float = ANSWER_S) -> 
 
     Raises RankingError for a server that does not answer or does not serve it, TeacherError for another ensemble.
     """
-    with closing(grpc.InferenceServerClient(url, **connection.channel())) as client:
+    with closing(grpc.InferenceServerClient(**connection.channel(url))) as client:
 
         def config_of(model: str) -> dict[str, Any]:
             config: dict[str, Any] = client.get_model_config(model, as_json=True, client_timeout=answer_s)["config"]

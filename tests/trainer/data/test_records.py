@@ -67,10 +67,10 @@ def test_a_title_or_a_summary_may_be_left_out_and_a_byte_order_mark_is_no_text(t
         ({**GROUP, "query_id": "q2", "documents": "d"}, "'documents' must be a list"),
         ({**GROUP, "query_id": "q2", "documents": [DOCUMENT, DOCUMENT]}, "query 'q2': doc_id 'd1' comes twice"),
         (
-            {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": None}]},
+            {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "title": 3}]},
             "'title' of a document must be a string",
         ),
-        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1"}]}, "with a title or a summary is needed"),
+        ({**GROUP, "query_id": "q2", "documents": [{"doc_id": "d1"}]}, "document 0: a document needs a title"),
         (
             {**GROUP, "query_id": "q2", "documents": [{**DOCUMENT, "label": "good"}]},
             "'label' must be a finite number or null, not 'good'",

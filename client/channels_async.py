@@ -1,0 +1,72 @@
+"""The channels of a client for asyncio to its servers, in whatever event loops it is called.
+
+The one for threads, client/channels.py, is made of this file by client/unasync.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tritonclient.grpc.aio as grpc
+
+from client.concurrency import async_cancel, async_has_ended, async_here, async_is_of_closing, async_run_at
+from client.connection import Connection
+from client.errors import InvalidRequestError
+
+CLOSED = "this client was closed"
+
+
+@dataclass
+class Opened:
+    """The channel to each server, and the probes under way; of asyncio they belong to one event loop."""
+
+    clients: list[grpc.InferenceServerClient]
+    probes: dict[int, Any] = field(default_factory=dict)
+    probing: set[int] = field(default_factory=set)
+
+    async def close(self) -> None:
+        await async_cancel([*self.probes.values()])
+        for client in self.clients:
+            await client.close()
+
+
+class AsyncChannels:
+    """What is open, by event loop. For any number of threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+        self._opened = dict[Any, Opened]()
+        self._closed = False
+
+    async def close(self) -> None:
+        with self._lock:
+            opened, self._opened, self._closed = self._opened, {}, True
+        for place, one in opened.items():
+            await async_run_at(place, one.close)
+
+    @property
+    def here(self) -> Opened:
+        """What is open in the event loop that runs. Channels of loops that have ended are dropped."""
+        with self._lock:
+            if self._closed:
+                raise InvalidRequestError(CLOSED)
+            if (place := async_here()) not in self._opened:
+                self._opened = {there: one for there, one in self._opened.items() if not async_has_ended(there)}
+                settings = self._connection
+                clients = [grpc.InferenceServerClient(**settings.channel(server)) for server in settings.servers]
+                self._opened[place] = Opened(clients)
+            return self._opened[place]
+
+    @contextmanager
+    def closed_meanwhile(self) -> Iterator[None]:
+        """Raises InvalidRequestError for whatever ends a call in the block because this client was closed."""
+        try:
+            yield
+        except BaseException as error:
+            if self._closed and async_is_of_closing(error):
+                raise InvalidRequestError(CLOSED) from error
+            raise

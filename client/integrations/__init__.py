@@ -1,0 +1,1 @@
+"""Components for LangChain, LlamaIndex and Haystack, which ask ranking servers over gRPC; each needs its framework."""

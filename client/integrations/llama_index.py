@@ -1,0 +1,68 @@
+"""A node postprocessor for LlamaIndex.
+
+postprocessor = DisRankerRerank(servers="gpu1:8001", top_n=5)
+best = postprocessor.postprocess_nodes(nodes, query_str="garden bridge")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+
+from client import AsyncRankingClient, InvalidRequestError, RankedDocument, RankingClient
+
+
+class DisRankerRerank(BaseNodePostprocessor):
+    """The best nodes first, with their probability as score.
+
+    ``settings`` are further ones of the client. Raises its RankingErrors.
+    """
+
+    servers: str | tuple[str, ...] = "localhost:8001"
+    model: str = "ranker"
+    top_n: int | None = Field(None, ge=1)
+    title_key: str = "title"  # of the metadata
+    settings: dict[str, Any] = Field(default_factory=dict)
+    _client: RankingClient = PrivateAttr()
+    _asynchronous: AsyncRankingClient = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        self._client = RankingClient(self.servers, self.model, **self.settings)
+        self._asynchronous = AsyncRankingClient(self.servers, self.model, **self.settings)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return cls.__name__
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query(query_bundle)
+        return _best(nodes, self._client.rank(query, self._given(nodes), self.top_n)) if nodes else []
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _query(query_bundle)
+        return _best(nodes, await self._asynchronous.rank(query, self._given(nodes), self.top_n)) if nodes else []
+
+    def _given(self, nodes: Sequence[NodeWithScore]) -> list[dict[str, object]]:
+        return [
+            {"title": one.node.metadata.get(self.title_key), "text": one.node.get_content(MetadataMode.NONE)}
+            for one in nodes
+        ]
+
+
+def _query(bundle: QueryBundle | None) -> str:
+    if bundle is None:
+        raise InvalidRequestError("a query is needed: give query_str or query_bundle")
+    return bundle.query_str
+
+
+def _best(nodes: Sequence[NodeWithScore], ranked: Sequence[RankedDocument]) -> list[NodeWithScore]:
+    return [NodeWithScore(node=nodes[found.index].node, score=found.probability) for found in ranked]
