@@ -15,7 +15,7 @@ REST = re.compile(rb"[+|]|\s*$")  # the further lines of an entry that is a tabl
 # There is no GPU for this build, and beside the versions of a model lies its code.
 FALSE_ALARMS = re.compile(
     rb"CudaDriverHelper has not been initialized|unable to create stream for .*: CUDA driver version is insufficient"
-    rb"|ignore version directory '(runtime|pair_encoding|__pycache__)'"
+    rb"|no pinned memory pool|ignore version directory '(runtime|pair_encoding|__pycache__)'"
 )
 
 
