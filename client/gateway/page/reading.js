@@ -1,6 +1,6 @@
 // What people paste or open: lines of text, JSON, JSON lines, CSV, and files of queries with their documents.
 
-const TEXTS = ["summary", "text", "content", "page_content", "body"]; // the first that is there is read
+const TEXTS = ["summary", "text", "content", "page_content", "body", "passage"]; // the first that is there is read
 const IDS = ["doc_id", "id", "_id"];
 const SEPARATORS = ["\t", ",", ";"];
 
