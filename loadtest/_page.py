@@ -24,7 +24,7 @@ def extend_page(environment: Any, check: Callable[[Namespace], object]) -> None:
     shown |= {"extended_tabs": [{"key": KEY, "title": "Documents"}]}
     shown |= {"extended_tables": [{"key": KEY, "structure": structure}]}
 
-    @app.before_request  # type: ignore[untyped-decorator]
+    @app.before_request
     def refuse() -> Any:
         if not (flask.request.method == "POST" and flask.request.path.endswith(START)):
             return None
@@ -34,7 +34,7 @@ def extend_page(environment: Any, check: Callable[[Namespace], object]) -> None:
             return flask.jsonify({"success": False, "message": str(error), "host": environment.host})
         return None
 
-    @app.after_request  # type: ignore[untyped-decorator]
+    @app.after_request
     def add_documents(response: Any) -> Any:
         if flask.request.path.endswith(STATISTICS) and response.is_json:
             stats = environment.runner.stats
