@@ -47,6 +47,7 @@ def shoot(browser: Browser, url: str, text: str, size: ViewportSize, path: Path,
         page.keyboard.press("Control+Enter")
         page.locator("#results:not([aria-busy])").wait_for()
     page.locator("li summary").nth(1).click()  # a row that is open
+    page.mouse.move(0, 0)
     page.get_by_label("Candidates").evaluate("one => { one.blur(); one.scrollTop = 0; }")
     page.screenshot(path=path)
     page.close()

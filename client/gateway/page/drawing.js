@@ -69,10 +69,11 @@ function open(details, part, result, words) {
     id: result.id, label: result.label ?? "", logit: decimals(result.score, 6),
     probability: result.probability.toPrecision(6), "place given": result.index + 1,
   };
-  part("figures").append(...Object.entries(figures).filter(([, value]) => value !== "").flatMap(([name, value]) => {
-    const [term, definition] = ["dt", "dd"].map((tag) => document.createElement(tag));
+  part("figures").append(...Object.entries(figures).filter(([, value]) => value !== "").map(([name, value]) => {
+    const [pair, term, definition] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
     [term.textContent, definition.textContent] = [name, value];
-    return [term, definition];
+    pair.append(term, definition);
+    return pair;
   }));
 }
 
