@@ -62,7 +62,7 @@ def started(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -
 def serving(repository: str | Path, log: Path, *flags: str) -> Iterator[tuple[Child, dict[str, int]]]:
     """The embedded Triton on free ports once it is ready, and its ports by endpoint."""
     ports = free_ports("http", "grpc", "metrics")
-    with started([*triton(repository, ports), *flags], log) as child:
+    with started([*triton(repository, ports), "--verbose", *flags], log) as child:
         child.wait_until(lambda: healthy(ports["http"]))
         yield child, ports
 

@@ -2,10 +2,11 @@
 
     tritonserver --model-repository model_repository --model-config-name cpu
 
-Where PATH has a real ``tritonserver``, the command is that one. Otherwise it takes Triton's own flags, and
-``--hang-timeout-secs``. It has only the Python backend and ensembles, and listens only on loopback. Model control,
-shared memory, traces and logging need the key in DISRANKER_ADMIN_KEY. Triton's container serves other machines and a
-GPU's engines. A Triton that dies, loses one of its processes or hangs is started again (supervisor.py).
+Where PATH has a real ``tritonserver``, the command is that one. Otherwise it takes Triton's own flags,
+``--hang-timeout-secs``, and ``--verbose`` for all of Triton's log. It has only the Python backend and ensembles, and
+listens only on loopback. Model control, shared memory, traces and logging need the key in DISRANKER_ADMIN_KEY. Triton's
+container serves other machines and a GPU's engines. A Triton that dies, loses one of its processes or hangs is started
+again (supervisor.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from embedded_triton.announcement import loading, serving
 from embedded_triton.checks import LOOPBACK, PORTS, address_of, asked_at, check, ranker_of, seconds, values, without
 from embedded_triton.processes import PREFIX
 from embedded_triton.wheel import EmbeddedTritonError, Wheel, backend_directory, find_wheel
 
 HANG = "--hang-timeout-secs"
+VERBOSE = "--verbose"
+LOGS = ("--log-verbose", "--log-format")  # whoever sets one wants to see it all
 # An engine call of a model that a processor serves takes seconds at most, and a request of one document waits for one.
 HANG_S = 60.0
 EXIT_S = 30.0  # Triton's own default of --exit-timeout-secs
@@ -66,7 +70,7 @@ def real_server() -> str:
 def _supervised(arguments: list[str], wheel: Wheel) -> int:
     from embedded_triton.supervisor import Launch, supervise  # needs the packages that find_wheel has found
 
-    triton = without(arguments, HANG)
+    triton = [argument for argument in without(arguments, HANG) if argument != VERBOSE]
     launch = Launch(
         command=(str(wheel.server), *defaults(triton, wheel), *triton),
         environment=environment(wheel),
@@ -75,6 +79,9 @@ def _supervised(arguments: list[str], wheel: Wheel) -> int:
         ranker=ranker_of(arguments),
         hang_s=seconds(arguments, HANG, HANG_S),
         exit_s=seconds(arguments, "--exit-timeout-secs", EXIT_S),
+        verbose=VERBOSE in arguments or any(values(triton, name) for name in LOGS),
+        loads=loading(arguments),
+        serves=serving(arguments),
     )
     return supervise(launch)
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,15 +26,27 @@ def check(arguments: Sequence[str]) -> None:
     """Raises EmbeddedTritonError for what would keep Triton from starting, or open it to other machines."""
     for endpoint in PORTS:
         _check_endpoint(arguments, endpoint)
-    repositories = values(arguments, "--model-repository") + values(arguments, "--model-store")
+    repositories = repositories_of(arguments)
     if not repositories:
         raise EmbeddedTritonError("--model-repository is needed: the directory of the models, such as model_repository")
-    config_name = (values(arguments, "--model-config-name") or [""])[-1]
-    for repository in map(Path, repositories):
+    for repository in repositories:
         if not repository.is_dir():
             raise EmbeddedTritonError(f"--model-repository {repository}: no such directory")
+    for model, config in models_of(arguments):
+        _check_model(model, config)
+
+
+def repositories_of(arguments: Sequence[str]) -> list[Path]:
+    return list(map(Path, values(arguments, "--model-repository") + values(arguments, "--model-store")))
+
+
+def models_of(arguments: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """Each model's folder, and the configuration of it that Triton will read."""
+    config_name = (values(arguments, "--model-config-name") or [""])[-1]
+    for repository in repositories_of(arguments):
         for model in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
-            _check_model(model, config_name)
+            chosen = model / "configs" / f"{config_name}.pbtxt"
+            yield model, chosen if config_name and chosen.is_file() else model / "config.pbtxt"
 
 
 def _check_endpoint(arguments: Sequence[str], endpoint: str) -> None:
@@ -74,19 +86,21 @@ def asked_at(arguments: Sequence[str]) -> str:
     secure = any(value.lower() in TRUE for name in TLS for value in values(arguments, name))
     if address is None or secure:
         return ""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    return spelled(*address)
+
+
+def spelled(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def ranker_of(arguments: Sequence[str]) -> str:
     """The ensemble of the repository that can be asked for a score; "" for none."""
-    repositories = values(arguments, "--model-repository") + values(arguments, "--model-store")
-    found = (name for name in RANKERS for folder in repositories if (Path(folder) / name / "config.pbtxt").is_file())
+    repositories = repositories_of(arguments)
+    found = (name for name in RANKERS for folder in repositories if (folder / name / "config.pbtxt").is_file())
     return next(found, "")
 
 
-def _check_model(model: Path, config_name: str) -> None:
-    chosen = model / "configs" / f"{config_name}.pbtxt"
-    config = chosen if config_name and chosen.is_file() else model / "config.pbtxt"
+def _check_model(model: Path, config: Path) -> None:
     versions = served_versions(model, config)
     if not versions:
         raise EmbeddedTritonError(f"the model {model.name!r} is not built yet: {BUILD} {model.parent}")

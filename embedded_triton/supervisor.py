@@ -14,13 +14,13 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from client.connection import Connection
+from embedded_triton.log import Log
 from embedded_triton.processes import PREFIX, Stub, claim, clear, close_regions, guard, signal_name, sweep
 from embedded_triton.watch import Canary, Watch, is_served
 
@@ -31,7 +31,6 @@ LOOK_S = 0.2
 STEADY_S = 60.0  # a Triton that served for so long did not die of its start
 LONGEST_PAUSE_S = 30.0
 MOST_STARTS = 5  # in a row that came to nothing
-LAST_LINES = 3
 LOG_ENDS_S = 1.0  # after the last process that writes to it
 GRACE_S = 5.0  # for a Triton that stops, beyond its own time limit
 
@@ -45,6 +44,9 @@ class Launch:
     ranker: the ensemble that is asked for a score, "" for none
     hang_s: without an answer for so long it hangs; 0 never
     exit_s: how long Triton waits for requests under way when it stops
+    verbose: whether all of Triton's log is shown
+    loads: what is said when it starts
+    serves: what is said when it is ready, after the time that it took
     """
 
     command: tuple[str, ...]
@@ -54,6 +56,9 @@ class Launch:
     ranker: str
     hang_s: float
     exit_s: float
+    verbose: bool
+    loads: str
+    serves: str
 
 
 class End(NamedTuple):
@@ -127,7 +132,8 @@ class Triton:
 
     def __init__(self, launch: Launch, restarts: int, proven: threading.Event) -> None:
         self._launch, self._proven = launch, proven
-        self._log = Log()
+        self._log = Log(launch.verbose)
+        self._begun = time.monotonic()
         self._pid = self._spawn(restarts)
         self._watch = Watch(self._pid, self._serves)
         self._canary: Canary | None = None
@@ -152,6 +158,7 @@ class Triton:
         return self._end(os.waitstatus_to_exitcode(self._status))
 
     def _spawn(self, restarts: int) -> int:
+        _say(self._launch.loads)
         command, environment = self._launch.command, {**self._launch.environment, RESTARTS: str(restarts)}
         log = [(os.POSIX_SPAWN_DUP2, self._log.sink, sys.stderr.fileno())]
         pid = os.posix_spawn(
@@ -182,6 +189,7 @@ class Triton:
                 self._kill(fault)
         elif all(map(_listens, self._launch.addresses)):
             self._ready_at = time.monotonic()
+            _say(f"ready    after {self._ready_at - self._begun:.1f} s\n{self._launch.serves}")
             self._ask_now_and_then()
 
     def _ask_now_and_then(self) -> None:
@@ -208,26 +216,6 @@ class Triton:
         if self._asked and (self._why or exit_code == -signal.SIGTERM):  # killed since it hung, or before it handles it
             code = 0
         return End(code, self._why or ended, served_s, self._asked, self._log.last())
-
-
-class Log(threading.Thread):
-    """Hands Triton's log on, and remembers its last lines."""
-
-    def __init__(self) -> None:
-        super().__init__(name="log", daemon=True)
-        self._source, self.sink = os.pipe()
-        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
-
-    def run(self) -> None:
-        with os.fdopen(self._source, "rb") as source:
-            for line in source:
-                self._lines.append(line)
-                with suppress(OSError):  # whoever read it has left; Triton goes on
-                    os.write(sys.stderr.fileno(), line)
-
-    def last(self) -> str:
-        lines = [line.decode(errors="replace").strip() for line in self._lines]
-        return " | ".join(filter(None, lines)) or "it printed nothing"
 
 
 def _listens(address: tuple[str, int]) -> bool:

@@ -41,14 +41,16 @@ class Settings:
 
 
 def add_flags(parser: Any) -> None:
-    add = parser.add_argument_group("ranking load", "documents, arrival rates and objectives").add_argument
+    """Add the flags; those of the parser itself are fields of the page's form, too, which shows their defaults."""
+    add = parser.add_argument
     add("--queries", default="runs/demo/collection/test.jsonl",
-        help='JSON lines {"query", "documents": [{"doc_id", "title", "summary"}]} (default %(default)s)')  # fmt: skip
-    add("--documents", default="0", help="per request: 100, or 10:0.7,100:0.25,1000:0.05 (numbers and weights), or "
-        "uniform:1-200; filled up from other queries. 0 (default) is the query's own")  # fmt: skip
-    add("--seed", type=int, default=0, help="seed of queries, numbers of documents and arrivals (default %(default)s)")
-    add("--model", default="ranker", help="default %(default)s")
-    add("--timeout", type=float, default=30.0, help="seconds for an answer (default %(default)s)")
+        help='JSON lines {"query", "documents": [{"doc_id", "title", "summary"}]}')  # fmt: skip
+    add("--documents", default="0",
+        help="per request: 100, 10:0.7,100:0.3 (by weight) or uniform:1-200; 0: the query's own")  # fmt: skip
+    add("--seed", type=int, default=0, help="of queries, numbers of documents and arrivals")
+    add("--model", default="ranker", help="the ensemble")
+    add("--timeout", type=float, default=30.0, help="seconds for an answer")
+    add = parser.add_argument_group("open loop", "arrival rates, objectives and the report").add_argument
     add("--report", help="a directory for report.html and report.json, or PATH.html (and PATH.json beside it)")
     add("--rate", type=float, help="open loop: requests a second at scheduled times, for --run-time; needs --headless")
     add("--arrivals", choices=ARRIVALS, default="poisson", help="of an open loop (default %(default)s)")

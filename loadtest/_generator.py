@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 
 from loadtest._records import Generator, Point
 
+PACKAGES = ("disranker", "locust", "tritonclient", "grpcio")
 BUSY = 0.9  # of one core: the only thread that runs Python has hardly a moment left
 LAG_SHARE = 0.1  # of the p99 latency
 LAG_MS = 5.0  # timers are good to a millisecond; less than some of them is no bottleneck
@@ -27,6 +32,18 @@ class Watch:
             )
         )
         return Generator(thread / wall, process / wall)
+
+
+def surroundings() -> Mapping[str, str]:
+    """The generator's machine and versions."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0))
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return {
+        "load generator": f"{next(names, platform.machine())}, {cores} cores, {platform.system()} {platform.release()}",
+        "its versions": f"{packages}, Python {platform.python_version()}",
+    }
 
 
 def with_limits(point: Point, bound: int | None) -> Point:

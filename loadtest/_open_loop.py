@@ -10,7 +10,7 @@ import gevent
 from gevent.event import Event
 
 from client import RankingError
-from loadtest._samples import Sample
+from loadtest._samples import Sample, kind_of
 from loadtest._traffic import Request
 
 Send = Callable[[Request], None]  # returns with the answer, raises RankingError
@@ -58,7 +58,7 @@ class OpenLoop:
 
         def note(sample: Sample, failure: RankingError | None) -> None:
             if sample.due >= 0:
-                samples.append(sample._replace(failure=str(failure or "")))
+                samples.append(sample._replace(failure=kind_of(failure)))
                 heard(samples[-1], failure)
 
         under_way: dict[gevent.Greenlet, Sample] = {}

@@ -17,11 +17,13 @@ from loadtest._records import ModelTimes, Point, Report
 from loadtest._samples import Percentiles
 from loadtest._search import Objective
 
-PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "p999": "p99.9"}
+PERCENTILES = {"p50": "p50", "p90": "p90", "p95": "p95", "p99": "p99"}
+BLUE, ORANGE, GREEN, RED = "#3f83d6", "#d9730d", "#2e9e4f", "#d0463c"  # seen on white and on black
+INK = "#010203"  # of text and axes, which take the page's colour
 STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "legend.fontsize": 8}
-STYLE |= {"axes.grid": True, "grid.alpha": 0.3}
+STYLE |= {"axes.grid": True, "grid.alpha": 0.3, "legend.framealpha": 0, "savefig.transparent": True}
+STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 Line = tuple[str, Sequence[float | None], dict[str, Any]]  # label, values at the points, matplotlib's style
-BLUE, ORANGE, GREEN, RED = "#1f5fa8", "#d9730d", "#2e8540", "#b3261e"
 
 
 def draw(report: Report) -> list[tuple[str, str]]:
@@ -37,7 +39,7 @@ def draw(report: Report) -> list[tuple[str, str]]:
     drawn: dict[str, Callable[..., None]] = {
         "Latency from when requests were due": _latency,
         "Throughput: offered and achieved": _throughput,
-        "Requests that failed": _errors,
+        **({"Requests that failed": _errors} if any(point.failed for point in points) else {}),
         "Inside the server: queue and compute time": _server,
         "The load generator: lag of sends and CPU": _generator,
     }
@@ -50,11 +52,12 @@ def _load(point: Point) -> float:
 
 def _svg(paint: Callable[[Axes], None]) -> str:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         paint(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]  # a page has no XML declaration in its middle
+    svg = text.getvalue().replace(INK, "currentColor")
+    return svg[svg.index("<svg") :]  # a page has no XML declaration in its middle
 
 
 def _by_load(axes: Axes, points: Sequence[Point], unit: str, lines: Sequence[Line]) -> None:
@@ -90,11 +93,11 @@ def _mark(axes: Axes, objective: Objective | None) -> None:
 
 
 def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    shades = matplotlib.colormaps["Blues"]
     lines: list[Line] = [
-        (label, [_at(point.latency_ms, name) for point in points], {"color": shades(0.35 + 0.15 * number)})
+        (label, [_at(point.latency_ms, name) for point in points], {"color": BLUE, "alpha": 0.3 + 0.23 * number})
         for number, (name, label) in enumerate(PERCENTILES.items())
     ]
+    lines.append(("p99.9", [_at(point.latency_ms, "p999") for point in points], {"color": "gray"}))
     from_the_send = [_at(point.service_ms, "p99") for point in points]
     lines.append(("p99 from the send", from_the_send, {"color": GREEN, "ls": ":"}))
     _by_load(axes, points, "ms", lines)
@@ -109,9 +112,9 @@ def _latency(axes: Axes, points: Sequence[Point], report: Report) -> None:
 
 
 def _throughput(axes: Axes, points: Sequence[Point], report: Report) -> None:
-    offered: Line = ("offered", [point.offered for point in points], {"color": ORANGE, "ls": "--"})
-    achieved: Line = ("achieved", [point.achieved for point in points], {"color": BLUE})
-    _by_load(axes, points, "requests/s", [offered, achieved])
+    offered = [point.offered for point in points]
+    axes.fill_between([_load(point) for point in points], offered, color=ORANGE, alpha=0.3, lw=0, label="offered")
+    _by_load(axes, points, "requests/s", [("achieved", [point.achieved for point in points], {"color": BLUE})])
     axes.set_ylim(bottom=0)
     axes.legend()
 
@@ -159,22 +162,21 @@ def _generator(axes: Axes, points: Sequence[Point], report: Report) -> None:
 
 def _latency_in_time(axes: Axes, point: Point, report: Report) -> None:
     known = [(each.begin, each.latency_ms) for each in point.timeline if each.latency_ms]
-    for name, colour in (("p50", "#9cc3e6"), ("p99", BLUE), ("max", "gray")):
+    for name, style in (("max", {"color": "gray"}), ("p99", {"color": BLUE}), ("p50", {"color": BLUE, "alpha": 0.45})):
         values = [float(getattr(latency, name)) for _, latency in known]
-        axes.plot([begin for begin, _ in known], values, label=name, color=colour, lw=1.2, marker=".", ms=3)
+        axes.plot([begin for begin, _ in known], values, label=name, lw=1.2, marker=".", ms=3, **style)
     _mark(axes, report.objective)
     axes.set(ylim=(0, None), xlabel="s", ylabel="ms")
     axes.legend()
 
 
 def _requests_in_time(axes: Axes, point: Point) -> None:
-    begun = "sent" if point.users is not None else "offered (due)"
-    for field, label, style in (
-        ("due", begun, {"color": ORANGE, "ls": "--"}),
-        ("answered_then", "answered", {"color": BLUE}),
-        ("failed", "failed", {"color": RED, "lw": 1}),
-    ):
-        values = [getattr(each, field) for each in point.timeline]
-        axes.step([each.begin for each in point.timeline], values, where="post", label=label, **style)
+    begins = [each.begin for each in point.timeline]
+    if point.users is None:
+        due = [each.due for each in point.timeline]
+        axes.fill_between(begins, due, step="post", color=ORANGE, alpha=0.3, lw=0, label="offered (due)")
+    axes.step(begins, [each.answered_then for each in point.timeline], where="post", label="answered", color=BLUE)
+    if point.failed:
+        axes.step(begins, [each.failed for each in point.timeline], where="post", label="failed", color=RED, lw=1)
     axes.set(ylim=(0, None), xlabel="s", ylabel="requests/s")
     axes.legend()

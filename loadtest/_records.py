@@ -73,6 +73,7 @@ class Point:
 class Report:
     """The whole of a run.
 
+    ``surroundings`` are machine and versions.
     ``found`` is the highest rate that held the objective (search only). ``result`` is one line. ``notes`` are what a
     reader must know besides. ``bottleneck`` says where the load generator was the bottleneck, "" if nowhere.
     """
@@ -81,6 +82,7 @@ class Report:
     started: str
     host: str
     settings: Mapping[str, Any]
+    surroundings: Mapping[str, str]
     points: tuple[Point, ...]
     result: str
     objective: Objective | None = None

@@ -13,6 +13,7 @@ import jinja2
 from client.files import appears_whole
 from loadtest._records import Report
 from loadtest._results import load
+from loadtest._tables import WORDS, tables
 
 TEMPLATE = Path(__file__).with_name("_report.html")
 
@@ -50,4 +51,5 @@ def page(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     points = sorted(report.points, key=lambda point: point.rate or point.users or 0)
-    return template.render(report=report, points=points, pictures=draw(report), load=load)
+    made = tables(report, points)
+    return template.render(report=report, points=points, pictures=draw(report), load=load, tables=made, words=WORDS)

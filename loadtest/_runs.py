@@ -16,7 +16,7 @@ from gevent.event import Event
 from client import RankingClient
 from client.statistics import Spent
 from loadtest._flags import Settings
-from loadtest._generator import Watch, with_limits
+from loadtest._generator import Watch, surroundings, with_limits
 from loadtest._open_loop import Heard, OpenLoop, Send
 from loadtest._records import SINGLE, Generator, ModelTimes, Point, Report, summarise
 from loadtest._results import (
@@ -79,6 +79,7 @@ class _Run:
             started=self._started.isoformat(timespec="seconds"),
             host=self._host,
             settings=described(self._settings),
+            surroundings={**surroundings(), **self._server.versions()},
             points=tuple(points),
             result=result,
             exit_code=exit_code,
@@ -171,13 +172,8 @@ class ClosedLoopRun(_Run):
 
     def __init__(self, course: Course) -> None:
         super().__init__(course)
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Begin when a test starts. The page can start several; the last one is reported."""
         self._samples: list[Sample] = []
         self._users = 0
-        self._started = datetime.now(UTC)
         self._begin, self._watch, self._before = time.perf_counter(), Watch(), self._server.look()
 
     def joined(self) -> None:

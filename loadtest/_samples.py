@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from loadtest._search import nearest_rank
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 MOST_SLICES = 120  # in a picture
 LEAST_SLICE_S = 0.25
+DECIMAL = re.compile(r"\d+\.\d+(?= m?s\b)")
+
+
+def kind_of(failure: object) -> str:
+    """The words of a failure, alike for all that differ in a time only; "" for None."""
+    return DECIMAL.sub("…", str(failure or ""))
 
 
 class Sample(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -29,11 +30,24 @@ class Statistics:
             self.note = f"no statistics of the models: {error.message()}"
             return {}
 
+    def versions(self) -> Mapping[str, str]:
+        """By server, Triton's version and those of its models; nothing where it does not tell them."""
+        with suppress(InferenceServerException):
+            return {server: _versions(server) for server in self._servers if not self.note}
+        return {}
+
 
 def _asked(server: str) -> dict[str, Any]:
     with InferenceServerClient(**Connection().channel(server)) as client:
         answer: dict[str, Any] = client.get_inference_statistics(as_json=True, client_timeout=PATIENCE_S)
         return answer
+
+
+def _versions(server: str) -> str:
+    with InferenceServerClient(server) as client:
+        triton = client.get_server_metadata(as_json=True, client_timeout=PATIENCE_S)
+    models = ", ".join(f"{one['name']} {one['version']}" for one in _asked(server).get("model_stats", []))
+    return f"{triton['name']} {triton['version']} with {models or 'no model'}"
 
 
 def between(before: Mapping[str, Spent], after: Mapping[str, Spent]) -> tuple[ModelTimes, ...]:

@@ -13,7 +13,7 @@ from locust.exception import StopUser
 
 from client import RankingError
 from loadtest._runs import Course
-from loadtest._samples import Sample
+from loadtest._samples import Sample, kind_of
 from loadtest._traffic import Request, traffic
 
 HOST = "localhost:8001"
@@ -57,7 +57,7 @@ class RankingUser(_CourseUser):
             failure = error
         took_ms = (time.perf_counter() - sent) * 1000
         if self.course.closed_loop:
-            self.course.closed_loop.heard(request, sent, str(failure or ""))
+            self.course.closed_loop.heard(request, sent, kind_of(failure))
         _tell_locust(self.environment, "rank", took_ms, 0 if failure else request.response_bytes, failure)
 
 
@@ -94,5 +94,5 @@ def _tell_locust(
         response_time=took_ms,
         response_length=response_bytes,
         context={},
-        exception=failure,
+        exception=failure and f"{type(failure).__name__}: {kind_of(failure)}",
     )

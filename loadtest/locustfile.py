@@ -23,11 +23,12 @@ from client import RankingError
 from client.errors import DisRankerError
 from loadtest._flags import add_flags, read_settings
 from loadtest._open_loop import STOPPED_PATIENCE_S
+from loadtest._page import documents_per_second, extend_page
 from loadtest._records import Report
 from loadtest._report import check_target, html_path, write
 from loadtest._results import FAILED
 from loadtest._runs import ClosedLoopRun, Course, OpenLoopRun
-from loadtest._traffic import ANSWER_BYTES, read_groups
+from loadtest._traffic import read_groups
 from loadtest._users import HOST, OpenLoopUser, RankingUser
 
 __all__ = ["RankingUser"]  # the one that Locust finds here
@@ -46,8 +47,8 @@ def extend_flags(parser: Any) -> None:
 def prepare(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     try:
-        settings = read_settings(options)
-        course = environment.course = Course(options.host or HOST, settings, read_groups(settings.queries))
+        course = environment.course = _course(options)
+        settings = course.settings
         if settings.report:
             check_target(settings.report)
         _check_server(course, answers=settings.is_open or (options.headless and not (options.master or options.worker)))
@@ -55,6 +56,8 @@ def prepare(environment: Any, **_: Any) -> None:
             course.open_loop = _open_loop(environment, course)
         elif settings.report:
             course.closed_loop = ClosedLoopRun(course)
+        if environment.web_ui:
+            extend_page(environment, _course)
     except (ValueError, RankingError) as error:
         _refuse(str(error))
     if options.headless and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -68,6 +71,11 @@ def _check_server(course: Course, answers: bool) -> None:
     with course.connect() as client:
         if answers:
             client.document_limit()
+
+
+def _course(options: Any) -> Course:
+    settings = read_settings(options)
+    return Course(options.host or HOST, settings, read_groups(settings.queries))
 
 
 def _open_loop(environment: Any, course: Course) -> OpenLoopRun:
@@ -93,9 +101,13 @@ def _interrupt(environment: Any) -> None:
 
 @events.test_start.add_listener
 def begin_anew(environment: Any, **_: Any) -> None:
-    environment.course.started = True
-    if environment.course.closed_loop:
-        environment.course.closed_loop.begin_anew()
+    """Begin a run, of which the page can start several, each with the settings of its form."""
+    if environment.web_ui:
+        environment.course = _course(environment.parsed_options)
+    course: Course = environment.course
+    course.started = True
+    if course.settings.report and not course.settings.is_open:
+        course.closed_loop = ClosedLoopRun(course)
 
 
 @events.quitting.add_listener
@@ -110,7 +122,8 @@ def report(environment: Any, **_: Any) -> None:
             environment.process_exit_code = found.exit_code
     else:
         total = environment.stats.total
-        _say_documents(total)
+        if total.num_requests:
+            _say(f"{documents_per_second(total):.0f} documents/s")
         if course.started and not total.num_requests and not environment.parsed_options.worker:
             _say("error: no request was sent: give the run more time (-t), and see whether the server answers")
             environment.process_exit_code = FAILED
@@ -132,12 +145,6 @@ def _write(found: Report, html: Path) -> bool:
         return False
     _say(f"report: {html} and {data.name} beside it")
     return True
-
-
-def _say_documents(total: Any) -> None:
-    seconds = (total.last_request_timestamp or 0) - total.start_time
-    if total.num_requests and seconds > 0:
-        _say(f"{total.total_content_length / ANSWER_BYTES / seconds:.0f} documents/s")
 
 
 @events.quit.add_listener

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,16 @@ from embedded_triton.checks import asked_at, check, without
 from embedded_triton.wheel import EmbeddedTritonError, find_wheel
 from tests import ROOT
 from tests.support.servers import COMMAND, STOP_S, descendants, starting, wait_until_ended, wait_until_ready
+from tests.support.waiting import eventually
 
+SAID = """\
+loading  student, version 1: openvino in fp32
+ready    after a time
+gRPC     127.0.0.1:{grpc}
+HTTP     http://127.0.0.1:{http}
+metrics  http://127.0.0.1:{metrics}/metrics
+"""
+SAYS = re.compile("loading |ready  |gRPC  |HTTP  |metrics  ")
 CPU = "--model-config-name=cpu"
 
 
@@ -178,14 +188,20 @@ def test_help_is_tritons_own() -> None:
 def test_a_signal_ends_the_server_and_all_of_its_processes(
     served_repository: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with starting(served_repository, tmp_path / "log") as server:
+    with starting(served_repository, tmp_path / "log", verbose=number == signal.SIGINT) as server:
         wait_until_ready(server)
+        eventually(lambda: "metrics  http" in server.log.read_text())  # it is said a moment later
         family = descendants(server.process.pid)
         assert len(family) >= 4  # Triton and a process for each Python model
         server.process.send_signal(number)
         assert server.process.wait(STOP_S) == 0
         wait_until_ended(family)
         assert not _shared_memory(server.process.pid)
+        log = server.log.read_text()
+        assert ("Started HTTPService" in log) == (number == signal.SIGINT)  # with --verbose all of it is shown
+        said = [line for line in re.sub(r"after \d+\.\d s", "after a time", log).splitlines() if SAYS.match(line)]
+        assert said == SAID.format(**server.ports).splitlines()
+        assert number == signal.SIGINT or log.count("\n") == len(said) + 1  # Triton says that it got a signal
 
 
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 3)])

@@ -163,9 +163,12 @@ def test_a_triton_that_dies_at_every_start_is_given_up_with_the_end_of_its_log(t
 
 
 def test_a_first_start_that_fails_is_not_repeated(tmp_path: Path) -> None:
-    with starting(repository_of(tmp_path, RAISES), tmp_path / "log") as server:
+    """What is wrong is shown without --verbose, too."""
+    with starting(repository_of(tmp_path, RAISES), tmp_path / "log", verbose=False) as server:
         assert server.process.wait(STOP_S * 3) == 1
-        assert not restarts(server) and "no weights" in server.log.read_text()
+        log = server.log.read_text()
+        assert not restarts(server) and "no weights" in log
+        assert log.startswith(f"loading  {tmp_path / 'model_repository'}\n") and "loading: broken:1" not in log
 
 
 def test_a_process_that_dies_while_its_model_is_loaded_is_tritons_own_business(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from client import DISTRIBUTION
 from client.gateway import cohere, tei
 from client.gateway.guard import Counting, Guard
 from client.gateway.metrics import Metrics
-from client.gateway.page import read_page
+from client.gateway.page import read_examples, read_page
 from client.gateway.problems import RERANK_ROUTES, RETRY, Problem, of_body
 from client.gateway.ranker import Ranker, TheRanker
 from client.gateway.settings import Settings
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(cohere.router, dependencies=key)
     app.include_router(tei.router, dependencies=key)
     _add_status(app, metrics)
-    _add_page(app)
+    _add_page(app, settings)
     _add_problems(app)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Counting, metrics=metrics, routes=ROUTES)  # the last is the outermost
@@ -100,8 +100,8 @@ def _add_status(app: FastAPI, metrics: Metrics) -> None:
         return Models(models=[Model(name=name, is_default=not index) for index, name in enumerate(ranker.models)])
 
 
-def _add_page(app: FastAPI) -> None:
-    html, headers = read_page()
+def _add_page(app: FastAPI, settings: Settings) -> None:
+    html, headers = read_page(read_examples(settings.examples) if settings.examples else ())
 
     @app.get("/", include_in_schema=False)
     async def show() -> Response:

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     certificate_chain: Path | None = Field(None, description="PEM file: the gateway's own certificate")
     private_key: Path | None = Field(None, description="PEM file: the key of that")
     authorization: SecretStr | None = Field(None, description="the header of that name, to the ranking servers")
+    examples: Path | None = Field(
+        None, description="JSON lines of queries with documents; the page shows the first ten to everybody"
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("info", description="uvicorn's")
 
     @field_validator("servers", "models", "api_keys", mode="before")

@@ -144,11 +144,18 @@ def page(server: Server, queries: Path) -> Iterator[str]:
         assert process.wait(STOP_S) == 0
 
 
-def test_the_web_page_starts_users_and_shows_their_requests(page: str) -> None:
-    started = urllib.parse.urlencode({"user_count": 2, "spawn_rate": 2}).encode()
-    assert json.loads(_get(f"{page}/swarm", started))["success"]
+def test_the_web_page_starts_users_with_our_flags_and_shows_requests_and_documents(page: str) -> None:
+    form = {"user_count": "2", "spawn_rate": "2"}
+    assert all(f'"{name}"'.encode() in _get(page) for name in ("queries", "documents", "seed", "timeout"))
+    for wrong, message in ({"documents": "many"}, "'many' is none of"), ({"timeout": "0"}, "above 0"):
+        answer = json.loads(_get(f"{page}/swarm", urllib.parse.urlencode(form | wrong).encode()))
+        assert not answer["success"] and message in answer["message"]
+    assert json.loads(_get(f"{page}/swarm", urllib.parse.urlencode(form | {"documents": "3"}).encode()))["success"]
     eventually(lambda: _statistics(page)["num_requests"] >= 10)
-    assert _statistics(page)["num_failures"] == 0
+    shown = _statistics(page)
+    assert shown["num_failures"] == 0
+    assert shown["avg_content_length"] == 3 * ANSWER_BYTES
+    assert shown["documents"] >= 30
 
 
 def _get(url: str, data: bytes | None = None) -> bytes:
@@ -163,5 +170,7 @@ def _get(url: str, data: bytes | None = None) -> bytes:
 
 def _statistics(page: str) -> dict[str, Any]:
     """The line of all requests together."""
-    lines: list[dict[str, Any]] = json.loads(_get(f"{page}/stats/requests"))["stats"]
-    return next(line for line in lines if line["name"] == "Aggregated")
+    answer = json.loads(_get(f"{page}/stats/requests"))
+    tables: list[list[dict[str, Any]]] = [answer["stats"], answer["extended_stats"][0]["data"]]
+    requests, documents = (next(line for line in table if line["name"] == "Aggregated") for table in tables)
+    return requests | documents

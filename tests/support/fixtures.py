@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.support.checkpoints import tiny_bert
+from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.exports import exported_once
 from tests.support.gateways import Gateway, gateway_running
 from tests.support.servers import Reference, Server, build, running
@@ -85,7 +86,9 @@ def reference(served_checkpoint: Path) -> Reference:
 
 @pytest.fixture(scope="session")
 def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """The server's model under two names."""
-    log = tmp_path_factory.mktemp("gateway") / "log"
-    with gateway_running(log, "--models", f"ranker=ranker@{server.url},again=ranker@{server.url}") as gateway:
-        yield gateway
+    """The server's model under two names, with examples."""
+    folder = tmp_path_factory.mktemp("gateway")
+    examples = write_groups(folder / "examples.jsonl", queries=12)
+    models = f"ranker=ranker@{server.url},again=ranker@{server.url}"
+    with gateway_running(folder / "log", "--models", models, "--examples", str(examples)) as gateway:
+        yield replace(gateway, examples=examples)

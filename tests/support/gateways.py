@@ -25,9 +25,10 @@ TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridg
 
 @dataclass(frozen=True)
 class Gateway(Child):
-    """Answers at ``url``."""
+    """Answers at ``url``. ``examples`` is the file of that flag, if it has one."""
 
     url: str
+    examples: Path = Path()
 
     def metrics(self, name: str, **labels: str) -> float:
         return metric(f"{self.url}/metrics", name, **labels)

@@ -1,6 +1,6 @@
 """The screenshots of docs/gateway.md, from a running gateway with two models.
 
-python -m tests.support.screenshots http://127.0.0.1:8080 runs/demo/documents.jsonl docs
+python -m tests.support.screenshots http://127.0.0.1:8080 runs/demo/collection/test.jsonl docs
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from playwright.sync_api import Browser, ViewportSize
 
 from tests.support.browsers import chromium
 
-QUERY = "dimensions noiseless blender"
-CANDIDATES = 8
-LONG = {"title": "Everything about blenders, and more", "summary": "The mixer that has to be locked quickly. " * 60}
-DESKTOP: ViewportSize = {"width": 1200, "height": 760}
+SHOWN = 12  # place of the query in the file, as in the demo
+LONG = {"doc_id": "long", "title": "Everything about blenders", "summary": "The mixer that has to be quiet. " * 90}
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 720}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
-    parser.add_argument("documents", type=Path)
+    parser.add_argument("queries", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args(argv)
-    lines = arguments.documents.read_text(encoding="utf-8").splitlines()[5 : 5 + CANDIDATES]
-    records = [{name: json.loads(line)[name] for name in ("title", "summary")} for line in lines] + [LONG]
-    text = "\n".join(map(json.dumps, records))
+    group = json.loads(arguments.queries.read_text(encoding="utf-8").splitlines()[SHOWN])
+    group["documents"].append(LONG)
+    text = json.dumps(group)
     with chromium() as browser:
         shoot(browser, arguments.url, text, DESKTOP, arguments.folder / "gateway-desktop.png", compared=True)
         shoot(browser, arguments.url, text, PHONE, arguments.folder / "gateway-phone.png", compared=False)
@@ -41,13 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def shoot(browser: Browser, url: str, text: str, size: ViewportSize, path: Path, *, compared: bool) -> None:
     page = browser.new_page(viewport=size, color_scheme="light" if compared else "dark", reduced_motion="reduce")
     page.goto(url)
-    page.get_by_label("Query").fill(QUERY)
     page.get_by_label("Candidates").fill(text)
     if compared:
         page.get_by_label("Compare with").select_option(index=2)
     for _ in range(3):  # the first are the slowest
         page.keyboard.press("Control+Enter")
         page.locator("#results:not([aria-busy])").wait_for()
+    page.locator("li summary").nth(1).click()  # a row that is open
+    page.mouse.move(0, 0)
     page.get_by_label("Candidates").evaluate("one => { one.blur(); one.scrollTop = 0; }")
     page.screenshot(path=path)
     page.close()

@@ -72,11 +72,14 @@ def ports() -> dict[str, int]:
 
 
 @contextmanager
-def starting(repository: Path, log: Path, *flags: str, at: dict[str, int] | None = None) -> Iterator[Server]:
+def starting(
+    repository: Path, log: Path, *flags: str, at: dict[str, int] | None = None, verbose: bool = True
+) -> Iterator[Server]:
     """A server that may not be ready yet, on free ports or those given; at the end of the block it is stopped, if it
     runs still."""
     free = at or ports()
-    with started([*triton(repository, free), *UNASKED, *flags], log) as child:
+    shown = ["--verbose"] if verbose else []
+    with started([*triton(repository, free), *UNASKED, *shown, *flags], log) as child:
         yield Server(child.process, log, free)
 
 
