@@ -21,7 +21,7 @@ from client.errors import (
     ServerUnavailableError,
 )
 from client.ranking import RankingClient
-from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores
+from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, Truncation
 
 __all__ = [
     "AsyncRankingClient",
@@ -42,4 +42,5 @@ __all__ = [
     "ServerError",
     "ServerOverloadedError",
     "ServerUnavailableError",
+    "Truncation",
 ]

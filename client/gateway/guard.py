@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from client.gateway.encodings import unpacked
 from client.gateway.limits import ARRIVED
 from client.gateway.metrics import Metrics
 from client.gateway.problems import RERANK_ROUTES, RETRY, Problem
@@ -68,7 +69,7 @@ class Guard:
                 if (body := await self._body(headers, receive)) is not None:
                     await self._work(body, scope, receive, send)
         except Problem as problem:
-            await problem.answer(scope["path"])(scope, receive, send)
+            await problem.answer()(scope, receive, send)
 
     def _check_key(self, headers: Headers) -> None:
         given = headers.get("authorization", "").encode("latin-1")  # the bytes that came
@@ -117,7 +118,7 @@ class Guard:
                     if len(body) > limit:
                         raise too_large
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return unpacked(bytes(body), headers.get("content-encoding", ""), limit)
         except TimeoutError as error:
             raise Problem(408, f"the body took longer than {self._settings.timeout:g} s") from error
         return None

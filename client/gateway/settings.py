@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from client.connection import LONGEST_S, parse_target
 from client.gateway.chunking import Chunking
 
 PREFIX = "DISRANKER_GATEWAY_"
+ANY = "*"  # the name of a model in place of all that are not named
 Names = Annotated[tuple[str, ...], NoDecode]
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 
@@ -35,8 +37,10 @@ class Settings(BaseSettings):
     servers: Names = Field(("localhost:8001",), description="host:port of ranking servers' gRPC")
     models: Names = Field(
         ("ranker",),
-        description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...",
+        description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...; "
+        "the NAME * is any other",
     )
+    root_path: str = Field("", description="the path at which a proxy shows the gateway, such as /ranking")
     timeout: float = Field(
         30.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds a request may take in the ranking server"
     )
@@ -75,6 +79,14 @@ class Settings(BaseSettings):
                 whole.append(part)
         return tuple(whole)
 
+    @field_validator("root_path")
+    @classmethod
+    def _rooted(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not re.fullmatch(r"(/[\w.~-]+)+", path):
+            raise ValueError("Input should be a path such as /ranking")
+        return path
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.chunk_words and self.chunk_overlap >= self.chunk_words:
@@ -86,7 +98,27 @@ class Settings(BaseSettings):
         return Chunking(self.chunk_words, self.chunk_overlap, self.max_chunks)
 
     def connections(self) -> dict[str, Connection]:
-        """A connection for each name of a model, the default's first. Raises RankingError."""
+        """A connection for each name of a model, the default's first; that of any other name by its model's.
+
+        Raises RankingError.
+        """
+        named = self._named()
+        connections = {connection.model if name == ANY else name: connection for name, connection in named}
+        if not connections:
+            raise InvalidRequestError("--models: name at least one")
+        if len(dict(named)) < len(named):
+            raise InvalidRequestError(f"--models: two have the same name: {', '.join(name for name, _ in named)}")
+        if (other := dict(named).get(ANY)) and dict(named).get(other.model, other) != other:
+            raise InvalidRequestError(f"--models: {ANY} is {other.model}, and there is another of that name")
+        return connections
+
+    @property
+    def any_model(self) -> str | None:
+        """The model for names that are not among ``connections``."""
+        other = dict(self._named()).get(ANY)
+        return other and other.model
+
+    def _named(self) -> list[tuple[str, Connection]]:
         default = Connection(
             servers=self.servers,
             timeout_s=self.timeout,
@@ -97,13 +129,7 @@ class Settings(BaseSettings):
             private_key=self.private_key,
             authorization=None if self.authorization is None else self.authorization.get_secret_value(),
         )
-        named = [_named(text, default) for text in self.models]
-        connections = dict(named)
-        if not connections:
-            raise InvalidRequestError("--models: name at least one")
-        if len(connections) < len(named):
-            raise InvalidRequestError(f"--models: two have the same name: {', '.join(name for name, _ in named)}")
-        return connections
+        return [_named(text, default) for text in self.models]
 
 
 def read(argv: Sequence[str] | None) -> Settings:
