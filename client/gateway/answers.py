@@ -112,6 +112,20 @@ class Rank(BaseModel):
     truncated: bool | None = None  # true where the text, with the query, was longer than the model reads; else left out
 
 
+class DocumentScore(BaseModel):
+    """A document as Weaviate reads it."""
+
+    document: str | dict[str, Any]
+    score: float
+
+
+class WeaviateAnswer(BaseModel):
+    """The answer to Weaviate's module reranker-transformers, in the caller's order."""
+
+    query: str
+    scores: list[DocumentScore]
+
+
 class Score(BaseModel):
     """The score of a pair."""
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from client.gateway import rerank, status
-from client.gateway.encodings import PACKED_FROM_BYTES, Paths
+from client.gateway.encodings import PACKED_FROM_BYTES, Paths, Rooted
 from client.gateway.guard import Counting, Guard
 from client.gateway.metrics import Metrics
 from client.gateway.page import read_page
@@ -65,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(status.router)
     _add_page(app)
     _add_problems(app)
+    app.add_middleware(Rooted)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(GZipMiddleware, minimum_size=PACKED_FROM_BYTES, compresslevel=1)
     app.add_middleware(Counting, metrics=metrics, routes=ROUTES)

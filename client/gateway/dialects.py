@@ -2,70 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from client import Document, Truncation
-from client.gateway.answers import DataAnswer, Item, Rank, Ranking, Result, ResultsAnswer, listed, results
+from client.gateway.answers import (
+    DataAnswer,
+    DocumentScore,
+    Item,
+    Rank,
+    Ranking,
+    Result,
+    ResultsAnswer,
+    WeaviateAnswer,
+    listed,
+    results,
+    score_of,
+)
+from client.gateway.fields import (
+    Asked,
+    Best,
+    Count,
+    Documents,
+    Flag,
+    Given,
+    Ignored,
+    Model,
+    Query,
+    RankFields,
+    Returned,
+    Text,
+    Texts,
+    count,
+)
 from client.gateway.problems import Problem
 from client.records import AT_END
 from client.wire import encoded
-
-LARGEST = 10**9
-# A text may stand in the answer again, which cannot hold the lone surrogates that JSON can spell.
-Text = Annotated[str, AfterValidator(lambda text: encoded(text).decode())]
-Fields = Annotated[
-    dict[str, Any], AfterValidator(lambda fields: json.loads(encoded(json.dumps(fields, ensure_ascii=False))))
-]
-Given = Text | Fields
-Query = Annotated[str, Field(min_length=1, examples=["mend a cheap bike"])]
-EXAMPLES = [["Affordable bicycle repair", "Garden bridges"]]
-Documents = Annotated[list[Given], Field(min_length=1, examples=EXAMPLES)]
-Texts = Annotated[list[Text], Field(min_length=1, examples=EXAMPLES)]
-Model = Annotated[str | None, Field(description="a name of /v1/models; the first of them if there is none")]
-
-
-def _number(given: Any) -> Any:
-    return int(given) if isinstance(given, str) and re.fullmatch("[0-9]{1,9}", given) else given
-
-
-def _flag(given: Any) -> Any:
-    return {"true": True, "false": False}.get(given, given) if isinstance(given, str) else given
-
-
-def _count(least: int) -> Any:
-    """A number, which some clients send as a string."""
-    number = {"type": "integer", "minimum": least, "maximum": LARGEST}
-    first = "0-9" if not least else "1-9"
-    schema = {"anyOf": [number, {"type": "string", "pattern": f"^[{first}][0-9]{{0,8}}$"}]}
-    return Annotated[int, Field(ge=least, le=LARGEST), BeforeValidator(_number), WithJsonSchema(schema)]
-
-
-Count = _count(1)
-Flag = Annotated[
-    bool,
-    BeforeValidator(_flag),
-    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string", "enum": ["true", "false"]}]}),
-]
-Ignored = Annotated[Any, Field(description="taken, and without effect here")]
-Best = Annotated[Count | None, Field(description="the best only")]
-Returned = Annotated[Flag | None, Field(description="the answer has the documents as they came")]
-RankFields = Annotated[list[Text] | None, Field(description="of objects; otherwise text, or title and summary")]
 
 
 class Options(NamedTuple):
@@ -76,26 +50,6 @@ class Options(NamedTuple):
     truncation: Truncation = AT_END
     whole: bool = False  # a document that is too long is an error
     raw: bool = False  # logits in place of probabilities
-
-
-class Asked(BaseModel):
-    """A request. Fields of no effect that clients are known to send are named; any other is refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    MARKS: ClassVar[frozenset[str]] = frozenset()  # fields that no other form has
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        names = {field.alias or name for name, field in cls.model_fields.items()}
-        if isinstance(given, dict) and (unknown := given.keys() - names):
-            name = min(unknown)
-            near = difflib.get_close_matches(name, sorted(names), 1)
-            hint = f": did you mean {near[0]}?" if near else f" beside {', '.join(sorted(given.keys() & names))}"
-            message = f"{encoded(name[:40]).decode()}: there is no such field{hint}"
-            raise PydanticCustomError("unknown_field", "{message}", {"message": message})
-        return given
 
 
 class RerankRequest(Asked):
@@ -181,7 +135,7 @@ class Common(RerankRequest):
 class SelfHosted(Common):
     """The same at the routes of vLLM, Infinity and llama.cpp, where a top_n of 0 is all documents."""
 
-    top_n: Annotated[_count(0) | None, Field(description="the best only; 0 is all")] = None
+    top_n: Annotated[count(0) | None, Field(description="the best only; 0 is all")] = None
 
 
 class Voyage(RerankRequest):
@@ -251,14 +205,22 @@ class Tei(RerankRequest):
         ]
 
 
-def form_of(*forms: type[Asked]) -> WrapValidator:
-    """Reads a request in the first of the forms that it has a mark of, or else in the last one."""
+class Weaviate(RerankRequest):
+    """The form of Weaviate's module reranker-transformers, answered by the documents with their scores."""
 
-    def read(given: Any, _: Any) -> Asked:
-        names = given.keys() if isinstance(given, dict) else set()
-        return next((form for form in forms if form.MARKS & names), forms[-1]).model_validate(given)
+    MARKS: ClassVar = frozenset({"property"})
 
-    return WrapValidator(read)
+    property: Ignored = None
+
+    def options(self) -> Options:
+        return Options()
+
+    def answer(self, ranking: Ranking) -> WeaviateAnswer:
+        scored = zip(self.documents, ranking.scores.logits, strict=True)  # Weaviate goes by their places
+        return WeaviateAnswer(
+            query=encoded(self.query).decode(),
+            scores=[DocumentScore(document=document, score=score_of(logit, raw=False)) for document, logit in scored],
+        )
 
 
 class ScoreRequest(Asked):

@@ -55,3 +55,15 @@ class Paths:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             scope = {**scope, "path": path.rstrip("/") or "/", "method": method}
         await self._app(scope, receive, send)
+
+
+class Rooted:
+    """Puts ``root_path`` before the path again, where routes expect it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope.get("root_path", "") + scope["path"]}
+        await self._app(scope, receive, send)

@@ -68,14 +68,15 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """Pydantic's errors as a Problem that names the first faulty field. Never the value, which may be text."""
     if errors[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {errors[0]['ctx']['error']}")
-    kind, place = errors[0]["type"], _place(errors[0])
-    if kind == "unknown_field":
+    if errors[0]["type"] == "unknown_field":
         return Problem(422, errors[0]["msg"])
-    if not place:
+    if not (place := _place(errors[0])):
         return Problem(422, "the body must be a JSON object, with the header Content-Type: application/json")
-    reasons = dict.fromkeys(error["msg"] for error in errors if _place(error) == place)
-    message = f"{place}: {' or '.join(reasons)}"
-    return Problem(400 if kind in BAD_VALUES else 422, message, "Empty" if "short" in kind else "Validation")
+    reasons = {error["type"]: error["msg"] for error in errors if _place(error) == place}
+    message = f"{place}: {' or '.join(dict.fromkeys(reasons.values()))}"
+    if bad := [kind for kind in reasons if kind in BAD_VALUES]:
+        return Problem(400, message, "Empty" if "short" in bad[0] else "Validation")
+    return Problem(422, message)
 
 
 def _place(error: Mapping[str, Any]) -> str:

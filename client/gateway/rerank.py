@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from client import Document, Scores, Truncation
 from client.concurrency import async_in_order
-from client.gateway.answers import DataAnswer, Rank, Ranking, ResultsAnswer, ScoreAnswer, scored
+from client.gateway.answers import DataAnswer, Rank, Ranking, ResultsAnswer, ScoreAnswer, WeaviateAnswer, scored
 from client.gateway.dialects import (
     Common,
     Mixedbread,
@@ -19,8 +19,9 @@ from client.gateway.dialects import (
     SelfHosted,
     Tei,
     Voyage,
-    form_of,
+    Weaviate,
 )
+from client.gateway.fields import form_of
 from client.gateway.limits import LimitS
 from client.gateway.problems import COHERE_ROUTES, RERANK_ROUTES, SCORE_ROUTES, Problem, responses
 from client.gateway.ranker import Ranker, TheRanker, tell_truncated
@@ -30,11 +31,11 @@ QUERIES_AT_ONCE = 8  # of a score request
 
 # What the routes take: their own form is the last, which a request has that shows no mark of another one. Only Cohere
 # has a /v2, where a field of another vendor is a mistake.
-OTHERS = Voyage | Mixedbread | Tei
-V1 = Annotated[OTHERS | Common, form_of(Voyage, Mixedbread, Tei, Common)]
-SelfHostedForms = Annotated[OTHERS | SelfHosted, form_of(Voyage, Mixedbread, Tei, SelfHosted)]
+OTHERS = Mixedbread | Tei | Weaviate | Voyage
+V1 = Annotated[OTHERS | Common, form_of(Mixedbread, Tei, Weaviate, Voyage, Common)]
+SelfHostedForms = Annotated[OTHERS | SelfHosted, form_of(Mixedbread, Tei, Weaviate, Voyage, SelfHosted)]
 ScoreForms = Annotated[ScoreTexts | ScoreRequest, form_of(ScoreTexts, ScoreRequest)]
-Answer = ResultsAnswer | DataAnswer | list[Rank]
+Answer = ResultsAnswer | DataAnswer | WeaviateAnswer | list[Rank]
 
 router = APIRouter()
 
@@ -53,7 +54,7 @@ async def rerank(body: SelfHostedForms, ranker: TheRanker, limit_s: LimitS, resp
     """Documents by their relevance to a query, the best first.
 
     In the form of text-embeddings-inference (`texts`), vLLM, Infinity and llama.cpp (`documents`), mixedbread
-    (`input`) or Voyage (`top_k`).
+    (`input`), Voyage (`top_k`) or Weaviate (`property`).
     """
     return await _rerank(body, ranker, limit_s, response, "1")
 

@@ -59,7 +59,7 @@ class Info(BaseModel):
 
     model_id: str
     model_sha: str | None = None
-    model_dtype: str | None = None
+    model_dtype: str = "float32"  # of the scores
     model_type: dict[Literal["reranker"], dict[str, Any]] = {
         "reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     }
@@ -80,6 +80,7 @@ router = APIRouter(tags=["status"])
 
 @router.get("/health", operation_id="health", responses={503: {"model": Health}})
 @router.get("/readyz", operation_id="readyz", responses={503: {"model": Health}})
+@router.get("/.well-known/ready", include_in_schema=False)  # Weaviate
 async def health(ranker: TheRanker, response: Response) -> Health:
     """200 if the default model is served, for readiness probes."""
     models = await ranker.ready()
@@ -93,6 +94,7 @@ async def health(ranker: TheRanker, response: Response) -> Health:
 
 
 @router.get("/livez", operation_id="livez")
+@router.get("/.well-known/live", include_in_schema=False)
 async def live() -> Live:
     """200 as long as the gateway answers, for liveness probes: another process would not help its ranking servers."""
     return Live()

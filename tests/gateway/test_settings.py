@@ -26,6 +26,8 @@ from tests.support.odd_servers import OddServer, odd_server
         (["--models", "a=x@g:1,g:2,b=y", "--models", "z"],
          {"a": ("x", ("g:1", "g:2")), "b": ("y", ("h:1", "h:2")), "z": ("z", ("h:1", "h:2"))}),
         (["--models", "new=@g:1"], {"new": ("ranker", ("g:1",))}),
+        (["--models", "*=x"], {"x": ("x", ("h:1", "h:2"))}),
+        (["--models", "a=y,*=x,x"], {"a": ("y", ("h:1", "h:2")), "x": ("x", ("h:1", "h:2"))}),
     ],
 )  # fmt: skip
 def test_models_and_servers(flags: list[str], expected: dict[str, tuple[str, tuple[str, ...]]]) -> None:
@@ -56,6 +58,9 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         (["--hedge", "1"], "--hedge (or DISRANKER_GATEWAY_HEDGE): Input should be less than 1"),
         (["--chunk_words", "5", "--chunk_overlap", "5"], "chunk_overlap must be below chunk_words (5), not 5"),
         (["--models", "a,a"], "--models: two have the same name: a, a"),
+        (["--models", "*=x,*=y"], "--models: two have the same name: *, *"),
+        (["--models", "x,*=x@g:1"], "--models: * is x, and there is another of that name"),
+        (["--root_path", "ranking"], "--root_path (or DISRANKER_GATEWAY_ROOT_PATH): Input should be a path such as"),
         (["--models", "=x"], "--models: '=x' has no name before '='"),
         (["--models", "a=x@"], "a target is model@host:port, model, or @host:port"),
         (["--models", ","], "--models: name at least one"),

@@ -47,11 +47,10 @@ def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
 
 
 def refusal(answer: httpx.Response, status: int) -> str:
-    """The message, in the format of the API that was asked."""
+    """The message, under the names that the clients of each API read."""
     assert answer.status_code == status, answer.text
     body: dict[str, str] = answer.json()
-    if answer.url.path == "/rerank":
-        assert set(body) == {"error", "error_type"}
-        return body["error"]
-    assert set(body) == {"message"}
-    return body["message"]
+    assert body.pop("error_type")
+    assert set(body) == {"message", "detail", "error"}
+    (message,) = set(body.values())
+    return message
