@@ -21,18 +21,24 @@ from pydantic_core import PydanticCustomError
 
 from client.wire import encoded
 
-LARGEST = 10**9
+LARGEST, DEEPEST = 10**9, 50
 # A text may stand in the answer again, which cannot hold the lone surrogates that JSON can spell.
 Text = Annotated[str, AfterValidator(lambda text: encoded(text).decode())]
-Fields = Annotated[
-    dict[str, Any], AfterValidator(lambda fields: json.loads(encoded(json.dumps(fields, ensure_ascii=False))))
-]
-Given = Text | Fields
 Query = Annotated[str, Field(min_length=1, examples=["mend a cheap bike"])]
 EXAMPLES = [["Affordable bicycle repair", "Garden bridges"]]
-Documents = Annotated[list[Given], Field(min_length=1, examples=EXAMPLES)]
 Texts = Annotated[list[Text], Field(min_length=1, examples=EXAMPLES)]
 Model = Annotated[str | None, Field(description="a name of /v1/models; the first of them if there is none")]
+
+
+def _fields(fields: dict[str, Any]) -> Any:
+    """An object of any fields, in which text is as in ``Text``."""
+    layer: list[Any] = [fields]
+    for _ in range(DEEPEST):
+        inner = [[*one.values()] if isinstance(one, dict) else one for one in layer]
+        layer = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not layer:
+            return json.loads(encoded(json.dumps(fields, ensure_ascii=False)))
+    raise ValueError(f"an object may be nested {DEEPEST} deep")
 
 
 def _number(given: Any) -> Any:
@@ -51,6 +57,8 @@ def count(least: int) -> Any:
     return Annotated[int, Field(ge=least, le=LARGEST), BeforeValidator(_number), WithJsonSchema(schema)]
 
 
+Given = Text | Annotated[dict[str, Any], AfterValidator(_fields)]
+Documents = Annotated[list[Given], Field(min_length=1, examples=EXAMPLES)]
 Count = count(1)
 Flag = Annotated[
     bool,
@@ -77,8 +85,8 @@ class Asked(BaseModel):
         if isinstance(given, dict) and (unknown := given.keys() - names):
             name = min(unknown)
             near = difflib.get_close_matches(name, sorted(names), 1)
-            hint = f": did you mean {near[0]}?" if near else f" beside {', '.join(sorted(given.keys() & names))}"
-            message = f"{encoded(name[:40]).decode()}: there is no such field{hint}"
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(names))}"
+            message = f"{encoded(name[:40]).decode()}: there is no such field: {hint}"
             raise PydanticCustomError("unknown_field", "{message}", {"message": message})
         return given
 

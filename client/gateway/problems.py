@@ -24,7 +24,7 @@ SCORE_ROUTES = ("/score", "/v1/score")
 RERANK_ROUTES = (*COHERE_ROUTES, "/rerank", "/reranking", "/v1/reranking", *SCORE_ROUTES)
 RETRY = {"Retry-After": "1"}  # seconds
 # A value that is too small or too large. The wrong type, or an unknown field, is 422 at Cohere, too.
-BAD_VALUES = ("too_short", "string_too_short", "greater_than_equal", "less_than_equal")
+BAD_VALUES = {"too_short", "string_too_short", "greater_than_equal", "less_than_equal"}
 
 
 class Error(BaseModel):
@@ -73,10 +73,9 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
     if not (place := _place(errors[0])):
         return Problem(422, "the body must be a JSON object, with the header Content-Type: application/json")
     reasons = {error["type"]: error["msg"] for error in errors if _place(error) == place}
-    message = f"{place}: {' or '.join(dict.fromkeys(reasons.values()))}"
-    if bad := [kind for kind in reasons if kind in BAD_VALUES]:
-        return Problem(400, message, "Empty" if "short" in bad[0] else "Validation")
-    return Problem(422, message)
+    for kind in reasons.keys() & BAD_VALUES:  # of the right type then, and of no other in a union
+        return Problem(400, f"{place}: {reasons[kind]}", "Empty" if "short" in kind else "Validation")
+    return Problem(422, f"{place}: {' or '.join(dict.fromkeys(reasons.values()))}")
 
 
 def _place(error: Mapping[str, Any]) -> str:

@@ -73,7 +73,9 @@ def test_the_table_has_no_other_clients() -> None:
 
 
 def test_objects_are_ranked_by_their_fields(gateway: Gateway, probabilities: Callable[..., list[float]]) -> None:
-    documents = [{"title": text, "text": "river", "summary": "copper", "id": 7, "of": [None]} for text in TEXTS]
+    documents = [
+        {"title": text, "text": "river", "summary": "copper", "id": 7, "of": [None], "by": None} for text in TEXTS
+    ]
     for fields, texts in (
         (None, [("", "river")] * len(TEXTS)),
         (["title", "summary", "text"], [(text, "copper\nriver") for text in TEXTS]),

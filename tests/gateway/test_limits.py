@@ -12,6 +12,7 @@ from client.gateway.problems import RERANK_ROUTES, SCORE_ROUTES
 from tests.support.gateways import ASKED, TEI_ASKED, Gateway, gateway_running, refusal
 from tests.support.servers import Server
 
+DEEP = b'{"query": "a", "documents": [{"text": "b", "c": ' + b"[" * 50 + b"]" * 50 + b"}]}"
 LARGE = b'{"query": "a", "documents": ["b", "%s"]}' % (b"c" * 5_000_000)
 KEY = {"Authorization": "Bearer first key"}
 SCORE_ASKED = [(route, {"text_1": "garden", "text_2": ["river", "bridge"]}) for route in SCORE_ROUTES]
@@ -114,6 +115,9 @@ def test_too_large_a_body(strict: Gateway) -> None:
         ("/score", b'{"queries": "a", "documents": []}', 400, "documents: List should have at least 1 item"),
         ("/v2/rerank", b'{"query": "\\ud800", "documents": ["b"]}', 422, "query: Input should be a valid string"),
         ("/v2/rerank", b'{"query": " ", "documents": ["b"]}', 422, "the query is empty"),
+        pytest.param(
+            "/v1/rerank", DEEP, 422, "documents[0]: Input should be a valid string or Value error, an", id="deep"
+        ),
         pytest.param("/v2/rerank", LARGE, 422, "document 1 has 5000000 bytes", id="too large for the server"),
         ("/rerank", b'{"query": "a", "texts": []}', 400, "texts: List should have at least 1 item"),
         ("/rerank", b'{"query": "a", "texts": [{}]}', 422, "texts[0]: Input should be a valid string"),
