@@ -25,7 +25,7 @@ from client.gateway.ranker import Ranker
 from client.gateway.settings import Settings
 
 LOG = logging.getLogger("uvicorn.error")
-ROUTES = frozenset({*RERANK_ROUTES, "/", "/docs", "/openapi.json", *(route.path for route in status.router.routes)})
+ROUTES = frozenset({*RERANK_ROUTES, "/", "/docs", "/openapi.json", *status.ROUTES})
 DESCRIPTION = """
 Ranking servers behind the rerank APIs of Cohere, Jina, Voyage, mixedbread, text-embeddings-inference, vLLM, Infinity
 and llama.cpp. The names of a request's fields tell which one it has, and the answer has the same. Errors are one line

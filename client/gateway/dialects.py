@@ -25,6 +25,7 @@ from client.gateway.fields import (
     Asked,
     Best,
     Count,
+    CountOrAll,
     Documents,
     Flag,
     Given,
@@ -35,7 +36,6 @@ from client.gateway.fields import (
     Returned,
     Text,
     Texts,
-    count,
 )
 from client.gateway.problems import Problem
 from client.records import AT_END
@@ -135,7 +135,7 @@ class Common(RerankRequest):
 class SelfHosted(Common):
     """The same at the routes of vLLM, Infinity and llama.cpp, where a top_n of 0 is all documents."""
 
-    top_n: Annotated[count(0) | None, Field(description="the best only; 0 is all")] = None
+    top_n: Annotated[CountOrAll | None, Field(description="the best only; 0 is all")] = None
 
 
 class Voyage(RerankRequest):

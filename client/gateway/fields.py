@@ -49,17 +49,17 @@ def _flag(given: Any) -> Any:
     return {"true": True, "false": False}.get(given, given) if isinstance(given, str) else given
 
 
-def count(least: int) -> Any:
-    """A number, which some clients send as a string."""
-    number = {"type": "integer", "minimum": least, "maximum": LARGEST}
+def _numbers(least: int) -> WithJsonSchema:
+    """Numbers, which some clients send as strings."""
     first = "0-9" if not least else "1-9"
-    schema = {"anyOf": [number, {"type": "string", "pattern": f"^[{first}][0-9]{{0,8}}$"}]}
-    return Annotated[int, Field(ge=least, le=LARGEST), BeforeValidator(_number), WithJsonSchema(schema)]
+    text = {"type": "string", "pattern": f"^[{first}][0-9]{{0,8}}$"}
+    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": least, "maximum": LARGEST}, text]})
 
 
 Given = Text | Annotated[dict[str, Any], AfterValidator(_fields)]
 Documents = Annotated[list[Given], Field(min_length=1, examples=EXAMPLES)]
-Count = count(1)
+Count = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_number), _numbers(1)]
+CountOrAll = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(_number), _numbers(0)]
 Flag = Annotated[
     bool,
     BeforeValidator(_flag),

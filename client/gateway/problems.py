@@ -21,10 +21,12 @@ from client import (
 
 COHERE_ROUTES = ("/v1/rerank", "/v2/rerank")
 SCORE_ROUTES = ("/score", "/v1/score")
-RERANK_ROUTES = (*COHERE_ROUTES, "/rerank", "/reranking", "/v1/reranking", *SCORE_ROUTES)
+SELF_HOSTED_ROUTES = ("/rerank", "/reranking", "/v1/reranking")
+RERANK_ROUTES = (*COHERE_ROUTES, *SELF_HOSTED_ROUTES, *SCORE_ROUTES)
 RETRY = {"Retry-After": "1"}  # seconds
-# A value that is too small or too large. The wrong type, or an unknown field, is 422 at Cohere, too.
-BAD_VALUES = {"too_short", "string_too_short", "greater_than_equal", "less_than_equal"}
+# Codes of bad values, by Pydantic's types of errors: 400 as at Cohere, where wrong types and unknown fields are 422.
+BAD_VALUES = {"too_short": 400, "string_too_short": 400, "greater_than_equal": 400, "less_than_equal": 400}
+BAD_VALUES["value_error"] = 422
 
 
 class Error(BaseModel):
@@ -74,7 +76,8 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
         return Problem(422, "the body must be a JSON object, with the header Content-Type: application/json")
     reasons = {error["type"]: error["msg"] for error in errors if _place(error) == place}
     for kind in reasons.keys() & BAD_VALUES:  # of the right type then, and of no other in a union
-        return Problem(400, f"{place}: {reasons[kind]}", "Empty" if "short" in kind else "Validation")
+        message = f"{place}: {reasons[kind].removeprefix('Value error, ')}"
+        return Problem(BAD_VALUES[kind], message, "Empty" if "short" in kind else "Validation")
     return Problem(422, f"{place}: {' or '.join(dict.fromkeys(reasons.values()))}")
 
 

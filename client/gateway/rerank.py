@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from client.gateway.dialects import (
 )
 from client.gateway.fields import form_of
 from client.gateway.limits import LimitS
-from client.gateway.problems import COHERE_ROUTES, RERANK_ROUTES, SCORE_ROUTES, Problem, responses
+from client.gateway.problems import COHERE_ROUTES, SCORE_ROUTES, SELF_HOSTED_ROUTES, Problem, responses
 from client.gateway.ranker import Ranker, TheRanker, tell_truncated
 from client.records import AT_END
 
@@ -40,17 +41,17 @@ Answer = ResultsAnswer | DataAnswer | WeaviateAnswer | list[Rank]
 router = APIRouter()
 
 
-async def rerank_v1(body: V1, ranker: TheRanker, limit_s: LimitS, response: Response) -> Answer:
+async def rerank_v1(body: V1, ranker: TheRanker, limit_s: LimitS, response: Response) -> Any:
     """Documents by their relevance to a query, the best first, in the form of Cohere, Jina, Voyage or others."""
     return await _rerank(body, ranker, limit_s, response, "1")
 
 
-async def rerank_v2(body: Common, ranker: TheRanker, limit_s: LimitS, response: Response) -> ResultsAnswer:
+async def rerank_v2(body: Common, ranker: TheRanker, limit_s: LimitS, response: Response) -> Any:
     """Documents by their relevance to a query, the best first, in Cohere's form."""
     return await _rerank(body, ranker, limit_s, response, "2")
 
 
-async def rerank(body: SelfHostedForms, ranker: TheRanker, limit_s: LimitS, response: Response) -> Answer:
+async def rerank(body: SelfHostedForms, ranker: TheRanker, limit_s: LimitS, response: Response) -> Any:
     """Documents by their relevance to a query, the best first.
 
     In the form of text-embeddings-inference (`texts`), vLLM, Infinity and llama.cpp (`documents`), mixedbread
@@ -88,12 +89,13 @@ async def _rerank(body: RerankRequest, ranker: Ranker, limit_s: float | None, re
     return body.answer(Ranking(model, scores, version))
 
 
-def _add(paths: tuple[str, ...], endpoint: Any, tag: str, summary: str) -> None:
+def _add(paths: Iterable[str], endpoint: Any, answer: Any, tag: str, summary: str) -> None:
     for path in paths:
         router.add_api_route(
             path,
             endpoint,
             methods=["POST"],
+            response_model=answer,
             tags=[tag],
             summary=summary,
             operation_id=path.strip("/").replace("/", "_"),
@@ -102,7 +104,7 @@ def _add(paths: tuple[str, ...], endpoint: Any, tag: str, summary: str) -> None:
         )
 
 
-_add(COHERE_ROUTES[:1], rerank_v1, "rerank", "Cohere, Jina, Voyage")
-_add(COHERE_ROUTES[1:], rerank_v2, "rerank", "Cohere")
-_add(tuple(path for path in RERANK_ROUTES if path not in (*COHERE_ROUTES, *SCORE_ROUTES)), rerank, "rerank", "Others")
-_add(SCORE_ROUTES, score, "score", "vLLM's score API")
+_add(COHERE_ROUTES[:1], rerank_v1, Answer, "rerank", "Cohere, Jina, Voyage")
+_add(COHERE_ROUTES[1:], rerank_v2, ResultsAnswer, "rerank", "Cohere")
+_add(SELF_HOSTED_ROUTES, rerank, Answer, "rerank", "TEI, vLLM, Infinity, llama.cpp, mixedbread, Weaviate")
+_add(SCORE_ROUTES, score, ScoreAnswer, "score", "vLLM's score API")

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
 
         Raises RankingError.
         """
-        named = self._named()
+        named = self._targets()
         connections = {connection.model if name == ANY else name: connection for name, connection in named}
         if not connections:
             raise InvalidRequestError("--models: name at least one")
@@ -115,10 +115,10 @@ class Settings(BaseSettings):
     @property
     def any_model(self) -> str | None:
         """The model for names that are not among ``connections``."""
-        other = dict(self._named()).get(ANY)
-        return other and other.model
+        other = dict(self._targets()).get(ANY)
+        return None if other is None else other.model
 
-    def _named(self) -> list[tuple[str, Connection]]:
+    def _targets(self) -> list[tuple[str, Connection]]:
         default = Connection(
             servers=self.servers,
             timeout_s=self.timeout,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
@@ -126,3 +127,6 @@ async def info(ranker: TheRanker, request: Request) -> Info:
         max_concurrent_requests=settings.max_concurrent,
         max_client_batch_size=settings.max_documents,
     )
+
+
+ROUTES = [route.path for route in router.routes if isinstance(route, APIRoute)]
