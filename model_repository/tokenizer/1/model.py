@@ -90,9 +90,9 @@ class TritonPythonModel:
         if (query := tensors.pop("QUERY", None)) is None:  # Triton only counts inputs where some are optional
             raise EncodingError("QUERY is missing")
         if tensors.keys() == {*TEXTS}:
-            return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS), truncation)
+            return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS), truncation=truncation)
         if tensors.keys() == {*IDS}:
-            return self.encoder.encode_ids(query, *(tensors[name] for name in IDS), truncation)
+            return self.encoder.encode_ids(query, *(tensors[name] for name in IDS), truncation=truncation)
         raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
 
 
