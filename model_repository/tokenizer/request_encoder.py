@@ -43,7 +43,7 @@ class RequestEncoder:
         self._encoder, self._most_bytes = encoder, most_bytes
 
     def encode_texts(
-        self, query: Strings, titles: Strings, summaries: Strings, truncation: Truncation = AT_END
+        self, query: Strings, titles: Strings, summaries: Strings, *, truncation: Truncation = AT_END
     ) -> FlatPairs:
         """The pairs of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
         if titles.shape != summaries.shape:
@@ -65,7 +65,7 @@ class RequestEncoder:
         return self._pairs(query, self._document_ids([kind + text for text in texts], tokenise), truncation)
 
     def encode_ids(
-        self, query: Strings, document_ids: IntArray, document_lengths: IntArray, truncation: Truncation = AT_END
+        self, query: Strings, document_ids: IntArray, document_lengths: IntArray, *, truncation: Truncation = AT_END
     ) -> FlatPairs:
         """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
         as many as ``document_lengths[N]`` says; they are what ``document_ids`` of the encoder gives."""
