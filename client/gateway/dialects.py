@@ -76,22 +76,23 @@ class RerankRequest(Asked):
 
     def texts(self) -> list[Document]:
         """The documents as the model reads them. Raises Problem for one that lacks its text."""
-        return [self._text(item, index) for index, item in enumerate(self.documents)]
+        rank_fields = self.options().rank_fields
+        return [self._text(item, index, rank_fields) for index, item in enumerate(self.documents)]
 
     def ranked(self, ranking: Ranking) -> Iterator[tuple[int, float, bool, Any]]:
         """Index, score, whether it was cut, and the document if it is wanted; the best is the first."""
         for index, score, truncated in ranking.best_first(self.top_n, self.options().raw):
             yield index, score, truncated, self.documents[index] if self.return_documents else None
 
-    def _text(self, item: Given, index: int) -> Document:
+    def _text(self, item: Given, index: int, rank_fields: list[str] | None) -> Document:
         """Cohere knows strings and ``text``; titles and summaries are ours, and have fields of their own."""
         if isinstance(item, str):
             return Document(summary=item)
-        place, named = f"{self.name_of('documents')}[{index}]", self.options().rank_fields
-        fields = named or (["text"] if "text" in item else ["title", "summary"])
+        fields = rank_fields or (["text"] if "text" in item else ["title", "summary"])
         found = [name for name in fields if item.get(name) is not None]
+        place = f"{self.name_of('documents')}[{index}]"
         if not found:
-            names = " or ".join(named or ("text", "title", "summary"))
+            names = " or ".join(rank_fields or ("text", "title", "summary"))
             raise Problem(422, f"{place}: an object needs the field {names}")
         if odd := [name for name in found if not isinstance(item[name], str)]:
             raise Problem(422, f"{place}: {odd[0]} must be a string")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Body, Response
 
 from client import Document, Scores, Truncation
 from client.concurrency import async_in_order
@@ -30,11 +30,21 @@ from client.records import AT_END
 
 QUERIES_AT_ONCE = 8  # of a score request
 
+QUERY, TEXTS = "mend a cheap bike", ["Affordable bicycle repair", "Garden bridges"]
+FORMS: dict[str, dict[str, Any]] = {
+    "Cohere, Jina, vLLM": {"documents": TEXTS, "top_n": 1},
+    "Voyage": {"documents": TEXTS, "top_k": 1},
+    "mixedbread": {"input": TEXTS, "top_k": 1},
+    "text-embeddings-inference": {"texts": TEXTS, "raw_scores": True},
+    "Weaviate": {"documents": TEXTS, "property": ""},
+}
+EXAMPLES = Body(openapi_examples={name: {"value": {"query": QUERY, **fields}} for name, fields in FORMS.items()})
+
 # What the routes take: their own form is the last, which a request has that shows no mark of another one. Only Cohere
 # has a /v2, where a field of another vendor is a mistake.
 OTHERS = Mixedbread | Tei | Weaviate | Voyage
-V1 = Annotated[OTHERS | Common, form_of(Mixedbread, Tei, Weaviate, Voyage, Common)]
-SelfHostedForms = Annotated[OTHERS | SelfHosted, form_of(Mixedbread, Tei, Weaviate, Voyage, SelfHosted)]
+V1 = Annotated[Common | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, Common), EXAMPLES]
+SelfHostedForms = Annotated[SelfHosted | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, SelfHosted), EXAMPLES]
 ScoreForms = Annotated[ScoreTexts | ScoreRequest, form_of(ScoreTexts, ScoreRequest)]
 Answer = ResultsAnswer | DataAnswer | WeaviateAnswer | list[Rank]
 
