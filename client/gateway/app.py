@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,16 +16,21 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from client.gateway import cohere, tei
-from client.gateway.guard import Counting, Guard
+from client.gateway.docs import add_docs
+from client.gateway.guard import Guard
+from client.gateway.keys import Keys
+from client.gateway.logs import LOG
 from client.gateway.metrics import Metrics
+from client.gateway.observed import Observed
 from client.gateway.page import read_page
 from client.gateway.problems import RERANK_ROUTES, RETRY, Problem, of_body
 from client.gateway.ranker import Ranker, TheRanker
 from client.gateway.settings import Settings
+from client.gateway.traces import Traces
 
-LOG = logging.getLogger("uvicorn.error")
 ROUTES = frozenset({*RERANK_ROUTES, "/", "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"})
 
 
@@ -50,28 +55,32 @@ class Models(BaseModel):
     models: list[Model]
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, keys: Keys, metrics: Metrics) -> FastAPI:
     """Make the application. Raises RankingError for settings that make no sense."""
-    connections, metrics = settings.connections(), Metrics()
+    connections, traces = settings.connections(), Traces.wanted()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.ranker = Ranker(connections, settings, metrics)
+        app.state.ranker = Ranker(connections, settings, metrics, traces)
         yield
         await app.state.ranker.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
-        title="DisRanker gateway", version=version("disranker"), lifespan=lifespan, redoc_url=None
+        title="DisRanker gateway", version=version("disranker"), lifespan=lifespan, docs_url=None, redoc_url=None
     )
     # The key is checked before the body is read (Guard); this describes it.
-    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys"))] if settings.api_keys else []
+    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys or --key_file"))] if keys.needed else []
     app.include_router(cohere.router, dependencies=key)
     app.include_router(tei.router, dependencies=key)
     _add_status(app, metrics)
     _add_page(app)
+    add_docs(app)
     _add_problems(app)
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Counting, metrics=metrics, routes=ROUTES)  # the last is the outermost
+    app.add_middleware(Guard, settings=settings, keys=keys)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts or ["*"], www_redirect=False)
+    app.add_middleware(Observed, metrics=metrics, traces=traces, routes=ROUTES)  # the last is the outermost
     return app
 
 

@@ -18,6 +18,7 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from client.gateway.correlation import REQUEST
 
 TEI_ROUTE = "/rerank"
 COHERE_ROUTES = ("/v1/rerank", "/v2/rerank")
@@ -25,10 +26,14 @@ RERANK_ROUTES = (*COHERE_ROUTES, TEI_ROUTE)
 RETRY = {"Retry-After": "1"}  # seconds
 
 
+REQUEST_ID: Any = Field(None, description="as in the header X-Request-Id, and in the gateway's log")
+
+
 class CohereError(BaseModel):
     """An error of /v1/rerank and /v2/rerank."""
 
     message: str = Field(examples=["query: String should have at least 1 character"])
+    request_id: str | None = REQUEST_ID
 
 
 class TeiError(BaseModel):
@@ -36,6 +41,7 @@ class TeiError(BaseModel):
 
     error: str = Field(examples=["`texts` cannot be empty"])
     error_type: str = Field(examples=["Empty"])
+    request_id: str | None = REQUEST_ID
 
 
 class Problem(Exception):  # noqa: N818 - most are the caller's
@@ -48,10 +54,12 @@ class Problem(Exception):  # noqa: N818 - most are the caller's
         self.status, self.message, self.kind, self.headers = status, message, kind, dict(headers or {})
 
     def answer(self, path: str) -> JSONResponse:
+        asked = REQUEST.get()
+        request_id = None if asked is None else asked.id
         if path == TEI_ROUTE:
-            body: BaseModel = TeiError(error=self.message, error_type=self.kind)
+            body: BaseModel = TeiError(error=self.message, error_type=self.kind, request_id=request_id)
         else:
-            body = CohereError(message=self.message)
+            body = CohereError(message=self.message, request_id=request_id)
         return JSONResponse(body.model_dump(), self.status, self.headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import numpy as np
@@ -15,6 +16,7 @@ from client.gateway.chunking import split
 from client.gateway.metrics import Metrics
 from client.gateway.problems import Problem, of_ranking
 from client.gateway.settings import Settings
+from client.gateway.traces import Traces
 from client.wire import encoded
 
 # A text may stand in the answer again, which cannot hold the lone surrogates that JSON can spell.
@@ -26,9 +28,11 @@ NAMED_IN_HEADER = 100  # proxies refuse long headers
 class Ranker:
     """A client for each model, the default's first. Close it. Raises Problems."""
 
-    def __init__(self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics, traces: Traces | None
+    ) -> None:
         self._clients = {name: AsyncRankingClient.of(connection) for name, connection in connections.items()}
-        self._settings, self._metrics = settings, metrics
+        self._settings, self._metrics, self._traces = settings, metrics, traces
         metrics.watch(self._clients)
 
     @property
@@ -67,7 +71,8 @@ class Ranker:
         pieces = split(documents, chunking._replace(pieces=min(max_chunks or chunking.pieces, chunking.pieces)))
         try:
             timeout_s = self._settings.timeout if limit_s is None else min(limit_s, self._settings.timeout)
-            scored = await self._clients[model].score_documents(query, pieces.documents, timeout_s=timeout_s)
+            with self._traces.ranking(model, len(pieces.documents)) if self._traces else nullcontext():
+                scored = await self._clients[model].score_documents(query, pieces.documents, timeout_s=timeout_s)
         except RankingError as error:
             raise of_ranking(error) from error
         scores = pieces.merged(scored)

@@ -85,7 +85,7 @@ def test_numbers_that_cannot_be_meant(name: str, value: str, capsys: pytest.Capt
 
 def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
     largest = {name: "9" * 30 for name in NUMBERS if name not in ("port", "timeout", "chunk_overlap")}
-    flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9"}.items()]
+    flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9", "head_timeout": "1e9"}.items()]
     with (
         odd_server(OddServer(np.arange)) as url,
         gateway_running(tmp_path / "log", "--servers", url, *flags) as gateway,

@@ -51,7 +51,7 @@ def refusal(answer: httpx.Response, status: int) -> str:
     assert answer.status_code == status, answer.text
     body: dict[str, str] = answer.json()
     if answer.url.path == "/rerank":
-        assert set(body) == {"error", "error_type"}
+        assert set(body) == {"error", "error_type", "request_id"}
         return body["error"]
-    assert set(body) == {"message"}
+    assert set(body) == {"message", "request_id"}
     return body["message"]

@@ -105,7 +105,7 @@ def odd_server(
     service: OddServer, credentials: grpc.ServerCredentials | None = None, at: str = "127.0.0.1:0"
 ) -> Iterator[str]:
     """The address of its port; with ``credentials`` it speaks TLS only."""
-    server = grpc.server(ThreadPoolExecutor(4))
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     port = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
     server.start()
