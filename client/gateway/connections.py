@@ -15,6 +15,7 @@ from client.gateway.logs import Seldom
 from client.gateway.metrics import Metrics
 
 CALLER = "caller"  # in a request's state: its connection
+GOODBYE_S = 1.0  # for an idle caller's own end of TLS
 
 
 class Bounds(NamedTuple):
@@ -64,6 +65,9 @@ class Connections:
     def tell(self, reason: str, what: str) -> None:
         self._closed.labels(reason).inc()
         self._seldom.warn(f"closed {what}")
+
+    def __contains__(self, caller: Caller) -> bool:
+        return caller in self._open
 
     def _crowd(self, address: str) -> list[Caller]:
         """The connections of which one has to go before there is another one of this address; mostly none."""
@@ -136,6 +140,10 @@ class Caller(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._look()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(GOODBYE_S, self.transport.abort)
 
     async def _open(self, connection: socket.socket) -> None:
         try:
