@@ -25,7 +25,8 @@ from tests.support.waiting import eventually
 
 FILES, SILENT = 256, 300
 HALF_A_HEAD = b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\n"
-LARGE = {"query": "garden", "documents": ["river bank " * 90_000] * 9, "return_documents": True}  # 9 MB
+TEXTS = ["river bank " * 90_000] * 9  # 9 MB
+LARGE = {"query": "garden", "documents": TEXTS, "return_documents": True}
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +92,11 @@ def test_a_request_has_its_place_until_its_answer_was_read(besieged: Gateway, se
             body = json.dumps(LARGE).encode()
             head = f"{HALF_A_HEAD.decode()}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             caller.sendall(head.encode() + body)
-        eventually(lambda: service.sizes.count(len(LARGE["documents"])) == 2)  # and it has answered
+        eventually(lambda: service.sizes.count(len(TEXTS)) == 2)  # and it has answered
         assert "2 requests are being worked on" in refusal(httpx.post(f"{besieged.url}/v2/rerank", json=ASKED), 429)
         eventually(lambda: closed(besieged, "unread") == 2)
     answer = httpx.post(f"{besieged.url}/v2/rerank", json=LARGE, timeout=PATIENCE_S)
-    assert [one["document"]["text"] for one in answer.json()["results"]] == LARGE["documents"]
+    assert [one["document"]["text"] for one in answer.json()["results"]] == TEXTS
 
 
 @settings(max_examples=30)

@@ -60,6 +60,8 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         (["--models", "a=x@"], "a target is model@host:port, model, or @host:port"),
         (["--models", ","], "--models: name at least one"),
         (["--servers", ","], "servers: name at least one"),
+        (["--tls_key", "key.pem"], "tls_certificate and tls_key: give both or neither"),
+        (["--allowed_hosts", "a.b,*c"], "'*c' is neither a name nor *.NAME"),
         (["--root_certificates", "/nowhere.pem"], "/nowhere.pem: no such file"),
     ],
 )
@@ -109,6 +111,23 @@ def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description
         assert f"| `--{name}` |" in documentation
+
+
+def test_a_misspelt_variable_does_not_leave_the_gateway_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISRANKER_GATEWAY_APIKEYS", "secret")
+    with pytest.raises(InvalidRequestError) as caught:
+        read([])
+    assert str(caught.value) == (
+        "the variable DISRANKER_GATEWAY_APIKEYS is no setting of the gateway: is DISRANKER_GATEWAY_API_KEYS meant?"
+    )
+
+
+def test_files_of_tls_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.pem").touch()
+    for name in ("nowhere.pem", "no.pem"):
+        assert main([f"--tls_certificate={tmp_path / name}", f"--tls_key={tmp_path / name}"]) == 2
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1) and str(tmp_path / name) in err
 
 
 def test_bad_settings_get_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def collecting() -> Iterator[tuple[str, list[Span]]]:
             scopes = [scope for resource in sent.resource_spans for scope in resource.scope_spans]
             for span in (span for scope in scopes for span in scope.spans):
                 known = {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
-                ids = (one.hex() for one in (span.trace_id, span.span_id, span.parent_span_id))
+                ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
                 spans.append(Span(span.name, *ids, known))
             self.send_response(200)
             self.end_headers()
