@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,9 @@ from client.records import AT_END, Document, DocumentLike, Scores, Truncation, a
 NO_LIMIT = 2**31
 INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
 LIMIT = "max_documents"  # the scorer's parameter
+REQUEST_ID = "x-request-id"
+# Headers of requests to the server beside the connection's. That of a request's id is Triton's own id of it, too.
+METADATA: ContextVar[Mapping[str, str]] = ContextVar("metadata", default=MappingProxyType({}))
 PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores
 
 
@@ -49,12 +54,13 @@ class Inputs(NamedTuple):
 
 def request(settings: Connection, inputs: Inputs, left_s: float) -> dict[str, Any]:
     """The arguments of tritonclient's infer. The server is told how long the answer is waited for."""
-    left_s = max(left_s, 1e-4)
+    left_s, metadata = max(left_s, 1e-4), METADATA.get()
     return {
         "model_name": settings.model,
         "model_version": settings.version,
         "inputs": inputs.tensors,
-        "headers": settings.headers,
+        "headers": {**(settings.headers or {}), **metadata} or None,
+        "request_id": metadata.get(REQUEST_ID, ""),
         "priority": settings.priority,
         # Triton's queues read the one priority, our models the other.
         "parameters": {"priority_level": settings.priority, **inputs.parameters},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,17 +14,22 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from client.gateway import rerank, status
+from client.gateway.docs import add_docs
 from client.gateway.encodings import PACKED_FROM_BYTES, Paths, Rooted
-from client.gateway.guard import Counting, Guard
+from client.gateway.guard import Guard
+from client.gateway.keys import Keys
+from client.gateway.logs import LOG
 from client.gateway.metrics import Metrics
+from client.gateway.observed import Observed
 from client.gateway.page import read_page
 from client.gateway.problems import RERANK_ROUTES, Problem, of_body
 from client.gateway.ranker import Ranker
 from client.gateway.settings import Settings
+from client.gateway.traces import Traces
 
-LOG = logging.getLogger("uvicorn.error")
 ROUTES = frozenset({*RERANK_ROUTES, "/", "/docs", "/openapi.json", *status.ROUTES})
 DESCRIPTION = """
 Ranking servers behind the rerank APIs of Cohere, Jina, Voyage, mixedbread, text-embeddings-inference, vLLM, Infinity
@@ -38,16 +43,18 @@ TAGS = [
 ]
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, keys: Keys, metrics: Metrics) -> FastAPI:
     """Make the application. Raises RankingError for settings that make no sense."""
-    connections, metrics = settings.connections(), Metrics()
+    connections, traces = settings.connections(), Traces.wanted()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.ranker = Ranker(connections, settings, metrics)
+        app.state.ranker = Ranker(connections, settings, metrics, traces)
         app.state.metrics, app.state.settings = metrics, settings
         yield
         await app.state.ranker.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
         title="DisRanker gateway",
@@ -57,18 +64,21 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=TAGS,
         root_path=settings.root_path,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     # The key is checked before the body is read (Guard); this describes it.
-    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys"))] if settings.api_keys else []
+    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys or --key_file"))] if keys.needed else []
     app.include_router(rerank.router, dependencies=key)
     app.include_router(status.router)
     _add_page(app)
+    add_docs(app)
     _add_problems(app)
     app.add_middleware(Rooted)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, keys=keys)
     app.add_middleware(GZipMiddleware, minimum_size=PACKED_FROM_BYTES, compresslevel=1)
-    app.add_middleware(Counting, metrics=metrics, routes=ROUTES)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts or ["*"], www_redirect=False)
+    app.add_middleware(Observed, metrics=metrics, traces=traces, routes=ROUTES)
     app.add_middleware(Paths, root_path=settings.root_path)  # the last is the outermost
     return app
 

@@ -18,6 +18,7 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from client.gateway.correlation import REQUEST
 
 COHERE_ROUTES = ("/v1/rerank", "/v2/rerank")
 SCORE_ROUTES = ("/score", "/v1/score")
@@ -36,6 +37,7 @@ class Error(BaseModel):
     detail: str  # Jina, Voyage
     error: str  # text-embeddings-inference
     error_type: str = Field(examples=["Validation"])
+    request_id: str | None = Field(None, description="as in the header X-Request-Id, and in the gateway's log")
 
 
 class Problem(Exception):  # noqa: N818 - most are the caller's
@@ -48,7 +50,14 @@ class Problem(Exception):  # noqa: N818 - most are the caller's
         self.status, self.message, self.kind, self.headers = status, message, kind, dict(headers or {})
 
     def answer(self) -> JSONResponse:
-        body = Error(message=self.message, detail=self.message, error=self.message, error_type=self.kind)
+        asked = REQUEST.get()
+        body = Error(
+            message=self.message,
+            detail=self.message,
+            error=self.message,
+            error_type=self.kind,
+            request_id=None if asked is None else asked.id,
+        )
         return JSONResponse(body.model_dump(), self.status, self.headers)
 
 

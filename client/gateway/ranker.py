@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +15,7 @@ from client.gateway.chunking import split
 from client.gateway.metrics import Metrics
 from client.gateway.problems import Problem, of_ranking
 from client.gateway.settings import Settings
+from client.gateway.traces import Traces
 from client.records import AT_END
 
 READY_S = 5.0
@@ -23,9 +25,12 @@ NAMED_IN_HEADER = 100  # proxies refuse long headers
 class Ranker:
     """A client for each model, the default's first. Close it. Raises Problems."""
 
-    def __init__(self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, connections: Mapping[str, Connection], settings: Settings, metrics: Metrics, traces: Traces | None
+    ) -> None:
         self._clients = {name: AsyncRankingClient.of(connection) for name, connection in connections.items()}
         self._settings, self._metrics, self._any_model = settings, metrics, settings.any_model
+        self._traces = traces
         metrics.watch(self._clients)
 
     @property
@@ -71,9 +76,10 @@ class Ranker:
         pieces = split(documents, chunking._replace(pieces=min(max_chunks or chunking.pieces, chunking.pieces)))
         try:
             timeout_s = self._settings.timeout if limit_s is None else min(limit_s, self._settings.timeout)
-            scored = await self._clients[model].score_documents(
-                query, pieces.documents, timeout_s=timeout_s, truncation=truncation
-            )
+            with self._traces.ranking(model, len(pieces.documents)) if self._traces else nullcontext():
+                scored = await self._clients[model].score_documents(
+                    query, pieces.documents, timeout_s=timeout_s, truncation=truncation
+                )
         except RankingError as error:
             raise of_ranking(error) from error
         scores = pieces.merged(scored)

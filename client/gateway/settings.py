@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,12 +44,26 @@ class Settings(BaseSettings):
     )
     root_path: str = Field("", description="the path at which a proxy shows the gateway, such as /ranking")
     timeout: float = Field(
-        30.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds a request may take in the ranking server"
+        30.0,
+        gt=0,
+        le=LONGEST_S,
+        allow_inf_nan=False,
+        description="seconds for each: a body, the ranking server's answer, its reading",
     )
     max_documents: int = Field(1000, ge=1, description="of a request; more are refused with 413")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="of a request; more are refused with 413")
     max_concurrent: int = Field(64, ge=1, description="requests at a time; more are refused with 429")
+    max_connections: int = Field(1024, ge=1, description="of callers; for another one the idlest is closed")
+    max_connections_per_address: int = Field(256, ge=1, description="of those")
+    head_timeout: float = Field(
+        10.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds until the head of a request is whole"
+    )
+    keep_alive: int = Field(75, ge=1, description="seconds that a connection may be idle between two requests")
     api_keys: Keys = Field((), description="any of these as `Authorization: Bearer KEY`; none: no key is asked for")
+    key_file: Path | None = Field(
+        None, description="more keys, a line NAME KEY [REQUESTS_PER_SECOND] for each; read again when it changes"
+    )
+    allowed_hosts: Names = Field((), description="of the header Host, such as *.example.com; none: any")
     hedge: float | None = Field(
         None, gt=0, lt=1, description="ask a second server after the time in which this share is answered, such as 0.95"
     )
@@ -59,9 +75,12 @@ class Settings(BaseSettings):
     certificate_chain: Path | None = Field(None, description="PEM file: the gateway's own certificate")
     private_key: Path | None = Field(None, description="PEM file: the key of that")
     authorization: SecretStr | None = Field(None, description="the header of that name, to the ranking servers")
+    tls_certificate: Path | None = Field(None, description="PEM file: callers are served over HTTPS, with it")
+    tls_key: Path | None = Field(None, description="PEM file: the key of that")
+    log_format: Literal["text", "json"] = Field("text", description="of each line")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("info", description="uvicorn's")
 
-    @field_validator("servers", "models", "api_keys", mode="before")
+    @field_validator("servers", "models", "api_keys", "allowed_hosts", mode="before")
     @classmethod
     def _parted(cls, value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
@@ -91,7 +110,17 @@ class Settings(BaseSettings):
     def _consistent(self) -> Settings:
         if self.chunk_words and self.chunk_overlap >= self.chunk_words:
             raise ValueError(f"chunk_overlap must be below chunk_words ({self.chunk_words}), not {self.chunk_overlap}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: give both or neither")
         return self
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if "*" in host.removeprefix("*.") and host != "*":
+                raise ValueError(f"{host!r} is neither a name nor *.NAME")
+        return hosts
 
     @property
     def chunking(self) -> Chunking:
@@ -134,6 +163,7 @@ class Settings(BaseSettings):
 
 def read(argv: Sequence[str] | None) -> Settings:
     """Read the settings. Raises InvalidRequestError of one line, without the value, which may be a key."""
+    _check_variables()
     try:
         return CliApp.run(Settings, None if argv is None else list(argv))
     except ValidationError as error:
@@ -143,6 +173,15 @@ def read(argv: Sequence[str] | None) -> Settings:
         raise InvalidRequestError(where + first["msg"].removeprefix("Value error, ")) from error
     except SettingsError as error:
         raise InvalidRequestError(str(error)) from error
+
+
+def _check_variables() -> None:
+    """Raises InvalidRequestError for a variable that is none of ours: misspelt, it would leave the gateway open."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+            raise InvalidRequestError(f"the variable {name} is no setting of the gateway: is {near[0]} meant?")
 
 
 def _named(text: str, default: Connection) -> tuple[str, Connection]:

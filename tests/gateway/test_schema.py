@@ -5,6 +5,9 @@ That all valid ones are accepted is not checked: a schema cannot say which field
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -51,7 +54,10 @@ def test_the_description_names_all_and_its_page_needs_nobody_else(gateway: Gatew
     for path in RERANK_ROUTES:
         codes = set(described["paths"][path]["post"]["responses"])
         assert codes >= {"200", "400", "401", "404", "413", "422", "429", "502", "503", "504"}
-    page = httpx.get(f"{gateway.url}/docs").text
+    answer = httpx.get(f"{gateway.url}/docs")
+    page, policy = answer.text, answer.headers["Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert f"script-src 'self' 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" in policy
     assert "/static-offline-docs/swagger-ui-bundle.js" in page
     assert "https://" not in page
     assert httpx.get(f"{gateway.url}/static-offline-docs/swagger-ui-bundle.js").status_code == 200
