@@ -21,7 +21,7 @@ from client.errors import (
     ServerUnavailableError,
 )
 from client.ranking import RankingClient
-from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores
+from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, Truncation
 
 DISTRIBUTION = "disranker" if __name__ == "client" else "disranker-client"  # the package's other name
 
@@ -45,4 +45,5 @@ __all__ = [
     "ServerError",
     "ServerOverloadedError",
     "ServerUnavailableError",
+    "Truncation",
 ]

@@ -17,7 +17,7 @@ from client.concurrency import async_in_order
 from client.connection import Connection
 from client.errors import InvalidRequestError, RankingError
 from client.fleet_async import AsyncFleet, SmallerLimitError
-from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
+from client.records import AT_END, Document, DocumentLike, RankedDocument, RankingRequest, Scores, Truncation, ranked
 
 if TYPE_CHECKING:
     from typing import Self
@@ -97,10 +97,15 @@ class AsyncRankingClient:
         return ranked(candidates, await self._score(query, candidates, timeout_s), top_k)
 
     async def score_documents(
-        self, query: str, documents: Iterable[DocumentLike], *, timeout_s: float | None = None
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        timeout_s: float | None = None,
+        truncation: Truncation = AT_END,
     ) -> Scores:
         """Logits, and what was cut, in the caller's order."""
-        return await self._score(query, wire.checked(query, documents), timeout_s)
+        return await self._score(query, wire.checked(query, documents), timeout_s, truncation)
 
     async def rank_many(
         self,
@@ -131,23 +136,27 @@ class AsyncRankingClient:
             async for answer in answers:
                 yield answer
 
-    async def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
+    async def _score(
+        self, query: str, documents: Sequence[Document], timeout_s: float | None, truncation: Truncation = AT_END
+    ) -> Scores:
         self._fleet.throttle.check()  # once for all parts of a list: those that were scored are not lost
         deadline = Deadline.after(self.connection.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                return await self._score_in_parts(query, documents, deadline)
+                return await self._score_in_parts(query, documents, deadline, truncation)
             except SmallerLimitError:  # once for each server at most, and mostly before anything was scored
                 continue
 
-    async def _score_in_parts(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+    async def _score_in_parts(
+        self, query: str, documents: Sequence[Document], deadline: Deadline, truncation: Truncation
+    ) -> Scores:
         parts = wire.parts(documents, self._fleet.limit)
         if len(parts) == 1:
-            return await self._fleet.score(query, documents, deadline)
+            return await self._fleet.score(query, documents, deadline, truncation)
 
         async def score_part(part: slice) -> Scores:
             try:
-                return await self._fleet.score(query, documents[part], deadline)
+                return await self._fleet.score(query, documents[part], deadline, truncation)
             except RankingError as error:
                 raise wire.of_part(error, part) from error
 

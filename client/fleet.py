@@ -18,7 +18,7 @@ from client.concurrency import Arrival, Race, in_order, sleep, start
 from client.connection import Connection
 from client.errors import InvalidAnswerError, ModelNotReadyError, RankingError, translated
 from client.latencies import Latencies
-from client.records import Document, Scores
+from client.records import Document, Scores, Truncation
 
 PROBE_S = 10.0
 HALF, MOSTLY = 0.5, 0.9  # of recent requests
@@ -68,9 +68,9 @@ class Fleet:
         """Documents that every server takes that was asked so far."""
         return self._connection.max_documents or min([*self._limits.values()], default=wire.NO_LIMIT)
 
-    def score(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+    def score(self, query: str, documents: Sequence[Document], deadline: Deadline, truncation: Truncation) -> Scores:
         """Raises SmallerLimitError before a server gets more documents than it takes."""
-        count, inputs = len(documents), wire.inputs(query, documents)
+        count, inputs = len(documents), wire.inputs(query, documents, truncation)
         attempts = self._attempts(count, deadline)
 
         def infer(server: int) -> Scores:

@@ -21,7 +21,7 @@ from client.concurrency import Arrival, AsyncRace, async_in_order, async_sleep, 
 from client.connection import Connection
 from client.errors import InvalidAnswerError, ModelNotReadyError, RankingError, translated
 from client.latencies import Latencies
-from client.records import Document, Scores
+from client.records import Document, Scores, Truncation
 
 PROBE_S = 10.0
 HALF, MOSTLY = 0.5, 0.9  # of recent requests
@@ -71,9 +71,11 @@ class AsyncFleet:
         """Documents that every server takes that was asked so far."""
         return self._connection.max_documents or min([*self._limits.values()], default=wire.NO_LIMIT)
 
-    async def score(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+    async def score(
+        self, query: str, documents: Sequence[Document], deadline: Deadline, truncation: Truncation
+    ) -> Scores:
         """Raises SmallerLimitError before a server gets more documents than it takes."""
-        count, inputs = len(documents), wire.inputs(query, documents)
+        count, inputs = len(documents), wire.inputs(query, documents, truncation)
         attempts = self._attempts(count, deadline)
 
         async def infer(server: int) -> Scores:

@@ -13,7 +13,7 @@ from client.concurrency import in_order
 from client.connection import Connection
 from client.errors import InvalidRequestError, RankingError
 from client.fleet import Fleet, SmallerLimitError
-from client.records import Document, DocumentLike, RankedDocument, RankingRequest, Scores, ranked
+from client.records import AT_END, Document, DocumentLike, RankedDocument, RankingRequest, Scores, Truncation, ranked
 
 if TYPE_CHECKING:
     from typing import Self
@@ -91,10 +91,15 @@ class RankingClient:
         return ranked(candidates, self._score(query, candidates, timeout_s), top_k)
 
     def score_documents(
-        self, query: str, documents: Iterable[DocumentLike], *, timeout_s: float | None = None
+        self,
+        query: str,
+        documents: Iterable[DocumentLike],
+        *,
+        timeout_s: float | None = None,
+        truncation: Truncation = AT_END,
     ) -> Scores:
         """Logits, and what was cut, in the caller's order."""
-        return self._score(query, wire.checked(query, documents), timeout_s)
+        return self._score(query, wire.checked(query, documents), timeout_s, truncation)
 
     def rank_many(
         self,
@@ -125,23 +130,27 @@ class RankingClient:
             for answer in answers:
                 yield answer
 
-    def _score(self, query: str, documents: Sequence[Document], timeout_s: float | None) -> Scores:
+    def _score(
+        self, query: str, documents: Sequence[Document], timeout_s: float | None, truncation: Truncation = AT_END
+    ) -> Scores:
         self._fleet.throttle.check()  # once for all parts of a list: those that were scored are not lost
         deadline = Deadline.after(self.connection.timeout_s if timeout_s is None else timeout_s)
         while True:
             try:
-                return self._score_in_parts(query, documents, deadline)
+                return self._score_in_parts(query, documents, deadline, truncation)
             except SmallerLimitError:  # once for each server at most, and mostly before anything was scored
                 continue
 
-    def _score_in_parts(self, query: str, documents: Sequence[Document], deadline: Deadline) -> Scores:
+    def _score_in_parts(
+        self, query: str, documents: Sequence[Document], deadline: Deadline, truncation: Truncation
+    ) -> Scores:
         parts = wire.parts(documents, self._fleet.limit)
         if len(parts) == 1:
-            return self._fleet.score(query, documents, deadline)
+            return self._fleet.score(query, documents, deadline, truncation)
 
         def score_part(part: slice) -> Scores:
             try:
-                return self._fleet.score(query, documents[part], deadline)
+                return self._fleet.score(query, documents[part], deadline, truncation)
             except RankingError as error:
                 raise wire.of_part(error, part) from error
 

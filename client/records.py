@@ -54,6 +54,17 @@ class RankedDocument:
     title: str
 
 
+class Truncation(NamedTuple):
+    """How documents are cut that are longer than ``max_tokens`` or than the model reads: title and summary are one text
+    there, of which the ``side`` is cut, "right" (its end) or "left"."""
+
+    max_tokens: int | None = None
+    side: str = "right"
+
+
+AT_END = Truncation()  # where the model's own length ends
+
+
 class Scores(NamedTuple):
     """The scores of a request's documents, in the caller's order."""
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import tritonclient.grpc as grpc
 
 from client.connection import Connection
 from client.errors import InvalidAnswerError, InvalidRequestError, ModelNotReadyError, RankingError
-from client.records import Document, DocumentLike, Scores, as_document
+from client.records import AT_END, Document, DocumentLike, Scores, Truncation, as_document
 
 NO_LIMIT = 2**31
 INPUTS, OUTPUTS = ("QUERY", "TITLES", "SUMMARIES"), ("SCORES", "TRUNCATED")
 LIMIT = "max_documents"  # the scorer's parameter
+REQUEST_ID = "x-request-id"
+# Headers of requests to the server beside the connection's. That of a request's id is Triton's own id of it, too.
+METADATA: ContextVar[Mapping[str, str]] = ContextVar("metadata", default=MappingProxyType({}))
 PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores
 
 
@@ -47,27 +52,42 @@ def parts(documents: Sequence[Document], limit: int) -> list[slice]:
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def request(settings: Connection, tensors: Sequence[grpc.InferInput], left_s: float) -> dict[str, Any]:
+class Inputs(NamedTuple):
+    """The tensors of a request, and parameters that the tokenizer reads."""
+
+    tensors: list[grpc.InferInput]
+    parameters: dict[str, int | str]
+
+
+def request(settings: Connection, inputs: Inputs, left_s: float) -> dict[str, Any]:
     """The arguments of tritonclient's infer. The server is told how long the answer is waited for."""
-    left_s = max(left_s, 1e-4)
+    left_s, metadata = max(left_s, 1e-4), METADATA.get()
     return {
         "model_name": settings.model,
         "model_version": settings.version,
-        "inputs": tensors,
-        "headers": settings.headers,
+        "inputs": inputs.tensors,
+        "headers": {**(settings.headers or {}), **metadata} or None,
+        "request_id": metadata.get(REQUEST_ID, ""),
         "priority": settings.priority,
-        "parameters": {"priority_level": settings.priority},  # Triton's queues read the one, our models the other
+        # Triton's queues read the one priority, our models the other.
+        "parameters": {"priority_level": settings.priority, **inputs.parameters},
         "timeout": int(left_s * 1e6),
         "client_timeout": left_s,
     }
 
 
-def inputs(query: str, documents: Sequence[Document]) -> list[grpc.InferInput]:
-    return [
+def inputs(query: str, documents: Sequence[Document], truncation: Truncation = AT_END) -> Inputs:
+    tensors = [
         _strings("QUERY", [query]),
         _strings("TITLES", [document.title for document in documents]),
         _strings("SUMMARIES", [document.summary for document in documents]),
     ]
+    parameters: dict[str, int | str] = {}
+    if truncation.max_tokens is not None:
+        parameters["max_document_tokens"] = truncation.max_tokens
+    if truncation.side != AT_END.side:
+        parameters["truncation_side"] = truncation.side
+    return Inputs(tensors, parameters)
 
 
 def scores(result: Any, documents: int, server: str) -> Scores:

@@ -164,12 +164,13 @@ anything = st.recursive(scalar, lambda inner: st.lists(inner, max_size=4) | st.d
 @st.composite
 def rerank_bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     """A route of the gateway and a body for it."""
-    route = draw(st.sampled_from(["/v1/rerank", "/v2/rerank", "/rerank"]))
+    route = draw(st.sampled_from(["/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/score"]))
     document = text | st.fixed_dictionaries({"title": text, "summary": text}) | st.dictionaries(text, scalar)
     body: dict[str, Any] = {"query": draw(text), "return_documents": draw(st.booleans())}
-    body["texts" if route == "/rerank" else "documents"] = draw(st.lists(document, max_size=4))
+    body[draw(st.sampled_from(["documents", "texts", "input", "text_2"]))] = draw(st.lists(document, max_size=4))
     for _ in range(draw(st.integers(0, 2))):
-        body[draw(st.sampled_from([*body, "model", "top_n", "rank_fields", "truncate", "raw_scores"]))] = draw(anything)
+        field = draw(st.sampled_from([*body, "model", "top_n", "top_k", "rank_fields", "truncate", "text_1"]))
+        body[field] = draw(anything)
     written = json.dumps(body).encode()
     return route, draw(st.just(written) | st.integers(0, len(written)).map(lambda cut: written[:cut]) | st.binary())
 

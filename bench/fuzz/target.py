@@ -37,7 +37,7 @@ class Target:
         self._ports = {"triton": urlsplit(http_url).port or 0, "gateway": urlsplit(gateway).port or 0}
         self._process, self._encoder, self._tolerance = psutil.Process(pid), encoder, tolerance
         self._canary = service_pb2.ModelInferRequest(model_name="ranker")
-        for tensor in wire.inputs(SECRET, CANARY):
+        for tensor in wire.inputs(SECRET, CANARY).tensors:
             self._canary.inputs.append(tensor._get_tensor())
             self._canary.raw_input_contents.append(tensor._get_content())
         self._family = self._processes()

@@ -139,7 +139,7 @@ class Callers:
 
 def _message(model: str, request: Request, limit_s: float) -> ModelInferRequest:
     message = ModelInferRequest(model_name=model)
-    for tensor in inputs(request.query, request.documents):
+    for tensor in inputs(request.query, request.documents).tensors:
         message.inputs.append(tensor._get_tensor())
         message.raw_input_contents.append(tensor._get_content())
     message.parameters["timeout"].int64_param = round(limit_s * 1e6)

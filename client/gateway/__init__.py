@@ -1,1 +1,1 @@
-"""The rerank APIs that search stacks speak (Cohere, Jina, text-embeddings-inference), in front of a ranking server."""
+"""The rerank APIs that search stacks speak (Cohere's and others), in front of ranking servers."""

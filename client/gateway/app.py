@@ -2,102 +2,86 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Literal
 
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from client import DISTRIBUTION
-from client.gateway import cohere, tei
-from client.gateway.guard import Counting, Guard
+from client.gateway import rerank, status
+from client.gateway.docs import add_docs
+from client.gateway.encodings import PACKED_FROM_BYTES, Paths, Rooted
+from client.gateway.guard import Guard
+from client.gateway.keys import Keys
+from client.gateway.logs import LOG
 from client.gateway.metrics import Metrics
+from client.gateway.observed import Observed
 from client.gateway.page import read_examples, read_page
-from client.gateway.problems import RERANK_ROUTES, RETRY, Problem, of_body
-from client.gateway.ranker import Ranker, TheRanker
+from client.gateway.problems import RERANK_ROUTES, Problem, of_body
+from client.gateway.ranker import Ranker
 from client.gateway.settings import Settings
+from client.gateway.traces import Traces
 
-LOG = logging.getLogger("uvicorn.error")
-ROUTES = frozenset({*RERANK_ROUTES, "/", "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"})
-
-
-class Health(BaseModel):
-    """``ready`` if all models are served, ``degraded`` if the default one is and others are not."""
-
-    status: Literal["ready", "degraded", "unavailable"]
-    models: dict[str, bool]
-
-
-class Model(BaseModel):
-    """A model, as Cohere lists it."""
-
-    name: str
-    endpoints: list[str] = ["rerank"]
-    is_default: bool
+ROUTES = frozenset({*RERANK_ROUTES, "/", "/docs", "/openapi.json", *status.ROUTES})
+DESCRIPTION = """
+Ranking servers behind the rerank APIs of Cohere, Jina, Voyage, mixedbread, text-embeddings-inference, vLLM, Infinity
+and llama.cpp. The names of a request's fields tell which one it has, and the answer has the same. Errors are one line
+that says what to do, as `message`, `detail` and `error`.
+"""
+TAGS = [
+    {"name": "rerank", "description": "Documents by their relevance to a query, the best first."},
+    {"name": "score", "description": "Scores of pairs of a query and a document, in the caller's order."},
+    {"name": "status", "description": "What is served, and whether it is well. No key is needed."},
+]
 
 
-class Models(BaseModel):
-    """All models; the first is the default."""
-
-    models: list[Model]
-
-
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, keys: Keys, metrics: Metrics) -> FastAPI:
     """Make the application. Raises RankingError for settings that make no sense."""
-    connections, metrics = settings.connections(), Metrics()
+    connections, traces = settings.connections(), Traces.wanted()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.ranker = Ranker(connections, settings, metrics)
+        app.state.ranker = Ranker(connections, settings, metrics, traces)
+        app.state.metrics, app.state.settings = metrics, settings
         yield
         await app.state.ranker.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app: FastAPI = FastAPIOffline(  # its pages load nothing from elsewhere
-        title="DisRanker gateway", version=version(DISTRIBUTION), lifespan=lifespan, redoc_url=None
+        title="DisRanker gateway",
+        summary="Rankings of a distilled BERT, over HTTP",
+        description=DESCRIPTION,
+        version=version(DISTRIBUTION),
+        openapi_tags=TAGS,
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     # The key is checked before the body is read (Guard); this describes it.
-    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys"))] if settings.api_keys else []
-    app.include_router(cohere.router, dependencies=key)
-    app.include_router(tei.router, dependencies=key)
-    _add_status(app, metrics)
+    key = [Security(HTTPBearer(auto_error=False, description="one of --api_keys or --key_file"))] if keys.needed else []
+    app.include_router(rerank.router, dependencies=key)
+    app.include_router(status.router)
     _add_page(app, settings)
+    add_docs(app)
     _add_problems(app)
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Counting, metrics=metrics, routes=ROUTES)  # the last is the outermost
+    app.add_middleware(Rooted)
+    app.add_middleware(Guard, settings=settings, keys=keys)
+    app.add_middleware(GZipMiddleware, minimum_size=PACKED_FROM_BYTES, compresslevel=1)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts or ["*"], www_redirect=False)
+    app.add_middleware(Observed, metrics=metrics, traces=traces, routes=ROUTES)
+    app.add_middleware(Paths, root_path=settings.root_path)  # the last is the outermost
     return app
-
-
-def _add_status(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/health", tags=["status"], responses={503: {"model": Health}})
-    async def health(ranker: TheRanker, response: Response) -> Health:
-        """200 if the default model is served."""
-        models = await ranker.ready()
-        if all(models.values()):
-            return Health(status="ready", models=models)
-        if models[ranker.models[0]]:
-            return Health(status="degraded", models=models)
-        response.status_code = 503
-        response.headers.update(RETRY)
-        return Health(status="unavailable", models=models)
-
-    @app.get("/metrics", tags=["status"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def prometheus() -> Response:
-        """Prometheus' text format."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/v1/models", tags=["status"])
-    async def models(ranker: TheRanker) -> Models:
-        """Names that a request's `model` may have."""
-        return Models(models=[Model(name=name, is_default=not index) for index, name in enumerate(ranker.models)])
 
 
 def _add_page(app: FastAPI, settings: Settings) -> None:
@@ -113,12 +97,12 @@ def _add_problems(app: FastAPI) -> None:
     async def problem(request: Request, error: Problem) -> JSONResponse:
         if error.status >= 500:
             LOG.warning("%s: %d: %s", request.url.path, error.status, error.message)  # names servers, never text
-        return error.answer(request.url.path)
+        return error.answer()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return of_body(error.errors()).answer(request.url.path)
+        return of_body(error.errors()).answer()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, error.detail, headers=error.headers).answer(request.url.path)
+        return Problem(error.status_code, error.detail, headers=error.headers).answer()

@@ -1,9 +1,8 @@
-"""Checks before a request is parsed. It is counted, needs a key and a free place, and has a limited size."""
+"""Checks before a request is parsed. It needs a key and a free place, which it has until its answer was read."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,73 +10,44 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from client.gateway.connections import CALLER
+from client.gateway.correlation import REQUEST
+from client.gateway.encodings import unpacked
+from client.gateway.keys import Keys
 from client.gateway.limits import ARRIVED
-from client.gateway.metrics import Metrics
 from client.gateway.problems import RERANK_ROUTES, RETRY, Problem
 from client.gateway.settings import Settings
 
-GONE = 499  # nginx's code for a client that did not wait
-OTHER = "other"
-
-
-class Counting:
-    """Counts requests by route and status code, their times, and those in flight."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
-        self._app, self._metrics, self._routes = app, metrics, routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        route = scope["path"] if scope["path"] in self._routes else OTHER  # paths are the caller's: no end of labels
-        code, begun = GONE, time.perf_counter()
-
-        async def watched(message: Message) -> None:
-            nonlocal code
-            if message["type"] == "http.response.start":
-                code = message["status"]
-            await send(message)
-
-        with self._metrics.in_flight.track_inprogress():
-            try:
-                await self._app(scope, receive, watched)
-            except Exception:
-                code = 500
-                raise
-            finally:
-                self._metrics.requests.labels(route, code).inc()
-                self._metrics.seconds.labels(route).observe(time.perf_counter() - begun)
+PIECE = 64 * 1024  # bytes
 
 
 class Guard:
     """Stands before the rerank routes. The work for a client that goes away is cancelled."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._settings = app, settings
-        self._keys = [f"Bearer {key.get_secret_value()}".encode() for key in settings.api_keys]
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys) -> None:
+        self._app, self._settings, self._keys = app, settings, keys
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in RERANK_ROUTES or scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        scope.setdefault("state", {})[ARRIVED] = time.monotonic()
+        headers, caller = Headers(scope=scope), scope["state"][CALLER]
+        scope["state"][ARRIVED] = time.monotonic()
         try:
-            self._check_key(headers)
+            self._check_key(headers, scope)
             with self._place():
-                if (body := await self._body(headers, receive)) is not None:
-                    await self._work(body, scope, receive, send)
+                for message in await self._answer(headers, scope, receive):
+                    await _send_in_pieces(message, send)
+                await caller.has_read()
         except Problem as problem:
-            await problem.answer(scope["path"])(scope, receive, send)
+            await problem.answer()(scope, receive, send)
 
-    def _check_key(self, headers: Headers) -> None:
-        given = headers.get("authorization", "").encode("latin-1")  # the bytes that came
-        scheme, _, key = given.partition(b" ")
-        given = scheme.capitalize() + b" " + key.strip()  # Cohere's documentation writes it small
-        matches = [hmac.compare_digest(given, key) for key in self._keys]  # all of them: the time tells nothing
-        if matches and not any(matches):
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Problem(401, "an API key is needed, as Authorization: Bearer KEY", headers=challenge)
+    def _check_key(self, headers: Headers, scope: Scope) -> None:
+        if self._keys.needed:
+            host, _ = scope["client"] or ("", 0)  # None for one that has gone
+            name = self._keys.check(headers.get("authorization", ""), host)
+            if (asked := REQUEST.get()) is not None:
+                asked.key = name
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -90,13 +60,23 @@ class Guard:
         finally:
             self._inside -= 1
 
-    async def _work(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.ensure_future(self._app(scope, _replay(body), send))
+    async def _answer(self, headers: Headers, scope: Scope, receive: Receive) -> list[Message]:
+        """The answer, whole: nothing of the request is left in memory while it waits to be read. [] if nobody waits."""
+        answer = list[Message]()
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        if (body := await self._body(headers, receive)) is None:
+            return []
+        work = asyncio.ensure_future(self._app(scope, _replay(body), keep))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
+                return answer
+            return []
         finally:
             work.cancel()
             gone.cancel()
@@ -117,10 +97,20 @@ class Guard:
                     if len(body) > limit:
                         raise too_large
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return unpacked(bytes(body), headers.get("content-encoding", ""), limit)
         except TimeoutError as error:
             raise Problem(408, f"the body took longer than {self._settings.timeout:g} s") from error
         return None
+
+
+async def _send_in_pieces(message: Message, send: Send) -> None:
+    """Send no more of it than its caller reads. In one piece, it would all be copied to wait there."""
+    body, more_body = message.get("body", b""), message.get("more_body", False)
+    if len(body) <= PIECE:
+        return await send(message)
+    for start in range(0, len(body), PIECE):
+        more = more_body or start + PIECE < len(body)
+        await send({**message, "body": body[start : start + PIECE], "more_body": more})
 
 
 def _replay(body: bytes) -> Receive:

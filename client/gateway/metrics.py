@@ -18,20 +18,36 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "disranker_gateway_requests", "Answered, by status code; 499 is a client that had gone",
             ["route", "code"], registry=self._registry,
         )  # fmt: skip
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "disranker_gateway_request_seconds", "From the first byte to the last of the answer",
             ["route"], buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
         self.in_flight = Gauge(
             "disranker_gateway_requests_in_flight", "Requests that are being worked on", registry=self._registry
         )
+        self._of_keys = Counter(
+            "disranker_gateway_key_requests", "Answered, of those with a key, by its name", ["key", "code"],
+            registry=self._registry,
+        )  # fmt: skip
+        self.connections = Gauge("disranker_gateway_connections", "Open, of callers", registry=self._registry)
+        self.connections_closed = Counter(
+            "disranker_gateway_connections_closed", "Of callers, before they had what they came for",
+            ["reason"], registry=self._registry,
+        )  # fmt: skip
         self._documents = self._per_model("documents", "Scored")
         self._pieces = self._per_model("pieces", "Scored pieces of documents: the documents, unless they are cut up")
         self._truncated = self._per_model("truncated_documents", "Longer, with their query, than the model reads")
+
+    def answered(self, route: str, code: int, seconds: float, key: str) -> None:
+        """Count a request, with the name of its key if it had one."""
+        self._requests.labels(route, code).inc()
+        self._seconds.labels(route).observe(seconds)
+        if key:
+            self._of_keys.labels(key, code).inc()
 
     def count(self, model: str, scores: Scores, pieces: int) -> None:
         """Count a request that was scored."""

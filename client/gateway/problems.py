@@ -18,24 +18,26 @@ from client import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from client.gateway.correlation import REQUEST
 
-TEI_ROUTE = "/rerank"
 COHERE_ROUTES = ("/v1/rerank", "/v2/rerank")
-RERANK_ROUTES = (*COHERE_ROUTES, TEI_ROUTE)
+SCORE_ROUTES = ("/score", "/v1/score")
+SELF_HOSTED_ROUTES = ("/rerank", "/reranking", "/v1/reranking")
+RERANK_ROUTES = (*COHERE_ROUTES, *SELF_HOSTED_ROUTES, *SCORE_ROUTES)
 RETRY = {"Retry-After": "1"}  # seconds
+# Codes of bad values, by Pydantic's types of errors: 400 as at Cohere, where wrong types and unknown fields are 422.
+BAD_VALUES = {"too_short": 400, "string_too_short": 400, "greater_than_equal": 400, "less_than_equal": 400}
+BAD_VALUES["value_error"] = 422
 
 
-class CohereError(BaseModel):
-    """An error of /v1/rerank and /v2/rerank."""
+class Error(BaseModel):
+    """An error, under the name that each client reads: one line, three times."""
 
-    message: str = Field(examples=["query: String should have at least 1 character"])
-
-
-class TeiError(BaseModel):
-    """An error of /rerank."""
-
-    error: str = Field(examples=["`texts` cannot be empty"])
-    error_type: str = Field(examples=["Empty"])
+    message: str = Field(examples=["query: String should have at least 1 character"])  # Cohere
+    detail: str  # Jina, Voyage
+    error: str  # text-embeddings-inference
+    error_type: str = Field(examples=["Validation"])
+    request_id: str | None = Field(None, description="as in the header X-Request-Id, and in the gateway's log")
 
 
 class Problem(Exception):  # noqa: N818 - most are the caller's
@@ -47,11 +49,15 @@ class Problem(Exception):  # noqa: N818 - most are the caller's
         super().__init__(message)
         self.status, self.message, self.kind, self.headers = status, message, kind, dict(headers or {})
 
-    def answer(self, path: str) -> JSONResponse:
-        if path == TEI_ROUTE:
-            body: BaseModel = TeiError(error=self.message, error_type=self.kind)
-        else:
-            body = CohereError(message=self.message)
+    def answer(self) -> JSONResponse:
+        asked = REQUEST.get()
+        body = Error(
+            message=self.message,
+            detail=self.message,
+            error=self.message,
+            error_type=self.kind,
+            request_id=None if asked is None else asked.id,
+        )
         return JSONResponse(body.model_dump(), self.status, self.headers)
 
 
@@ -73,11 +79,15 @@ def of_body(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """Pydantic's errors as a Problem that names the first faulty field. Never the value, which may be text."""
     if errors[0]["type"] == "json_invalid":
         return Problem(400, f"the body is not JSON: {errors[0]['ctx']['error']}")
-    place = _place(errors[0])
-    if not place:
+    if errors[0]["type"] == "unknown_field":
+        return Problem(422, errors[0]["msg"])
+    if not (place := _place(errors[0])):
         return Problem(422, "the body must be a JSON object, with the header Content-Type: application/json")
-    reasons = dict.fromkeys(error["msg"] for error in errors if _place(error) == place)
-    return Problem(422, f"{place}: {' or '.join(reasons)}")
+    reasons = {error["type"]: error["msg"] for error in errors if _place(error) == place}
+    for kind in reasons.keys() & BAD_VALUES:  # of the right type then, and of no other in a union
+        message = f"{place}: {reasons[kind].removeprefix('Value error, ')}"
+        return Problem(BAD_VALUES[kind], message, "Empty" if "short" in kind else "Validation")
+    return Problem(422, f"{place}: {' or '.join(dict.fromkeys(reasons.values()))}")
 
 
 def _place(error: Mapping[str, Any]) -> str:
@@ -87,8 +97,7 @@ def _place(error: Mapping[str, Any]) -> str:
     return f"{where[0]}{index}" if where else ""
 
 
-def responses(route: str) -> dict[int | str, dict[str, Any]]:
-    """A route's errors for the OpenAPI description."""
-    codes = (400, 401, 408, 413, 422, 429, 502, 503, 504)
-    model = TeiError if route == TEI_ROUTE else CohereError
-    return {code: {"model": model, "description": HTTPStatus(code).phrase} for code in (*codes, 404)}
+def responses() -> dict[int | str, dict[str, Any]]:
+    """The errors of a route that ranks, for the OpenAPI description."""
+    codes = (400, 401, 404, 408, 413, 415, 422, 429, 502, 503, 504)
+    return {code: {"model": Error, "description": HTTPStatus(code).phrase} for code in codes}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +17,7 @@ from client.connection import LONGEST_S, parse_target
 from client.gateway.chunking import Chunking
 
 PREFIX = "DISRANKER_GATEWAY_"
+ANY = "*"  # the name of a model in place of all that are not named
 Names = Annotated[tuple[str, ...], NoDecode]
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 
@@ -35,15 +39,31 @@ class Settings(BaseSettings):
     servers: Names = Field(("localhost:8001",), description="host:port of ranking servers' gRPC")
     models: Names = Field(
         ("ranker",),
-        description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...",
+        description="NAME=TARGET, the first is the default; a target is model, model@host:port,... or @host:port,...; "
+        "the NAME * is any other",
     )
+    root_path: str = Field("", description="the path at which a proxy shows the gateway, such as /ranking")
     timeout: float = Field(
-        30.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds a request may take in the ranking server"
+        30.0,
+        gt=0,
+        le=LONGEST_S,
+        allow_inf_nan=False,
+        description="seconds for each: a body, the ranking server's answer, its reading",
     )
     max_documents: int = Field(1000, ge=1, description="of a request; more are refused with 413")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="of a request; more are refused with 413")
     max_concurrent: int = Field(64, ge=1, description="requests at a time; more are refused with 429")
+    max_connections: int = Field(1024, ge=1, description="of callers; for another one the idlest is closed")
+    max_connections_per_address: int = Field(256, ge=1, description="of those")
+    head_timeout: float = Field(
+        10.0, gt=0, le=LONGEST_S, allow_inf_nan=False, description="seconds until the head of a request is whole"
+    )
+    keep_alive: int = Field(75, ge=1, description="seconds that a connection may be idle between two requests")
     api_keys: Keys = Field((), description="any of these as `Authorization: Bearer KEY`; none: no key is asked for")
+    key_file: Path | None = Field(
+        None, description="more keys, a line NAME KEY [REQUESTS_PER_SECOND] for each; read again when it changes"
+    )
+    allowed_hosts: Names = Field((), description="of the header Host, such as *.example.com; none: any")
     hedge: float | None = Field(
         None, gt=0, lt=1, description="ask a second server after the time in which this share is answered, such as 0.95"
     )
@@ -58,9 +78,12 @@ class Settings(BaseSettings):
     examples: Path | None = Field(
         None, description="JSON lines of queries with documents; the page shows the first ten to everybody"
     )
+    tls_certificate: Path | None = Field(None, description="PEM file: callers are served over HTTPS, with it")
+    tls_key: Path | None = Field(None, description="PEM file: the key of that")
+    log_format: Literal["text", "json"] = Field("text", description="of each line")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("info", description="uvicorn's")
 
-    @field_validator("servers", "models", "api_keys", mode="before")
+    @field_validator("servers", "models", "api_keys", "allowed_hosts", mode="before")
     @classmethod
     def _parted(cls, value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
@@ -78,18 +101,56 @@ class Settings(BaseSettings):
                 whole.append(part)
         return tuple(whole)
 
+    @field_validator("root_path")
+    @classmethod
+    def _rooted(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not re.fullmatch(r"(/[\w.~-]+)+", path):
+            raise ValueError("Input should be a path such as /ranking")
+        return path
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.chunk_words and self.chunk_overlap >= self.chunk_words:
             raise ValueError(f"chunk_overlap must be below chunk_words ({self.chunk_words}), not {self.chunk_overlap}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: give both or neither")
         return self
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if "*" in host.removeprefix("*.") and host != "*":
+                raise ValueError(f"{host!r} is neither a name nor *.NAME")
+        return hosts
 
     @property
     def chunking(self) -> Chunking:
         return Chunking(self.chunk_words, self.chunk_overlap, self.max_chunks)
 
     def connections(self) -> dict[str, Connection]:
-        """A connection for each name of a model, the default's first. Raises RankingError."""
+        """A connection for each name of a model, the default's first; that of any other name by its model's.
+
+        Raises RankingError.
+        """
+        named = self._targets()
+        connections = {connection.model if name == ANY else name: connection for name, connection in named}
+        if not connections:
+            raise InvalidRequestError("--models: name at least one")
+        if len(dict(named)) < len(named):
+            raise InvalidRequestError(f"--models: two have the same name: {', '.join(name for name, _ in named)}")
+        if (other := dict(named).get(ANY)) and dict(named).get(other.model, other) != other:
+            raise InvalidRequestError(f"--models: {ANY} is {other.model}, and there is another of that name")
+        return connections
+
+    @property
+    def any_model(self) -> str | None:
+        """The model for names that are not among ``connections``."""
+        other = dict(self._targets()).get(ANY)
+        return None if other is None else other.model
+
+    def _targets(self) -> list[tuple[str, Connection]]:
         default = Connection(
             servers=self.servers,
             timeout_s=self.timeout,
@@ -100,17 +161,12 @@ class Settings(BaseSettings):
             private_key=self.private_key,
             authorization=None if self.authorization is None else self.authorization.get_secret_value(),
         )
-        named = [_named(text, default) for text in self.models]
-        connections = dict(named)
-        if not connections:
-            raise InvalidRequestError("--models: name at least one")
-        if len(connections) < len(named):
-            raise InvalidRequestError(f"--models: two have the same name: {', '.join(name for name, _ in named)}")
-        return connections
+        return [_named(text, default) for text in self.models]
 
 
 def read(argv: Sequence[str] | None) -> Settings:
     """Read the settings. Raises InvalidRequestError of one line, without the value, which may be a key."""
+    _check_variables()
     try:
         return CliApp.run(Settings, None if argv is None else list(argv))
     except ValidationError as error:
@@ -120,6 +176,15 @@ def read(argv: Sequence[str] | None) -> Settings:
         raise InvalidRequestError(where + first["msg"].removeprefix("Value error, ")) from error
     except SettingsError as error:
         raise InvalidRequestError(str(error)) from error
+
+
+def _check_variables() -> None:
+    """Raises InvalidRequestError for a variable that is none of ours: misspelt, it would leave the gateway open."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+            raise InvalidRequestError(f"the variable {name} is no setting of the gateway: is {near[0]} meant?")
 
 
 def _named(text: str, default: Connection) -> tuple[str, Connection]:

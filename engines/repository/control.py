@@ -56,7 +56,7 @@ class RunningServer:
         encoder = PairEncoder.load(self._place.tokenizer)
         query, texts = _texts(self._place.tokenizer / TOKENIZER_FILE)
         texts = texts[: encoder.config.max_documents]
-        inputs = wire.inputs(query, [ClientDocument(title=text) for text in texts])
+        inputs = wire.inputs(query, [ClientDocument(title=text) for text in texts]).tensors
         asked = {
             "outputs": [grpc.InferRequestedOutput("token_ids")],
             "timeout": int(self._limit_s * 1e6),  # without, a server that has much to do would refuse it

@@ -8,14 +8,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pair_encoding import Document, DocumentIds, EncodingError, FlatPairs, IntArray, PairEncoder, encoding_hash
+from pair_encoding import (
+    AT_END,
+    Document,
+    DocumentIds,
+    EncodingError,
+    FlatPairs,
+    IntArray,
+    PairEncoder,
+    Truncation,
+    encoding_hash,
+)
 from served import served_version
 from token_cache import TokenCache
 
 Strings = npt.NDArray[np.object_]  # of bytes, as Triton hands them over
+OTHER_SIDE = b"\xff"  # before a text in the cache: no text begins with it
+TOKENS, SIDE = "max_document_tokens", "truncation_side"  # parameters of a request
 
 
 class RequestEncoder:
@@ -29,7 +42,9 @@ class RequestEncoder:
         self.cache = TokenCache(cache_bytes)
         self._encoder, self._most_bytes = encoder, most_bytes
 
-    def encode_texts(self, query: Strings, titles: Strings, summaries: Strings) -> FlatPairs:
+    def encode_texts(
+        self, query: Strings, titles: Strings, summaries: Strings, *, truncation: Truncation = AT_END
+    ) -> FlatPairs:
         """The pairs of ``query[1]`` with ``titles[N]`` and ``summaries[N]``."""
         if titles.shape != summaries.shape:
             raise EncodingError(
@@ -43,11 +58,15 @@ class RequestEncoder:
             self._encoder.check_size(f"document {index}", len(text))
 
         def tokenise(places: Sequence[int]) -> list[IntArray]:
-            return self._encoder.tokenise([_decoded_text(place, *documents[place]) for place in places])
+            chosen = [_decoded_text(place, *documents[place]) for place in places]
+            return self._encoder.tokenise(chosen, truncation.side)
 
-        return self._pairs(query, self._document_ids(texts, tokenise))
+        kind = b"" if truncation.side == AT_END.side else OTHER_SIDE
+        return self._pairs(query, self._document_ids([kind + text for text in texts], tokenise), truncation)
 
-    def encode_ids(self, query: Strings, document_ids: IntArray, document_lengths: IntArray) -> FlatPairs:
+    def encode_ids(
+        self, query: Strings, document_ids: IntArray, document_lengths: IntArray, *, truncation: Truncation = AT_END
+    ) -> FlatPairs:
         """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
         as many as ``document_lengths[N]`` says; they are what ``document_ids`` of the encoder gives."""
         self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
@@ -62,7 +81,7 @@ class RequestEncoder:
                 "elements: it holds the ids of all documents, one after the other"
             )
         self._encoder.check_ids(documents)
-        return self._pairs(query, documents)
+        return self._pairs(query, documents, truncation)
 
     def _document_ids(self, texts: Sequence[bytes], tokenise: Callable[[Sequence[int]], list[IntArray]]) -> DocumentIds:
         if not self.cache.capacity_bytes:
@@ -72,8 +91,8 @@ class RequestEncoder:
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)) // kind.itemsize
         return DocumentIds(np.frombuffer(b"".join(ids), dtype=kind).astype(np.int32), lengths)
 
-    def _pairs(self, query: Strings, documents: DocumentIds) -> FlatPairs:
-        return self._encoder.pairs(_decoded("QUERY", 0, query.item()), documents)
+    def _pairs(self, query: Strings, documents: DocumentIds, truncation: Truncation) -> FlatPairs:
+        return self._encoder.pairs(_decoded("QUERY", 0, query.item()), documents, truncation)
 
     def _check_count(self, name: str, count: int) -> None:
         limit = self._encoder.config.max_documents
@@ -86,6 +105,15 @@ class RequestEncoder:
                 f"the documents have {size} bytes; a request takes at most {self._most_bytes} (max_request_bytes): "
                 "send fewer at a time"
             )
+
+
+def truncation_of(parameters: str) -> Truncation:
+    """What a request's parameters, as JSON, say of its documents. Raises EncodingError for what cannot be meant."""
+    named: dict[str, Any] = json.loads(parameters) if parameters else {}
+    tokens, side = named.get(TOKENS), str(named.get(SIDE, AT_END.side))
+    if tokens is not None and not (isinstance(tokens, int) and tokens >= 1):
+        raise EncodingError(f"{TOKENS} must be at least 1, not {str(tokens)[:20]!r}")
+    return Truncation(tokens, side)
 
 
 def _decoded_text(index: int, title: bytes, summary: bytes) -> str:

@@ -8,22 +8,28 @@ from typing import Any
 import httpx
 import pytest
 
+from client.gateway.problems import RERANK_ROUTES, SCORE_ROUTES
 from tests.support.gateways import ASKED, TEI_ASKED, Gateway, gateway_running, refusal
 from tests.support.servers import Server
 
+DEEP = b'{"query": "a", "documents": [{"text": "b", "c": ' + b"[" * 50 + b"]" * 50 + b"}]}"
 LARGE = b'{"query": "a", "documents": ["b", "%s"]}' % (b"c" * 5_000_000)
 KEY = {"Authorization": "Bearer first key"}
+SCORE_ASKED = [(route, {"text_1": "garden", "text_2": ["river", "bridge"]}) for route in SCORE_ROUTES]
 
 
 @pytest.fixture(scope="module")
 def strict(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     limits = ["--max_documents", "3", "--max_body_bytes", "2000", "--api_keys", "first key,second"]
+    limits += ["--root_path", "/ranking", "--models", "first=ranker,*=ranker"]
     log = tmp_path_factory.mktemp("strict") / "log"
     with gateway_running(log, "--servers", server.url, *limits) as gateway:
         yield gateway
 
 
-@pytest.mark.parametrize(("route", "asked"), [("/v1/rerank", ASKED), ("/v2/rerank", ASKED), ("/rerank", TEI_ASKED)])
+@pytest.mark.parametrize(
+    ("route", "asked"), [*((route, ASKED) for route in RERANK_ROUTES if route not in SCORE_ROUTES), *SCORE_ASKED]
+)
 def test_a_key_is_needed(strict: Gateway, route: str, asked: dict[str, Any]) -> None:
     for headers in ({}, {"Authorization": "Bearer third"}, {"Authorization": "first key"}):
         answer = httpx.post(f"{strict.url}{route}", json=asked, headers=headers)
@@ -37,10 +43,24 @@ def test_a_key_is_needed(strict: Gateway, route: str, asked: dict[str, Any]) -> 
         httpx.get(f"{strict.url}{open_to_all}").raise_for_status()
 
 
+@pytest.mark.parametrize("place", ["", "/ranking"], ids=["taken off", "left"])
+def test_a_proxy_may_show_the_gateway_at_a_path(strict: Gateway, place: str) -> None:
+    asked = {**ASKED, "model": "whatever-v3"}
+    answer = httpx.post(f"{strict.url}{place}/v2/rerank", json=asked, headers=KEY)
+    assert answer.json()["model"] == "ranker"  # of any name
+    assert httpx.post(f"{strict.url}{place}/v2/rerank", json=asked).status_code == 401
+    assert httpx.get(f"{strict.url}{place}/openapi.json").json()["servers"] == [{"url": "/ranking"}]
+    assert "'/ranking/openapi.json'" in httpx.get(f"{strict.url}{place}/docs").text
+    httpx.get(f"{strict.url}{place}/static-offline-docs/swagger-ui-bundle.js").raise_for_status()
+    assert httpx.get(f"{strict.url}/ranking").headers["Location"] == "/ranking/"
+
+
 def test_too_many_documents(strict: Gateway) -> None:
     answer = httpx.post(f"{strict.url}/v2/rerank", json={**ASKED, "documents": ["a"] * 4}, headers=KEY)
     assert refusal(answer, 413) == "4 documents are more than 3: send several requests"
     answer = httpx.post(f"{strict.url}/rerank", json={**TEI_ASKED, "texts": ["a"] * 4}, headers=KEY)
+    assert "4 documents are more than 3" in refusal(answer, 413)
+    answer = httpx.post(f"{strict.url}/score", json={"text_1": list("abcd"), "text_2": list("efgh")}, headers=KEY)
     assert "4 documents are more than 3" in refusal(answer, 413)
 
 
@@ -65,15 +85,39 @@ def test_too_large_a_body(strict: Gateway) -> None:
         ("/v2/rerank", b"[" * 100_000, 400, "body"),
         ("/v2/rerank", b"[]", 422, "the body must be a JSON object"),
         ("/v2/rerank", b"{}", 422, "query: Field required"),
-        ("/v2/rerank", b'{"query": "a", "documents": []}', 422, "documents: List should have at least 1 item"),
+        ("/v2/rerank", b'{"query": "a", "documents": []}', 400, "documents: List should have at least 1 item"),
         ("/v2/rerank", b'{"query": "a", "documents": ["a", 3]}', 422, "documents[1]: Input should be a valid string"),
         ("/v1/rerank", b'{"query": "a", "documents": [{"url": "b"}]}', 422, "text or title or summary"),
         ("/v1/rerank", b'{"query": "a", "documents": [{"a": "b"}], "rank_fields": ["x"]}', 422, "documents[0]: an obj"),
-        ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_n": 0}', 422, "top_n: Input should be greater than 0"),
+        ("/v2/rerank", b'{"query": "", "documents": ["b"]}', 400, "query: String should have at least 1 character"),
+        ("/v1/rerank", b'{"query": "a", "documents": [{"text": 3}]}', 422, "documents[0]: text must be a string"),
+        ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_n": 0}', 400, "top_n: Input should be greater"),
+        ("/v1/rerank", b'{"query": "a", "documents": ["b"], "top_k": 0}', 400, "top_k: Input should be greater"),
+        ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_n": "some"}', 422, "top_n: Input should be a valid"),
+        (
+            "/rerank",
+            b'{"query": "a", "documents": ["b"], "top_n": true}',
+            422,
+            "top_n: Input should be a valid integer",
+        ),
+        ("/v2/rerank", b'{"query": "a", "documents": ["b"], "top_k": 1}', 422, "top_k: there is no such field: did yo"),
+        (
+            "/rerank",
+            b'{"query": "a", "texts": ["b"], "topn": 1}',
+            422,
+            "topn: there is no such field: did you mean",
+        ),
+        ("/v1/rerank", b'{"query": "a", "documents": ["b"], "top_k": 1, "top_n": 1}', 422, "top_n: there is no such"),
+        ("/v1/reranking", b'{"query": "a", "input": ["b"], "return_documents": true}', 422, "did you mean"),
+        ("/v1/reranking", b'{"query": "a", "input": ["b", {}]}', 422, "input[1]: an object needs the field text"),
+        ("/score", b'{"text_1": ["a", "b"], "text_2": ["c"]}', 400, "text_1 has 2 texts and text_2 1: give one, or as"),
+        ("/v1/score", b'{"queries": "a"}', 422, "documents: Field required"),
+        ("/score", b'{"queries": "a", "documents": []}', 400, "documents: List should have at least 1 item"),
         ("/v2/rerank", b'{"query": "\\ud800", "documents": ["b"]}', 422, "query: Input should be a valid string"),
         ("/v2/rerank", b'{"query": " ", "documents": ["b"]}', 422, "the query is empty"),
+        pytest.param("/v1/rerank", DEEP, 422, "documents[0]: an object may be nested 50 deep", id="deep"),
         pytest.param("/v2/rerank", LARGE, 422, "document 1 has 5000000 bytes", id="too large for the server"),
-        ("/rerank", b'{"query": "a", "texts": []}', 400, "`texts` cannot be empty"),
+        ("/rerank", b'{"query": "a", "texts": []}', 400, "texts: List should have at least 1 item"),
         ("/rerank", b'{"query": "a", "texts": [{}]}', 422, "texts[0]: Input should be a valid string"),
         ("/rerank", b'{"query": "a", "texts": ["b"], "truncation_direction": "up"}', 422, "truncation_direction"),
         ("/rerank", b'{"query": "a", "texts": ["b"], "model": "x"}', 404, "no model 'x': there is ranker, again"),
@@ -101,7 +145,7 @@ def test_other_methods_and_routes(gateway: Gateway) -> None:
     answer = httpx.get(f"{gateway.url}/v2/rerank")
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "POST"
-    assert httpx.get(f"{gateway.url}/v3/rerank").json() == {"message": "Not Found"}
+    assert refusal(httpx.get(f"{gateway.url}/v3/rerank"), 404) == "Not Found"
 
 
 def test_metrics_count_and_tell_no_text(gateway: Gateway) -> None:

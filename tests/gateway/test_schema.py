@@ -5,6 +5,9 @@ That all valid ones are accepted is not checked: a schema cannot say which field
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from client.gateway.problems import RERANK_ROUTES
 from tests.support.gateways import Gateway
 
 
@@ -24,7 +28,7 @@ def description(gateway: Gateway) -> Any:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank", "/score"])
 def test_every_answer_is_described(description: Any, path: str, mode: GenerationMode) -> None:
     seen = set()
 
@@ -41,11 +45,19 @@ def test_every_answer_is_described(description: Any, path: str, mode: Generation
 
 def test_the_description_names_all_and_its_page_needs_nobody_else(gateway: Gateway) -> None:
     described = httpx.get(f"{gateway.url}/openapi.json").json()
-    assert set(described["paths"]) == {"/v1/rerank", "/v2/rerank", "/rerank", "/health", "/metrics", "/v1/models"}
-    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+    status = {"/health", "/livez", "/readyz", "/metrics", "/v1/models", "/info"}
+    assert set(described["paths"]) == {*RERANK_ROUTES, *status}
+    operations = [operation for path in described["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    known = {tag["name"] for tag in described["tags"]}
+    assert all(operation["description"] and {*operation["tags"]} <= known for operation in operations)
+    for path in RERANK_ROUTES:
         codes = set(described["paths"][path]["post"]["responses"])
         assert codes >= {"200", "400", "401", "404", "413", "422", "429", "502", "503", "504"}
-    page = httpx.get(f"{gateway.url}/docs").text
+    answer = httpx.get(f"{gateway.url}/docs")
+    page, policy = answer.text, answer.headers["Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert f"script-src 'self' 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}';" in policy
     assert "/static-offline-docs/swagger-ui-bundle.js" in page
     assert "https://" not in page
     assert httpx.get(f"{gateway.url}/static-offline-docs/swagger-ui-bundle.js").status_code == 200

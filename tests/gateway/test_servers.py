@@ -119,6 +119,7 @@ def test_health(gateway: Gateway, fragile: Gateway, relay: Relay) -> None:
     with relay.stalled():
         answer = httpx.get(f"{fragile.url}/health", timeout=PATIENCE_S)
         assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+        assert httpx.get(f"{fragile.url}/livez").json() == {"status": "live"}
         assert answer.headers["Retry-After"] == "1"
 
 

@@ -26,6 +26,8 @@ from tests.support.odd_servers import OddServer, odd_server
         (["--models", "a=x@g:1,g:2,b=y", "--models", "z"],
          {"a": ("x", ("g:1", "g:2")), "b": ("y", ("h:1", "h:2")), "z": ("z", ("h:1", "h:2"))}),
         (["--models", "new=@g:1"], {"new": ("ranker", ("g:1",))}),
+        (["--models", "*=x"], {"x": ("x", ("h:1", "h:2"))}),
+        (["--models", "a=y,*=x,x"], {"a": ("y", ("h:1", "h:2")), "x": ("x", ("h:1", "h:2"))}),
     ],
 )  # fmt: skip
 def test_models_and_servers(flags: list[str], expected: dict[str, tuple[str, tuple[str, ...]]]) -> None:
@@ -56,10 +58,15 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         (["--hedge", "1"], "--hedge (or DISRANKER_GATEWAY_HEDGE): Input should be less than 1"),
         (["--chunk_words", "5", "--chunk_overlap", "5"], "chunk_overlap must be below chunk_words (5), not 5"),
         (["--models", "a,a"], "--models: two have the same name: a, a"),
+        (["--models", "*=x,*=y"], "--models: two have the same name: *, *"),
+        (["--models", "x,*=x@g:1"], "--models: * is x, and there is another of that name"),
+        (["--root_path", "ranking"], "--root_path (or DISRANKER_GATEWAY_ROOT_PATH): Input should be a path such as"),
         (["--models", "=x"], "--models: '=x' has no name before '='"),
         (["--models", "a=x@"], "a target is model@host:port, model, or @host:port"),
         (["--models", ","], "--models: name at least one"),
         (["--servers", ","], "servers: name at least one"),
+        (["--tls_key", "key.pem"], "tls_certificate and tls_key: give both or neither"),
+        (["--allowed_hosts", "a.b,*c"], "'*c' is neither a name nor *.NAME"),
         (["--root_certificates", "/nowhere.pem"], "/nowhere.pem: no such file"),
     ],
 )
@@ -85,7 +92,7 @@ def test_numbers_that_cannot_be_meant(name: str, value: str, capsys: pytest.Capt
 
 def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_end(tmp_path: Path) -> None:
     largest = {name: "9" * 30 for name in NUMBERS if name not in ("port", "timeout", "chunk_overlap")}
-    flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9"}.items()]
+    flags = [f"--{name}={value}" for name, value in {**largest, "timeout": "1e9", "head_timeout": "1e9"}.items()]
     with (
         odd_server(OddServer(np.arange)) as url,
         gateway_running(tmp_path / "log", "--servers", url, *flags) as gateway,
@@ -109,6 +116,23 @@ def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description
         assert f"| `--{name}` |" in documentation
+
+
+def test_a_misspelt_variable_does_not_leave_the_gateway_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISRANKER_GATEWAY_APIKEYS", "secret")
+    with pytest.raises(InvalidRequestError) as caught:
+        read([])
+    assert str(caught.value) == (
+        "the variable DISRANKER_GATEWAY_APIKEYS is no setting of the gateway: is DISRANKER_GATEWAY_API_KEYS meant?"
+    )
+
+
+def test_files_of_tls_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.pem").touch()
+    for name in ("nowhere.pem", "no.pem"):
+        assert main([f"--tls_certificate={tmp_path / name}", f"--tls_key={tmp_path / name}"]) == 2
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1) and str(tmp_path / name) in err
 
 
 def test_bad_settings_get_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:

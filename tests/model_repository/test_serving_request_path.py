@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from client import RankingClient, RankingError
+from client import InvalidRequestError, RankingClient, RankingError, Truncation
 from model_repository.tokenizer.pair_encoding import (
     Document,
     DocumentIds,
@@ -64,6 +64,18 @@ def test_ids_that_no_document_has_are_refused(server: Server, reference: Referen
     with pytest.raises(grpc.InferenceServerException, match=message) as caught:
         by_ids(server, "q", DocumentIds(np.array(ids, dtype=np.int32), np.array(lengths)))
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    ("truncation", "message"),
+    [
+        (Truncation(0), "max_document_tokens must be at least 1, not '0'"),
+        (Truncation(side="up"), "the side to cut is 'left' or 'right', not 'up'"),
+    ],
+)
+def test_a_truncation_that_cannot_be_meant_is_refused(server: Server, truncation: Truncation, message: str) -> None:
+    with RankingClient(server.url) as client, pytest.raises(InvalidRequestError, match=message):
+        client.score_documents("garden", ["river"], truncation=truncation)
 
 
 def test_documents_come_in_one_way(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tests.support.servers import metric
 if TYPE_CHECKING:
     import httpx
 
-LISTENING = re.compile(r"^http://\S+", re.MULTILINE)
+LISTENING = re.compile(r"^https?://\S+", re.MULTILINE)
 STOP_S, PATIENCE_S = 60, 120
 ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
 TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
@@ -29,18 +30,22 @@ class Gateway(Child):
 
     url: str
     examples: Path = Path()
+    tls: ssl.SSLContext | None = None
 
     def metrics(self, name: str, **labels: str) -> float:
-        return metric(f"{self.url}/metrics", name, **labels)
+        return metric(f"{self.url}/metrics", name, self.tls, **labels)
 
 
 @contextmanager
-def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
-    """On a free port; it ends by SIGTERM, with exit code 0."""
-    with started([sys.executable, "-m", "client.gateway", "--port", "0", *flags], log) as child:
+def gateway_running(log: Path, *flags: str, files: int = 4096, tls: ssl.SSLContext | None = None) -> Iterator[Gateway]:
+    """On a free port, with a limit of open files; it ends by SIGTERM, with exit code 0."""
+    limited = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", sys.executable, "-m", "client.gateway"]
+    with started([*limited, "--port", "0", *flags], log) as child:
         child.wait_until(lambda: LISTENING.search(log.read_text()) is not None)
-        gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0])
-        with urllib.request.urlopen(f"{gateway.url}/v1/models"):  # the port listens: it answers once it can
+        gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0], tls)
+        with urllib.request.urlopen(
+            f"{gateway.url}/v1/models", context=tls
+        ):  # the port listens: it answers once it can
             pass
         yield gateway
         child.process.terminate()
@@ -48,11 +53,11 @@ def gateway_running(log: Path, *flags: str) -> Iterator[Gateway]:
 
 
 def refusal(answer: httpx.Response, status: int) -> str:
-    """The message, in the format of the API that was asked."""
+    """The message, under the names that the clients of each API read."""
     assert answer.status_code == status, answer.text
     body: dict[str, str] = answer.json()
-    if answer.url.path == "/rerank":
-        assert set(body) == {"error", "error_type"}
-        return body["error"]
-    assert set(body) == {"message"}
-    return body["message"]
+    assert body.pop("error_type")
+    assert body.pop("request_id") == answer.headers["X-Request-Id"]
+    assert set(body) == {"message", "detail", "error"}
+    (message,) = set(body.values())
+    return message

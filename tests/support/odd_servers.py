@@ -24,12 +24,13 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     Both may be changed while it serves. ``limit`` is the documents of a request that it says it takes, 0 any number.
     ``sizes`` are the documents of each request that came, ``parameters`` those of Triton that each had, and
-    ``authorization`` is the header of the last one.
+    ``authorization`` is the header of the last one, ``metadata`` are all its headers, ``id`` is Triton's id of it.
     """
 
     def __init__(self, reply: Reply = np.zeros, act: Act = lambda context: None, limit: int = 0) -> None:
         self.reply, self.act, self.limit, self.sizes = reply, act, limit, list[int]()
         self.authorization: str | None = None
+        self.metadata, self.id = dict[str, Any](), ""
         self.parameters = list[dict[str, int]]()
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -53,7 +54,8 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return service_pb2.ModelMetadataResponse(name=request.name, versions=["1"])
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self.authorization = dict(context.invocation_metadata()).get("authorization")
+        self.metadata, self.id = dict(context.invocation_metadata()), request.id
+        self.authorization = self.metadata.get("authorization")
         documents = request.inputs[1].shape[0]
         self.sizes.append(documents)
         given = request.parameters.items()
@@ -105,7 +107,7 @@ def odd_server(
     service: OddServer, credentials: grpc.ServerCredentials | None = None, at: str = "127.0.0.1:0"
 ) -> Iterator[str]:
     """The address of its port; with ``credentials`` it speaks TLS only."""
-    server = grpc.server(ThreadPoolExecutor(4))
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     port = server.add_secure_port(at, credentials) if credentials else server.add_insecure_port(at)
     server.start()

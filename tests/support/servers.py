@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -45,10 +46,10 @@ class Server(Child):
         return metric(self.metrics_url, name)
 
 
-def metric(url: str, name: str, **labels: str) -> float:
+def metric(url: str, name: str, tls: ssl.SSLContext | None = None, /, **labels: str) -> float:
     """The sum of a metric of a server over the labels that are not given; 0 if there is none of that name."""
     total = 0.0
-    with urllib.request.urlopen(url) as answer:
+    with urllib.request.urlopen(url, context=tls) as answer:
         for line in answer.read().decode().splitlines():
             found = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
             if found and all(f'{key}="{value}"' in (found[1] or "") for key, value in labels.items()):

@@ -45,11 +45,11 @@ def read_page(examples: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
     for place, content in (("/* style.css */", style), ("/* script */", script), ("/* examples */", data)):
         html = html.replace(place, content)
     policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
 
 
-def _hash(text: str) -> str:
+def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -15,8 +15,8 @@ import triton_python_backend_utils as pb_utils
 from admission import OverloadedError, Urgency
 from gate import Gate, urgency_of
 from metrics import COUNTER, GAUGE, Metrics
-from pair_encoding import EncodingError, FlatPairs, PairEncoder
-from request_encoder import RequestEncoder, check_student
+from pair_encoding import EncodingError, FlatPairs, PairEncoder, Truncation
+from request_encoder import RequestEncoder, check_student, truncation_of
 from token_cache import TokenCache
 
 TEXTS = ("TITLES", "SUMMARIES")
@@ -64,7 +64,8 @@ class TritonPythonModel:
             documents = max((prod(tensor.shape()) for name, tensor in tensors.items() if name in COUNTED), default=0)
             urgency = urgency_of(request.timeout(), request.parameters())
             self.gate.check(documents, urgency)  # before texts are read, which takes longer than a refusal
-            pairs = self._pairs({name: tensor.as_numpy() for name, tensor in tensors.items()})
+            truncation = truncation_of(request.parameters())
+            pairs = self._pairs({name: tensor.as_numpy() for name, tensor in tensors.items()}, truncation)
             self.gate.learn(len(pairs), pairs.token_ids.size)
             outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
         except EncodingError as error:
@@ -85,13 +86,13 @@ class TritonPythonModel:
             outputs |= self.layout.pack(pairs)._asdict()
         return {name: outputs[name] for name in names}
 
-    def _pairs(self, tensors: dict[str, Any]) -> FlatPairs:
+    def _pairs(self, tensors: dict[str, Any], truncation: Truncation) -> FlatPairs:
         if (query := tensors.pop("QUERY", None)) is None:  # Triton only counts inputs where some are optional
             raise EncodingError("QUERY is missing")
         if tensors.keys() == {*TEXTS}:
-            return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS))
+            return self.encoder.encode_texts(query, *(tensors[name] for name in TEXTS), truncation=truncation)
         if tensors.keys() == {*IDS}:
-            return self.encoder.encode_ids(query, *(tensors[name] for name in IDS))
+            return self.encoder.encode_ids(query, *(tensors[name] for name in IDS), truncation=truncation)
         raise EncodingError(f"documents come as {' and '.join(TEXTS)} or as {' and '.join(IDS)}, not as {[*tensors]}")
 
 

@@ -5,10 +5,11 @@ it lies here.
 """
 
 from .config import ENCODING_FILE, TOKENIZER_FILE, EncodingError, PairEncodingConfig, encoding_hash
-from .encoder import Document, DocumentIds, PairEncoder
+from .encoder import AT_END, Document, DocumentIds, PairEncoder, Truncation
 from .packing import INPUTS, Counts, FlatPairs, FloatArray, IntArray, Layout, PackedBatch, Pair, Rows, chunks, unpack
 
 __all__ = [
+    "AT_END",
     "ENCODING_FILE",
     "INPUTS",
     "TOKENIZER_FILE",
@@ -25,6 +26,7 @@ __all__ = [
     "PairEncoder",
     "PairEncodingConfig",
     "Rows",
+    "Truncation",
     "chunks",
     "encoding_hash",
     "unpack",

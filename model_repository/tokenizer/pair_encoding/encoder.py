@@ -43,6 +43,16 @@ class DocumentIds(NamedTuple):
         return cls(np.concatenate([np.empty(0, dtype=np.int32), *documents]), lengths)
 
 
+class Truncation(NamedTuple):
+    """What a request may lower: the tokens of a document, and which side of it is cut, "right" or "left"."""
+
+    max_tokens: int | None = None
+    side: str = "right"
+
+
+AT_END = Truncation()
+
+
 class PairEncoder:
     """Query, title and summary to token ids, by the tokenizer and the settings of one artefact.
 
@@ -109,25 +119,33 @@ class PairEncoder:
             texts.append(text)
         return DocumentIds.of(self.tokenise(texts))
 
-    def tokenise(self, texts: Sequence[str]) -> list[IntArray]:
-        """The ids of each text (``Document.text``), cut as in ``document_ids``."""
+    def tokenise(self, texts: Sequence[str], side: str = AT_END.side) -> list[IntArray]:
+        """The ids of each text (``Document.text``), cut as in ``document_ids``, or on the other side."""
+        self._check_side(side)
         texts = [self._template.before_document + text for text in texts]
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         most = self._longest_document + 1
-        return [np.array(self._as_text(encoding.ids[:most]), dtype=np.int32) for encoding in encodings]
+        kept = slice(most) if side == AT_END.side else slice(-most, None)
+        return [np.array(self._as_text(encoding.ids[kept]), dtype=np.int32) for encoding in encodings]
 
-    def pairs(self, query: str, documents: DocumentIds) -> FlatPairs:
+    def pairs(self, query: str, documents: DocumentIds, truncation: Truncation = AT_END) -> FlatPairs:
         """The pairs of a query with documents that are tokenised, in order. Raises EncodingError for an empty query
-        or one above ``max_document_bytes``."""
+        or one above ``max_document_bytes``, and for a side on which no document can be cut."""
+        self._check_side(truncation.side)
         head, query_cut = self._head(query)
         end = self._template.end
         budget = self.config.max_pair_tokens - len(head) - len(end)
+        if truncation.max_tokens is not None:
+            budget = min(budget, truncation.max_tokens + len(self._ids(self._template.before_document)))
         kept = np.minimum(documents.lengths, budget)
+        first = firsts(documents.lengths)
+        if truncation.side != AT_END.side:
+            first += documents.lengths - kept
         lengths = len(head) + kept + len(end)
         starts = firsts(lengths)
         token_ids = np.empty(int(lengths.sum()), dtype=np.int32)
         token_ids[starts[:, None] + np.arange(len(head))] = head
-        token_ids[spans(starts + len(head), kept)] = documents.token_ids[spans(firsts(documents.lengths), kept)]
+        token_ids[spans(starts + len(head), kept)] = documents.token_ids[spans(first, kept)]
         token_ids[(starts + lengths - len(end))[:, None] + np.arange(len(end))] = end
         document_starts = np.full(len(lengths), len(head), dtype=np.int64)
         return FlatPairs(token_ids, lengths, document_starts, query_cut | (documents.lengths > budget))
@@ -153,6 +171,14 @@ class PairEncoder:
             f"document {document} holds the id {int(documents.token_ids[place])}, which is no token of text in this "
             f"vocabulary: make the ids with the served tokenizer, by PairEncoder.document_ids"
         )
+
+    def _check_side(self, side: str) -> None:
+        if side == AT_END.side:
+            return
+        if side != "left":
+            raise EncodingError(f"the side to cut is 'left' or 'right', not {side[:20]!r}")
+        if self._template.before_document:
+            raise EncodingError("only right ends are cut: the prompt has text in one part with the document")
 
     def _head(self, query: str) -> tuple[IntArray, bool]:
         """All that comes before the document, and whether the query was cut."""

@@ -15,14 +15,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model_repository.tokenizer.pair_encoding import (
     Document,
+    DocumentIds,
     EncodingError,
     PairEncoder,
     PairEncodingConfig,
+    Truncation,
     encoding_hash,
 )
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_roberta, tiny_xlm_roberta
 from tests.support.rerankers import qwen_tokenizer
 
+SIDES = ("left", "right")
 LATER = ("separators", "position_offset", "prompt")
 PROMPT = (
     "<|im_start|>Judge.<|im_end|>\n",
@@ -158,6 +161,28 @@ def test_the_document_is_cut_and_the_query_only_above_its_limit(bert: PairEncode
     (longer,) = bert.encode(query + " river", [Document(title="silver", summary="")])
     assert longer.truncated
     assert np.array_equal(longer.token_ids, fitting.token_ids)
+
+
+@given(st.lists(st.sampled_from(["river", "silver", "bread"]), max_size=90), st.integers(1, 90), st.sampled_from(SIDES))
+def test_a_request_may_have_less_of_a_document_read_and_its_other_end(
+    bert: PairEncoder, words: list[str], most: int, side: str
+) -> None:
+    ids = [int(bert.tokenise([word])[0][0]) for word in words]
+    (empty,) = bert.encode("garden", [Document(title="", summary="")])
+    kept = min(most, bert.config.max_pair_tokens - len(empty.token_ids))
+    documents = DocumentIds.of(bert.tokenise([" ".join(words)], side))
+    (pair,) = bert.pairs("garden", documents, Truncation(most, side))
+    read = ids[:kept] if side == "right" else ids[max(0, len(ids) - kept) :]
+    assert pair.token_ids[pair.document_start : -1].tolist() == read
+    assert pair.truncated == (len(ids) > kept)
+
+
+def test_a_side_that_cannot_be_cut_is_refused(bert: PairEncoder, asking_much: PairEncoder) -> None:
+    for encoder, side, message in ((bert, "up", "is 'left' or 'right', not 'up'"), (asking_much, "left", "only right")):
+        with pytest.raises(EncodingError, match=message):
+            encoder.tokenise(["river"], side)
+        with pytest.raises(EncodingError, match=message):
+            encoder.pairs("garden", encoder.document_ids([]), Truncation(side=side))
 
 
 def test_empty_title_and_summary_leave_the_query(bert: PairEncoder) -> None:
