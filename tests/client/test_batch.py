@@ -20,7 +20,7 @@ from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Server
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 from trainer.data.rankings import read_run
 
 QUERIES = 12
@@ -182,7 +182,7 @@ def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: 
     with odd_server(OddServer(np.arange, held)) as url:
         flags = ["--queries", queries, "--output", ranked, "--url", url, "--in_flight", "1"]
         with rank_running(*flags) as process:
-            assert held.held.wait(30)
+            assert held.held.wait(PATIENCE_S)
             part = ranked.with_name("ranked.jsonl.part")
             eventually(lambda: len(part.read_bytes().splitlines()) == 5)
             process.kill()
@@ -201,7 +201,7 @@ def test_a_batch_waits_while_a_server_has_much_to_do(queries: Path, ranked: Path
         assert {one["priority"] for one in service.parameters} == {2}
         ranked.unlink()
         service.act = refusing(grpc.StatusCode.UNAVAILABLE, "full, retry in 600 s")
-        code, _, (line,) = run(*flags, "--timeout", 1)
+        code, _, (line,) = run(*flags, "--timeout", 4)
         assert (code, "is overloaded: full, retry in 600 s" in line) == (2, True)
 
 

@@ -200,9 +200,7 @@ def test_errors_in_words(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#key")).to_be_focused()
         page.keyboard.type("secret")
         page.keyboard.press("Enter")
-        expect(problem).to_contain_text(
-            "The ranking server is not there, or busy: no server answers at", timeout=20_000
-        )
+        expect(problem).to_contain_text("The ranking server is not there, or busy: no server answers at")
         ask(page, TEXTS)
         expect(problem).to_contain_text("That is too much at once: 5 documents are more than 2")
     ask(page, TEXTS)

@@ -69,7 +69,7 @@ def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path) -> Non
 
     class Waiting(OddServer):
         def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-            over.wait(60)
+            over.wait(600)
             return super().ModelConfig(request, context)
 
     with odd_server(Waiting()) as url:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.checkpoints import tiny_bert
 from tests.support.exports import exported_once
@@ -19,8 +19,9 @@ from tests.support.servers import Reference, Server, build, running
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no-deadline")
+# A busy machine is no failure, and every run tries the same examples.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)
