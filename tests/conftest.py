@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -52,6 +53,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     errors = reporter.stats.get("error", ()) if reporter else ()
     if session.config.stash.get(CRASHED, False) or any(isinstance(one, pytest.CollectReport) for one in errors):
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector all that was imported: it would look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
