@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import termios
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from client import RankingClient, batch
+from client.concurrency import in_order
 from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
@@ -301,6 +303,28 @@ def test_queries_that_come_slowly_are_answered_as_they_come(queries: Path, tmp_p
             assert process.wait() == 130
             source.close()
             assert process.stderr.read() == b""
+
+
+def test_a_signal_ends_a_wait_that_it_did_not_interrupt() -> None:
+    """As one that comes just before the wait; here it comes in another thread."""
+    over, seen = threading.Event(), list[bool]()
+
+    def call(_: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        seen.append(over.wait(PATIENCE_S))
+
+    def interrupt(*_: object) -> None:
+        over.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(in_order(call, [1], 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    eventually(lambda: seen)
+    assert seen == [True]
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
