@@ -56,7 +56,7 @@ def test_a_server_that_stalls(fragile: Gateway, relay: Relay) -> None:
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
     with relay.stalled():
         answer = httpx.post(f"{fragile.url}/v2/rerank", json=ASKED, headers={"X-Request-Timeout-Ms": "1500"})
-        assert "no answer within 1.5 s" in refusal(answer, 504)
+        assert "gave no answer within 1" in refusal(answer, 504)  # of the limit, what was left
     httpx.post(f"{fragile.url}/v2/rerank", json=ASKED).raise_for_status()
 
 

@@ -120,7 +120,7 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
 ) -> None:
     """At r requests a second, those due in the first half of a stall of s seconds wait at least s / 2: about
     r * s / 2 of them, and more while the server catches up. Of n users who wait for answers each sees one."""
-    flags = {"open": ["--rate", 40, "--warm-up", 0], "closed": ["-u", 2, "-r", 2]}
+    flags = {"open": ["--rate", 20, "--warm-up", 0], "closed": ["-u", 2, "-r", 2]}
     with ExitStack() as running:
         relays = {name: running.enter_context(Relay(server.url)) for name in flags}
         loads = {name: Load(server, queries, tmp_path / name, relay.url) for name, relay in relays.items()}
@@ -138,11 +138,11 @@ def test_a_stall_is_seen_by_all_who_come_in_an_open_loop_and_by_each_user_once_i
     slow = {name: dict(load.point["slower_than_ms"])[half] for name, load in loads.items()}
     for load in loads.values():
         assert load.point["failed"] == 0, load.point["failures"]
-    assert slow["open"] > 20  # of the 80 that theory says
+    assert slow["open"] > 20  # of the 40 that theory says
     assert 1 <= slow["closed"] <= 8  # of the 2, where a machine that is busy has stalls of its own
 
 
 def _wait_for_traffic(relay: Relay) -> None:
-    """Wait until some hundred requests have passed."""
+    """Wait until some thirty requests have passed."""
     before = relay.passed
-    eventually(lambda: relay.passed > before + 100_000)
+    eventually(lambda: relay.passed > before + 30_000)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
 LISTENING = re.compile(r"^http://\S+", re.MULTILINE)
-STOP_S, PATIENCE_S = 60, 180
+STOP_S, PATIENCE_S = 120, 180
 ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
 TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
 

@@ -86,8 +86,7 @@ def test_fixed_sizes_give_the_same_scores(bert: Built) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compiled for a GPU anyway")
 def test_compiled_scores_as_pytorch(bert: Built) -> None:
-    # Without vector instructions and optimisation, which take most of the compiler's time.
-    with torch._inductor.config.patch({"cpp.simdlen": 1, "aot_inductor.debug_compile": True}):
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):  # vector instructions take most of the compiler's time
         engine = TorchEngine(bert.engine.files[0], 1, compiled="always")
     scores_RS = np.concatenate([engine.infer(row) for row in chunks(bert.batch.rows, 1)])
     np.testing.assert_allclose(unpack(scores_RS, bert.batch.slots), bert.expected, atol=1e-5, rtol=0)
