@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TORCH := 2.13.0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 MYPY := $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 SOURCES := trainer engines client loadtest bench examples tests build_engines.py embedded_triton
 
@@ -19,9 +20,12 @@ demo: $(VENV)/.installed
 
 # Three processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
 # the longest ones first (tests/conftest.py). What several files share, such as a server, each process has for itself.
+# Tests that failed (exit code 1; a crash has another one) run once more, alone, and fail if they do so again.
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
-		--durations 20
+	$(PYTEST) --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 || { \
+		code=$$?; [ $$code = 1 ] || exit $$code; \
+		echo "make test: the tests that failed are run once more, alone and one after the other"; \
+		$(PYTEST) --last-failed --last-failed-no-failures none --exitfirst -rpfE; }
 
 check: lint test
 

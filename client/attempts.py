@@ -155,6 +155,8 @@ class Attempts:
         self._balancer.failed(server, failure)
         self._elsewhere = min(self._elsewhere - bool(self.tried), failure.elsewhere)
         self._again = failure.again
+        if isinstance(failure, RequestTimeoutError) and self.tried:  # what was said before may be why time ran out
+            failure.args = (f"{failure}; before that, {self.failure}",)
         self.tried.add(server)
         if not isinstance(self.failure, ServerOverloadedError):
             self.failure = failure

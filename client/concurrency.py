@@ -28,7 +28,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# A signal that comes just before a thread waits is seen when the wait is over: such waits are cut.
+LOOK_S = 0.5
 
 sleep, async_sleep = time.sleep, asyncio.sleep
 
@@ -67,13 +70,21 @@ def in_order(
     # Nobody waits for this thread: a source may never give another item.
     threading.Thread(target=feed, daemon=True).start()
     try:
-        while (future := results.get()) is not None:
+        while (future := _next(results)) is not None:
+            while not wait((future,), LOOK_S).done:
+                pass
             yield future.result()
             room.release()
     finally:
         closed.set()
         room.release()
         pool.shutdown(cancel_futures=True)
+
+
+def _next(results: SimpleQueue[Item]) -> Item:
+    while True:
+        with suppress(Empty):
+            return results.get(timeout=LOOK_S)
 
 
 async def async_in_order(

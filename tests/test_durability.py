@@ -288,5 +288,5 @@ def refused(kind: str, path: Path) -> None:
 def test_what_the_disk_refuses_a_library_is_one_line(kind: str, tmp_path: Path) -> None:
     process = SERVER.Process(target=refused, args=(kind, tmp_path / "file"))
     process.start()
-    process.join(120)
+    process.join(300)
     assert process.exitcode == 0

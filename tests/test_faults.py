@@ -24,11 +24,14 @@ from tests.support.waiting import eventually
 AGAIN = re.compile(r"^tritonserver: (.*); Triton is started again in (\S+) s \(restart (\d+)\)$", re.MULTILINE)
 ENDLESS = """
 
+import time
+
 _execute = TritonPythonModel.execute
 
 def execute(self, requests):
     while Path(__file__).with_name("hang").exists():
-        pass
+        time.sleep(0.1)
+    time.sleep(0.1)  # much work, which costs the tests little
     return _execute(self, requests)
 
 TritonPythonModel.execute = execute

@@ -11,7 +11,7 @@ from bench.fuzz.target import INTERNALS, SECRET, Target
 from tests.support.gateways import Gateway
 from tests.support.servers import Reference, Server
 
-CASES = 1500
+CASES = 1000
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.echo_worker import EchoWorker
 from tests.support.servers import Server
+from tests.support.waiting import PATIENCE_S
 from trainer.data.records import QueryGroup, read_groups
 
 GROUPS: list[Pair] = [
@@ -74,13 +75,16 @@ def test_all_systems_get_the_same_requests() -> None:
 
 
 def test_a_closed_loop_has_as_many_callers_as_asked_and_counts_what_they_got() -> None:
-    inside, most, lock = 0, 0, threading.Lock()
+    inside, most, lock, all_inside = 0, 0, threading.Lock(), threading.Event()
 
     def score(query: str, documents: tuple[str, ...]) -> list[float]:
         nonlocal inside, most
         with lock:
             inside += 1
             most = max(most, inside)
+            if most == 4:
+                all_inside.set()
+        all_inside.wait(PATIENCE_S)
         time.sleep(0.01)
         with lock:
             inside -= 1
@@ -201,7 +205,7 @@ def test_a_system_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         assert one.process.ask("scores", [["q", ["ab", "c"]]]) == [[2.0, 1.0]]
         with pytest.raises(BenchError, match="peer: ValueError: no query"):
             one.process.ask("scores", [["", ["ab"]]])
-        cell = Cell(3, 2, 0.3, repeated=0.5)  # many ticks of the clock that counts processor time
+        cell = Cell(3, 2, 0.1, repeated=0.5, least=1000)  # many ticks of the clock that counts processor time
         rounds([one], [cell], 2, lambda _: None)
         first, second = one.results[cell]
         assert first.cpu_seconds > 0

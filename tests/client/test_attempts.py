@@ -25,11 +25,13 @@ from client import (
     ServerUnavailableError,
     attempts,
 )
-from client.attempts import Throttle
+from client.attempts import Attempts, Deadline, RetryBudget, Throttle
+from client.balancer import Balancer
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.relay import Relay
 from tests.support.servers import Server, ports
+from tests.support.waiting import PATIENCE_S, eventually
 
 LARGE = ["winter garden " * 200, "river"]  # more than a packet's worth of headers
 STUB = "Stub process 'student_0_0' is not healthy."
@@ -57,14 +59,15 @@ def test_a_server_that_is_gone_is_passed_over(face: Any, server: Server) -> None
         assert not client.is_ready()
 
 
-def test_a_server_that_comes_back_is_found_again(face: Any) -> None:
+def test_a_server_that_comes_back_is_found_again(face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "FIRST_RETRIES", 100.0)  # however long it takes to come back
     at = f"127.0.0.1:{ports()['grpc']}"
-    with face(at, attempts=200, timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
+    with face(at, attempts=200, timeout_s=PATIENCE_S) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.score, QUERY, DOCUMENTS)
-        time.sleep(1)
+        eventually(lambda: client.second_requests)
         with odd_server(OddServer(), at=at):
             assert waiting.result() == [0.0] * 4
-        with pytest.raises(ServerError):
+        with pytest.raises(RankingError):
             client.score(QUERY, DOCUMENTS, timeout_s=0.5)
 
 
@@ -144,15 +147,30 @@ def test_a_time_limit_is_that_of_the_whole_call(face: Any, server: Server) -> No
         assert len(client.score(QUERY, DOCUMENTS)) == 4
     held = Held()
     with odd_server(OddServer(np.arange, held)) as url, face(url) as client:
-        error = refusal(client, RequestTimeoutError, timeout_s=0.3)
-        assert f"{url} gave no answer within 0.3 s: raise the time limit" in str(error)
-        assert held.gone.wait(20)  # the server is told
+        told = f"{url} gave no answer within 0.3 s: raise the time limit"
+        eventually(lambda: told in str(refusal(client, RequestTimeoutError, timeout_s=0.3)) and held.held.is_set())
+        assert held.gone.wait(PATIENCE_S)  # the server is told
         for over in (0.0, -1.0):
             assert "was over before this part was sent" in str(refusal(client, RequestTimeoutError, timeout_s=over))
         assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
+
+
+def test_what_a_server_said_is_told_when_time_ends_before_the_next_attempt(
+    face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "pause_s", lambda attempt: 1e6)
     cut = OddServer(act=refusing(grpc.StatusCode.UNAVAILABLE, "Socket closed"))
-    with odd_server(cut) as url, face(url, timeout_s=0.5, attempts=100_000, max_documents=10) as client:
-        refusal(client, ServerUnavailableError)  # what it said tells more than that time was over
+    with odd_server(cut) as url, face(url, max_documents=10) as client:
+        assert "Socket closed" in str(refusal(client, ServerUnavailableError))
+    assert len(cut.sizes) == 1
+
+
+def test_what_a_server_said_is_told_when_time_ends_within_the_next_attempt() -> None:
+    made = Attempts(Balancer(["a"]), RetryBudget(), 1, 2, Deadline.after(60))
+    made.failed(made.take(), ServerUnavailableError("a: Socket closed", "a"))
+    made.failed(made.take(), RequestTimeoutError("a gave no answer", "a"))
+    assert type(made.failure) is RequestTimeoutError
+    assert str(made.failure) == "a gave no answer; before that, a: Socket closed"
 
 
 @pytest.mark.parametrize("limit", [float("nan"), float("inf"), 1e300])

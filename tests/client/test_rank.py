@@ -28,6 +28,7 @@ from tests.support.checkpoints import write_groups
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server
 from tests.support.servers import Server, ports
+from tests.support.waiting import PATIENCE_S
 from trainer.data.rankings import read_run
 
 SCRIPT = Path(rank.__file__)
@@ -50,7 +51,7 @@ def test_a_checkout_is_enough_and_a_pipe_gets_json_lines(
     server: Server, client: RankingClient, file: Path, tmp_path: Path
 ) -> None:
     flags = [sys.executable, str(SCRIPT), "--query", QUERY, "--url", server.url]
-    elsewhere = {"cwd": tmp_path, "env": {"PATH": "", "PYTHONPATH": ""}, "capture_output": True, "timeout": 60}
+    elsewhere = {"cwd": tmp_path, "env": {"PATH": "", "PYTHONPATH": ""}, "capture_output": True, "timeout": PATIENCE_S}
     result = subprocess.run([*flags, str(file)], **elsewhere)  # type: ignore[call-overload]
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.decode().splitlines()]
@@ -189,7 +190,7 @@ def test_other_bad_input_is_one_line(server: Server, file: Path, tmp_path: Path,
         ([*ask, tmp_path / "none.jsonl"], "none.jsonl: cannot be read: No such file"),
         ([*ask, tmp_path], f"{tmp_path}: cannot be read: Is a directory"),
         ([*ask[2:], "--query", "", file], "the query is empty"),
-        ([*ask[:2], "--url", nowhere, "--timeout", 2, file], f"no server answers at {nowhere}"),
+        ([*ask[:2], "--url", nowhere, "--timeout", 30, file], f"no server answers at {nowhere}"),
         ([*ask, "--model", "other", file], "does not serve the model"),
         ([*ask, "--version", "9", file], "does not serve the model"),
         ([*ask, "--model", "other", "--explain", file], "does not serve the model"),
@@ -237,7 +238,7 @@ def test_certificates_of_both_sides(file: Path, tmp_path: Path, run: Run, refuse
     pair = theirs.private_key_pem.bytes(), theirs.cert_chain_pems[0].bytes()
     credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), require_client_auth=True)
     with odd_server(OddServer(np.arange), credentials) as url:
-        flags = ["--query", QUERY, "--url", url, "--timeout", 2, file]
+        flags = ["--query", QUERY, "--url", url, "--timeout", 30, file]
         all_three = [*flags, "--root_certificates", root, "--certificate_chain", chain, "--private_key", key]
         code, out, _ = run(*all_three)
         assert (code, len(out)) == (0, 4)
@@ -257,7 +258,7 @@ def test_ctrl_c_does_not_wait_and_keeps_what_is_there(file: Path, tmp_path: Path
     with odd_server(OddServer(np.arange, held)) as url:
         flags = ["--queries", queries, "--output", ranked, "--timeout", 600] if batch else ["--query", QUERY, file]
         with rank_running(*flags, "--url", url) as process:
-            assert held.held.wait(30)
+            assert held.held.wait(PATIENCE_S)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
     said = f"interrupted: {ranked}.part keeps 0 queries, the same command resumes\n" if batch else ""

@@ -27,6 +27,7 @@ from model_repository.tokenizer import pair_encoding
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import Reference, Server
+from tests.support.waiting import PATIENCE_S
 
 REQUESTS = [RankingRequest(query, DOCUMENTS[:count]) for query, count in (("river", 3), ("winter", 4), ("market", 1))]
 
@@ -186,7 +187,7 @@ def test_an_answer_comes_as_soon_as_it_is_there(face: Any) -> None:
 
     def one_by_one() -> Iterator[RankingRequest]:
         for _ in range(5):
-            assert answered.acquire(timeout=180), "the answer before has not come"
+            assert answered.acquire(timeout=PATIENCE_S), "the answer before has not come"
             yield REQUESTS[0]
 
     count = 0
@@ -246,11 +247,11 @@ def test_a_cancelled_call_is_cancelled_at_the_server() -> None:
     async def ask(url: str) -> None:
         async with AsyncRankingClient(url) as client:
             task = asyncio.create_task(client.score(QUERY, ["river"]))
-            await asyncio.to_thread(held.held.wait, 20)
+            await asyncio.to_thread(held.held.wait, PATIENCE_S)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert await asyncio.to_thread(held.gone.wait, 20)
+            assert await asyncio.to_thread(held.gone.wait, PATIENCE_S)
 
     with odd_server(OddServer(act=held)) as url:
         asyncio.run(ask(url))

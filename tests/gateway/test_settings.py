@@ -15,7 +15,7 @@ from client.gateway.__main__ import main
 from client.gateway.serving import _listen
 from client.gateway.settings import Settings, read
 from tests import ROOT
-from tests.support.gateways import ASKED, gateway_running
+from tests.support.gateways import ASKED, STOP_S, gateway_running
 from tests.support.odd_servers import OddServer, odd_server
 
 
@@ -100,7 +100,7 @@ def test_a_gateway_serves_with_the_largest_numbers_and_an_interrupt_is_a_good_en
         answer = httpx.post(f"{gateway.url}/v1/rerank", json=ASKED)
         assert [one["index"] for one in answer.json()["results"]] == [1, 0]
         gateway.process.send_signal(signal.SIGINT)
-        assert gateway.process.wait(20) == 0  # and not again by SIGTERM
+        assert gateway.process.wait(STOP_S) == 0  # and not again by SIGTERM
         assert "Traceback" not in gateway.log.read_text()
 
 

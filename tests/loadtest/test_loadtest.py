@@ -74,7 +74,7 @@ def test_a_closed_loop_that_sent_nothing_says_so_and_fails(queries: Path, tmp_pa
             if request.name in told:
                 told.remove(request.name)
             else:
-                over.wait(60)
+                over.wait(600)
             return super().ModelConfig(request, context)
 
     with odd_server(Waiting()) as url:

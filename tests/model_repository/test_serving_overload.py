@@ -51,7 +51,7 @@ class Asking:
     def is_refused_by_the_tokenizer(self) -> bool:
         """Ask for what is refused anyway; whether the tokenizer has refused something so far."""
         with unavailable(r"waits for the engine: retry in \d+\.\d\d s"):
-            self("harbor", SMALL, timeout_s=HELD_S)
+            self("harbor", SMALL)
         return metric(self._server.metrics_url, "disranker_requests_refused", model="tokenizer") > 0
 
 

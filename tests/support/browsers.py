@@ -22,6 +22,6 @@ def chromium() -> Iterator[Browser]:
     expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         # Without a sandbox: in containers there is no right to one, and only our own page is loaded.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S)
         yield browser
         browser.close()

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from engines.builders import processors
+from engines.builders import processors, tensorrt
 from engines.graph.export import export_graph
 from engines.records import Dimensions, Graph
 
 
 @contextmanager
 def exported_once(directory: Path) -> Iterator[None]:
-    """Builds for processors in the block take the graph in the directory, which the first of them writes: to export it
-    is most of their time. All of them must be of one checkpoint."""
+    """Builds in the block take the graph in the directory, which the first of them writes: to export it is most of
+    their time. All of them must be of one checkpoint, for processors or of one precision for GPUs."""
 
     def export(model: Any, dimensions: Dimensions, precision: str, path: Path, *more: Any, **settings: Any) -> Graph:
         graph = Graph(directory / path.name, precision, dimensions)
@@ -27,5 +27,6 @@ def exported_once(directory: Path) -> Iterator[None]:
         return graph
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processors, "export_graph", export)
+        for module in (processors, tensorrt):
+            patch.setattr(module, "export_graph", export)
         yield

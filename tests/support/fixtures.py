@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.exports import exported_once
@@ -20,8 +20,9 @@ from tests.support.servers import Reference, Server, build, running
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no-deadline")
+# A busy machine is no failure, and every run tries the same examples.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)

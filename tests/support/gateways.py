@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import ssl
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
 
 LISTENING = re.compile(r"^https?://\S+", re.MULTILINE)
-STOP_S, PATIENCE_S = 60, 120
+STOP_S, PATIENCE_S = 120, 180
 ASKED: dict[str, Any] = {"query": "garden bridge", "documents": ["river", "bridge"]}
 TEI_ASKED: dict[str, Any] = {"query": "garden bridge", "texts": ["river", "bridge"]}
 
@@ -50,6 +52,14 @@ def gateway_running(log: Path, *flags: str, files: int = 4096, tls: ssl.SSLConte
         yield gateway
         child.process.terminate()
         assert child.process.wait(STOP_S) == 0, log.read_text()
+
+
+@contextmanager
+def asking(gateway: Gateway, route: str, asked: dict[str, Any]) -> Iterator[None]:
+    """A caller that has sent its request, and leaves at the end of the block."""
+    with closing(http.client.HTTPConnection(gateway.url.removeprefix("http://"))) as connection:
+        connection.request("POST", route, json.dumps(asked), {"Content-Type": "application/json"})
+        yield
 
 
 def refusal(answer: httpx.Response, status: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from client import wire
+from tests.support.waiting import PATIENCE_S
 
 Reply = Callable[[int], np.ndarray[Any, Any]]
 Act = Callable[[Any], None]
@@ -83,7 +84,7 @@ class Held:
         if self._free < 0:
             context.add_callback(self._left)
             self.held.set()
-            self.released.wait(60)
+            self.released.wait(PATIENCE_S)
 
     def _left(self) -> None:
         self.gone.set()

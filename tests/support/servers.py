@@ -21,7 +21,7 @@ from trainer.checkpoints.load import PackedScorer, load_scorer
 
 COMMAND = TRITON
 UNASKED = ("--hang-timeout-secs=0",)  # the canary's requests would be among those that tests count
-READY_S, STOP_S = 180, 60  # on a machine that has other work
+READY_S, STOP_S = 180, 120  # on a machine that has other work
 # Products of the served checkpoint that int8 takes: of two layers, and in the last one only keys and values.
 INT8_PRODUCTS = 6 + 2
 INT8_TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on

@@ -89,7 +89,7 @@ def finish(
     stage: str, *flags: object, at: str | int = "", send: int = signal.SIGKILL, log: Path | None = None
 ) -> int | None:
     process = started(stage, *flags, at=at, send=send, log=log)
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 
@@ -99,17 +99,18 @@ def status_of(pid: int | None) -> str:
 
 
 def in_two_processes(
-    commands: Commands, log: Path, environment: Mapping[str, str] | None = None
+    commands: Commands, log: Path, environment: Mapping[str, str] | None = None, stop_at: str = ""
 ) -> list[ForkServerProcess]:
     """Two processes with the environment that torchrun gives them, and more of it.
 
-    Both run the commands one after the other. Their errors go to the log.
+    Both run the commands one after the other. Their errors go to the log. One that opens a path which ends in
+    ``stop_at`` gets SIGTERM.
     """
     port = free_ports("main")["main"]
     own = {**(environment or {}), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     flags = [[str(flag) for flag in command] for command in commands]
     processes = [
-        SERVER.Process(target=_one_of_several, args=(flags, log, {**own, "RANK": rank, "LOCAL_RANK": rank}))
+        SERVER.Process(target=_one_of_several, args=(flags, log, {**own, "RANK": rank, "LOCAL_RANK": rank}, stop_at))
         for rank in ("0", "1")
     ]
     for process in processes:
@@ -156,8 +157,9 @@ def exit_codes(processes: Sequence[ForkServerProcess]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def _one_of_several(commands: list[list[str]], log: Path, environment: dict[str, str]) -> None:
+def _one_of_several(commands: list[list[str]], log: Path, environment: dict[str, str], stop_at: str) -> None:
     os.environ.update(environment)
+    _strike(stop_at, signal.SIGTERM, log)
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
     if "ACCELERATE_USE_FSDP" in environment:  # Accelerate lets FSDP follow from a kind of GPU: these CPUs are one
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -170,22 +172,27 @@ def _one_of_several(commands: list[list[str]], log: Path, environment: dict[str,
 
 
 def _child(stage: str, flags: list[str], at: str | int, send: int, log: Path | None) -> None:
+    _strike(at, send, Path(flags[-1]))
+    if log:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
+    torch.set_num_threads(1)
+    module = importlib.import_module(stage if "." in stage else f"trainer.{stage}")
+    os._exit(module.main(flags))  # no cleanup, as after a kill
+
+
+def _strike(at: str | int, send: int, output: Path) -> None:
+    """Send this process a signal as ``started`` says it."""
     changes, strikes = itertools.count(1), itertools.count()
 
     def strike(event: str, arguments: tuple[Any, ...]) -> None:
         paths = {"open": arguments[:1], "os.rename": arguments[1:2], "shutil.rmtree": arguments[:1]}.get(event, ())
         if isinstance(at, str) and any(str(path).endswith(at) for path in paths) and not next(strikes):
             os.kill(os.getpid(), send)
-        if isinstance(at, int) and _changes(event, arguments, Path(flags[-1])) and next(changes) == at:
+        if isinstance(at, int) and _changes(event, arguments, output) and next(changes) == at:
             os.kill(os.getpid(), send)
 
     if at:
         sys.addaudithook(strike)
-    if log:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
-    torch.set_num_threads(1)
-    module = importlib.import_module(stage if "." in stage else f"trainer.{stage}")
-    os._exit(module.main(flags))  # no cleanup, as after a kill
 
 
 def _changes(event: str, arguments: tuple[Any, ...], output: Path) -> bool:

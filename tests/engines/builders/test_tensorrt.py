@@ -36,10 +36,9 @@ ATTENTION_PRODUCTS = 4  # logits and mixing
 HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1, tiny_modernbert: 2}
 CAPABILITIES = {
     (tiny_bert, "fp32"): {"8.6": "model.sm86.plan"},
-    (tiny_bert, "fp16"): {"8.0": "model.sm80.plan", "8.6": "model.sm86.plan", "12.0": "model.sm120.plan"},
     (tiny_bert, "bf16"): {"8.6": "model.sm86.plan"},
     (tiny_llama, "fp16"): {"8.9": "model.sm89.plan"},
-    (tiny_modernbert, "fp16"): {"8.6": "model.sm86.plan"},
+    (tiny_modernbert, "fp16"): {"8.0": "model.sm80.plan", "8.6": "model.sm86.plan", "12.0": "model.sm120.plan"},
     (tiny_bert, "fp8"): {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"},
     (tiny_llama, "fp8"): {"8.9": "model.sm89.plan"},
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.waiting import PATIENCE_S
 from trainer.scoring.prefetch import prefetched
 
 
@@ -36,7 +37,7 @@ def test_no_more_are_made_than_asked_for() -> None:
 
     ready = prefetched(items(), ahead=3)
     assert [next(ready), next(ready)] == [0, 1]
-    assert enough.wait(10)  # three beyond the second
+    assert enough.wait(PATIENCE_S)  # three beyond the second
     ready.close()  # type: ignore[attr-defined]
     assert made == [0, 1, 2, 3, 4]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]

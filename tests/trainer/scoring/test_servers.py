@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from tests.support.checkpoints import tiny_llama, write_groups
 from tests.support.odd_servers import OddServer, odd_server, refusing
 from tests.support.requests import student_inputs
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
-from tests.support.stages import finish, started
+from tests.support.stages import finish, started, status_of
+from tests.support.waiting import eventually
 from trainer import score
 from trainer.data.records import DataError, read_groups
 from trainer.scoring.checkpoint import named_scores, progress
@@ -38,6 +38,7 @@ PROMPTED: dict[str, Any] = {
     "prompt": ("<s>Is it said?", "A: {query}\n", "B: {document}", "</s>Yes:"),
     **{"start_token": None, "end_token": None, "query_prefix": "", "document_prefix": ""},
 }
+SECOND_SHARD = "-000000008.parquet"  # of forty pairs, ten a query
 SECRET = "a word that no message may hold"
 
 
@@ -97,16 +98,6 @@ def assert_same(got: list[dict[str, object]], expected: list[dict[str, object]])
     assert np.ptp(wanted) > 0.1  # or equality would say little
 
 
-def scoring(flags: list[object]) -> tuple[ForkServerProcess, Path]:
-    """A job that has its first shard, and the directory of its shards."""
-    process, output = started("score", *flags), Path(str(flags[flags.index("--output") + 1]))
-    shards = output.with_name(f".{output.name}.shards")
-    while not list(shards.glob("0*.parquet")):
-        assert process.is_alive()
-        time.sleep(0.001)
-    return process, shards
-
-
 def test_student_and_teacher_are_served_side_by_side(served: Served) -> None:
     documents = [Document(title="bread", summary="market " * length) for length in range(20)]
     for model, checkpoint in (("ranker", served.student), ("teacher_ranker", served.teacher)):
@@ -132,12 +123,9 @@ def test_a_kill_costs_the_shard_at_hand_and_another_teacher_is_refused(
     served: Served, expected: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = served.flags(tmp_path / "scores.parquet", "--in_flight", 1)
-    process, shards = scoring(flags)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in shards.glob("0*.parquet")}
-    assert kept
+    assert finish("score", *flags, at=SECOND_SHARD) == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".scores.parquet.shards/0*.parquet")}
+    assert len(kept) == 1
     assert run(*flags, "--triton_model", "ranker") == 2
     assert "other settings (teacher: openvino in fp32 of checkpoint" in capsys.readouterr().err
     before = time.time_ns()
@@ -153,12 +141,13 @@ def test_a_job_outlasts_a_restart_of_its_server(
     flags = served.flags(tmp_path / "scores.parquet", "--triton", f"127.0.0.1:{free['grpc']}", "--in_flight", 1)
     with starting(served.repository, tmp_path / "first", *alone, at=free) as server:
         wait_until_ready(server)
-        process, _ = scoring(flags)
-        os.kill(server.process.pid, signal.SIGTERM)
+        process = started("score", *flags, at=SECOND_SHARD, send=signal.SIGSTOP)
+        eventually(lambda: status_of(process.pid) == "T")
+        server.process.terminate()
         server.process.wait(STOP_S)
-    assert process.is_alive()
+    os.kill(process.pid or 0, signal.SIGCONT)
     with starting(served.repository, tmp_path / "second", *alone, at=free):
-        process.join(120)
+        process.join(300)
     assert process.exitcode == 0
     assert_same(rows(tmp_path / "scores.parquet"), expected)
 

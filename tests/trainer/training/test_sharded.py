@@ -6,10 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from tests import ROOT
 from tests.support.checkpoints import tiny_llm, write_groups, write_uneven_groups
 from tests.support.servers import ports
 from tests.support.stages import Commands, exit_codes, in_two_processes, measured
+from tests.support.waiting import eventually
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.packed.check import QUERY, SHORT
@@ -38,7 +37,7 @@ from trainer.training.sharded import sharding_of
 
 CONFIGS = ROOT / "examples/accelerate"
 TRAINING = ["--logging_steps", "1", "--learning_rate", "5e-4", "--disable_tqdm", "true"]
-STEPS = 20  # of a run that is stopped in the middle
+STEPS = 8  # of a run that is stopped in the middle
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     return Material(tiny_llm(root / "llama"), write_groups(root / "data.jsonl", queries=16), held_out)
 
 
-def sharded(commands: Commands, log: Path) -> list[ForkServerProcess]:
+def sharded(commands: Commands, log: Path, stop_at: str = "") -> list[int | None]:
     """Stages in two processes, with what ``accelerate launch`` reads of the example for one machine of GPUs."""
     here = launch_arguments("fsdp_8gpu.yaml", "--num_processes", "2", "--mixed_precision", "no")
-    return in_two_processes(commands, log, prepare_multi_gpu_env(here))
-
-
-def wait_for(logs: Path, process: subprocess.Popen[str] | ForkServerProcess) -> None:
-    """Until the run writes its curve: it is training."""
-    while not logs.exists():
-        assert (process.poll() if isinstance(process, subprocess.Popen) else process.exitcode) is None
-        time.sleep(0.01)
+    return exit_codes(in_two_processes(commands, log, prepare_multi_gpu_env(here), stop_at))
 
 
 def assert_same_training(one: Path, two: Path, steps: int) -> None:
@@ -100,14 +92,12 @@ def sharded_runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -
     for stage, module in (("pretrain", pretrain), ("rank_sft", rank_sft)):
         assert module.main(material.flags(1, root / "1" / stage, *more[stage])) == 0
     commands = [[stage, *material.flags(2, root / "2" / stage, *flags)] for stage, flags in more.items()]
-    processes = sharded(commands, root / "log")
-    wait_for(root / "2/.pretrain.run/logs", processes[0])
-    processes[1].terminate()
-    assert exit_codes(processes) == [128 + signal.SIGTERM] * 2
+    second_shard = f"checkpoint-{STEPS // 2}/pytorch_model_fsdp_0/__1_0.distcp"
+    assert sharded(commands, root / "log", stop_at=second_shard) == [128 + signal.SIGTERM] * 2
     checkpoint = drop_broken_checkpoints(root / "2/.pretrain.run")
     assert checkpoint is not None
     assert len(list((checkpoint / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
-    assert exit_codes(sharded(commands, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
+    assert sharded(commands, root / "log") == [0, 0], (root / "log").read_text()[-3000:]
     return root
 
 
@@ -138,11 +128,11 @@ def test_fsdp_resumes_from_its_shards(sharded_runs: Path) -> None:
 
 def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
     """torchrun passes SIGTERM on; it may arrive in different steps of the processes."""
-    flags = material.flags(2, tmp_path / "out", "--max_steps", 200, "--save_steps", 1000, "--use_cpu", "true")
+    flags = material.flags(2, tmp_path / "out", "--max_steps", 10**6, "--save_steps", 10**6, "--use_cpu", "true")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
     command = [*launch, "-m", "trainer.rank_sft", *flags]
     launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for(tmp_path / ".out.run/logs", launcher)
+    eventually((tmp_path / ".out.run/logs").exists)  # it is training
     workers = psutil.Process(launcher.pid).children()
     launcher.terminate()
     _, errors = launcher.communicate(timeout=300)

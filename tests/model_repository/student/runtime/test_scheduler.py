@@ -23,8 +23,8 @@ from model_repository.student.runtime.scheduler import (
     StoppedError,
 )
 from tests.support.pairs import pairs_of
+from tests.support.waiting import PATIENCE_S, eventually
 
-PATIENCE_S = 180.0
 ARRIVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40)), min_size=1, max_size=15)  # (after pairs, pairs)
 
 
@@ -247,7 +247,7 @@ def test_an_engines_error_fails_those_in_its_call_and_no_others() -> None:
 
 def test_closing_fails_what_waits_and_ends_the_threads() -> None:
     engine = Engine()
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     with scheduling(engine) as scheduler:
         scored, part, waiting = Asked(0, 4), Asked(10, 8), Asked(30, 2)
         scheduler.submit(scored.request())
@@ -257,19 +257,14 @@ def test_closing_fails_what_waits_and_ends_the_threads() -> None:
         closing = threading.Thread(target=scheduler.close)
         closing.start()
         with pytest.raises(StoppedError):
-            _until_closed(scheduler)
+            eventually(lambda: scheduler.submit(Asked(1000, 1).request()))
         engine.open()
         closing.join(PATIENCE_S)
         scored.check()
         assert isinstance(part.outcome(), StoppedError)
         assert isinstance(waiting.outcome(), StoppedError)
     assert engine.calls == [[0, 1, 2, 3]]
-    assert threading.active_count() == before
-
-
-def _until_closed(scheduler: Scheduler) -> None:
-    for number in range(10_000):
-        scheduler.submit(Asked(1000 + number, 1).request())
+    assert {*threading.enumerate()} <= before
 
 
 class Clock:
