@@ -13,14 +13,21 @@ from engines.records import OUTPUT, Graph
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.tokenizer.pair_encoding import INPUTS
 
+INT8_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")  # as Linux names them
+
 
 class OpenVino(ProcessorBuilder):
     """A model is OpenVINO's own."""
 
-    opset = 18
     rest_of_int8 = "bf16"
     version = openvino.__version__
     opens = OpenVinoEngine
+
+    def fitting(self) -> tuple[str, ...]:
+        bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        # Without units for it int8 was slower than float32.
+        int8 = any(flag in Path("/proc/cpuinfo").read_text(encoding="utf-8") for flag in INT8_UNITS)
+        return "fp32", *["bf16"] * bf16, *["int8"] * int8
 
     def read(self, graph: Graph) -> Any:
         model = core().read_model(graph.path)
