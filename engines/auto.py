@@ -7,7 +7,7 @@ counts alike. Of the engines within a twentieth of the fastest the most exact is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import geometric_mean, median
 from typing import NamedTuple
@@ -17,11 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from engines.builders import Judged, builder_for
+from engines.builders import Builder, Judged, builder_for
 from engines.job import Job
 from engines.parity import LIMITS
 from engines.records import EngineError, Runner, Trial
 from engines.table import Engine
+from model_repository.student.runtime.graphs import cores
 from model_repository.tokenizer.pair_encoding import FlatPairs
 from trainer.command import console_of
 from trainer.measures.metrics import MEASURE
@@ -62,7 +63,9 @@ def _build_all(job: Job) -> list[Tried]:
     """All engines that are tried, the most exact first; PyTorch, which is slower, where no library can be used."""
     *libraries, instead = job.arguments.engines
     tried = _build_each(job, libraries)
-    return tried if any(each.trial.mean_kendall_tau for each in tried) else [*tried, *_build_each(job, [instead])]
+    if any(each.trial.mean_kendall_tau is not None for each in tried):
+        return tried
+    return [*tried, *_build_each(job, [instead])]
 
 
 def _build_each(job: Job, engines: Sequence[Engine]) -> list[Tried]:
@@ -76,7 +79,8 @@ def _precisions(job: Job, engine: Engine) -> Sequence[str]:
     if asked := job.arguments.precision:
         return [asked] if asked in engine.precisions else []
     try:
-        return engine.builder_class()().fitting()
+        builder: Builder = engine.builder_class()()
+        return builder.fitting()
     except EngineError:  # not installed: building it says so
         return engine.precisions[:1]
 
@@ -101,7 +105,11 @@ def _measured(trial: Trial, speed: dict[int, float], chosen: bool) -> Trial:
 
 
 def _mean(speed: dict[int, float]) -> float:
-    return round(geometric_mean(speed.values()), 1)
+    return _rounded(geometric_mean(speed.values()))
+
+
+def _rounded(speed: float) -> float:
+    return float(f"{speed:.4g}")
 
 
 def choose(speeds: Sequence[float]) -> int:
@@ -122,24 +130,25 @@ def measure(runs: Sequence[Runner], pairs: FlatPairs) -> list[dict[int, float]]:
             repeats = 1 if size == sizes[-1] else REPEATS
             for run, of_engine in zip(runs, seconds, strict=True):
                 requests = [_request(pairs, size, number * repeats + turn) for turn in range(repeats)]
-                of_engine[size].append(_seconds(run, requests) / repeats)
-    return [{size: round(size / median(times), 1) for size, times in each.items()} for each in seconds]
+                of_engine[size].append(_seconds(time.perf_counter, run, requests) / repeats)
+    return [{size: _rounded(size / median(times)) for size, times in each.items()} for each in seconds]
 
 
 def _sizes(runs: Sequence[Runner], pairs: FlatPairs) -> list[int]:
     request = _request(pairs, TRIED_ON, 0)
     for run in runs:
         run(request)  # the first time of a shape is slower
-    slowest = max(_seconds(run, [request]) for run in runs) / TRIED_ON
+    # By the processor's time, so that other work on the machine does not make requests smaller.
+    slowest = max(_seconds(time.process_time, run, [request]) for run in runs) / TRIED_ON / cores()
     *small, largest = SIZES
     return [*small, max(small[-1] + 1, min(largest, int(LONGEST_S / slowest)))]
 
 
-def _seconds(run: Runner, requests: Sequence[FlatPairs]) -> float:
-    start = time.perf_counter()
+def _seconds(clock: Callable[[], float], run: Runner, requests: Sequence[FlatPairs]) -> float:
+    start = clock()
     for request in requests:
         run(request)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _request(pairs: FlatPairs, size: int, number: int) -> FlatPairs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -86,19 +85,19 @@ class BuildArguments:
                 f"--engine {self.engine} needs a --precision: {', '.join(ENGINES[self.engine].precisions)}"
             )
         if self.precision:
-            self._refuse(f"precision {self.precision}", lambda engine: self.precision in engine.precisions)
+            fitting = [engine for engine in ENGINES.values() if self.precision in engine.precisions]
+            self._require_one_of(fitting, f"precision {self.precision}")
         if self.calibration and self.precision and self.precision not in CALIBRATED:
             raise EngineError(
                 f"--calibration is for --precision {' and '.join(CALIBRATED)}; {self.precision} needs none"
             )
         for flag in ("compute_capability", "add_to_newest", "timing_cache"):
             if getattr(self, flag):
-                self._refuse(flag, lambda engine, flag=flag: flag in engine.flags)
+                self._require_one_of([engine for engine in ENGINES.values() if flag in engine.flags], flag)
 
-    def _refuse(self, flag: str, fits: Callable[[Engine], bool]) -> None:
-        """Raises EngineError where the flag is for other engines."""
-        if not any(map(fits, self.engines)):
-            fitting = [engine for engine in ENGINES.values() if fits(engine)]
+    def _require_one_of(self, fitting: list[Engine], flag: str) -> None:
+        """Raises EngineError where the flag is for other engines than was asked for."""
+        if not any(engine in fitting for engine in self.engines):
             raise EngineError(f"--{flag} is for --engine {names(fitting)}, not {self.engine}")
 
     @property

@@ -97,12 +97,14 @@ class Int8:
 
     products: how many products with weights are in int8.
     kept: the names of those in higher precision, because with them the gate's limits were exceeded.
+    full_range: whether weights use all of int8's range, which only processors with units for int8 compute rightly.
     """
 
     products: int
     kept: tuple[str, ...]
     calibration_queries: int
     calibration_rows: int
+    full_range: bool = False
 
 
 @dataclass(frozen=True)

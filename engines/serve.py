@@ -24,19 +24,22 @@ from pathlib import Path
 from bench.children import Child, free_ports, healthy, started, triton
 from client.command import command
 from engines.records import EngineError
+from engines.table import PRECISIONS
 from model_repository.student.digests import sha256
 from model_repository.student.runtime.graphs import cores
 from model_repository.student.served import served_version
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disranker" / "served"
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a repository of the hub
-KEPT = ("config.json", "tokenizer.json", "pair_encoding.json", "*.safetensors")  # what decides the scores
+KEPT = ("config.json", "tokenizer*.json", "pair_encoding.json", "*.safetensors")  # what decides the scores
 LOOK_S = 0.5
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
+    if arguments.calibration and not arguments.data:
+        raise EngineError("--calibration is for int8, which is judged by labels: give judged --data too")
     check_port(arguments.host, arguments.port)
     model = located(arguments.model)
     folder = Path(arguments.folder) / f"{named(arguments.model)}-{key_of(model, arguments)}"
@@ -123,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration", nargs="+", default=[], metavar="FILE", help="queries like the traffic's: int8 is tried too"
     )
     parser.add_argument(
-        "--precision", default="", help="only this one, such as fp32, which scores as the checkpoint does"
+        "--precision", choices=PRECISIONS, default="", help="only this one; fp32 scores as the checkpoint does"
     )
     parser.add_argument("--host", default="127.0.0.1", help="of the gateway")
     parser.add_argument("--port", type=int, default=8080, help="of the gateway")

@@ -10,10 +10,9 @@ import openvino
 from engines.builders.processors import ProcessorBuilder
 from engines.quantise.int8 import Operation, Products, downstream
 from engines.records import OUTPUT, Graph
+from model_repository.student.runtime.graphs import has_int8_units
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.tokenizer.pair_encoding import INPUTS
-
-INT8_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")  # as Linux names them
 
 
 class OpenVino(ProcessorBuilder):
@@ -25,9 +24,7 @@ class OpenVino(ProcessorBuilder):
 
     def fitting(self) -> tuple[str, ...]:
         bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        # Without units for it int8 was slower than float32.
-        int8 = any(flag in Path("/proc/cpuinfo").read_text(encoding="utf-8") for flag in INT8_UNITS)
-        return "fp32", *["bf16"] * bf16, *["int8"] * int8
+        return "fp32", *["bf16"] * bf16, *["int8"] * has_int8_units()  # without units int8 was slower than float32
 
     def read(self, graph: Graph) -> Any:
         model = core().read_model(graph.path)

@@ -54,7 +54,7 @@ class ProcessorBuilder(Library, Builder):
 
     def opened(self, model: Any) -> RowRunner:
         with tempfile.TemporaryDirectory(prefix="build_engines-") as work:
-            return self.opens(self.save(model, Path(work))[0], "fp32", cores()).infer
+            return self.opens(self.save(model, Path(work))[0], self.rest_of_int8, cores()).infer
 
     def build(self, job: Job) -> BuiltEngine:
         arguments, directory = job.arguments, job.directory

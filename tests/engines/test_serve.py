@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -48,7 +49,7 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
         )
         with urllib.request.urlopen(request) as answer:
             order = [result["index"] for result in json.load(answer)["results"]]
-        scores = reference(ASKED["query"], [Document("", text) for text in ASKED["documents"]]).scores
+        scores = reference(ASKED["query"], [Document(title="", summary=text) for text in ASKED["documents"]]).scores
         assert order == sorted(range(len(scores)), key=lambda place: -scores[place])
         family = descendants(command.pid)
         command.send_signal(signal.SIGINT)
@@ -95,14 +96,17 @@ def test_what_decides_the_engine_is_in_its_key(served_checkpoint: Path, tmp_path
         (["missing/of/all"], "missing/of/all: no such checkpoint"),
         (["runs/of-nobody-at-all"], "runs/of-nobody-at-all: neither a directory here nor a model of the hub"),
         ([".", "--data", "missing.jsonl"], "missing.jsonl: cannot be read"),
-        ([".", "--port", "1"], "cannot listen at 127.0.0.1:1"),
+        ([".", "--calibration", "log.jsonl"], "give judged --data too"),
+        ([".", "--port", "TAKEN"], "cannot listen at 127.0.0.1:"),
     ],
 )
 def test_bad_input_is_one_line(
     flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert serve.main([*flags, *([] if "--port" in flags else ["--port", "0"])]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = [str(taken.getsockname()[1]) if flag == "TAKEN" else flag for flag in flags]
+        assert serve.main([*flags, *([] if "--port" in flags else ["--port", "0"])]) == 2
     error = capsys.readouterr().err
     assert re.match(f"error: .*{re.escape(message)}", error) and error.count("\n") == 1
 
@@ -111,5 +115,5 @@ def test_generated_texts_are_judged_queries_of_many_words(tmp_path: Path) -> Non
     groups = read_groups(write_texts(tmp_path / "texts.jsonl"))
     assert len(groups) == published.QUERIES
     for group in groups:
-        assert sorted(document.label for document in group.documents) == [0.0] * 8 + [1.0] * 4
+        assert [document.label for document in group.documents] == [1.0] * 4 + [0.0] * 8
         assert all(len(document.summary) >= published.SHORTEST for document in group.documents)
