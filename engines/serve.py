@@ -74,10 +74,9 @@ def named(model: str) -> str:
 
 def key_of(model: Path, arguments: argparse.Namespace) -> str:
     """A hash of all that decides what is built: the checkpoint, the data, the flags and the cores."""
-    kept = (path for pattern in KEPT for path in sorted(model.glob(pattern)))
-    files = [*kept, *arguments.data, *arguments.calibration]
+    kept = [path for pattern in KEPT for path in sorted(model.glob(pattern))]
     try:
-        digests = [sha256(Path(path)) for path in files]
+        digests = [[sha256(Path(path)) for path in files] for files in (kept, arguments.data, arguments.calibration)]
     except OSError as error:
         raise EngineError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return hashlib.sha256(json.dumps([digests, arguments.precision, cores()]).encode()).hexdigest()[:12]

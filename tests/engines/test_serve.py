@@ -6,14 +6,14 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench.children import free_ports
+from bench.children import free_ports, started
 from engines import published, serve
 from engines.published import write_texts
 from model_repository.tokenizer.pair_encoding import Document
@@ -21,7 +21,6 @@ from tests.support.checkpoints import tiny_roberta
 from tests.support.exports import exported_once
 from tests.support.gateways import ASKED
 from tests.support.servers import STOP_S, Reference, descendants, wait_until_ended
-from tests.support.waiting import eventually
 from trainer.checkpoints.load import CheckpointError
 from trainer.data.records import read_groups
 
@@ -36,27 +35,20 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
         patch.setattr(serve, "serve", lambda *_: None)
         assert serve.main(flags) == 0
     log = tmp_path / "log"
-    with log.open("wb") as output:
-        command = subprocess.Popen([sys.executable, "-m", "engines.serve", *flags], stdout=output, stderr=output)
-    try:
-        eventually(lambda: command.poll() is not None or "http://" in log.read_text())
+    with started([sys.executable, "-m", "engines.serve", *flags], log) as command:
+        command.wait_until(lambda: "http://" in log.read_text())
         built, url = log.read_text().splitlines()
         assert built.endswith("is built already") and url.startswith(f"http://127.0.0.1:{port} serves bert, ")
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/rerank",
-            json.dumps({"model": "bert", **ASKED}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request) as answer:
+        body = json.dumps({"model": "bert", **ASKED}).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rerank", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as answer:
             order = [result["index"] for result in json.load(answer)["results"]]
-        scores = reference(ASKED["query"], [Document(title="", summary=text) for text in ASKED["documents"]]).scores
-        assert order == sorted(range(len(scores)), key=lambda place: -scores[place])
-        family = descendants(command.pid)
-        command.send_signal(signal.SIGINT)
-        assert command.wait(STOP_S) == 0, log.read_text()
+        documents = [Document(title="", summary=text) for text in ASKED["documents"]]
+        assert order == np.argsort(-reference(ASKED["query"], documents).scores).tolist()
+        family = descendants(command.process.pid)
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(STOP_S) == 0, log.read_text()
         wait_until_ended(family)
-    finally:
-        command.kill()
 
 
 def test_a_published_model_gets_the_longest_pairs_that_it_reads(tmp_path: Path) -> None:
