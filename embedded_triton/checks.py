@@ -19,7 +19,7 @@ PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 TRUE = ("true", "1")
 TLS = ("--grpc-use-ssl", "--grpc-use-ssl-mutual")
 RANKERS = ("ranker", "teacher_ranker")
-BUILD = "python build_engines.py --engine openvino --precision bf16 --checkpoint C --data QUERIES --model_repository"
+BUILD = "python build_engines.py --engine auto --checkpoint C --data QUERIES --model_repository"
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from engines.parity import Yardstick, torch_runner
 from engines.quantise.calibration import Calibration, read_calibration
 from engines.records import Dimensions, EngineError
-from engines.table import CALIBRATED, ENGINES, PRECISIONS, names
+from engines.table import AUTO, CALIBRATED, ENGINES, PRECISIONS, Engine, names
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import CheckpointError, load_scorer, require_checkpoint
 from trainer.data.records import read_groups
@@ -28,9 +29,16 @@ class BuildArguments:
     data: list[str] = field(
         metadata={"help": "Queries with documents (JSONL, Parquet) that the engine must score as PyTorch does."}
     )
-    engine: str = field(metadata={"help": "What runs the model.", "choices": [*ENGINES]})
+    engine: str = field(
+        default_factory=lambda: "" if torch.cuda.is_available() else AUTO,
+        metadata={
+            "help": "What runs the model; auto measures those for this processor and installs the fastest that passes.",
+            "choices": [AUTO, *ENGINES],
+        },
+    )
     precision: str = field(
-        metadata={"help": "What matrix products are computed in.", "choices": PRECISIONS},
+        default="",
+        metadata={"help": "What matrix products are computed in; auto tries all by default.", "choices": PRECISIONS},
     )
     model_repository: str = field(default="model_repository", metadata={"help": "Made if it does not exist."})
     teacher: bool = field(default=False, metadata={"help": "Build the models of the teacher, for relabelling."})
@@ -70,17 +78,34 @@ class BuildArguments:
             raise EngineError(f"--rows_per_call must be at least 1, or 0 to be measured, not {self.rows_per_call}")
         if self.most_kept < 1:
             raise EngineError(f"--most_kept must be at least 1, not {self.most_kept}")
-        if self.precision not in ENGINES[self.engine].precisions:
+        if not self.engine:
+            raise EngineError("--engine is needed where there is a GPU: tensorrt or torch, or auto for the processor")
+        if not self.precision and self.engine != AUTO:
+            raise EngineError(
+                f"--engine {self.engine} needs a --precision: {', '.join(ENGINES[self.engine].precisions)}"
+            )
+        if self.precision:
             fitting = [engine for engine in ENGINES.values() if self.precision in engine.precisions]
-            raise EngineError(f"--precision {self.precision} is for --engine {names(fitting)}, not {self.engine}")
-        if self.calibration and self.precision not in CALIBRATED:
+            self._require_one_of(fitting, f"precision {self.precision}")
+        if self.calibration and self.precision and self.precision not in CALIBRATED:
             raise EngineError(
                 f"--calibration is for --precision {' and '.join(CALIBRATED)}; {self.precision} needs none"
             )
         for flag in ("compute_capability", "add_to_newest", "timing_cache"):
-            if getattr(self, flag) and flag not in ENGINES[self.engine].flags:
-                fitting = [engine for engine in ENGINES.values() if flag in engine.flags]
-                raise EngineError(f"--{flag} is for --engine {names(fitting)}, not {self.engine}")
+            if getattr(self, flag):
+                self._require_one_of([engine for engine in ENGINES.values() if flag in engine.flags], flag)
+
+    def _require_one_of(self, fitting: list[Engine], flag: str) -> None:
+        """Raises EngineError where the flag is for other engines than was asked for."""
+        if not any(engine in fitting for engine in self.engines):
+            raise EngineError(f"--{flag} is for --engine {names(fitting)}, not {self.engine}")
+
+    @property
+    def engines(self) -> list[Engine]:
+        """What was asked for: one engine, or all of processors."""
+        if self.engine != AUTO:
+            return [ENGINES[self.engine]]
+        return [engine for engine in ENGINES.values() if engine.served_by]
 
     @property
     def capabilities(self) -> list[str]:
@@ -96,6 +121,7 @@ class Job:
     yardstick: what the engine's scores are compared with.
     calibration: rows for the precisions that need them, else None.
     directory: where the engine's files are written.
+    shared: where the exported graph is, for all engines that are built of it.
     """
 
     arguments: BuildArguments
@@ -104,6 +130,7 @@ class Job:
     yardstick: Yardstick
     calibration: Calibration | None
     directory: Path
+    shared: Path
 
     @classmethod
     def of(cls, arguments: BuildArguments, directory: Path) -> Job:
@@ -116,13 +143,27 @@ class Job:
         model = load_scorer(checkpoint, encoder)
         groups = read_groups(*arguments.data)
         calibration = None
-        if arguments.precision in CALIBRATED:
+        if arguments.calibration or arguments.precision in CALIBRATED:
             if not judgments(groups):
-                data, precision = " ".join(arguments.data), arguments.precision
+                data, precision = " ".join(arguments.data), arguments.precision or "int8"
                 raise EngineError(f"{data}: no labels, and {precision} is judged by what it costs in {MEASURE}")
             calibration = read_calibration(arguments.calibration, groups, encoder)
         yardstick = Yardstick.of(torch_runner(model, encoder), encoder, groups)
-        return cls(arguments, encoder, model, yardstick, calibration, directory)
+        return cls(arguments, encoder, model, yardstick, calibration, directory, directory)
+
+    def alone(self, engine: Engine, precision: str) -> Job:
+        """The build of one engine, in a directory of its own, among those that are tried."""
+        directory = self.directory / f"{engine.name}-{precision}"
+        directory.mkdir()
+        calibrated = precision in engine.calibrated
+        arguments = replace(
+            self.arguments,
+            engine=engine.name,
+            precision=precision,
+            calibration=self.arguments.calibration if calibrated else [],
+        )
+        calibration = self.calibration if calibrated else None
+        return replace(self, arguments=arguments, calibration=calibration, directory=directory)
 
     @property
     def dimensions(self) -> Dimensions:

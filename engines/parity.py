@@ -86,9 +86,14 @@ class ParityReport:
 
     def check(self, precision: str) -> None:
         """Raises ParityError beyond the precision's limits; it names the pairs that differ most."""
-        if problems := [words for words, share in self.losses(precision).items() if share > 1]:
+        if problems := self.problems(precision):
             pairs = ", ".join(f"{pair.query_id}/{pair.doc_id} by {pair.difference:+.3g}" for pair in self.worst)
-            raise ParityError(f"in {precision}, {'; '.join(problems)}; the query/document pairs most apart: {pairs}")
+            raise ParityError(f"{problems}; the query/document pairs most apart: {pairs}")
+
+    def problems(self, precision: str) -> str:
+        """What is beyond the precision's limits, "" where nothing is."""
+        beyond = [words for words, share in self.losses(precision).items() if share > 1]
+        return f"in {precision}, {'; '.join(beyond)}" if beyond else ""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -97,12 +97,14 @@ class Int8:
 
     products: how many products with weights are in int8.
     kept: the names of those in higher precision, because with them the gate's limits were exceeded.
+    full_range: whether weights use all of int8's range, which only processors with units for int8 compute rightly.
     """
 
     products: int
     kept: tuple[str, ...]
     calibration_queries: int
     calibration_rows: int
+    full_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,24 @@ class CpuEngine:
     threads: int
     measured: tuple[Timing, ...]
     int8: Int8 | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An engine that ``--engine auto`` tried; what is not known of it is None or empty.
+
+    documents_per_second: by the documents of a request.
+    speed: the geometric mean of these.
+    result: "installed", "passes" (it is slower), or why it was refused or not built.
+    """
+
+    engine: str
+    precision: str
+    result: str
+    mean_kendall_tau: float | None = None
+    ndcg_difference: float | None = None
+    documents_per_second: dict[int, float] = field(default_factory=dict)
+    speed: float | None = None
 
 
 class BuiltEngine(NamedTuple):

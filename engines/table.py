@@ -9,6 +9,7 @@ from typing import Any
 from engines.records import EngineError
 
 COMMON_PACKAGES = ("torch", "transformers")  # every build uses them
+AUTO = "auto"  # as --engine: the fastest of those below that run on this processor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Engine:
     packages: tuple[str, ...] = ("onnx",)
     served_by: str = ""
     compared: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Engines of one kind can be versions of one repository: Triton opens a plan by itself, Python all others."""
+        return "Python's backend" if self.served_by else self.name
 
     def builder_class(self) -> Any:
         """Raises EngineError where a library that it needs is not installed."""

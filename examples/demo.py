@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     compare(root)
     rank_through_server(arguments, root)
     print(f"\n{time.perf_counter() - began:.0f} s in all; the table is in {root / 'table.json'}")
+    print(f"with a page and the rerank APIs over HTTP: python -m engines.serve {root / 'student'}")
 
 
 def make_anew(root: Path) -> None:

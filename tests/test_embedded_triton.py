@@ -72,7 +72,7 @@ def test_a_student_must_be_built_for_a_processor_and_asked_for(repository: Path)
     for version in (1, 2):
         shutil.rmtree(repository / f"student/{version}")
     line = refusal(CPU, f"--model-repository={repository}")
-    assert "'student' is not built yet: python build_engines.py --engine openvino" in line
+    assert "'student' is not built yet: python build_engines.py --engine auto" in line
     assert line.endswith(str(repository))
 
 

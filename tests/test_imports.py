@@ -18,7 +18,7 @@ STUDENT = "model_repository.student"
 FOLDERS: dict[str, set[str]] = {
     "client": set(),
     "trainer": {"client", ENCODING},
-    "engines": {"client", "trainer", ENCODING, STUDENT},
+    "engines": {"client", "trainer", ENCODING, STUDENT, "bench.children"},
     "build_engines": {"engines", "client", "trainer", ENCODING, STUDENT},
     "loadtest": {"client"},
     "bench": {"client", "loadtest", "engines", "trainer", ENCODING, STUDENT, "build_engines"},
@@ -30,7 +30,10 @@ FLOORS = {
     "trainer": (
         f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed"
     ),
-    "engines": "versions store > repository > builders > job > quantise > graph parity > table > records",
+    "engines": (
+        "serve > published > versions store build > repository > auto > builders > job > quantise > graph parity > "
+        "table > records"
+    ),
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}
 

@@ -22,7 +22,8 @@ SHORT = "--size 0.1 --cpt_epochs 1 --sft_epochs 1 --student_steps 5"
 SHORTER = {"--run-time 10s": "--run-time 5s", "--max_steps 50": "--max_steps 5"}
 NOTHING, LONGER = "error: no request was sent", ("--run-time 5s", "--run-time 60s")
 GATEWAY = "python -m client.gateway"
-RUN_ON = ("make", "tritonserver", "git ", "cd ", GATEWAY)  # by tests of their own, or not here
+SERVE = "python -m engines.serve"
+RUN_ON = ("make", "tritonserver", "git ", "cd ", GATEWAY, SERVE)  # by tests of their own, or not here
 
 
 def readme_commands() -> list[str]:

@@ -67,10 +67,15 @@ def command(body: Callable[[Sequence[str] | None], None]) -> client.command.Main
     of the hub's client."""
 
     @functools.wraps(body)
-    def quiet(argv: Sequence[str] | None = None) -> None:
-        transformers.utils.logging.set_verbosity_error()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own
+    def quietly(argv: Sequence[str] | None = None) -> None:
+        quiet()
         body(argv)
 
-    return client.command.command(quiet)
+    return client.command.command(quietly)
+
+
+def quiet() -> None:
+    """Silence what transformers and the hub's client say of themselves."""
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving; training has its own

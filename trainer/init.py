@@ -75,7 +75,11 @@ class InitArguments:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, flags = parse(argv, InitArguments, RerankerArguments)
+    make(*parse(argv, InitArguments, RerankerArguments))
+
+
+def make(arguments: InitArguments, flags: RerankerArguments) -> None:
+    """Write the checkpoint. Raises CheckpointError where there would be none, or a wrong one."""
     output_dir = Path(arguments.output_dir)
     refuse_existing(output_dir)
     set_seed(arguments.seed)

@@ -27,10 +27,12 @@ PRODUCT = "MatMulIntegerToFloat"  # whole numbers in, float32 out, with scales a
 class OnnxRuntime(ProcessorBuilder):
     """A model is a ModelProto."""
 
-    opset = 20  # it has Gelu in one operator
     rest_of_int8 = "fp32"
     version = onnxruntime.__version__
     opens = OnnxRuntimeEngine
+
+    def fitting(self) -> tuple[str, ...]:
+        return "fp32", "int8"
 
     def read(self, graph: Graph) -> Any:
         model = onnx.load(graph.path)

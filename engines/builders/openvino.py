@@ -10,6 +10,7 @@ import openvino
 from engines.builders.processors import ProcessorBuilder
 from engines.quantise.int8 import Operation, Products, downstream
 from engines.records import OUTPUT, Graph
+from model_repository.student.runtime.graphs import has_int8_units
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.tokenizer.pair_encoding import INPUTS
 
@@ -17,10 +18,13 @@ from model_repository.tokenizer.pair_encoding import INPUTS
 class OpenVino(ProcessorBuilder):
     """A model is OpenVINO's own."""
 
-    opset = 18
     rest_of_int8 = "bf16"
     version = openvino.__version__
     opens = OpenVinoEngine
+
+    def fitting(self) -> tuple[str, ...]:
+        bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "fp32", *["bf16"] * bf16, *["int8"] * has_int8_units()  # without units int8 was slower than float32
 
     def read(self, graph: Graph) -> Any:
         model = core().read_model(graph.path)

@@ -15,9 +15,10 @@ from engines.graph.export import Int32Scorer, example_rows
 from engines.graph.precision import FUSED, typed_model
 from engines.job import BuildArguments, Job
 from engines.records import BuiltEngine, Dimensions, EngineError, runner
+from model_repository.student.runtime.graphs import EngineStartError
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
-from model_repository.student.runtime.torch_engine import MODEL_FILE, EngineStartError, TorchEngine
+from model_repository.student.runtime.torch_engine import MODEL_FILE, TorchEngine
 
 ROWS_PER_CALL = {"cuda": 64, "cpu": 8}  # a GPU needs some ten thousand tokens at a time to be busy
 MOST_ROWS = 128  # the sizes 1, 2, 4 to 128 are eight, and PyTorch compiles a model for eight shapes at most

@@ -3,9 +3,9 @@
 Attention's own products stay as they are, since their share is small and OpenVINO does not fuse them with the softmax
 in int8. The score head and most of the last layer stay too: they work on one token a pair.
 
-Weights use half of the int8 range. Without VNNI a processor adds two products in 16 bits. At the full range it cuts the
-sum off silently (seen: 65,280 where 8,258,048 is right). At half the range nothing is lost on any processor, and the
-gate holds for all of them.
+Without VNNI a processor adds two products in 16 bits. With weights of the full int8 range it cuts the sum off silently
+(seen: 65,280 where 8,258,048 is right), so there weights use half of the range, with which nothing is lost on any
+processor. With VNNI or AMX they use all of it, which halves their rounding; others refuse such an engine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from engines.parity import Yardstick
 from engines.quantise.calibration import Calibration, Row
 from engines.records import EngineError, Int8, RowRunner, packed
+from model_repository.student.runtime.graphs import has_int8_units
 from model_repository.tokenizer.pair_encoding import INPUTS, FloatArray
 
 PRECISION = "int8"
@@ -55,7 +56,7 @@ class Library(ABC):
 
     @abstractmethod
     def opened(self, model: Any) -> RowRunner:
-        """The model as it stands, on all cores."""
+        """The model as it stands, on all cores; what is not in int8 is computed as the server computes it."""
 
 
 def downstream(operations: Iterable[Operation], tensor: str) -> set[str]:
@@ -90,7 +91,9 @@ def quantise(
             if _excess(yardstick, library, quantised) <= 1:
                 break
     products = len(quantiser.candidates) - len(kept)
-    return quantised, Int8(products, tuple(sorted(kept)), calibration.queries, len(calibration.rows))
+    return quantised, Int8(
+        products, tuple(sorted(kept)), calibration.queries, len(calibration.rows), full_range=has_int8_units()
+    )
 
 
 class _Quantiser:
@@ -113,7 +116,9 @@ class _Quantiser:
             target_device=self._nncf.TargetDevice.CPU,
             model_type=self._nncf.ModelType.TRANSFORMER,
             ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
-            advanced_parameters=self._nncf.AdvancedQuantizationParameters(overflow_fix=self._nncf.OverflowFix.ENABLE),
+            advanced_parameters=self._nncf.AdvancedQuantizationParameters(
+                overflow_fix=self._nncf.OverflowFix.DISABLE if has_int8_units() else self._nncf.OverflowFix.ENABLE
+            ),
         )
 
     def most_sensitive_first(self) -> list[str]:

@@ -14,6 +14,7 @@ from engines.records import EngineError
 from engines.repository.configs import changed_configs
 from engines.repository.manifest import MANIFEST_FILE, Manifest, read_manifest
 from engines.repository.models import SCORERS, SERVER_MODEL, STUDENT, ModelSet, copy_models, identified, other_release
+from engines.table import ENGINES, Engine
 from model_repository.student.digests import sha256
 from model_repository.student.served import served_version, versions_of
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, TOKENIZER_FILE
@@ -64,13 +65,13 @@ def install(
     return repository / models.scorer / str(version)
 
 
-def check_repository(repository: Path, engine: str) -> None:
+def check_repository(repository: Path, engine: Engine) -> None:
     """Raises EngineError unless the directory is a model repository, or free to become one, and serves ``engine``, and
     DisRankerError where it cannot be written.
 
     Its configurations are for one kind of engine: with a version of another kind Triton would not start.
     """
-    if engine == "tensorrt_rtx" and repository.resolve() == SKELETON.resolve():
+    if engine.name == "tensorrt_rtx" and repository.resolve() == SKELETON.resolve():
         raise EngineError(
             f"{repository}: Triton opens plans of tensorrt only; give those of tensorrt_rtx another --model_repository"
         )
@@ -83,10 +84,10 @@ def check_repository(repository: Path, engine: str) -> None:
     check_writable(repository / "student")
     for scorer in () if free else scorers:
         served = served_version(repository / scorer)
-        installed = read_manifest(repository / scorer / str(served))["engine"] if served else engine
-        if installed != engine:
+        installed = read_manifest(repository / scorer / str(served))["engine"] if served else engine.name
+        if engine.kind != getattr(ENGINES.get(installed), "kind", installed):
             raise EngineError(
-                f"{repository}: {scorer}/{served}, which Triton serves, is for {installed}; give {engine} a "
+                f"{repository}: {scorer}/{served}, which Triton serves, is for {installed}; give {engine.name} a "
                 "--model_repository of its own"
             )
 

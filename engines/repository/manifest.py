@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.job import Job
+from engines.builders import Judged
 from engines.parity import ParityReport
-from engines.records import BuiltEngine, CpuEngine, Dimensions, EngineError
+from engines.records import CpuEngine, Dimensions, EngineError, Trial
 from engines.table import COMMON_PACKAGES, ENGINES
 from model_repository.student.served import versions_of
 from model_repository.tokenizer.pair_encoding import encoding_hash
@@ -38,6 +38,7 @@ class Manifest:
     plans: TensorRT's files by compute capability.
     served_by: "MODULE.CLASS" of the class in the student's runtime/ that runs the engine, "" for a plan.
     vocabulary: how many token ids the engine knows, 0 where it is not said.
+    tried: the engines that ``--engine auto`` chose from, empty where one was asked for.
     files: SHA-256 of the engine's files by name; the installer fills it in.
     """
 
@@ -60,10 +61,12 @@ class Manifest:
     pool_last: bool = False
     position_offset: int = 0
     vocabulary: int = 0
+    tried: tuple[Trial, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, built: BuiltEngine, report: ParityReport) -> Manifest:
+    def of(cls, judged: Judged, tried: tuple[Trial, ...] = ()) -> Manifest:
+        job, built, report = judged
         arguments, engine = job.arguments, ENGINES[job.arguments.engine]
         return cls(
             engine=engine.name,
@@ -84,6 +87,7 @@ class Manifest:
             plans=dict(built.plans),
             served_by=engine.served_by,
             vocabulary=job.model.config.vocab_size,
+            tried=tried,
         )
 
     @property

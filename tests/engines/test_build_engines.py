@@ -32,7 +32,7 @@ KEYS = {
     "engine", "precision", "runs_in", "row_length", "slots_per_row", "max_rows", "pool_last", "position_offset",
     "rows_per_call", "encoding_hash",
     "checkpoint_hash", "versions", "parity", "created", "cpu", "torch_compile", "plans",
-    "served_by", "files", "vocabulary",
+    "served_by", "files", "vocabulary", "tried",
 }  # fmt: skip
 
 
@@ -205,14 +205,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
 OTHERS = ("onnx", "openvino", "nncf", "tensorrt")  # and what is named like them
 
 
-def test_the_torch_engine_needs_no_other_engines_packages(inputs: Inputs, tmp_path: Path) -> None:
+def test_without_other_engines_packages_auto_takes_torch_which_needs_none(inputs: Inputs, tmp_path: Path) -> None:
     """In an environment like that of ``pip install .[train]``: the installed packages but those of other engines."""
     environment = tmp_path / "site-packages"
     environment.mkdir()
     for package in Path(sysconfig.get_path("purelib")).iterdir():
         if not package.name.startswith(OTHERS):
             (environment / package.name).symlink_to(package)
-    flags = inputs.arguments(tmp_path / "repository", engine="torch")
+    flags = inputs.arguments(tmp_path / "repository", engine="auto")
     code = f"""
 import importlib.util
 import build_engines
@@ -227,7 +227,8 @@ build_engines.main(["--help"])
     command = [sys.executable, "-S", "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1: torch, fp32, " in done.stdout and "{openvino,onnxruntime,tensorrt,tensorrt_rtx,torch}" in done.stdout
+    assert "1: torch, fp32, " in done.stdout
+    assert "{auto,openvino,onnxruntime,tensorrt,tensorrt_rtx,torch}" in done.stdout
     assert "the engine onnxruntime needs onnx" in done.stderr
     manifest = json.loads((tmp_path / "repository/student/1/manifest.json").read_text())
     assert set(manifest["versions"]) == {"torch", "transformers"}

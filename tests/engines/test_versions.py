@@ -22,6 +22,8 @@ from engines.quantise.int8 import Products, quantise
 from engines.records import Dimensions, EngineError, Graph, Runner, runner
 from engines.repository.configs import read_config
 from engines.repository.place import Place
+from model_repository.student.runtime import graphs
+from model_repository.student.runtime.graphs import EngineStartError, has_int8_units
 from model_repository.student.runtime.openvino_engine import OpenVinoEngine, core
 from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
@@ -60,15 +62,25 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
         "kept": [],
         "calibration_queries": 8,
         "calibration_rows": 8,
+        "full_range": has_int8_units(),
     }
     types = OpenVinoEngine(directory / "model.xml", "fp32", 1).product_types()
     assert sum(kind in ("i8", "u8") for kind in types) == INT8_PRODUCTS
 
 
-def test_weights_stay_in_the_half_of_the_range_that_no_processor_cuts_off(repository: Path) -> None:
+def test_without_units_for_int8_weights_stay_in_the_half_of_the_range_that_is_not_cut_off(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where they do not, a processor without units refuses the engine."""
     model = core().read_model(repository / "student/2/model.xml")
     weights = [op.data for op in model.get_ops() if op.get_type_name() == "Constant" and op.data.dtype == np.int8]
-    assert len(weights) == INT8_PRODUCTS and max(int(np.abs(array.astype(int)).max()) for array in weights) == 64
+    largest = max(int(np.abs(array.astype(int)).max()) for array in weights)
+    assert len(weights) == INT8_PRODUCTS and (largest == 64) != has_int8_units()
+    monkeypatch.setattr(graphs, "has_int8_units", lambda: False)
+    manifest = json.loads((repository / "student/2/manifest.json").read_text())
+    manifest["cpu"]["int8"]["full_range"] = True
+    with pytest.raises(EngineStartError, match="student/2 was built on a processor with units for int8"):
+        OpenVinoEngine.load(repository / "student/2", manifest, 1)
 
 
 def test_the_server_follows_the_version_that_is_chosen(

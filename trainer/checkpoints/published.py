@@ -46,12 +46,12 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
     Raises CheckpointError where flags, name, model and tokenizer do not go together.
     """
     reranker = _reranker_of(arguments, name, config)
-    if _has_head(config):
+    if has_head(config):
         reranker = _with_head(arguments, reranker, name)
     if reranker is None:
         return load_causal_lm(name), None
     reranker = _filled(reranker, tokenizer, name)
-    if _has_head(config):
+    if has_head(config):
         return load_for_training(name, allow_new_head=False), reranker
     yes, no = (text if text is None else _one_token(text, tokenizer, name) for text in (reranker.yes, reranker.no))
     if yes is None or yes == no:
@@ -63,15 +63,16 @@ def load_llm(name: str, arguments: RerankerArguments, config: Any, tokenizer: An
 
 def check_head(name: str, config: Any, causal: bool, arguments: RerankerArguments) -> None:
     """Raises CheckpointError for a head of several numbers, and for an encoder called a reranker that has none."""
-    if _has_head(config) and config.num_labels != 1:
+    if has_head(config) and config.num_labels != 1:
         raise CheckpointError(f"{name}: its head gives {config.num_labels} numbers for a pair, and a score is one")
-    if "rerank" in _called(name) and not causal and not _has_head(config) and arguments.reranker != PLAIN:
+    if "rerank" in _called(name) and not causal and not has_head(config) and arguments.reranker != PLAIN:
         raise CheckpointError(
             f"{name}: called a reranker, and its configuration names no trained head; --reranker {PLAIN} draws one"
         )
 
 
-def _has_head(config: Any) -> bool:
+def has_head(config: Any) -> bool:
+    """Whether a configuration says that its model has a trained score head."""
     return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
 
 

@@ -9,6 +9,12 @@ from typing import Any, ClassVar, Self
 
 from .packing import FloatArray, Rows
 
+INT8_UNITS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # as Linux names them
+
+
+class EngineStartError(RuntimeError):
+    """The engine cannot run here; the message says how to mend it."""
+
 
 class Graph(ABC):
     """An opened graph, for one thread at a time."""
@@ -52,10 +58,21 @@ class ProcessorGraph(Graph):
 
     @classmethod
     def load(cls, version: Path, manifest: dict[str, Any], instances: int) -> Self:
+        """Raises EngineStartError where this processor would cut off sums of int8 products."""
         tuned, here = manifest["cpu"], cores()
+        if (tuned.get("int8") or {}).get("full_range") and not has_int8_units():
+            raise EngineStartError(
+                f"{version} was built on a processor with units for int8 (VNNI, AMX), and without them its scores "
+                "would be wrong: build the engine on a machine like this one"
+            )
         graph = cls(version / cls.file, tuned["rest_in"], max(1, min(tuned["threads"], here) // instances))
         graph.notes = tuple(_notes(tuned, graph.runs_in, here))
         return graph
+
+
+def has_int8_units() -> bool:
+    """Whether the processor adds up int8 products in 32 bits; others do it in 16, and cut large sums off silently."""
+    return not INT8_UNITS.isdisjoint(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
 
 
 def cores() -> int:

@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from .graphs import Graph
+from .graphs import EngineStartError, Graph
 from .packing import FloatArray, Rows
 
 MODEL_FILE = "model.pt2"
 WARMUP_RUNS = 3  # before a CUDA graph is recorded: compilation and the libraries' own first allocations
 
 Program = Callable[..., Tensor]
-
-
-class EngineStartError(RuntimeError):
-    """The engine cannot run here; the message says how to mend it."""
 
 
 class TorchEngine(Graph):

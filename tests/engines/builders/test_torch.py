@@ -14,7 +14,8 @@ import torch
 from engines.builders import builder_for
 from engines.job import BuildArguments, Job
 from engines.records import BuiltEngine, EngineError
-from model_repository.student.runtime.torch_engine import EngineStartError, TorchEngine, sizes
+from model_repository.student.runtime.graphs import EngineStartError
+from model_repository.student.runtime.torch_engine import TorchEngine, sizes
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PackedBatch, chunks, unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import PackedScorer

@@ -18,6 +18,7 @@ from engines.repository.configs import read_config
 from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest
 from engines.repository.models import QUEUE_DELAY_US, STUDENT, TEACHER, ModelSet, copy_models, for_teacher
+from engines.table import ENGINES
 from model_repository.tokenizer.pair_encoding import INPUTS, encoding_hash
 from tests import ROOT
 from tests.support.repositories import MANIFEST, contents, engine_of, write_checkpoint
@@ -140,21 +141,21 @@ def test_new_repository_is_made_from_the_skeleton_without_what_was_built(
 def test_other_directories_are_refused(repository: Path, checkpoint: Path) -> None:
     for wrong in (checkpoint, checkpoint / "model.xml"):
         with pytest.raises(EngineError, match=rf"{wrong.name}: not a model repository of ours"):
-            check_repository(wrong, "openvino")
+            check_repository(wrong, ENGINES["openvino"])
     with pytest.raises(EngineError, match="Triton opens plans of tensorrt only"):
-        check_repository(PROJECT, "tensorrt_rtx")
+        check_repository(PROJECT, ENGINES["tensorrt_rtx"])
     for free in (repository, repository.with_name("new")):
-        check_repository(free, "tensorrt_rtx")
+        check_repository(free, ENGINES["tensorrt_rtx"])
 
 
 @pytest.mark.parametrize("models", [STUDENT, TEACHER])
 def test_one_repository_serves_one_kind_of_engine(tmp_path: Path, checkpoint: Path, models: ModelSet) -> None:
     """An engine that the repository's configuration cannot open would stop the server."""
     add(tmp_path / "models", checkpoint, MANIFEST, models)
-    check_repository(tmp_path / "models", "openvino")
+    check_repository(tmp_path / "models", ENGINES["openvino"])
     message = rf"{models.scorer}/1, which Triton serves, is for openvino.*give tensorrt a --model_repository of its own"
     with pytest.raises(EngineError, match=message):
-        check_repository(tmp_path / "models", "tensorrt")
+        check_repository(tmp_path / "models", ENGINES["tensorrt"])
 
 
 @pytest.mark.parametrize("models", [STUDENT, TEACHER])
