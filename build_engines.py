@@ -23,7 +23,9 @@ from engines.repository.install import check_repository, install
 from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
 from model_repository.student.served import served_version
+from trainer.addresses import shown
 from trainer.command import command, parse
+from trainer.storage import publish
 
 
 @command
@@ -48,8 +50,11 @@ def build_version(arguments: BuildArguments) -> Path:
         if arguments.add_to_newest:
             files, manifest = with_newest_plans(repository / models.scorer, files, manifest)
         installed = install(repository, checkpoint, files, manifest, models)
+    publish(repository)
     size = sum(path.stat().st_size for path in installed.iterdir() if path.name.startswith("model."))
-    print(f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB", *manifest.summary(), sep="\n")
+    print(
+        shown(f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB"), *manifest.summary(), sep="\n"
+    )
     if (served := served_version(installed.parent)) != int(installed.name):
         teacher = " --teacher" if arguments.teacher else ""
         print(
