@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.children import StartError
 from bench.report import show, table_of
 from client.command import command
 from trainer.scoring.cluster import SETTINGS
@@ -38,7 +38,7 @@ SHAPE = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 LIMITS = ["--max_query_tokens", "16", "--max_pair_tokens", "64", "--row_length", "64", "--vocab_size", "2000"]
-SHARDS = 40  # of a run: some are lost with each node
+BETWEEN = (2, 6)  # shards that are there before a node dies
 # The same sums everywhere: a library may add in another order with more threads.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -75,7 +75,7 @@ def scoring(folder: Path, output: str, pairs_per_shard: int, *flags: str) -> lis
 
 def seconds(command: list[str]) -> float:
     begun = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
@@ -95,56 +95,54 @@ def cluster_of(nodes: int) -> Iterator[Any]:
 
 def strike(cluster: Any, draw: random.Random) -> None:
     """Kill a node with its workers, and bring another one."""
-    cluster.remove_node(
-        draw.choice(sorted(cluster.worker_nodes, key=lambda node: node.unique_id)), allow_graceful=False
-    )
+    nodes = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)
+    cluster.remove_node(draw.choice(nodes), allow_graceful=False)
     cluster.add_node(num_cpus=1)
 
 
-def under_chaos(command: list[str], cluster: Any, every_s: float, draw: random.Random) -> tuple[int, int]:
-    """Run the command to its end while nodes and, behind the second node, the command die: how many of each did."""
-    nodes, drivers = 0, 0
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            if process.wait(draw.uniform(0.5, 1.5) * every_s):
-                raise SystemExit(f"the command ended with {process.returncode}")
-            return nodes, drivers
-        except subprocess.TimeoutExpired:
+def under_chaos(command: list[str], cluster: Any, shards: Path, draw: random.Random) -> tuple[int, int]:
+    """Run the command to its end; each time that some more shards are there, a node dies, and after the second node
+    the command. How many of each did."""
+    nodes, drivers, process = 0, 0, subprocess.Popen(command)
+    wanted = draw.randint(*BETWEEN)
+    while (code := process.poll()) is None:
+        done = len([*shards.glob("*-*.parquet")])
+        if done >= wanted:
             strike(cluster, draw)
-            nodes += 1
-        if nodes == 2:
-            process.kill()
-            process.wait()
-            drivers += 1
-            process = subprocess.Popen(command)
+            nodes, wanted = nodes + 1, done + draw.randint(*BETWEEN)
+            if nodes == 2:
+                process.kill()
+                process.wait()
+                drivers, process = drivers + 1, subprocess.Popen(command)
+        time.sleep(draw.uniform(0, 0.2))
+    if code:
+        raise StartError(f"the command ended with {code}")
+    return nodes, drivers
 
 
-def verdict(here: pa.Table, there: pa.Table) -> tuple[int, int, float]:
-    """Pairs of the second table, those that it has more or less often than the first, and how far scores differ."""
-    keys = [
-        [*zip(*(table[name].to_pylist() for name in ("query_id", "doc_id")), strict=True)] for table in (here, there)
-    ]
-    scores = [
-        dict(zip(key, table["score"].to_pylist(), strict=True)) for key, table in zip(keys, (here, there), strict=True)
-    ]
-    wrong = len(keys[1]) - len(scores[1]) + len(scores[0].keys() ^ scores[1].keys())
-    return len(keys[1]), wrong, max(abs(scores[0][key] - scores[1].get(key, np.inf)) for key in scores[0])
+def scores_of(path: Path) -> list[tuple[tuple[str, str], float]]:
+    columns = pq.read_table(path).to_pydict()
+    return [*zip(zip(columns["query_id"], columns["doc_id"], strict=True), columns["score"], strict=True)]
+
+
+def verdict(here: Path, there: Path) -> str:
+    """How often pairs are in the second file, and how far its scores are from those of the first."""
+    wanted, pairs = dict(scores_of(here)), scores_of(there)
+    found = dict(pairs)
+    wrong = len(pairs) - len(found) + len(wanted.keys() ^ found.keys())
+    off = max(abs(score - found.get(pair, np.inf)) for pair, score in wanted.items())
+    return f"{len(pairs):,} pairs, {wrong:,} of them missing or there twice; scores differ by {off:g} at most"
 
 
 def chaos(folder: Path, arguments: argparse.Namespace) -> None:
     make(folder, arguments.pairs)
-    per_shard = -(-arguments.pairs // SHARDS)
+    per_shard = -(-arguments.pairs // arguments.shards)
     seconds(scoring(folder, "here.parquet", per_shard))
     with cluster_of(arguments.nodes) as cluster:
         flags = ["--ray", cluster.address, "--ray_workers", str(arguments.nodes)]
         command = scoring(folder, "there.parquet", per_shard, *flags)
-        nodes, drivers = under_chaos(command, cluster, arguments.every_s, random.Random(arguments.seed))
-    pairs, wrong, off = verdict(*(pq.read_table(folder / f"{name}.parquet") for name in ("here", "there")))
-    print(
-        f"{nodes} nodes and {drivers} commands killed: {pairs:,} pairs, {wrong:,} of them missing or there twice; "
-        f"scores differ from those without Ray by {off:g} at most"
-    )
+        nodes, drivers = under_chaos(command, cluster, folder / ".there.parquet.shards", random.Random(arguments.seed))
+    print(f"{nodes} nodes and {drivers} commands killed:", verdict(folder / "here.parquet", folder / "there.parquet"))
 
 
 def speed(folder: Path, arguments: argparse.Namespace) -> None:
@@ -174,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("study", choices=["chaos", "speed"])
     parser.add_argument("--pairs", type=int, default=200_000, help="default %(default)s")
     parser.add_argument("--nodes", type=int, default=3, help="of chaos, default %(default)s")
-    parser.add_argument("--every_s", type=float, default=20.0, help="between kills, about; default %(default)s")
+    parser.add_argument("--shards", type=int, default=40, help="of chaos, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     arguments = parser.parse_args(argv)
     os.environ.update({**SETTINGS, **ONE_THREAD})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 from array import array
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -54,25 +54,36 @@ def test_a_folder_is_read_in_any_parts_as_in_one(pool: Path) -> None:
     any_part_is_that_part()
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_worker_that_is_killed_is_replaced_and_every_pair_is_scored_once(
     pool: Path, bert: Path, tmp_path: Path
 ) -> None:
     flags = ["--model", bert, "--data", pool, "--pairs_per_shard", 20]
     run(score, *flags, "--output", tmp_path / "here.parquet")
-    shards = tmp_path / ".there.parquet.shards"
+    killed = list[int]()
 
     def kill_a_worker() -> None:
-        eventually(lambda: any(shards.glob("*-*.parquet")))
-        for process in psutil.process_iter():
-            if "MapWorker" in process.name():
-                process.send_signal(signal.SIGKILL)
+        eventually(workers)
+        for process in workers()[:1]:
+            process.kill()
+            killed.append(process.pid)
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
     run(score, "--ray", *flags, "--ray_workers", 1, "--output", tmp_path / "there.parquet")
     killer.join()
+    assert killed
     assert pq.read_table(tmp_path / "there.parquet") == pq.read_table(tmp_path / "here.parquet")
-    assert not shards.exists()
+    assert not (tmp_path / ".there.parquet.shards").exists()
+
+
+def workers() -> list[psutil.Process]:
+    """The actors that Ray has started below this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [process] if "MapWorker" in " ".join(process.cmdline()) else []
+    return found
 
 
 def test_without_ray_one_line_says_how_to_get_it(
