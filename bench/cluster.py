@@ -84,7 +84,7 @@ def cluster_of(nodes: int) -> Iterator[Any]:
     """A Ray cluster on this machine: a head that scores nothing, and nodes with a core each."""
     from ray.cluster_utils import Cluster  # an extra
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=1)

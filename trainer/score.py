@@ -87,7 +87,7 @@ def score_on_cluster(arguments: ScoreArguments) -> tuple[int, array[int]]:
     with cluster.joined(arguments.ray or cluster.LOCAL) as ray:
         found = cluster.survey(ray, arguments.data)
         with scorer_of(arguments) if arguments.triton else nullcontext() as servers:
-            identity = servers and servers.identity
+            identity = servers.identity if servers else None
         name = arguments.model or arguments.bi_encoder or arguments.triton_model
         with (
             shards_of(arguments, found.pairs, identity) as directory,

@@ -68,7 +68,10 @@ class Store:
 @contextmanager
 def store_running(mirror: Path) -> Iterator[Store]:
     """The environment of this process names the store and the mirror, also for the processes that it starts."""
-    from moto.server import DomainDispatcherApplication, create_backend_app  # not before: it takes some seconds
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        create_backend_app,
+    )  # not before: it takes some seconds
 
     store = Store()
     server = make_server(

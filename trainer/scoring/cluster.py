@@ -35,6 +35,7 @@ LOCAL = "local"
 # processes say nothing beside the bar, what concerns the work is raised.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+OWN: dict[str, Any] = {"include_dashboard": False}  # of a cluster that ends with the command
 
 
 class ClusterError(DisRankerError):
@@ -52,7 +53,7 @@ def joined(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise DataError("--ray needs Ray: pip install -e '.[cluster]'") from error
     try:
-        ray.init(address, **SILENT, **({"include_dashboard": False} if address == LOCAL else {}))
+        ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"--ray {address}: {' '.join(str(error).split())}") from error
     try:
