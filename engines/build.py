@@ -15,6 +15,8 @@ from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
 from engines.table import AUTO
 from model_repository.student.served import served_version
+from trainer.addresses import shown
+from trainer.storage import publish
 
 
 def build_version(arguments: BuildArguments) -> Path:
@@ -30,8 +32,11 @@ def build_version(arguments: BuildArguments) -> Path:
         if arguments.add_to_newest:
             files, manifest = with_newest_plans(repository / models.scorer, files, manifest)
         installed = install(repository, checkpoint, files, manifest, models)
+    publish(repository)
     size = sum(path.stat().st_size for path in installed.iterdir() if path.name.startswith("model."))
-    print(f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB", *manifest.summary(), sep="\n")
+    print(
+        shown(f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB"), *manifest.summary(), sep="\n"
+    )
     if (served := served_version(installed.parent)) != int(installed.name):
         teacher = " --teacher" if arguments.teacher else ""
         print(

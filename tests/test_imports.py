@@ -28,7 +28,8 @@ FOLDERS: dict[str, set[str]] = {
 COMMANDS = "prepare queries init pretrain rank_sft score distill merge evaluate rerank card plan"
 FLOORS = {
     "trainer": (
-        f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed"
+        f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed "
+        "> storage > addresses"
     ),
     "engines": (
         "serve > published > versions store build > repository > auto > builders > job > quantise > graph parity > "

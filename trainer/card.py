@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.addresses import shown
 from trainer.checkpoints.card import write_card
 from trainer.checkpoints.hub import Push
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError, load_encoder
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_card(directory, record, push.repo_id if push else directory.absolute().name, arguments.license)
     if rows:
         write_record(directory, record)
-    print(push.checkpoint(directory) if push else f"{directory}: its card is written")
+    print(push.checkpoint(directory) if push else shown(f"{directory}: its card is written"))
 
 
 def _row_of(directory: Path, table: str, system: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import difflib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import transformers
@@ -15,6 +15,8 @@ from transformers import HfArgumentParser
 
 import client.command
 from client.errors import DisRankerError
+from trainer.addresses import shown
+from trainer.storage import localised
 
 
 class FlagError(DisRankerError):
@@ -28,16 +30,18 @@ class Parser(HfArgumentParser):
         raise FlagError(message)
 
 
-def parse(argv: Sequence[str] | None, *types: type) -> tuple[Any, ...]:
+def parse(argv: Sequence[str] | None, *types: type, far: Iterable[str] = ()) -> tuple[Any, ...]:
     """Dataclasses from command-line flags; ``--help`` lists them all.
 
-    Raises FlagError for an unknown flag, and for whatever the dataclasses refuse when they are made: most checks are
+    Addresses in object stores become paths, but for those of the flags ``far``. Raises StoreError for what a store
+    refuses, FlagError for an unknown flag, and for whatever the dataclasses refuse when they are made: most checks are
     those of transformers' TrainingArguments.
     """
     parser = Parser(types, allow_abbrev=False)  # type: ignore[arg-type]  # a tuple of dataclasses is what it documents
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = [argument.partition("=")[0] for argument in argv if argument.startswith("--")]
     _refuse([flag for flag in flags if flag not in parser._option_string_actions], parser)  # before one that is missing
+    argv = localised(argv, far)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -69,7 +73,11 @@ def command(body: Callable[[Sequence[str] | None], None]) -> client.command.Main
     @functools.wraps(body)
     def quietly(argv: Sequence[str] | None = None) -> None:
         quiet()
-        body(argv)
+        try:
+            body(argv)
+        except DisRankerError as error:
+            error.args = tuple(shown(each) if isinstance(each, str) else each for each in error.args)
+            raise
 
     return client.command.command(quietly)
 

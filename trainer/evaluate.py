@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.files import appears_whole, check_writable
+from trainer.addresses import shown
 from trainer.command import command, console_of, parse
 from trainer.data.rankings import candidates, of_known_queries, read_qrels, read_ranking
 from trainer.data.records import DataError, QueryGroup, Scores, read_groups
@@ -23,6 +23,7 @@ from trainer.measures.baselines import ABOUT_BM25, Bm25, random_scores
 from trainer.measures.comparison import System, as_json, compared, table
 from trainer.measures.metrics import MEASURE, judgments, per_query
 from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
+from trainer.storage import appears_whole, check_writable
 from trainer.training.memory import naming_flags
 
 BASELINES = ("random", "bm25")
@@ -141,7 +142,7 @@ def _of_candidates(documents: dict[str, float], group: QueryGroup) -> dict[str, 
 def _named(system: str) -> tuple[str, str]:
     """Name and source of ``SOURCE`` or ``NAME=SOURCE``. A path may have an equals sign in it."""
     name, equals, source = system.partition("=")
-    return (name, source) if equals and not Path(system).exists() else (system, system)
+    return (name, source) if equals and not Path(system).exists() else (shown(system), system)
 
 
 def _scorer(
@@ -174,7 +175,7 @@ def _whole(qrels: Scores) -> bool:
 
 def _write(path: str, text: str) -> None:
     with appears_whole(Path(path)) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(shown(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import PairEncoder, PairEncodingConfig
+from trainer.addresses import shown
 from trainer.checkpoints.load import (
     NO_CODE,
     CheckpointError,
@@ -99,8 +100,8 @@ def make(arguments: InitArguments, flags: RerankerArguments) -> None:
     record = {"stage": "init", "arguments": settings_of(arguments) | settings_of(flags), "padding": padding}
     save_checkpoint(model, encoder, tokenizer, output_dir, record)
     print(
-        f"{output_dir}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, "
-        f"padding {padding}"
+        f"{shown(arguments.output_dir)}: {model.config.model_type}, {model.num_parameters():,} parameters, "
+        f"{len(tokenizer):,} tokens, padding {padding}"
     )
     if reranker:
         room = f"{encoder.template_tokens} of {settings.max_pair_tokens} tokens"

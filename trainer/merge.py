@@ -17,6 +17,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from model_repository.tokenizer.pair_encoding import PairEncoder
+from trainer.addresses import shown
 from trainer.checkpoints.load import NO_CODE, CheckpointError
 from trainer.checkpoints.lora import control_readings, load_adapted
 from trainer.checkpoints.record import RECORD_FILE
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     merged = adapted.merge_and_unload(safe_merge=True)
     settings = {"stage": "merge", "arguments": settings_of(arguments), "adapter": record}
     save_checkpoint(merged, encoder, AutoTokenizer.from_pretrained(adapter, **NO_CODE), output_dir, settings)
-    print(f"{output_dir}: {base} with {adapter} merged into it")
+    print(shown(f"{output_dir}: {base} with {adapter} merged into it"))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from client.files import appears_whole
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.measures.costs import Work, flops_per_token, memory_bytes, read_shape, trained_parameters
+from trainer.storage import appears_whole
 
 STAGES = ("pretrain", "rank_sft", "score", "distill")
 GIB = 2**30

@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.files import appears_whole, check_writable
+from trainer.addresses import shown
 from trainer.command import command, parse
 from trainer.data.records import DataError
 from trainer.preparation.candidates import PoolArguments, fill_pool
@@ -35,6 +35,7 @@ from trainer.preparation.report import length_in, report_of, write_report
 from trainer.preparation.sessions import SessionArguments, drop_sessions
 from trainer.preparation.splits import SplitArguments, drop_untimed, split_queries
 from trainer.preparation.tables import read_all
+from trainer.storage import appears_whole, check_writable
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shutil.rmtree(work)
     print(ledger.summary())
     for name, counts in files.items():
-        print(f"{output / name}: {counts['queries']:,} queries, {counts['pairs']:,} pairs")
+        print(shown(f"{output / name}: {counts['queries']:,} queries, {counts['pairs']:,} pairs"))
 
 
 if __name__ == "__main__":

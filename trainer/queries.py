@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from client.command import say
-from client.files import check_writable
+from trainer.addresses import shown
 from trainer.collection.bands import Bands, Similarities, with_candidates
 from trainer.collection.documents import read_collection
 from trainer.collection.queries import drawn, read_queries
@@ -33,6 +33,7 @@ from trainer.data.records import DataError, JudgedDocument, QueryGroup, write_gr
 from trainer.measures.baselines import Bm25Index
 from trainer.scoring.bi_encoder import BiEncoder
 from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, progress
+from trainer.storage import check_writable
 from trainer.training.memory import naming_flags
 
 KINDS = ("spans", "titles", "written")
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(note)
     counts = ", ".join(f"{number:,} {kind}" for kind, number in Counter(query.kind for query in queries).items())
     print(
-        f"{arguments.output}: {len(queries):,} queries ({counts}) with {arguments.candidates} of "
+        shown(arguments.output) + f": {len(queries):,} queries ({counts}) with {arguments.candidates} of "
         f"{len(documents):,} documents each"
     )
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client.files import check_writable
+from trainer.addresses import shown
 from trainer.command import command, parse
 from trainer.data.rankings import best_first, candidates, read_run, write_run
 from trainer.data.records import DataError, Scores, read_groups
 from trainer.measures.metrics import ranked
 from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
+from trainer.storage import check_writable
 from trainer.training.memory import naming_flags
 
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_run(arguments.output, reranked, tag="_".join(Path(arguments.model).resolve().name.split()))
     for note in _notes(arguments.run, run, scores, len(groups)):
         print(note, file=sys.stderr)
-    print(f"{arguments.output}: {sum(map(len, scores.values())):,} pairs of {len(scores):,} queries reranked")
+    print(shown(f"{arguments.output}: {sum(map(len, scores.values())):,} pairs of {len(scores):,} queries reranked"))
 
 
 def reordered(before: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:

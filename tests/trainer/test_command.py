@@ -36,7 +36,7 @@ NEEDED: dict[Any, list[str]] = {
     pretrain: ["--model", "m", "--data", "d", "--output_dir", "o"],
     rank_sft: ["--model", "m", "--data", "d", "--output_dir", "o"],
     rerank: ["--model", "m", "--data", "d", "--run", "r", "--output", "o"],
-    score: ["--data", "d", "--output", "o"],
+    score: ["--model", "m", "--data", "d", "--output", "o"],
 }
 
 

@@ -14,10 +14,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from client.files import appears_whole
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
 from trainer.checkpoints.record import short_name, stages_of
+from trainer.storage import appears_whole
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")

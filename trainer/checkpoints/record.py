@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from client.files import appears_whole
+from trainer.addresses import shown
 from trainer.checkpoints.load import CheckpointError, reading
 from trainer.data.records import IR_DATASETS
+from trainer.storage import appears_whole
 
 RECORD_FILE = "training.json"
 PACKAGES = ("disranker", "torch", "transformers", "tokenizers", "peft")
@@ -21,7 +22,7 @@ ROWS = ("evaluations", "held_out", "stages", "teacher_scores")  # or a list of o
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     with appears_whole(directory / RECORD_FILE) as partial:
-        partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.write_text(shown(json.dumps(record, indent=2, default=str)) + "\n", encoding="utf-8")
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.files import appears_whole, check_writable
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, Document, PairEncoder
 from trainer.checkpoints.card import CARD_FILE, card_text
 from trainer.checkpoints.load import CheckpointError
 from trainer.checkpoints.lora import control_readings, has_adapters, read_adapters, save_adapters
 from trainer.checkpoints.record import read_record, stages_of, versions, write_record
 from trainer.packed.body import is_decoder
+from trainer.storage import appears_whole, check_writable
 
 # Many kinds of text: a saved tokenizer that treats one of them differently is not the one that was used.
 QUERY = "A query, to check"

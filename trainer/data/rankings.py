@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from client.files import appears_whole
 from client.inputs import text_of
 from trainer.data.identities import identity, repeated
 from trainer.data.records import HIGHEST, DataError, QueryGroup, Scores, parquet_rows, parsed_lines
+from trainer.storage import appears_whole
 
 SCORE_SCHEMA = pa.schema(
     [("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float32()), ("teacher", pa.string())]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.errors import DisRankerError, InvalidRequestError
-from client.files import appears_whole
 from client.inputs import id_of, lines, opened, query_of, record_of
 from client.outputs import encoded
 from client.records import Document
 from trainer.data.identities import identity, repeated
 from trainer.data.ir_datasets import ir_datasets_records
+from trainer.storage import appears_whole, listed
 
 Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
 LabelScale = Sequence[float]  # the lowest and the highest
@@ -28,6 +30,7 @@ LabelScale = Sequence[float]  # the lowest and the highest
 Parsed = TypeVar("Parsed")
 
 IR_DATASETS = "ir_datasets:"
+FILE = re.compile(r"^(?!.*/[._]).*\.(?:jsonl(?:\.gz|\.zst)?|parquet)$")
 HIGHEST = float(np.finfo(np.float32).max)  # of a label, a weight or a score
 
 
@@ -86,7 +89,26 @@ def iter_numbered(*sources: str | Path, label_scale: LabelScale | None = None) -
             yield number, group
         if len(identities) == before:
             raise DataError(f"{source}: no queries in this file")
-    _refuse_repeated(identities, sources)
+    refuse_repeated(identities, sources)
+
+
+def groups_between(file: str, first: int, last: int) -> Iterator[QueryGroup]:
+    """The groups of one file from the place ``first`` up to ``last``; what lies before is passed over unread."""
+    for where, record in islice(_records(file, first), last - first):
+        yield _group(where, record, None)
+
+
+def files_in(source: str) -> list[str]:
+    """The ``.jsonl`` and ``.parquet`` files in a folder, by name, packed ones too, or the source itself.
+
+    A folder may be an address in an object store. Hidden files do not count. Raises DataError for a folder of none.
+    """
+    if source.startswith(IR_DATASETS) or not (found := listed(source)) or [*found] == [source]:
+        return [source]
+    names = [name for name in found if FILE.search(name.removeprefix(source.rstrip("/")))]
+    if not names:
+        raise DataError(f"{source}: no .jsonl or .parquet file in this folder")
+    return names
 
 
 def write_groups(path: str | Path, groups: Iterable[QueryGroup]) -> None:
@@ -109,7 +131,7 @@ def _record(document: JudgedDocument) -> dict[str, Any]:
     return {**record, "clicks": document.clicks} if document.clicks else record
 
 
-def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:
+def refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> None:
     """Raises DataError that names both places of a query that comes twice; reads again only if there is one."""
     if not (suspects := repeated(identities)):
         return
@@ -123,25 +145,29 @@ def _refuse_repeated(identities: array[int], sources: Sequence[str | Path]) -> N
                 places[query_id] = where
 
 
-def _records(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File and line (or row) of each record, and the record as it was written."""
+def _records(source: str | Path, first: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File and line (or row) of each record behind the ``first`` ones, and the record as it was written."""
     if str(source).startswith(IR_DATASETS):
         yield from ((str(source), record) for record in _of_ir_datasets(str(source)))
         return
     path = Path(source)
-    if path.suffix == ".parquet":
-        rows = parquet_rows(path, {"query_id", "query", "documents"}, {"weight"})
-        yield from ((f"{path}:{number}", _without_nulls(row)) for number, row in enumerate(rows, start=1))
+    if path.is_dir():
+        yield from chain.from_iterable(map(_records, files_in(str(source))))
         return
-    yield from parsed_lines(path, record_of)
+    if path.suffix == ".parquet":
+        rows = parquet_rows(path, {"query_id", "query", "documents"}, {"weight"}, first=first)
+        yield from ((f"{path}:{number}", _without_nulls(row)) for number, row in enumerate(rows, start=first + 1))
+        return
+    yield from parsed_lines(path, record_of, first)
 
 
-def parsed_lines(path: Path, parse: Callable[[bytes, int], Parsed]) -> Iterator[tuple[str, Parsed]]:
-    """File and line of each line that is not blank, and what ``parse`` makes of it and its number."""
+def parsed_lines(path: Path, parse: Callable[[bytes, int], Parsed], first: int = 0) -> Iterator[tuple[str, Parsed]]:
+    """File and line of each line that is not blank, behind the ``first`` ones, and what ``parse`` makes of it and its
+    number."""
     where = ""
     try:
         with opened(path) as file:
-            for place, number, line in lines(path, file):
+            for place, number, line in islice(lines(path, file), first, None):
                 where = f"{place}: "
                 yield place, parse(line, number)
                 where = ""
@@ -158,17 +184,24 @@ def _of_ir_datasets(source: str) -> Iterator[dict[str, Any]]:
 
 
 def parquet_rows(
-    path: Path, columns: set[str], optional: Set[str] = frozenset(), rows_at_once: int = 64
+    path: Path, columns: set[str], optional: Set[str] = frozenset(), rows_at_once: int = 64, first: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a file that must have ``columns`` and may have ``optional`` ones, a few in memory at a time."""
+    """The rows of a file that must have ``columns`` and may have ``optional`` ones, a few in memory at a time.
+
+    The ``first`` ones are passed over.
+    """
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if missing := sorted(columns - set(names)):
                 raise DataError(f"{path}: no column {missing[0]!r}; it has {names}")
             for row_group in range(file.num_row_groups):  # over all of them at once, memory grows
+                if first >= (size := file.metadata.row_group(row_group).num_rows):
+                    first -= size
+                    continue
                 for batch in file.iter_batches(rows_at_once, [row_group], sorted((columns | optional) & {*names})):
-                    yield from batch.to_pylist()
+                    yield from batch.slice(first).to_pylist()
+                    first = max(0, first - batch.num_rows)
     # Besides broken files, values that Python has not: bytes that are no UTF-8, dates of no year.
     except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from trainer.addresses import shown
 from trainer.data.records import JudgedDocument, QueryGroup, encoded_groups
 from trainer.preparation.engine import Engine
 
@@ -55,7 +56,7 @@ def write_failed(engine: Engine, path: Path) -> None:
     rows = "SELECT * FROM failed ORDER BY file, row, reason"
     path.write_text(
         "".join(
-            f"{line}\n"
+            shown(f"{line}\n")
             for batch in engine.batches(f"SELECT to_json(r) AS line FROM ({rows}) r")
             for line in batch["line"].to_pylist()
         ),

@@ -59,7 +59,7 @@ def list_missing(directory: Path, pairs: Sequence[int], pairs_per_shard: int) ->
 def taken(directory: Path, groups: Iterable[QueryGroup]) -> Iterator[tuple[Shard, list[QueryGroup]]]:
     """The shards of the list that this process takes, each with its queries, in one pass over all ``groups``."""
     remaining, place = iter(groups), 0
-    for shard in _missing(directory):
+    for shard in missing(directory):
         if not _take(directory, shard):
             continue
         queries = list(islice(remaining, shard.first - place, shard.last - place))
@@ -72,13 +72,14 @@ def wait_for_all(directory: Path) -> list[Path]:
 
     It looks at the files: a barrier of the processes would give up after its time limit, while others work for hours.
     """
-    files = [shard.path(directory) for shard in _missing(directory)]
+    files = [shard.path(directory) for shard in missing(directory)]
     while not all(file.exists() for file in files):
         time.sleep(0.2)
     return [shard.path(directory) for shard in finished(directory)]
 
 
-def _missing(directory: Path) -> list[Shard]:
+def missing(directory: Path) -> list[Shard]:
+    """Those of the list, also if somebody has taken or made them since."""
     return [Shard(*each) for each in json.loads((directory / LIST_FILE).read_text(encoding="utf-8"))]
 
 

@@ -15,7 +15,8 @@ from accelerate.utils import reduce
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from client.errors import DisRankerError
-from client.files import appears_whole, flush
+from client.files import flush
+from trainer.storage import appears_whole, publish
 from trainer.training.processes import highest
 from trainer.training.resume import ENDED_FILE, WHOLE_FILE, metrics_of, numbered, remove
 
@@ -95,6 +96,7 @@ class Resumable(TrainerCallback):
             state.best_model_checkpoint = str(directory.with_name(f"checkpoint-{state.best_global_step}"))
         if state.is_world_process_zero:
             flush(directory)
+            publish(directory)
             since = {"loss": loss, "logged": self._trainer._globalstep_last_logged}
             with appears_whole(directory / WHOLE_FILE) as partial:
                 partial.write_text(json.dumps(since), encoding="utf-8")

@@ -19,6 +19,8 @@ from typing import Any
 
 from client.errors import DisRankerError
 from client.files import appears_whole, naming
+from trainer.addresses import shown
+from trainer.storage import discard, listed, publish
 
 SETTINGS_FILE = "settings.json"
 WHOLE_FILE = "whole.json"
@@ -99,18 +101,17 @@ def new_directory(directory: Path, settings: dict[str, Any]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with appears_whole(directory / SETTINGS_FILE) as partial:
         partial.write_text(_as_saved(settings), encoding="utf-8")
+    publish(directory)
 
 
 def stamps(names: Iterable[str]) -> dict[str, str]:
     """Size and time of the files among ``names``, and in directories among them: a run does not resume with others."""
-    given = map(Path, names)
-    paths = [path for one in given for path in (sorted(one.rglob("*")) if one.is_dir() else [one])]
-    files = ((path, path.stat()) for path in paths if path.is_file())
-    return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in files}
+    found = {shown(path): file for name in names for path, file in listed(name).items()}
+    return {path: f"{file.size} bytes of {file.time_ns}" for path, file in found.items()}
 
 
 def _as_saved(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, indent=2, default=str) + "\n"
+    return shown(json.dumps(settings, indent=2, default=str)) + "\n"
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], free: set[str], name: str = "") -> list[str]:
@@ -149,7 +150,7 @@ def numbered(directory: Path) -> dict[int, Path]:
 def remove(checkpoint: Path) -> None:
     """Whatever stops it, what is left of the checkpoint is not taken for a whole one."""
     (checkpoint / WHOLE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
+    discard(checkpoint)
 
 
 def metrics_of(checkpoint: Path | None) -> dict[str, float] | None:

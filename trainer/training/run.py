@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -18,11 +17,13 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from client.errors import DisRankerError
 from client.files import naming
+from trainer.addresses import shown
 from trainer.checkpoints.hub import Push
 from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
 from trainer.packed.attention import Kernel, check_kernel
+from trainer.storage import discard
 from trainer.training.flags import FREE, check_numbers, check_optimiser, check_supported
 from trainer.training.held_out import HeldOut, evaluation_settings
 from trainer.training.memory import naming_flags
@@ -137,7 +138,7 @@ def begin(training: StageArguments, *arguments: Any, held_out: HeldOut | None = 
             f"{checkpoint}: process {training.process_index} does not see it: all machines need --output_dir"
         )
     if checkpoint is not None and training.should_save:
-        print(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}", file=sys.stderr)
+        print(shown(f"{output_dir}: resumes from {checkpoint.name.replace('-', ' ')}"), file=sys.stderr)
     return Run(output_dir, directory, prepared, training.save_total_limit, settings, checkpoint, push)
 
 
@@ -187,7 +188,7 @@ def train_and_save(
             record = {**record, **run.settings, **_amounts(trainer), "metrics": metrics, **_curves(trainer)}
             logs = run.directory / LOGS
             save_checkpoint(result(model), checkpoint.encoder, checkpoint.tokenizer, run.output_dir, record, logs)
-            shutil.rmtree(run.directory)
+            discard(run.directory)
     if first and run.push:
         print(run.push.checkpoint(run.output_dir))
 

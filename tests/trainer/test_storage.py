@@ -1,0 +1,160 @@
+"""Paths of the commands in an S3 store: what is there afterwards, after an interruption, and when the store fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.logs import raw
+from tests.support.stages import FEW, fails, run
+from tests.support.stores import Store, store_running
+from trainer import addresses, distill, evaluate, prepare, score, storage
+
+ASKED = "GET|HEAD"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with store_running(tmp_path_factory.mktemp("mirror") / "here") as store:
+        yield store
+
+
+@pytest.fixture
+def given(store: Store, data: Path, bert: Path) -> Iterator[str]:
+    """An address with ``data.jsonl`` and a scorer, ``bert``, and no mirror of it here."""
+    store.times = 0
+    for source, name in ((data, "data.jsonl"), (bert, "bert")):
+        path = addresses.local(f"{store.address}/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, path) if source.is_dir() else shutil.copyfile(source, path)
+        storage.publish(path)
+    forget()
+    yield store.address
+    store.times = 0
+    storage._connected("s3").delete_dir_contents("bucket")
+    forget()
+
+
+def forget() -> None:
+    """Another machine has no mirror yet."""
+    shutil.rmtree(addresses.mirror(), ignore_errors=True)
+
+
+def read(address: str) -> Path:
+    return Path(storage.fetched(address))
+
+
+def test_a_path_may_be_an_address(
+    given: str, store: Store, tmp_path: Path, data: Path, bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage.publish(raw(addresses.local(f"{given}/raw")))
+    run(prepare, "--mapping", "impressions", "--input", f"{given}/raw", "--output_dir", f"{given}/prepared")
+    assert {"log.jsonl", "prepare.html", "failed.jsonl"} <= store.files("prepared")
+    run(score, "--model", f"{given}/bert", "--data", f"{given}/data.jsonl", f"--output={given}/scores.parquet")
+    run(score, "--model", bert, "--data", data, "--output", tmp_path / "scores.parquet")
+    forget()
+    scores = read(f"{given}/scores.parquet")
+    assert pq.read_table(scores)["score"] == pq.read_table(tmp_path / "scores.parquet")["score"]
+    run(evaluate, "--data", f"{given}/data.jsonl", "--systems", f"{given}/bert", f"a={given}/scores.parquet",
+        "--output", f"file://{tmp_path}/table.json")  # fmt: skip
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [(row["system"], row["source"]) for row in rows] == [
+        (f"{given}/bert", f"{given}/bert"), ("a", f"{given}/scores.parquet")
+    ]  # fmt: skip
+    printed = capsys.readouterr()
+    assert f"{given}/prepared/log.jsonl: " in printed.out
+    assert f"{given}/scores.parquet: " in printed.out
+    assert str(addresses.mirror()) not in printed.out + printed.err
+    assert not [file for file in store.files() if file.startswith(".")]
+
+
+def test_another_machine_goes_on_where_a_run_was_interrupted(
+    given: str, store: Store, tmp_path: Path, data: Path, bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(score, "--model", bert, "--data", data, "--output", tmp_path / "scores.parquet")
+    flags = ["--model", f"{given}/bert", "--data", f"{given}/data.jsonl", "--scores", tmp_path / "scores.parquet",
+             "--output_dir", f"{given}/runs/student", *FEW, "--save_steps", "1"]  # fmt: skip
+    store.refuse(r"(PUT|POST) /bucket/runs/student/model", "403 Forbidden")
+    assert distill.main([*map(str, flags)]) == 2
+    assert f"error: {given}/runs/student: " in capsys.readouterr().err
+    store.times = 0
+    assert {name.partition("/")[0] for name in store.files("runs/.student.run")} >= {"checkpoint-3", "settings.json"}
+    forget()
+    run(distill, *flags)
+    assert f"{given}/runs/student: resumes from checkpoint 3" in capsys.readouterr().err
+    assert {"model.safetensors", "training.json", "tokenizer.json"} <= store.files("runs/student")
+    assert not [name for name in store.files("runs") if not name.startswith("student/")]
+    record = read(f"{given}/runs/student/training.json").read_text()
+    assert json.loads(record)["arguments"]["model"] == f"{given}/bert"
+    assert str(addresses.mirror()) not in record
+
+
+def test_a_folder_is_whole_or_not_there_wherever_its_upload_ends(given: str, store: Store) -> None:
+    folder, files = addresses.local(f"{given}/folder"), {"a": "one", "b/c": "two", "d": "three"}
+    for writes in range(5):
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        store.refuse(r"(PUT|DELETE) /bucket/folder/[.\w]", "403 Forbidden", spare=writes)
+        with pytest.raises(addresses.StoreError, match=f"{given}/folder: "):
+            storage.publish(folder)
+        store.times = 0
+        forget()
+        assert not read(f"{given}/folder").exists()
+    folder.mkdir()
+    (folder / "e").write_text("four")
+    storage.publish(folder)
+    forget()
+    assert [path.name for path in read(f"{given}/folder").iterdir()] == ["e"]
+    storage.discard(folder)
+    assert not folder.exists()
+    assert not store.files("folder")
+
+
+@pytest.mark.parametrize(
+    ("status", "times", "says"),
+    [
+        ("503 Slow Down", 2, None),
+        ("503 Slow Down", 1000, "HTTP status 503"),
+        ("403 Forbidden", 1000, "ACCESS_DENIED"),
+    ],
+)
+def test_a_store_that_fails_is_asked_again_where_that_helps_and_then_named(
+    given: str, store: Store, status: str, times: int, says: str | None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    flags = ["--data", f"{given}/data.jsonl", "--systems", "random", "--output", tmp_path / "table.json"]
+    store.refuse(ASKED, status, times)
+    if says is None:
+        run(evaluate, *flags)
+    else:
+        line = fails(evaluate, capsys, *flags)
+        assert line.startswith(f"error: {given}/data.jsonl: ")
+        assert says in line
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("s3://bucket/none.jsonl", "s3://bucket/none.jsonl: cannot be read: No such file or directory"),
+        ("s3://nobucket/x.parquet", "s3://nobucket/x.parquet: cannot be read as Parquet"),
+        ("s3://bucket/../x.jsonl", "without empty parts, dots and parameters"),
+        ("file:///none.jsonl", "/none.jsonl: cannot be read"),
+    ],
+)
+def test_an_address_with_nothing_there_is_named(
+    given: str, address: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(evaluate, capsys, "--data", address, "--systems", "random")
+
+
+def test_an_output_that_cannot_be_put_there_costs_no_work(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", f"{given}/bert", "--data", f"{given}/data.jsonl", "--output", "s3://nobucket/scores.parquet"]
+    line = fails(score, capsys, *flags)
+    assert line.startswith("error: s3://nobucket/scores.parquet: ")
+    assert "NO_SUCH_BUCKET" in line

@@ -1,0 +1,75 @@
+"""What a first pass over files finds: faults, and how many pairs each query has. It needs no PyTorch."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from client.errors import DisRankerError
+from trainer.addresses import shown
+from trainer.data.identities import identity, repeated
+from trainer.data.records import iter_groups, refuse_repeated
+from trainer.storage import fetched
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The files in order, the queries of each, and the pairs of each query."""
+
+    files: Sequence[str]
+    queries: Sequence[int]
+    pairs: array[int]
+
+    @classmethod
+    def of(cls, files: Sequence[str], map_all: Callable[[list[Row]], Iterable[Row]]) -> Survey:
+        """``map_all`` has ``surveyed`` of rows, in any order, perhaps from other machines.
+
+        Raises DataError as ``iter_groups`` does.
+        """
+        found = map_all([{"place": place, "file": file} for place, file in enumerate(files)])
+        rows = sorted(map(checked, found), key=lambda row: int(row["place"]))
+        identities, pairs = array("Q"), array("I")
+        for row in rows:
+            identities.frombytes(row["identities"])
+            pairs.frombytes(row["pairs"])
+        if repeated(identities):
+            refuse_repeated(identities, [fetched(file) for file in files])
+        return cls(files, [len(row["pairs"]) // pairs.itemsize for row in rows], pairs)
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[str, int, int]]:
+        """Of the queries from ``first`` up to ``last``, each file that has any, with their places in it."""
+        places = pairwise(accumulate(self.queries, initial=0))
+        for file, (begin, end) in zip(self.files, places, strict=True):
+            if max(first, begin) < min(last, end):
+                yield file, max(first, begin) - begin, min(last, end) - begin
+
+
+def surveyed(row: Row) -> dict[str, Any]:
+    """The queries and pairs of a row's file as bytes, or the fault."""
+    identities, pairs = array("Q"), array("I")
+    try:
+        for group in iter_groups(fetched(row["file"])):
+            identities.append(identity(group.query_id))
+            pairs.append(len(group.documents))
+    except DisRankerError as error:
+        return failed(error)
+    return {"place": row["place"], "identities": identities.tobytes(), "pairs": pairs.tobytes(), "error": ""}
+
+
+def failed(error: DisRankerError) -> dict[str, Any]:
+    """An error as a row, which any machine can read."""
+    return {"error": shown(str(error)), "exit_code": error.exit_code}
+
+
+def checked(row: Row) -> Row:
+    """Raises the error that a row holds."""
+    if row["error"]:
+        raised = DisRankerError(row["error"])
+        raised.exit_code = int(row["exit_code"])
+        raise raised
+    return row

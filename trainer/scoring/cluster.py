@@ -1,0 +1,163 @@
+"""A teacher's scores on a Ray cluster, by Ray Data's pool of actors.
+
+Places travel, texts do not: a worker gets the place of a shard, reads its queries from the files, scores them as a
+process on one machine would, and writes the shard, which appears whole. A shard whose worker, node or driver died is
+scored again, by another worker or by the same command started again, and replaces what the dead one may have written.
+Each worker has one shard under way and the next one waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from client.errors import DisRankerError
+from trainer.addresses import local, shown
+from trainer.data.rankings import write_scores
+from trainer.data.records import IR_DATASETS, DataError, files_in, groups_between
+from trainer.data.survey import Row, Survey, checked, failed, surveyed
+from trainer.scoring.shards import Shard
+from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
+from trainer.storage import fetched
+
+LOCAL = "local"
+# Nothing is reported to anyone; workers of this machine get their share of it as other processes do; and Ray's own
+# processes say nothing beside the bar, what concerns the work is raised.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+OWN: dict[str, Any] = {"include_dashboard": False}  # of a cluster that ends with the command
+
+
+class ClusterError(DisRankerError):
+    """A Ray cluster that cannot be joined, or whose nodes do not see the same files."""
+
+
+@contextmanager
+def joined(address: str) -> Iterator[Any]:
+    """The module ray, connected. Raises DataError where Ray is not installed, ClusterError for no cluster there."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DataError("--ray needs Ray: pip install -e '.[cluster]'") from error
+    try:
+        ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"--ray {address}: {' '.join(str(error).split())}") from error
+    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
+    except ray.exceptions.RayTaskError:  # a bug
+        raise
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().rpartition("\n")[2]
+        raise ClusterError(f"--ray {address}: {last}; the same command goes on with what is missing") from error
+    finally:
+        ray.shutdown()
+
+
+def survey(ray: Any, sources: Sequence[str]) -> Survey:
+    """Read everything once, a file a task, to find faults before the teacher's hours are spent.
+
+    Raises DataError as ``iter_groups`` does.
+    """
+    if datasets := [source for source in sources if source.startswith(IR_DATASETS)]:
+        raise DataError(f"{datasets[0]}: --ray reads files and folders")
+
+    def on_all_nodes(rows: list[Row]) -> Iterator[Row]:
+        yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(surveyed, num_cpus=1).iter_rows()
+
+    return Survey.of([file for source in sources for file in files_in(source)], on_all_nodes)
+
+
+class Worker:
+    """An actor with a teacher, which is loaded for the first shard."""
+
+    def __init__(self, arguments: ScoreArguments, directory: str) -> None:
+        self._arguments, self._directory = arguments, local(directory)
+        self._scorer: Scorer | None = None
+        self._open = ExitStack()
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        """What came of a shard, and how long that took without the loading."""
+        shard = Shard(int(row["first"]), int(row["last"]))
+        try:
+            scorer = self._loaded()
+            started = time.perf_counter()
+            queries = [
+                group for file, *places in json.loads(row["parts"]) for group in groups_between(fetched(file), *places)
+            ]
+            scores = scorer.scores(queries, tqdm(disable=True))
+            pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
+        except DisRankerError as error:
+            return failed(error)
+        took = {"pairs": pairs, "seconds": time.perf_counter() - started}
+        return {**shard._asdict(), **took, "worker": f"{socket.gethostname()}, process {os.getpid()}", "error": ""}
+
+    def _loaded(self) -> Scorer:
+        if self._scorer is None:
+            self._scorer = self._open.enter_context(scorer_of(self._arguments))
+        return self._scorer
+
+
+@dataclass
+class Speed:
+    """What a worker has done."""
+
+    pairs: int = 0
+    seconds: float = 0.0
+
+    @property
+    def pairs_per_s(self) -> float:
+        return self.pairs / self.seconds
+
+
+def score_shards(
+    ray: Any, arguments: ScoreArguments, shards: Sequence[Shard], found: Survey, directory: Path, bar: tqdm[NoReturn]
+) -> dict[str, Speed]:
+    """Score the shards, bring those here that workers put into a store, and return the workers' speeds.
+
+    Raises DataError and others as a teacher on this machine does, ClusterError for files that are not seen here.
+    """
+    speeds = dict[str, Speed]()
+    if not shards:
+        return speeds
+    tasks = [{**shard._asdict(), "parts": json.dumps([*found.parts(*shard)])} for shard in shards]
+    workers, gpus = workers_of(ray, arguments)
+    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        Worker, fn_constructor_args=(arguments, shown(str(directory))), num_cpus=0 if gpus else 1, num_gpus=gpus,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
+    )  # fmt: skip
+    for row in map(checked, rows.iter_rows()):
+        path = Shard(int(row["first"]), int(row["last"])).path(directory)
+        fetched(shown(str(path)))
+        if not path.is_file():
+            raise ClusterError(f"{path}: {row['worker']} wrote it and it is not seen here: all nodes need --output")
+        speed = speeds.setdefault(row["worker"], Speed())
+        speed.pairs, speed.seconds = speed.pairs + row["pairs"], speed.seconds + row["seconds"]
+        bar.update(row["pairs"])
+        bar.set_postfix_str(f"{len(speeds)} workers, {min(each.pairs_per_s for each in speeds.values()):,.0f} to "
+                            f"{max(each.pairs_per_s for each in speeds.values()):,.0f} pairs/s each")  # fmt: skip
+    return speeds
+
+
+def workers_of(ray: Any, arguments: ScoreArguments) -> tuple[int, int]:
+    """The number of workers, and of GPUs for each."""
+    resources = ray.cluster_resources()
+    if arguments.triton is not None:
+        return arguments.ray_workers or 1, 0
+    gpus = int(resources.get("GPU", 0))
+    return arguments.ray_workers or gpus or max(1, int(resources.get("CPU", 1))), min(gpus, 1)

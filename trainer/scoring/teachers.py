@@ -1,0 +1,90 @@
+"""Where a teacher's scores come from, by the flags of ``trainer.score``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+from trainer.data.records import DataError
+from trainer.scoring.bi_encoder import BiEncoder
+from trainer.scoring.checkpoint import GroupScorer, PackedScoringArguments
+from trainer.scoring.servers import TritonScorer
+from trainer.storage import fetched
+
+Scorer = GroupScorer | BiEncoder | TritonScorer
+
+
+@dataclass(kw_only=True)
+class ScoreArguments(PackedScoringArguments):
+    """The teacher, the pairs and the output."""
+
+    data: list[str] = field(
+        metadata={"help": "Pool of pairs: JSONL, Parquet, folders of such files, or ir_datasets:ID."}
+    )
+    output: str = field(metadata={"help": "Parquet file to write: query_id, doc_id, score, teacher."})
+    model: str | None = field(default=None, metadata={"help": "Checkpoint of the teacher."})
+    bi_encoder: str | None = field(
+        default=None, metadata={"help": "Bi-encoder of sentence-transformers, a directory or hub id: a weak teacher."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens that the bi-encoder reads of a text; as it says itself by default."}
+    )
+    run: str | None = field(default=None, metadata={"help": "TREC run file whose order replaces a teacher's scores."})
+    triton: list[str] | None = field(
+        default=None, metadata={"help": "HOST:PORT (gRPC) of each server that serves the teacher."}
+    )
+    triton_model: str = field(default="teacher_ranker", metadata={"help": "Ensemble that the servers rank with."})
+    in_flight: int = field(default=32, metadata={"help": "Queries under way for each server."})
+    timeout_s: float = field(
+        default=600.0, metadata={"help": "Seconds that a query may take, a restart of its server included."}
+    )
+    pairs_per_shard: int = field(
+        default=100_000, metadata={"help": "Pairs of a shard, about; a finished shard is never scored again."}
+    )
+    ray: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?", "const": "local",
+            "help": "Score on a Ray cluster: its address, auto for the one that RAY_ADDRESS or this machine has, or "
+            "nothing for workers of this machine alone.",
+        },
+    )  # fmt: skip
+    ray_workers: int | None = field(
+        default=None,
+        metadata={"help": "Workers, each with a teacher; by default one for each GPU or else core, for --triton one."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sources = (self.model, self.triton, self.bi_encoder, self.run)
+        if sum(source is not None for source in sources) != 1:
+            raise DataError(
+                "give either --model (a teacher's checkpoint), --triton (its servers), --bi_encoder (a weak teacher) "
+                "or --run (a TREC run)"
+            )
+        if self.max_tokens is not None and self.bi_encoder is None:
+            raise DataError("--max_tokens is for a --bi_encoder")
+        if self.attention != "dense" and self.model is None:
+            raise DataError("--attention is for a --model, whose rows are packed")
+        if min(self.pairs_per_shard, self.in_flight) < 1 or self.timeout_s <= 0:
+            raise DataError("--pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
+        if self.ray is not None and self.run is not None:
+            raise DataError("--ray is for a teacher that scores; a --run has an order already")
+        if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
+            raise DataError("--ray_workers must be at least 1, and needs --ray")
+
+
+@contextmanager
+def scorer_of(arguments: ScoreArguments) -> Iterator[Scorer]:
+    """The teacher, loaded here or behind its servers."""
+    if arguments.model is not None:
+        yield arguments.scorer(fetched(arguments.model))
+        return
+    if arguments.bi_encoder is not None:
+        yield BiEncoder.load(fetched(arguments.bi_encoder), arguments, arguments.max_tokens)
+        return
+    with closing(
+        TritonScorer(arguments.triton or [], arguments.triton_model, arguments.in_flight, arguments.timeout_s)
+    ) as scorer:
+        yield scorer

@@ -1,0 +1,238 @@
+"""Addresses in object stores, the same way for every command: what lies there is worked on in a mirror on this machine.
+
+``s3://bucket/key``, ``gs://bucket/key`` and ``file:///path`` may stand wherever a command takes a path. The command
+line is where an address becomes a path of the mirror: what the store has there is fetched, unless it is there already
+with the same size and time. What ``appears_whole`` makes in the mirror is then put into the store, where an object is
+replaced at once. A folder holds ``.uploading`` until all of it is there, and is not taken before. So a store that fails
+stops a command as it begins or as it saves, and no data change under a run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyarrow import fs
+
+from client import files
+from trainer.addresses import ADDRESS, address_of, local, naming, shown
+
+UPLOADING = ".uploading"
+WORK = ("run", "shards")  # what an interrupted command leaves beside its output, in .NAME.run
+CONNECT_S, ANSWER_S = 10.0, 60.0
+ATTEMPTS = 8  # of a request, unless AWS_MAX_ATTEMPTS says otherwise; the pause between them grows
+AT_ONCE = 8  # files under way
+CHUNK = 8 << 20  # bytes
+
+
+class Found(NamedTuple):
+    """A file, as its store or disk describes it."""
+
+    size: int
+    time_ns: int
+
+
+def localised(argv: Sequence[str], far: Iterable[str] = ()) -> list[str]:
+    """A command line with a path for each address, whose content has been fetched; values of the flags ``far`` stay.
+
+    Raises StoreError.
+    """
+    paths, flag = [], ""
+    for argument in argv:
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+        match = None if flag in far else ADDRESS.fullmatch(argument)
+        paths.append((match[1] or "") + fetched(match[2]) if match else argument)
+    return paths
+
+
+def fetched(source: str) -> str:
+    """The path of what lies at an address, which need not exist; anything else but an address as it is.
+
+    Beside it lies what an interrupted command left of it. Raises StoreError.
+    """
+    path = local(source)
+    if (address := address_of(path)) is None:
+        return str(path)
+    names = [path, *(path.with_name(f".{path.name}.{work}") for work in WORK)]
+    with naming(address):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for each in names:
+            _fetch(each)
+    return str(path)
+
+
+def listed(source: str | Path) -> dict[str, Found]:
+    """The files in a folder, at any depth, or the file itself, in order; none where nothing is. Raises StoreError."""
+    name = shown(str(source)).rstrip("/")
+    store, key = _store(name)
+    with naming(name):
+        found = _files(store, key)
+    head = name.removesuffix(key)
+    return {head + name: file for name, file in sorted(found.items())}
+
+
+@contextmanager
+def appears_whole(path: Path) -> Iterator[Path]:
+    """As ``client.files.appears_whole`` does, in the store too for a path of the mirror. Raises StoreError."""
+    with files.appears_whole(path) as partial:
+        yield partial
+    publish(path)
+
+
+def publish(path: Path) -> None:
+    """Put a file or a folder of the mirror into its store; a folder that the store lacks appears whole.
+
+    What the store has already with the same size and time stays; a path that is not of the mirror is left alone.
+    Raises StoreError.
+    """
+    # A part of what is not whole yet goes up with it.
+    if (address := address_of(path)) is None or any(part.endswith(".partial") for part in path.parts):
+        return
+    store, key = _store(address)
+    with naming(address):
+        if path.is_file():
+            _put(store, path, key)
+            return
+        there, mark = _files(store, key), f"{key}/{UPLOADING}"
+        wanted = {f"{key}/{each.relative_to(path)}": each for each in path.rglob("*") if each.is_file()}
+        changed = [name for name, each in wanted.items() if there.get(name) != _found(each)]
+        if appears := not there or mark in there:
+            _write(store, mark)
+        for part in (wanted.keys() - there.keys(), there.keys() & {*changed}):  # what is new first, then what replaces
+            _all(lambda name: _put(store, wanted[name], name), part)
+        _all(store.delete_file, there.keys() - wanted.keys() - {mark})
+        if appears:
+            store.delete_file(mark)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder, in the store too for one of the mirror. Raises StoreError."""
+    if (address := address_of(path)) is not None:
+        store, key = _store(address)
+        with naming(address):
+            _write(store, f"{key}/{UPLOADING}")  # what is left of it, if this is cut short, is not taken for whole
+            _all(store.delete_file, _files(store, key).keys() - {f"{key}/{UPLOADING}"})
+            store.delete_dir(key)
+    shutil.rmtree(path)
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """As ``client.files.check_writable`` does; in a store, by an object that is made and removed. Raises StoreError."""
+    files.check_writable(*paths)
+    for path in paths:
+        if path is not None and (address := address_of(Path(path))) is not None:
+            store, key = _store(address)
+            with naming(address):
+                _write(store, f"{key}.tried")
+                store.delete_file(f"{key}.tried")
+
+
+def _store(source: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an address or a path, and the name in it."""
+    if ADDRESS.fullmatch(source) is None:
+        return fs.LocalFileSystem(), source
+    scheme, _, key = source.partition("://")
+    return _connected(scheme), key.strip("/")
+
+
+@cache
+def _connected(scheme: str) -> fs.FileSystem:
+    """Credentials, region and endpoint come from the environment, as the store's own tools read them."""
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS)))
+    # Arrow itself does not read these.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://"
+    scheme, _, host = endpoint.rstrip("/").partition("://")
+    return fs.S3FileSystem(
+        retry_strategy=retries, connect_timeout=CONNECT_S, request_timeout=ANSWER_S,
+        scheme=scheme, endpoint_override=host or None, allow_delayed_open=True,
+    )  # fmt: skip
+
+
+def _fetch(path: Path) -> None:
+    """Make the mirror's file or folder what the store has, unless another command works in the folder."""
+    store, key = _store(shown(str(path)))
+    there = _files(store, key)
+    # The command that left half of a folder there, started again, replaces it.
+    halves = tuple(name.removesuffix(UPLOADING) for name in there if name.endswith(f"/{UPLOADING}"))
+    there = {name: file for name, file in there.items() if not name.startswith(halves or ("\0",))}
+    with _locked(path) as free:
+        if not free:
+            return
+        wanted = {path / Path(name).relative_to(key): name for name in there}
+        here = {path} if path.is_file() else {each for each in path.rglob("*") if each.is_file()}
+        for other in here - wanted.keys():
+            other.unlink()
+        if path.is_dir() and not wanted:
+            shutil.rmtree(path)
+        _all(lambda each: _get(store, wanted[each], there[wanted[each]], each), wanted)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether nobody holds the folder, as a run holds its own; one process of a machine fetches at a time."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_dir():
+            yield True
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(descriptor)
+
+
+def _files(store: fs.FileSystem, key: str) -> dict[str, Found]:
+    """The files at a name or below it."""
+    found = store.get_file_info(key)
+    if found.type == fs.FileType.NotFound:
+        return {}
+    all_ = [found] if found.is_file else store.get_file_info(fs.FileSelector(key, recursive=True))
+    return {each.path: Found(each.size, each.mtime_ns) for each in all_ if each.is_file}
+
+
+def _found(path: Path) -> Found:
+    stat = path.stat()
+    return Found(stat.st_size, stat.st_mtime_ns)
+
+
+def _get(store: fs.FileSystem, key: str, found: Found, path: Path) -> None:
+    if path.is_file() and _found(path) == found:
+        return
+    with files.appears_whole(path) as partial:
+        fs.copy_files(key, str(partial), source_filesystem=store, destination_filesystem=fs.LocalFileSystem())
+        os.utime(partial, ns=(found.time_ns, found.time_ns))
+
+
+def _put(store: fs.FileSystem, path: Path, key: str) -> None:
+    """The file takes the time that the store gives it, by which its content is known to be the store's."""
+    with path.open("rb") as file, store.open_output_stream(key) as stream:  # Arrow's copy_files passes over errors
+        shutil.copyfileobj(file, stream, CHUNK)
+    found = _files(store, key).get(key)
+    if found is None or found.size != path.stat().st_size:
+        raise OSError(f"the store did not take {path.name}")
+    os.utime(path, ns=(found.time_ns, found.time_ns))
+
+
+def _write(store: fs.FileSystem, key: str) -> None:
+    with store.open_output_stream(key) as stream:
+        stream.write(b"1")
+
+
+def _all(act: Callable[[Any], object], names: Iterable[Any]) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(act, names))
