@@ -44,11 +44,9 @@ def gateway_running(log: Path, *flags: str, files: int = 4096, tls: ssl.SSLConte
     limited = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", sys.executable, "-m", "client.gateway"]
     with started([*limited, "--port", "0", *flags], log) as child:
         child.wait_until(lambda: LISTENING.search(log.read_text()) is not None)
-        gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0], tls)
-        with urllib.request.urlopen(
-            f"{gateway.url}/v1/models", context=tls
-        ):  # the port listens: it answers once it can
-            pass
+        gateway = Gateway(child.process, log, LISTENING.findall(log.read_text())[0], tls=tls)
+        with urllib.request.urlopen(f"{gateway.url}/v1/models", context=tls):
+            pass  # the port listens: it answers once it can
         yield gateway
         child.process.terminate()
         assert child.process.wait(STOP_S) == 0, log.read_text()
