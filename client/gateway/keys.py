@@ -75,7 +75,7 @@ class Keys:
         scheme, _, given = authorization.encode("latin-1").partition(b" ")  # the bytes that came
         key = self._keys.get(_hash(given.strip())) if scheme.lower() == b"bearer" else None
         address = neighbourhood(host)
-        if key is None or (address, key.name) not in self._known:
+        if authorization and (key is None or (address, key.name) not in self._known):  # no key at all is no guess
             self._check_guess(address, key)
         if key is None:
             challenge = {"WWW-Authenticate": "Bearer"}

@@ -43,7 +43,8 @@ def test_the_fastest_that_passes_is_installed(
     for trial in tried:
         passes = trial["result"] in (INSTALLED, PASSES)
         assert len(trial["documents_per_second"]) == (3 if passes else 0)
-        assert passes or (trial["precision"], trial["result"][:9]) == ("int8", "not tried")
+        # Drawn weights may lie too close for bf16, where there are units for it.
+        assert passes or (trial["precision"], trial["result"][:7]) in (("int8", "not tri"), ("bf16", "refused"))
         assert trial["engine"] in table and trial["precision"] in table
 
 

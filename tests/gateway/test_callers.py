@@ -37,7 +37,7 @@ def service() -> OddServer:
 @pytest.fixture(scope="module")
 def besieged(service: OddServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Two requests at a time; few files; an answer has to be read within as long as a body may take."""
-    flags = ["--max_concurrent", "2", "--timeout", "10", "--head_timeout", "5", "--max_connections_per_address", "250"]
+    flags = ["--max_concurrent", "2", "--timeout", "20", "--head_timeout", "10", "--max_connections_per_address", "250"]
     log = tmp_path_factory.mktemp("besieged") / "log"
     with odd_server(service) as url, gateway_running(log, "--servers", url, *flags, files=FILES) as gateway:
         yield gateway

@@ -45,6 +45,7 @@ def test_a_key_has_a_name_and_perhaps_a_rate(file: Path) -> None:
 def test_whoever_guesses_is_stopped_and_whoever_was_right_is_not(file: Path) -> None:
     keys = Keys(read(["--key_file", str(file)]))
     keys.check("Bearer s3cret", HOME)
+    assert [refused(keys, "") for _ in range(12)] == [401] * 12  # is no guess
     assert [refused(keys, f"Bearer {number}") for number in range(12)] == [401] * 10 + [429] * 2
     assert refused(keys, "Bearer 0ther", NEXT_DOOR) == 429  # it is right
     assert keys.check("Bearer s3cret", HOME) == "search"

@@ -162,7 +162,7 @@ def test_servers_that_cannot_change_are_named(
             ),
             (copy, explicit[1].url, "and not version 3: it serves another repository than"),
             (other, explicit[1].url, "has another tokenizer loaded than"),
-            (copy, f"127.0.0.1:{ports()['grpc']}", "failed to connect"),
+            (copy, f"127.0.0.1:{ports()['grpc']}", "Failed to connect"),
         ):
             assert versions.main(["use", "latest", "--server", address, "--model_repository", str(repository)]) == 2
             (line,) = capsys.readouterr().err.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.support.checkpoints import (
     write_uneven_groups,
 )
 from tests.support.stages import exit_codes, finish, host, in_two_processes, measured
+from tests.support.waiting import eventually
 
 SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
@@ -88,11 +90,17 @@ def test_a_host_that_is_lost_and_comes_back_leaves_the_curve_of_one_process(resu
     flags = [*SAME[:-2], *material, *size, "--output_dir", results / "hosts"]
     port, log = free_ports("hosts")["hosts"], results / "hosts.log"
     stays = host(flags, log, port)
+    eventually(lambda: listens(port))  # it keeps the list of hosts, and the other one does not
     lost = host(flags, log, port, lost_at="checkpoint-6")
     assert exit_codes([lost]) == [-signal.SIGKILL], log.read_text()[-3000:]
     assert exit_codes([stays, host(flags, log, port)]) == [0, 0], log.read_text()[-3000:]
     np.testing.assert_allclose(points(results / "hosts"), points(results / "1/distill"), rtol=1e-5)
     assert "resumes from checkpoint 3" in log.read_text()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_two_processes_share_out_the_held_out_queries(results: Path) -> None:
