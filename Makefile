@@ -18,11 +18,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m examples.demo $(if $(TEACHER),--teacher $(TEACHER)) $(if $(STUDENT),--student $(STUDENT)) \
 		$(if $(SEED),--seed $(SEED)) $(DEMO_FLAGS)
 
-# Three processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
+# Four processes, with a thread each: tests wait for servers much of the time. A process takes one file after the other,
 # the longest ones first (tests/conftest.py). What several files share, such as a server, each process has for itself.
 # Tests that failed (exit code 1; a crash has another one) run once more, alone, and fail if they do so again.
 test: $(VENV)/.installed $(VENV)/.browser $(VENV)/.prometheus
-	$(PYTEST) --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20 || { \
+	$(PYTEST) --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20 || { \
 		code=$$?; [ $$code = 1 ] || exit $$code; \
 		echo "make test: the tests that failed are run once more, alone and one after the other"; \
 		$(PYTEST) --last-failed --last-failed-no-failures none --exitfirst -rpfE; }

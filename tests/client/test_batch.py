@@ -203,7 +203,7 @@ def test_a_batch_waits_while_a_server_has_much_to_do(queries: Path, ranked: Path
         assert {one["priority"] for one in service.parameters} == {2}
         ranked.unlink()
         service.act = refusing(grpc.StatusCode.UNAVAILABLE, "full, retry in 600 s")
-        code, _, (line,) = run(*flags, "--timeout", 60)
+        code, _, (line,) = run(*flags, "--timeout", 15)
         assert (code, "is overloaded: full, retry in 600 s" in line) == (2, True)
 
 
