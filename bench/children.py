@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READY_S, STOP_S = 180, 40
-TRITON = Path(sys.executable).with_name("tritonserver")
+TRITON = (sys.executable, "-m", "embedded_triton")  # the command tritonserver gives way to a real one on PATH
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 
 
 class StartError(OSError):
@@ -43,10 +46,15 @@ class Child:
 
 
 @contextmanager
-def started(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -> Iterator[Child]:
-    """The process, which may not be ready yet. It is stopped at the end of the block if it still runs then."""
+def started(
+    command: Sequence[str | Path], log: Path, cwd: Path | None = None, before: Callable[[], None] | None = None
+) -> Iterator[Child]:
+    """The process, which may not be ready yet. It is stopped at the end of the block if it still runs then.
+
+    ``before`` is called in the process before it becomes the command.
+    """
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, preexec_fn=before)
     try:
         yield Child(process, log)
     finally:
@@ -56,6 +64,11 @@ def started(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when the thread that started it ends, even by SIGKILL."""
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 @contextmanager
@@ -69,7 +82,7 @@ def serving(repository: str | Path, log: Path, *flags: str) -> Iterator[tuple[Ch
 
 def triton(repository: str | Path, ports: dict[str, int]) -> list[str]:
     """The command of the embedded Triton that serves ``repository`` on a processor. ``ports`` are by endpoint."""
-    command = [str(TRITON), f"--model-repository={repository}", "--model-config-name=cpu"]
+    command = [*TRITON, f"--model-repository={repository}", "--model-config-name=cpu"]
     return command + [f"--{endpoint}-port={port}" for endpoint, port in ports.items()]
 
 

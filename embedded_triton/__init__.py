@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None and (real := real_server()):
         print(f"tritonserver: this is {real}; python -m embedded_triton starts the embedded one", file=sys.stderr)
-        os.execv(real, [real, *without(arguments, HANG)])
+        os.execv(real, [real, *_tritons(arguments)])
     try:
         wheel = find_wheel()
         if "--help" in arguments:
@@ -67,10 +67,15 @@ def real_server() -> str:
     return ""
 
 
+def _tritons(arguments: Sequence[str]) -> list[str]:
+    """The arguments less the flags that Triton does not know."""
+    return [argument for argument in without(arguments, HANG) if argument != VERBOSE]
+
+
 def _supervised(arguments: list[str], wheel: Wheel) -> int:
     from embedded_triton.supervisor import Launch, supervise  # needs the packages that find_wheel has found
 
-    triton = [argument for argument in without(arguments, HANG) if argument != VERBOSE]
+    triton = _tritons(arguments)
     launch = Launch(
         command=(str(wheel.server), *defaults(triton, wheel), *triton),
         environment=environment(wheel),

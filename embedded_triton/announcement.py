@@ -1,4 +1,4 @@
-"""What is said when Triton starts: the engines that it loads, and where it answers."""
+"""The lines that are printed when Triton starts: the engines that it loads, and where it answers."""
 
 from __future__ import annotations
 

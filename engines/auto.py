@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from client.errors import DisRankerError
 from engines.builders import Builder, Judged, builder_for
 from engines.job import Job
 from engines.parity import LIMITS
@@ -81,7 +82,7 @@ def _precisions(job: Job, engine: Engine) -> Sequence[str]:
     try:
         builder: Builder = engine.builder_class()()
         return builder.fitting()
-    except EngineError:  # not installed: building it says so
+    except Exception:  # such as a library that is not installed: building it says so
         return engine.precisions[:1]
 
 
@@ -91,12 +92,19 @@ def _build(job: Job, engine: Engine, precision: str) -> Tried:
     alone = job.alone(engine, precision)
     try:
         judged = builder_for(alone.arguments).judged(alone)
-    except EngineError as error:
-        return Tried(None, Trial(engine.name, precision, f"not built: {error}"))
+    except Exception as error:  # of many kinds: a missing library, an operator that it lacks, memory
+        return Tried(None, Trial(engine.name, precision, f"not built: {_reason(error)}"))
     report, problems = judged.report, judged.report.problems(judged.built.runs_in)
     result = f"refused: {problems}" if problems else PASSES
     trial = Trial(engine.name, precision, result, report.mean_kendall_tau, report.ndcg_difference)
     return Tried(None if problems else judged, trial)
+
+
+def _reason(error: Exception) -> str:
+    """The message, and of a library's own error the kind and the first line."""
+    if isinstance(error, DisRankerError):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _measured(trial: Trial, speed: dict[int, float], chosen: bool) -> Trial:

@@ -47,7 +47,7 @@ def build_version(arguments: BuildArguments) -> Path:
 
 
 def _one(arguments: BuildArguments) -> Callable[[Job], tuple[Judged, tuple[Trial, ...]]]:
-    """What builds the engine that was asked for, and tries no other. Raises EngineError where it cannot."""
+    """Build the engine that was asked for, and try no other. Raises EngineError where it cannot be built."""
     builder = builder_for(arguments)
 
     def build(job: Job) -> tuple[Judged, tuple[Trial, ...]]:

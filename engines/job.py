@@ -102,7 +102,7 @@ class BuildArguments:
 
     @property
     def engines(self) -> list[Engine]:
-        """What was asked for: one engine, or all of processors."""
+        """The one engine that was asked for, or all that processors can have."""
         if self.engine != AUTO:
             return [ENGINES[self.engine]]
         return [engine for engine in ENGINES.values() if engine.served_by]

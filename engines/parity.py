@@ -91,7 +91,7 @@ class ParityReport:
             raise ParityError(f"{problems}; the query/document pairs most apart: {pairs}")
 
     def problems(self, precision: str) -> str:
-        """What is beyond the precision's limits, "" where nothing is."""
+        """Say which of the precision's limits are exceeded; "" for none."""
         beyond = [words for words, share in self.losses(precision).items() if share > 1]
         return f"in {precision}, {'; '.join(beyond)}" if beyond else ""
 

@@ -164,8 +164,8 @@ def rank_through_server(arguments: DemoArguments, root: Path) -> None:
     ]
     documents.write_text("".join(json.dumps(each) + "\n" for each in fields), encoding="utf-8")
     flags = ["--model-repository", str(arguments.model_repository), "--model-config-name", "cpu"]
-    print(f"\n$ {shlex.join([TRITON.name, *flags])} &", flush=True)
-    with started([TRITON, *flags], root / "server.log") as server:
+    print(f"\n$ {shlex.join(['python', *TRITON[1:], *flags])} &", flush=True)
+    with started([*TRITON, *flags], root / "server.log") as server:
         try:
             server.wait_until(lambda: healthy(HTTP_PORT))
         except OSError as error:

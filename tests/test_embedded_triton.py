@@ -14,11 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from bench.children import triton
 from embedded_triton import environment
 from embedded_triton.checks import asked_at, check, without
 from embedded_triton.wheel import EmbeddedTritonError, find_wheel
 from tests import ROOT
-from tests.support.servers import COMMAND, STOP_S, descendants, starting, wait_until_ended, wait_until_ready
+from tests.support.servers import (
+    COMMAND,
+    STOP_S,
+    descendants,
+    ports,
+    starting,
+    wait_until_ended,
+    wait_until_ready,
+)
 from tests.support.waiting import eventually
 
 SAID = """\
@@ -173,10 +182,12 @@ def test_a_real_server_on_the_path_goes_first(tmp_path: Path) -> None:
     real = tmp_path / "tritonserver"
     shutil.copy(str(shutil.which("echo")), real)
     variables = {**os.environ, "PATH": os.pathsep.join([str(COMMAND.parent), str(tmp_path)])}
-    flags = [CPU, "--hang-timeout-secs=3", "--http-port=0"]
+    flags = [CPU, "--hang-timeout-secs=3", "--verbose", "--http-port=0"]
     result = subprocess.run([COMMAND, *flags], env=variables, capture_output=True, text=True, timeout=180)
     assert result.stdout.split() == [CPU, "--http-port=0"]
     assert f"this is {real}; python -m embedded_triton starts the embedded one" in result.stderr
+    ours = (*triton(tmp_path / "none", ports()),)  # as programs start it
+    assert "none: no such directory" in refusal(command=ours, PATH=variables["PATH"])
 
 
 def test_help_is_tritons_own() -> None:

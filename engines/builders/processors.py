@@ -87,7 +87,12 @@ def exported(job: Job) -> Graph:
     path = job.shared / "graph.onnx"
     if path.exists():
         return Graph(path, "fp32", job.dimensions)
-    return export_graph(job.model, job.dimensions, "fp32", path, OPSET, any_length=True)
+    try:
+        return export_graph(job.model, job.dimensions, "fp32", path, OPSET, any_length=True)
+    except BaseException:
+        for part in job.shared.glob(f"{path.name}*"):  # the next engine would take it for the whole
+            part.unlink()
+        raise
 
 
 def measure(scorers: dict[int, PairScorer], pairs: FlatPairs) -> list[Timing]:

@@ -108,10 +108,10 @@ class RequestEncoder:
 
 
 def truncation_of(parameters: str) -> Truncation:
-    """What a request's parameters, as JSON, say of its documents. Raises EncodingError for what cannot be meant."""
+    """Read a request's parameters, which are JSON. Raises EncodingError for what cannot be meant."""
     named: dict[str, Any] = json.loads(parameters) if parameters else {}
     tokens, side = named.get(TOKENS), str(named.get(SIDE, AT_END.side))
-    if tokens is not None and not (isinstance(tokens, int) and tokens >= 1):
+    if tokens is not None and (type(tokens) is not int or tokens < 1):  # true is an int, too
         raise EncodingError(f"{TOKENS} must be at least 1, not {str(tokens)[:20]!r}")
     return Truncation(tokens, side)
 

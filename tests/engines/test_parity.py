@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from engines.parity import LIMITS, ParityReport, Yardstick, torch_runner
-from engines.records import ParityError, Runner
+from engines.quantise.calibration import read_calibration
+from engines.records import EngineError, ParityError, Runner
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from trainer.checkpoints.load import load_scorer
@@ -86,3 +87,14 @@ def test_scores_that_are_no_numbers_are_refused(yardstick: Yardstick, model: Run
 
 def test_without_labels_there_is_no_ndcg(yardstick: Yardstick, model: Runner) -> None:
     assert report(replace(yardstick, qrels={}), model).ndcg_difference is None
+
+
+def test_calibration_shares_no_query_with_the_judged(checkpoint: Path, tmp_path: Path) -> None:
+    encoder = PairEncoder.load(checkpoint)
+    judged = read_groups(write_groups(tmp_path / "dev.jsonl"))
+    for name in ("q", "c"):  # the same ids, or the same texts under other ids
+        path = write_groups(tmp_path / f"{name}.jsonl", name=name)
+        with pytest.raises(EngineError, match=f"query '{name}0' of --calibration is in --data too"):
+            read_calibration([str(path)], judged, encoder)
+    with pytest.raises(EngineError, match="this precision needs --calibration"):
+        read_calibration([], judged, encoder)

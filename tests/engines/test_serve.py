@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -17,6 +19,7 @@ from bench.children import free_ports, started
 from engines import published, serve
 from engines.published import write_texts
 from model_repository.tokenizer.pair_encoding import Document
+from tests import ROOT
 from tests.support.checkpoints import tiny_roberta
 from tests.support.exports import exported_once
 from tests.support.gateways import ASKED
@@ -31,14 +34,17 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
     """Built in this process, where its graph is exported already, and served by the command, which builds nothing."""
     port = free_ports("gateway")["gateway"]
     flags = [str(served_folder / "bert"), "--folder", str(tmp_path), "--port", str(port), "--precision", "fp32"]
+    flags += ["--host", "0.0.0.0"]
     with exported_once(served_folder / "graph"), monkeypatch.context() as patch:
         patch.setattr(serve, "serve", lambda *_: None)
         assert serve.main(flags) == 0
     log = tmp_path / "log"
     with started([sys.executable, "-m", "engines.serve", *flags], log) as command:
-        command.wait_until(lambda: "http://" in log.read_text())
-        built, url = log.read_text().splitlines()
-        assert built.endswith("is built already") and url.startswith(f"http://127.0.0.1:{port} serves bert, ")
+        command.wait_until(lambda: "Ctrl-C ends it\n" in log.read_text())
+        *said, url = log.read_text().splitlines()
+        assert url.startswith(f"http://0.0.0.0:{port} serves bert, ")
+        for part in ("is built already", "WARNING:  no key is needed: whoever reaches this port can ask"):
+            assert any(part in line for line in said)
         body = json.dumps({"model": "bert", **ASKED}).encode()
         asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/rerank", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(asked) as answer:
@@ -74,12 +80,31 @@ def test_a_model_without_a_score_of_its_own_is_refused(tmp_path: Path, architect
         published._encoded(model, tmp_path / "checkpoint")
 
 
-def test_what_decides_the_engine_is_in_its_key(served_checkpoint: Path, tmp_path: Path) -> None:
-    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+def test_what_decides_the_engine_is_in_its_key(
+    served_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(served_checkpoint, tmp_path / "model"))
+    one, other = tmp_path / "one.jsonl", tmp_path / "folder/other.jsonl"
+    other.parent.mkdir()
     one.write_text("1"), other.write_text("2")
-    ways = [[], ["--data", str(one)], ["--data", str(other)], ["--calibration", str(one)], ["--precision", "bf16"]]
-    keys = [serve.key_of(served_checkpoint, serve._parser().parse_args(["model", *way])) for way in ways]
-    assert len({*keys}) == len(ways)
+    ways = [[], ["--data", str(one)], ["--data", str(other.parent)], ["--data", "ir_datasets:some/queries"],
+            ["--calibration", str(one)], ["--precision", "bf16"]]  # fmt: skip
+
+    def key(*way: str) -> str:
+        return serve.key_of(model, serve._parser().parse_args(["model", *way]))
+
+    keys = [key(*way) for way in ways]
+    assert keys[0] == key("--port", "1")
+    changes: list[tuple[str, object]] = [
+        ("SERVER_CODE", tmp_path / "model"), ("_version", str), ("_units", list), ("cores", lambda: 1000)
+    ]  # fmt: skip
+    for name, change in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(serve, name, change)
+            keys.append(key())
+    (model / "vocab.txt").write_text("garden")
+    keys.append(key())
+    assert len({*keys}) == len(ways) + len(changes) + 1
 
 
 @pytest.mark.parametrize(
@@ -90,6 +115,8 @@ def test_what_decides_the_engine_is_in_its_key(served_checkpoint: Path, tmp_path
         ([".", "--data", "missing.jsonl"], "missing.jsonl: cannot be read"),
         ([".", "--calibration", "log.jsonl"], "give judged --data too"),
         ([".", "--port", "TAKEN"], "cannot listen at 127.0.0.1:"),
+        ([".", "--port", "70000"], "--port must be at most 65535"),
+        ([".", "--key_file", "missing.keys"], "--key_file missing.keys: no such file"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -101,6 +128,26 @@ def test_bad_input_is_one_line(
         assert serve.main([*flags, *([] if "--port" in flags else ["--port", "0"])]) == 2
     error = capsys.readouterr().err
     assert re.match(f"error: .*{re.escape(message)}", error) and error.count("\n") == 1
+
+
+def test_an_address_may_be_of_ipv6() -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    serve.check_address("::1", 0)
+
+
+def test_what_is_served_ends_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from bench.children import end_with_parent, started\n"
+        f"with started(['sleep', '1000'], Path({str(tmp_path / 'log')!r}), before=end_with_parent) as child:\n"
+        "    print(child.process.pid, flush=True); child.process.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True) as command:
+        assert command.stdout is not None and command.stdout.readline()
+        family = descendants(command.pid)
+        command.kill()
+    assert len(family) == 1
+    wait_until_ended(family)
 
 
 def test_generated_texts_are_judged_queries_of_many_words(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from engines.builders.openvino import OpenVino
 from engines.parity import Limits, Yardstick, torch_runner
 from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import Products, quantise
-from engines.records import Dimensions, EngineError, Graph, Runner, runner
+from engines.records import Dimensions, Graph, Runner, runner
 from engines.repository.configs import read_config
 from engines.repository.place import Place
 from model_repository.student.runtime import graphs
@@ -245,14 +245,3 @@ def test_a_damaged_engine_is_refused_whatever_is_kept(
     assert build_engines.main(flags) == 1
     assert "refused: in int8, Kendall's tau is" in capsys.readouterr().err
     assert sorted((repository / "student").iterdir()) == before
-
-
-def test_calibration_shares_no_query_with_the_judged(served_checkpoint: Path, tmp_path: Path) -> None:
-    encoder = PairEncoder.load(served_checkpoint)
-    judged = read_groups(write_groups(tmp_path / "dev.jsonl"))
-    for name in ("q", "c"):  # the same ids, or the same texts under other ids
-        path = write_groups(tmp_path / f"{name}.jsonl", name=name)
-        with pytest.raises(EngineError, match=f"query '{name}0' of --calibration is in --data too"):
-            read_calibration([str(path)], judged, encoder)
-    with pytest.raises(EngineError, match="this precision needs --calibration"):
-        read_calibration([], judged, encoder)

@@ -70,6 +70,7 @@ def test_ids_that_no_document_has_are_refused(server: Server, reference: Referen
     ("truncation", "message"),
     [
         (Truncation(0), "max_document_tokens must be at least 1, not '0'"),
+        (Truncation(True), "max_document_tokens must be at least 1, not 'True'"),
         (Truncation(side="up"), "the side to cut is 'left' or 'right', not 'up'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import ssl
+import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,14 +16,14 @@ import psutil
 import pytest
 
 import build_engines
-from bench.children import TRITON, Child, free_ports, healthy, started, triton
+from bench.children import Child, free_ports, healthy, started, triton
 from engines.parity import LIMITS
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.waiting import eventually
 from trainer.checkpoints.load import PackedScorer, load_scorer
 
-COMMAND = TRITON
+COMMAND = Path(sys.executable).with_name("tritonserver")
 UNASKED = ("--hang-timeout-secs=0",)  # the canary's requests would be among those that tests count
 READY_S, STOP_S = 180, 120  # on a machine that has other work
 # Products of the served checkpoint that int8 takes: of two layers, and in the last one only keys and values.

@@ -44,7 +44,7 @@ class DocumentIds(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """What a request may lower: the tokens of a document, and which side of it is cut, "right" or "left"."""
+    """A request's own limit: the most tokens of a document, and which side is cut, "right" or "left"."""
 
     max_tokens: int | None = None
     side: str = "right"

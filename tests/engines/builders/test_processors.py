@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.builders import builder_for
+from engines.builders import builder_for, processors
 from engines.job import BuildArguments, Job
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.exports import exported_once
@@ -35,3 +37,18 @@ def test_a_built_engine_scores_as_pytorch(make: Callable[[Path], Path], tmp_path
             np.testing.assert_allclose(run(pairs), expected, atol=TOLERANCE, rtol=0)
             alone = np.concatenate([run(pairs[at : at + 1]) for at in range(len(pairs))])
             np.testing.assert_allclose(alone, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_graph_of_an_export_that_failed_is_not_taken_for_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(model: Any, dimensions: Any, precision: str, path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"a part")
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(processors, "export_graph", export)
+    job: Any = SimpleNamespace(shared=tmp_path, model=None, dimensions=None)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            processors.exported(job)
+    assert not [*tmp_path.iterdir()]
