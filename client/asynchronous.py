@@ -120,6 +120,10 @@ class AsyncRankingClient:
         ``max_in_flight`` requests are under way at a time. At most twice as many are taken from ``requests`` beyond
         those answered, which may come slowly, or wait for the answers. With ``return_errors`` a request that fails
         gives its RankingError in place of a ranking. Otherwise the first failure is raised.
+
+        An iterable is read in a thread, which after the end may still wait for one more request, and takes it. In place
+        of ``sys.stdin`` give ``open(0, "rb", closefd=False)``: the interpreter aborts at its exit if a thread still
+        reads the former.
         """
         if max_in_flight < 1:
             raise InvalidRequestError(f"max_in_flight must be at least 1, not {max_in_flight}")

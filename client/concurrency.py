@@ -4,8 +4,7 @@
 of the items, each as soon as it is there. It takes items beyond those answered, ``ahead`` of them at most, while it
 waits: a source may be slow, or wait for the answers. The first exception, of a call or of the source, ends it.
 
-``start`` sends a request of tritonclient and calls ``then(result, error)`` at its end, one of them None, in a thread of
-gRPC's or in the event loop. ``cancel`` ends such requests.
+``cancel`` ends calls under way.
 
 ``here`` is what channels that are opened now belong to: nothing, or the event loop that runs. ``has_ended`` tells
 whether that is over, and ``run_at`` calls a function there. ``is_of_closing`` tells whether closing a client may have
@@ -31,12 +30,7 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-from tritonclient.utils import InferenceServerException
-
-if TYPE_CHECKING:
-    from typing import Self
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,6 +39,9 @@ Result = TypeVar("Result")
 LOOK_S = 0.5
 
 sleep, async_sleep = time.sleep, asyncio.sleep
+
+# In other loops: a loop alone does not keep its tasks from being collected.
+_elsewhere = set[asyncio.Task[None]]()
 
 
 def in_order(
@@ -157,6 +154,17 @@ def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
     return done
 
 
+def cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        call.cancel()
+
+
+async def async_cancel(calls: Iterable[Any]) -> None:
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
 def here() -> object:
     return None
 
@@ -179,11 +187,17 @@ def run_at(place: object, call: Callable[[], None]) -> None:
 
 async def async_run_at(place: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Nobody waits for another loop, which may stand still; what has ended needs nothing."""
+
+    def begin() -> None:
+        task = place.create_task(call())
+        _elsewhere.add(task)
+        task.add_done_callback(_elsewhere.discard)
+
     if place is asyncio.get_running_loop():
         await call()
     else:
         with suppress(RuntimeError):  # it has ended
-            place.call_soon_threadsafe(lambda: place.create_task(call()))
+            place.call_soon_threadsafe(begin)
 
 
 def is_of_closing(error: BaseException) -> bool:
@@ -196,89 +210,3 @@ def async_is_of_closing(error: BaseException) -> bool:
         asked = getattr(asyncio.current_task(), "cancelling", lambda: 0)  # Python 3.10 does not tell
         return not asked()
     return isinstance(error, Exception)
-
-
-Then = Callable[[Any, InferenceServerException | None], None]
-
-
-class Arrival(NamedTuple):
-    """The end of a request to the server ``number``: its result, or its error."""
-
-    number: int
-    result: Any
-    error: InferenceServerException | None
-
-
-def start(client: Any, request: dict[str, Any], then: Then) -> Any:
-    return client.async_infer(callback=lambda result, error: then(result, error), **request)
-
-
-def async_start(client: Any, request: dict[str, Any], then: Then) -> Any:
-    async def infer() -> None:
-        try:
-            result = await client.infer(**request)
-        except InferenceServerException as error:
-            then(None, error)
-        # As gRPC's for a channel that was closed meanwhile: somebody waits for the end.
-        except (Exception, asyncio.CancelledError) as error:
-            then(None, InferenceServerException(repr(error)))
-        else:
-            then(result, None)
-
-    return asyncio.create_task(infer())
-
-
-def cancel(calls: Iterable[Any]) -> None:
-    for call in calls:
-        call.cancel()
-
-
-async def async_cancel(calls: Iterable[Any]) -> None:
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-
-
-class Race:
-    """Requests to several servers of which the first answer counts. Those that are left at its end are cancelled."""
-
-    def __init__(self) -> None:
-        self._arrived, self._calls = SimpleQueue[Arrival](), list[Any]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        cancel(self._calls)
-
-    def start(self, number: int, client: Any, request: dict[str, Any]) -> None:
-        self._calls.append(start(client, request, lambda *outcome: self._arrived.put(Arrival(number, *outcome))))
-
-    def next(self, timeout_s: float | None = None) -> Arrival:
-        """Raises TimeoutError if none arrives so soon."""
-        try:
-            return self._arrived.get(timeout=timeout_s)
-        except Empty:
-            raise TimeoutError from None
-
-
-class AsyncRace:
-    def __init__(self) -> None:
-        self._arrived, self._calls = asyncio.Queue[Arrival](), list[Any]()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await async_cancel(self._calls)
-
-    def start(self, number: int, client: Any, request: dict[str, Any]) -> None:
-        self._calls.append(
-            async_start(client, request, lambda *outcome: self._arrived.put_nowait(Arrival(number, *outcome)))
-        )
-
-    async def next(self, timeout_s: float | None = None) -> Arrival:
-        try:
-            return await asyncio.wait_for(self._arrived.get(), timeout_s)
-        except asyncio.TimeoutError:  # in Python 3.10 it is another class than TimeoutError
-            raise TimeoutError from None

@@ -14,10 +14,11 @@ from client import wire
 from client.attempts import Attempts, Deadline, RetryBudget, Throttle
 from client.balancer import Balancer
 from client.channels import Channels, Opened
-from client.concurrency import Arrival, Race, in_order, sleep, start
+from client.concurrency import in_order, sleep
 from client.connection import Connection
 from client.errors import InvalidAnswerError, ModelNotReadyError, RankingError, translated
 from client.latencies import Latencies
+from client.races import Arrival, Race, start
 from client.records import Document, Scores, Truncation
 
 PROBE_S = 10.0

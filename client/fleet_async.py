@@ -17,10 +17,11 @@ from client import wire
 from client.attempts import Attempts, Deadline, RetryBudget, Throttle
 from client.balancer import Balancer
 from client.channels_async import AsyncChannels, Opened
-from client.concurrency import Arrival, AsyncRace, async_in_order, async_sleep, async_start
+from client.concurrency import async_in_order, async_sleep
 from client.connection import Connection
 from client.errors import InvalidAnswerError, ModelNotReadyError, RankingError, translated
 from client.latencies import Latencies
+from client.races import Arrival, AsyncRace, async_start
 from client.records import Document, Scores, Truncation
 
 PROBE_S = 10.0

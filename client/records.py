@@ -28,7 +28,7 @@ class Document:
 
 # A mapping has the names of NAMES and others, which are ignored; a string is the summary.
 DocumentLike: TypeAlias = Document | Mapping[str, object] | str
-# What libraries call a document's text. Of several names the first that is not null counts.
+# What libraries call a document's text. Of several names the first that is neither null nor empty counts.
 TEXTS = ("summary", "text", "content", "contents", "page_content", "body", "passage", "abstract")
 NAMES = {"doc_id": ("doc_id", "id"), "title": ("title",), "summary": TEXTS}
 
@@ -73,7 +73,7 @@ class Scores(NamedTuple):
 
 
 def as_document(item: DocumentLike) -> Document:
-    """Make a Document of what a caller gave. Null is empty.
+    """Make a Document of what a caller gave. Null is empty, and another name of the same field counts instead.
 
     Raises InvalidRequestError for a mapping without title and text, and for a value that is not a string.
     """
@@ -94,11 +94,13 @@ def as_document(item: DocumentLike) -> Document:
 
 
 def _text(given: Mapping[str, object], names: Sequence[str]) -> str:
-    name = next((name for name in names if given.get(name) is not None), None)
-    value = "" if name is None else given[name]
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
-    return value
+    for name in names:
+        value = given.get(name)
+        if not isinstance(value, str | None):
+            raise InvalidRequestError(f"{name!r} of a document must be a string, not {type(value).__name__}")
+        if value:
+            return value
+    return ""
 
 
 def ranked(documents: Sequence[Document], scores: Scores, top_k: int | None) -> list[RankedDocument]:

@@ -18,7 +18,7 @@ PATIENCE_S = 5.0
 
 
 class Statistics:
-    """The sums over ``servers``. The first failure is noted, and nothing is asked after it."""
+    """The sums over ``servers``. The first failure is noted, and no times are asked after it."""
 
     def __init__(self, servers: Sequence[str]) -> None:
         self._servers, self.note = servers, ""
@@ -31,20 +31,26 @@ class Statistics:
             return {}
 
     def versions(self) -> Mapping[str, str]:
-        """By server, Triton's version and those of its models; nothing where it does not tell them."""
-        with suppress(InferenceServerException):
-            return {server: _versions(server) for server in self._servers if not self.note}
-        return {}
+        """By server, Triton's version and those of its models, of those that tell them."""
+        found = {}
+        for server in self._servers:
+            with suppress(InferenceServerException):
+                found[server] = _versions(server)
+        return found
+
+
+def _connected(server: str) -> InferenceServerClient:
+    return InferenceServerClient(**Connection().channel(server))
 
 
 def _asked(server: str) -> dict[str, Any]:
-    with InferenceServerClient(**Connection().channel(server)) as client:
+    with _connected(server) as client:
         answer: dict[str, Any] = client.get_inference_statistics(as_json=True, client_timeout=PATIENCE_S)
         return answer
 
 
 def _versions(server: str) -> str:
-    with InferenceServerClient(server) as client:
+    with _connected(server) as client:
         triton = client.get_server_metadata(as_json=True, client_timeout=PATIENCE_S)
     models = ", ".join(f"{one['name']} {one['version']}" for one in _asked(server).get("model_stats", []))
     return f"{triton['name']} {triton['version']} with {models or 'no model'}"

@@ -54,8 +54,6 @@ def prepare(environment: Any, **_: Any) -> None:
         _check_server(course, answers=settings.is_open or (options.headless and not (options.master or options.worker)))
         if settings.is_open:
             course.open_loop = _open_loop(environment, course)
-        elif settings.report:
-            course.closed_loop = ClosedLoopRun(course)
         if environment.web_ui:
             extend_page(environment, _course)
     except (ValueError, RankingError) as error:

@@ -70,7 +70,7 @@ def _steps(path: Path, servers: int) -> list[Step]:
         ]
     except OSError as error:
         raise InvalidRequestError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise InvalidRequestError(f"{path}: not a report.json of this project's load test ({error!r})") from error
     if not steps:
         raise InvalidRequestError(f"{path}: no answers in an open loop: measure with --rate or --slo-p99-ms")

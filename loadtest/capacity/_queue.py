@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -153,7 +154,12 @@ def _foreseen(queue: Queue, step: Step, draw: tuple[Floats, Floats]) -> dict[str
 def highest_rate(queue: Queue, servers: int, clients: int, goal: Goal, most_busy: float) -> float:
     """Requests a second of ``servers`` together, up to which the goal holds, and the engines are busy for at most the
     share ``most_busy``; 0 if an idle server is too slow."""
-    simulated = min(servers, MOST_SERVERS)
+    return servers * _highest_of_one(queue, min(servers, MOST_SERVERS) if clients else 1, clients, goal, most_busy)
+
+
+@cache
+def _highest_of_one(queue: Queue, simulated: int, clients: int, goal: Goal, most_busy: float) -> float:
+    """Of each of so many servers, which are simulated: searched once for all numbers of servers that are alike."""
 
     def room(busy: float) -> float:
         """Above 0 where the goal holds."""
@@ -163,4 +169,4 @@ def highest_rate(queue: Queue, servers: int, clients: int, goal: Goal, most_busy
     if room(IDLE) <= 0:
         return 0.0
     busy = most_busy if room(most_busy) >= 0 else float(brentq(room, IDLE, most_busy, xtol=3e-3))
-    return busy * queue.saturation * servers
+    return busy * queue.saturation

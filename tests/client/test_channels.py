@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,11 +15,12 @@ import numpy as np
 import pytest
 
 from client import AsyncRankingClient, InvalidRequestError, RankingClient, RankingError, ServerOverloadedError
+from client.concurrency import async_run_at
 from tests.support.clients import QUERY
 from tests.support.names import naming
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.servers import ports
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 def test_one_client_serves_event_loops_one_after_the_other_and_at_once() -> None:
@@ -37,6 +41,33 @@ def test_one_client_serves_event_loops_one_after_the_other_and_at_once() -> None
                 await client.score(QUERY, ["a"])
 
         asyncio.run(end())
+
+
+def test_the_closing_of_another_loops_channels_is_not_collected_before_its_end() -> None:
+    """The loop itself holds it weakly, and so does all else here."""
+
+    def release(held: weakref.ref[asyncio.Future[None]]) -> None:
+        gc.collect()
+        if (future := held()) is not None:
+            future.set_result(None)
+
+    async def closing() -> None:
+        loop = asyncio.get_running_loop()
+        held = loop.create_future()
+        loop.call_soon(release, weakref.ref(held))
+        await held
+        ended.set()
+
+    ended, place = threading.Event(), asyncio.new_event_loop()
+    there = threading.Thread(target=place.run_forever)
+    there.start()
+    try:
+        asyncio.run(async_run_at(place, closing))
+        assert ended.wait(PATIENCE_S)
+    finally:
+        place.call_soon_threadsafe(place.stop)
+        there.join()
+        place.close()
 
 
 @pytest.mark.parametrize("hedge", [None, 0.5])

@@ -10,12 +10,14 @@ from typing import Any
 import haystack
 import numpy as np
 import pytest
+from haystack.core.errors import PipelineRuntimeError
 from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.documents import Document as LangChainDocument
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from client import InvalidRequestError
+from client.flags import AUTHORIZATION
 from client.integrations import langchain, llama_index
 from client.integrations.haystack import DisRankerRanker
 from client.records import sigmoid
@@ -66,5 +68,27 @@ def test_haystack(url: str) -> None:
     answers = [pipeline.run(asked), again.run(asked), asyncio.run(again.run_async(asked))]
     for answer in answers:
         assert [(each.content, each.score) for each in answer["ranker"]["documents"]] == BEST
+    with pytest.raises(PipelineRuntimeError, match="top_k must be at least 1, not 0"):
+        pipeline.run({"ranker": {**asked["ranker"], "top_k": 0}})
     assert pipeline.run({"ranker": {**asked["ranker"], "top_k": 1}})["ranker"]["documents"][0].content == "c"
     assert pipeline.run({"ranker": {"query": QUERY, "documents": []}}) == {"ranker": {"documents": []}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved"),
+    [
+        (DisRankerRanker, DisRankerRanker.to_dict),
+        (llama_index.DisRankerRerank, llama_index.DisRankerRerank.to_dict),
+        (langchain.DisRankerRerank, langchain.DisRankerRerank.model_dump),
+    ],
+)
+def test_an_authorization_is_not_saved_and_may_come_from_the_environment(
+    kind: Any, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(AUTHORIZATION, "Bearer environment")
+    given = kind(settings={"authorization": "Bearer secret", "attempts": 2})
+    assert given._client.connection.headers == {"authorization": "Bearer secret"}
+    assert kind()._asynchronous.connection.headers == {"authorization": "Bearer environment"}
+    assert "'settings': {'attempts': 2}" in str(saved(given)) and "secret" not in f"{saved(given)} {given!r}"
+    if kind is not DisRankerRanker:  # workers get the whole of it, as they do of a client
+        assert pickle.loads(pickle.dumps(given)).settings == given.settings

@@ -68,8 +68,8 @@ def test_rank_orders_by_score_and_tells_what_was_cut(face: Any, server: Server, 
 
 
 def test_documents_may_be_mappings_and_strings(client: RankingClient) -> None:
-    """Whatever their text is called, null is nothing, and what is none is refused rather than scored as empty."""
-    mappings = [{"title": None, name: "river bridge", "url": 3} for name in TEXTS]
+    """Whatever their text is called, what is empty is nothing, and what is none is refused rather than scored so."""
+    mappings = [{"title": None, "summary": "", "text": None, name: "river bridge", "url": 3} for name in TEXTS]
     nothing = Document(title=None)  # type: ignore[arg-type]
     expected = client.score(QUERY, ["river bridge", ""])
     found = client.score(QUERY, [*mappings, {"title": "river", "text": "bridge"}, {"summary": None}, nothing])

@@ -99,6 +99,8 @@ def test_bad_flags_are_one_line(
         (None, "No such file"),
         ("{", "not a report.json"),
         ("[]", "not a report.json"),
+        ('{"host": 5}', "not a report.json"),
+        (json.dumps(report(5.0)).replace('"achieved": 5.0', '"achieved": 0'), "not a report.json"),
         (json.dumps({"host": "a", "settings": {}, "points": []}), "no answers in an open loop"),
         (json.dumps(report(5.0, host="a:8001,b:8001")), "the curve of 1 server(s)"),
         (json.dumps(report(5.0)), "one rate is no curve"),

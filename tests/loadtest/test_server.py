@@ -45,3 +45,10 @@ def test_one_that_does_not_answer_is_noted_and_asked_once() -> None:
     statistics = Statistics([f"127.0.0.1:{ports()['grpc']}"])
     assert statistics.look() == statistics.look() == {}
     assert "no statistics of the models: " in statistics.note
+
+
+def test_one_that_does_not_answer_hides_no_others_versions(server: Server) -> None:
+    statistics = Statistics([f"127.0.0.1:{ports()['grpc']}", server.url])
+    assert statistics.look() == {}
+    ((url, versions),) = statistics.versions().items()
+    assert url == server.url and versions.startswith("triton 2.") and "ranker 1" in versions
