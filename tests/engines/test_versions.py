@@ -256,3 +256,8 @@ def test_calibration_shares_no_query_with_the_judged(served_checkpoint: Path, tm
             read_calibration([str(path)], judged, encoder)
     with pytest.raises(EngineError, match="this precision needs --calibration"):
         read_calibration([], judged, encoder)
+
+
+def test_an_address_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert versions.main(["list", "--model_repository", "s3://bucket/models"]) == 2
+    assert capsys.readouterr().err == "error: s3://bucket/models: this command takes a folder, not an address\n"
