@@ -105,16 +105,19 @@ def under_chaos(command: list[str], cluster: Any, shards: Path, draw: random.Ran
     the command. How many of each did."""
     nodes, drivers, process = 0, 0, subprocess.Popen(command)
     wanted = draw.randint(*BETWEEN)
-    while (code := process.poll()) is None:
-        done = len([*shards.glob("*-*.parquet")])
-        if done >= wanted:
-            strike(cluster, draw)
-            nodes, wanted = nodes + 1, done + draw.randint(*BETWEEN)
-            if nodes == 2:
-                process.kill()
-                process.wait()
-                drivers, process = drivers + 1, subprocess.Popen(command)
-        time.sleep(draw.uniform(0, 0.2))
+    try:
+        while (code := process.poll()) is None:
+            done = len([*shards.glob("*-*.parquet")])
+            if done >= wanted:
+                strike(cluster, draw)
+                nodes, wanted = nodes + 1, done + draw.randint(*BETWEEN)
+                if nodes == 2:
+                    process.kill()
+                    process.wait()
+                    drivers, process = drivers + 1, subprocess.Popen(command)
+            time.sleep(draw.uniform(0, 0.2))
+    finally:
+        process.kill()  # nothing, where it has ended
     if code:
         raise StartError(f"the command ended with {code}")
     return nodes, drivers
@@ -167,7 +170,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=["chaos", "speed"])
     parser.add_argument("--pairs", type=int, default=200_000, help="default %(default)s")

@@ -15,7 +15,7 @@ from engines.repository.manifest import Manifest, with_newest_plans
 from engines.repository.models import STUDENT, TEACHER
 from engines.table import AUTO
 from model_repository.student.served import served_version
-from trainer.addresses import shown
+from trainer.addresses import address_of, shown
 from trainer.storage import publish
 
 
@@ -38,10 +38,11 @@ def build_version(arguments: BuildArguments) -> Path:
         shown(f"{installed}: {manifest.engine}, {manifest.runs_in}, {size / 1e6:.1f} MB"), *manifest.summary(), sep="\n"
     )
     if (served := served_version(installed.parent)) != int(installed.name):
-        teacher = " --teacher" if arguments.teacher else ""
+        teacher, address = " --teacher" if arguments.teacher else "", address_of(repository)
         print(
             f"Triton is told to serve version {served}, not this one: "
-            f"python -m engines.versions use latest --model_repository {repository}{teacher}"
+            f"python -m engines.versions use latest --model_repository {'A_FOLDER' if address else repository}{teacher}"
+            + (f" in a copy of {address}" if address else "")
         )
     return installed
 

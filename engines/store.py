@@ -6,7 +6,7 @@ python -m engines.store fetch s3://models/ranker/7 --digest DIGEST --model_repos
 What is published never changes. Beside the files lies SHA256SUMS, which is written last and which sha256sum can check;
 its own SHA-256 is the digest, so whoever knows the digest needs to trust neither the store nor the way. Only the
 versions are published that Triton would serve. This needs pyarrow and the standard library, so that it runs in Triton's
-container.
+container. Stores are reached and asked again as by the trainer's commands (trainer/storage.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import os
 import re
 import shutil
 import sys
@@ -22,25 +21,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import quote
 
-import pyarrow as pa
 from pyarrow import fs
 
 from client.command import command
-from client.errors import DisRankerError
 from client.files import appears_whole
 from model_repository.student.digests import damage, sha256
 from model_repository.student.served import served_versions, versions_of
+from trainer.addresses import StoreError, naming
+from trainer.storage import store_of
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 KEPT, EMPTY = ".gitkeep", hashlib.sha256().hexdigest()
 CHUNK_BYTES = 2**22
-
-
-class StoreError(DisRankerError):
-    """What a store refuses, and what is not as it was published."""
 
 
 @command
@@ -69,7 +63,7 @@ def publish(repository: Path, address: str) -> str:
 
 
 def served_files(repository: Path) -> dict[str, Path | None]:
-    """What Triton reads of a repository, by its path from there; None for an empty file, which keeps a folder.
+    """The files that Triton reads of a repository, by path from there; None for an empty one that keeps a folder.
 
     Raises StoreError for a folder that is no repository.
     """
@@ -146,19 +140,9 @@ def _exists(store: fs.FileSystem, key: str) -> bool:
 
 @contextmanager
 def _store(address: str) -> Iterator[tuple[fs.FileSystem, str]]:
-    """The store of an address, and the folder in it. Raises StoreError, which names the address, for what it refuses.
-
-    Credentials, region and endpoint come from the environment, as the store's own tools read them.
-    """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    given = address.rstrip("/")
-    if endpoint and address.startswith("s3://"):  # which Arrow itself does not read
-        scheme, _, host = endpoint.rstrip("/").partition("://")
-        given += f"?scheme={scheme}&endpoint_override={quote(host)}"
-    try:
-        yield fs.FileSystem.from_uri(given if "://" in given else str(Path(given).absolute()))
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{address}: {' '.join(str(error).split())}") from error
+    """The store of an address, and the folder in it. Raises StoreError for what it refuses."""
+    with naming(address):
+        yield store_of(address)
 
 
 def _parser() -> argparse.ArgumentParser:

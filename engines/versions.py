@@ -43,6 +43,8 @@ NEWEST = -1  # of what is served, to Triton
 def main(argv: Sequence[str] | None = None) -> None:
     """Exit code 0, or 2 for bad input."""
     arguments = _parser().parse_args(argv)
+    if "://" in arguments.model_repository:
+        raise EngineError(f"{arguments.model_repository}: this command takes a folder, not an address")
     place = Place.of(Path(arguments.model_repository), TEACHER if arguments.teacher else STUDENT)
     if arguments.command == "list":
         print("\n".join(describe(place)))

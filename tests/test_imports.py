@@ -116,6 +116,7 @@ NEEDED = {
     # tqdm shows a bar where there is one, and pyarrow unpacks .zst files.
     "client.rank": {"client", "tritonclient", "numpy", "tqdm", "pyarrow"},
     "client.compare": {"client", "tritonclient", "numpy", "pyarrow"},
+    "engines.store": {"client", "trainer", "model_repository", "pyarrow", "tritonclient"},  # in Triton's container
 }
 
 

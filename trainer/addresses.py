@@ -16,7 +16,7 @@ ADDRESS = re.compile(r"([^=/]*=)?((?:s3|gs|file)://.*)", re.DOTALL)  # as it sta
 
 
 class StoreError(DisRankerError):
-    """What an object store refuses, or does not answer in time; the message begins with the address."""
+    """An object store refuses something, or does not answer in time; the message mostly begins with the address."""
 
 
 def local(source: str | Path) -> Path:
@@ -54,5 +54,5 @@ def naming(address: str | Path) -> Iterator[None]:
     """Raise StoreError, which names the address, for what fails in the block."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{shown(str(address))}: {' '.join(str(error).split())}") from error

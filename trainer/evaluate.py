@@ -23,8 +23,8 @@ from trainer.measures.baselines import ABOUT_BM25, Bm25, random_scores
 from trainer.measures.comparison import System, as_json, compared, table
 from trainer.measures.metrics import MEASURE, judgments, per_query
 from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
+from trainer.scoring.memory import naming_flags
 from trainer.storage import appears_whole, check_writable
-from trainer.training.memory import naming_flags
 
 BASELINES = ("random", "bm25")
 JUDGED = "judged in the data"

@@ -33,8 +33,8 @@ from trainer.data.records import DataError, JudgedDocument, QueryGroup, write_gr
 from trainer.measures.baselines import Bm25Index
 from trainer.scoring.bi_encoder import BiEncoder
 from trainer.scoring.checkpoint import LESS_MEMORY, ScoringArguments, progress
+from trainer.scoring.memory import naming_flags
 from trainer.storage import check_writable
-from trainer.training.memory import naming_flags
 
 KINDS = ("spans", "titles", "written")
 

@@ -18,8 +18,8 @@ from trainer.data.rankings import best_first, candidates, read_run, write_run
 from trainer.data.records import DataError, Scores, read_groups
 from trainer.measures.metrics import ranked
 from trainer.scoring.checkpoint import LESS_MEMORY, PackedScoringArguments, processes_together
+from trainer.scoring.memory import naming_flags
 from trainer.storage import check_writable
-from trainer.training.memory import naming_flags
 
 
 @dataclass(kw_only=True)

@@ -4,14 +4,13 @@
     python -m trainer.score --triton a:8001 b:8001 --data log.jsonl --output runs/teacher_scores.parquet
     python -m trainer.score --run llm.run --data log.jsonl --output runs/teacher_scores.parquet
     python -m trainer.score --bi_encoder MODEL --data pool.jsonl --output runs/weak_scores.parquet
-    python -m trainer.score --ray auto --model runs/teacher --data pool/ --output /shared/teacher_scores.parquet
+    python -m trainer.score --ray auto --model /shared/teacher --data /shared/pool --output /shared/scores.parquet
 
 A teacher's scores are written in shards, which lie beside the output until all of them are there. After a kill the
 same command resumes with the missing ones. Under ``torchrun`` each process takes the next shard of one list. A teacher
 that Triton serves (``build_engines.py --teacher``) scores on all of its servers at once. On a Ray cluster each worker
-scores the next shard (scoring/cluster.py). A run file holds an order and
-no scores: the score is -log(rank) within its query. A bi-encoder's is the cosine of its two vectors.
-Source: arXiv 2411.04539, section 3.3.
+scores the next shard (scoring/cluster.py). A run file holds an order and no scores: the score is -log(rank) within its
+query. A bi-encoder's is the cosine of its two vectors. Source: arXiv 2411.04539, section 3.3.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
 from trainer.scoring import cluster
 from trainer.scoring.checkpoint import LESS_MEMORY, processes_together, progress, run_scores
+from trainer.scoring.memory import naming_flags
 from trainer.scoring.prefetch import prefetched
 from trainer.scoring.shards import finished, list_missing, missing, taken, wait_for_all
 from trainer.scoring.teachers import ScoreArguments, scorer_of
 from trainer.storage import check_writable, discard, fetched
-from trainer.training.memory import naming_flags
 from trainer.training.resume import held, open_shards, stamps
 
 # What may differ when a job resumes.
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score_here(arguments: ScoreArguments) -> tuple[int, array[int]]:
     """The number of scored pairs, and the pairs of each query."""
     sources = [fetched(source) for source in arguments.data]
-    sizes = survey(sources)
+    sizes = pairs_of_queries(sources)
     with (
         scorer_of(arguments) as scorer,
         shards_of(arguments, sizes, scorer.identity) as directory,
@@ -85,22 +84,19 @@ def score_on_cluster(arguments: ScoreArguments) -> tuple[int, array[int]]:
     if processes_together().num_processes > 1:
         raise DataError("--ray starts its own processes: leave torchrun out")
     with cluster.joined(arguments.ray or cluster.LOCAL) as ray:
-        found = cluster.survey(ray, arguments.data)
+        anywhere = cluster.with_whole_paths(arguments)
+        found = cluster.survey(ray, anywhere.data)
         with scorer_of(arguments) if arguments.triton else nullcontext() as servers:
             identity = servers.identity if servers else None
         name = arguments.model or arguments.bi_encoder or arguments.triton_model
-        with (
-            shards_of(arguments, found.pairs, identity) as directory,
-            _bar(name, found.pairs, directory) as bar,
-            naming_flags(LESS_MEMORY),
-        ):
-            speeds = cluster.score_shards(ray, arguments, missing(directory), found, directory, bar)
+        with shards_of(arguments, found.pairs, identity) as directory, _bar(name, found.pairs, directory) as bar:
+            speeds = cluster.score_shards(ray, anywhere, missing(directory), found, directory, bar)
     for worker, speed in speeds.items():
         say(f"{worker}: {speed.pairs:,} pairs, {speed.pairs_per_s:,.0f} pairs/s")
     return sum(found.pairs), found.pairs
 
 
-def survey(sources: Sequence[str]) -> array[int]:
+def pairs_of_queries(sources: Sequence[str]) -> array[int]:
     """The number of pairs of each query. Everything is read once, to find faults before the teacher's hours are
     spent."""
     groups = tqdm(iter_groups(*sources), desc="reading", unit="query", delay=5)

@@ -4,14 +4,17 @@
 line is where an address becomes a path of the mirror: what the store has there is fetched, unless it is there already
 with the same size and time. What ``appears_whole`` makes in the mirror is then put into the store, where an object is
 replaced at once. A folder holds ``.uploading`` until all of it is there, and is not taken before. So a store that fails
-stops a command as it begins or as it saves, and no data change under a run.
+stops a command as it begins or as it saves. The data of a run change under it only if another command of this machine
+fetches the same address after the store's content has changed.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +25,13 @@ from typing import Any, NamedTuple
 from pyarrow import fs
 
 from client import files
-from trainer.addresses import ADDRESS, address_of, local, naming, shown
+from trainer.addresses import ADDRESS, StoreError, address_of, local, mirror, naming, shown
 
 UPLOADING = ".uploading"
 WORK = ("run", "shards")  # what an interrupted command leaves beside its output, in .NAME.run
 CONNECT_S, ANSWER_S = 10.0, 60.0
 ATTEMPTS = 8  # of a request, unless AWS_MAX_ATTEMPTS says otherwise; the pause between them grows
+STORES = ("s3", "gs")
 AT_ONCE = 8  # files under way
 CHUNK = 8 << 20  # bytes
 
@@ -53,15 +57,15 @@ def localised(argv: Sequence[str], far: Iterable[str] = ()) -> list[str]:
     return paths
 
 
-def fetched(source: str) -> str:
+def fetched(source: str, beside: Sequence[str] = WORK) -> str:
     """The path of what lies at an address, which need not exist; anything else but an address as it is.
 
-    Beside it lies what an interrupted command left of it. Raises StoreError.
+    What an interrupted command left ``beside`` it is fetched too. Raises StoreError.
     """
     path = local(source)
     if (address := address_of(path)) is None:
         return str(path)
-    names = [path, *(path.with_name(f".{path.name}.{work}") for work in WORK)]
+    names = [path, *(path.with_name(f".{path.name}.{work}") for work in beside)]
     with naming(address):
         path.parent.mkdir(parents=True, exist_ok=True)
         for each in names:
@@ -71,12 +75,11 @@ def fetched(source: str) -> str:
 
 def listed(source: str | Path) -> dict[str, Found]:
     """The files in a folder, at any depth, or the file itself, in order; none where nothing is. Raises StoreError."""
-    name = shown(str(source)).rstrip("/")
-    store, key = _store(name)
+    name = str(source).rstrip("/")
     with naming(name):
+        store, key = store_of(name)
         found = _files(store, key)
-    head = name.removesuffix(key)
-    return {head + name: file for name, file in sorted(found.items())}
+    return {name + file.removeprefix(key): found[file] for file in sorted(found)}
 
 
 @contextmanager
@@ -90,38 +93,41 @@ def appears_whole(path: Path) -> Iterator[Path]:
 def publish(path: Path) -> None:
     """Put a file or a folder of the mirror into its store; a folder that the store lacks appears whole.
 
-    What the store has already with the same size and time stays; a path that is not of the mirror is left alone.
-    Raises StoreError.
+    What the store has already with the same size and time stays, and so does all else in a folder that it has: another
+    machine may have put it there. A path that is not of the mirror is left alone. Raises StoreError.
     """
     # A part of what is not whole yet goes up with it.
-    if (address := address_of(path)) is None or any(part.endswith(".partial") for part in path.parts):
+    if (address := address_of(path)) is None or _is_partial(path):
         return
-    store, key = _store(address)
     with naming(address):
+        store, key = store_of(address)
         if path.is_file():
-            _put(store, path, key)
+            _all(lambda each: _put(store, each, key), [path])
             return
         there, mark = _files(store, key), f"{key}/{UPLOADING}"
-        wanted = {f"{key}/{each.relative_to(path)}": each for each in path.rglob("*") if each.is_file()}
+        wanted = {f"{key}/{each.relative_to(path)}": each for each in _files_here(path)}
         changed = [name for name, each in wanted.items() if there.get(name) != _found(each)]
         if appears := not there or mark in there:
             _write(store, mark)
         for part in (wanted.keys() - there.keys(), there.keys() & {*changed}):  # what is new first, then what replaces
             _all(lambda name: _put(store, wanted[name], name), part)
-        _all(store.delete_file, there.keys() - wanted.keys() - {mark})
         if appears:
+            _all(store.delete_file, there.keys() - wanted.keys() - {mark})
             store.delete_file(mark)
 
 
 def discard(path: Path) -> None:
-    """Remove a folder, in the store too for one of the mirror. Raises StoreError."""
+    """Remove a file or a folder, in the store too for one of the mirror. Raises StoreError."""
     if (address := address_of(path)) is not None:
-        store, key = _store(address)
         with naming(address):
-            _write(store, f"{key}/{UPLOADING}")  # what is left of it, if this is cut short, is not taken for whole
-            _all(store.delete_file, _files(store, key).keys() - {f"{key}/{UPLOADING}"})
-            store.delete_dir(key)
-    shutil.rmtree(path)
+            store, key = store_of(address)
+            mark = f"{key}/{UPLOADING}"
+            if path.is_dir():
+                _write(store, mark)  # what is left of it, if this is cut short, is not taken for whole
+            _all(store.delete_file, _files(store, key).keys() - {mark})
+            if path.is_dir():
+                store.delete_dir(key)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -129,18 +135,22 @@ def check_writable(*paths: str | Path | None) -> None:
     files.check_writable(*paths)
     for path in paths:
         if path is not None and (address := address_of(Path(path))) is not None:
-            store, key = _store(address)
             with naming(address):
-                _write(store, f"{key}.tried")
-                store.delete_file(f"{key}.tried")
+                store, key = store_of(address)
+                tried = f"{key}.{socket.gethostname()}-{os.getpid()}.tried"  # the processes of a job try at once
+                _write(store, tried)
+                store.delete_file(tried)
 
 
-def _store(source: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an address or a path, and the name in it."""
-    if ADDRESS.fullmatch(source) is None:
-        return fs.LocalFileSystem(), source
-    scheme, _, key = source.partition("://")
-    return _connected(scheme), key.strip("/")
+def store_of(source: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an address or a path, and the name in it. Raises StoreError for an address of another kind."""
+    scheme, colon, key = source.partition("://")
+    path = local(source)
+    if scheme in STORES and colon:
+        return _connected(scheme), key.strip("/")
+    if colon and scheme != "file":
+        raise StoreError(f"{source}: an address begins with s3://, gs:// or file://")
+    return fs.LocalFileSystem(), str(path)
 
 
 @cache
@@ -148,20 +158,26 @@ def _connected(scheme: str) -> fs.FileSystem:
     """Credentials, region and endpoint come from the environment, as the store's own tools read them."""
     if scheme == "gs":
         return fs.GcsFileSystem()
-    retries = fs.AwsStandardS3RetryStrategy(max_attempts=int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS)))
     # Arrow itself does not read these.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://"
-    scheme, _, host = endpoint.rstrip("/").partition("://")
+    attempts = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not attempts.isdecimal():
+        raise StoreError(f"AWS_MAX_ATTEMPTS is {attempts!r}, not a number")
+    if endpoint and "://" not in endpoint:
+        raise StoreError(f"AWS_ENDPOINT_URL is {endpoint!r}, not http://HOST:PORT or https://HOST")
+    protocol, _, host = endpoint.rstrip("/").partition("://") if endpoint else ("https", "", None)
     return fs.S3FileSystem(
-        retry_strategy=retries, connect_timeout=CONNECT_S, request_timeout=ANSWER_S,
-        scheme=scheme, endpoint_override=host or None, allow_delayed_open=True,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=int(attempts)), connect_timeout=CONNECT_S,
+        request_timeout=ANSWER_S, scheme=protocol, endpoint_override=host, allow_delayed_open=True,
     )  # fmt: skip
 
 
 def _fetch(path: Path) -> None:
     """Make the mirror's file or folder what the store has, unless another command works in the folder."""
-    store, key = _store(shown(str(path)))
+    store, key = store_of(shown(str(path)))
     there = _files(store, key)
+    if outside := [name for name in there if ".." in Path(name).parts]:
+        raise StoreError(f"{shown(str(path))}: an object there is named {outside[0]!r}, which is no path below it")
     # The command that left half of a folder there, started again, replaces it.
     halves = tuple(name.removesuffix(UPLOADING) for name in there if name.endswith(f"/{UPLOADING}"))
     there = {name: file for name, file in there.items() if not name.startswith(halves or ("\0",))}
@@ -169,8 +185,7 @@ def _fetch(path: Path) -> None:
         if not free:
             return
         wanted = {path / Path(name).relative_to(key): name for name in there}
-        here = {path} if path.is_file() else {each for each in path.rglob("*") if each.is_file()}
-        for other in here - wanted.keys():
+        for other in {*_files_here(path)} - wanted.keys():
             other.unlink()
         if path.is_dir() and not wanted:
             shutil.rmtree(path)
@@ -180,7 +195,9 @@ def _fetch(path: Path) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Whether nobody holds the folder, as a run holds its own; one process of a machine fetches at a time."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    locks = mirror() / ".locks"  # not beside the data, which are published and replaced
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / hashlib.sha256(os.fsencode(path)).hexdigest()).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_dir():
             yield True
@@ -203,6 +220,16 @@ def _files(store: fs.FileSystem, key: str) -> dict[str, Found]:
         return {}
     all_ = [found] if found.is_file else store.get_file_info(fs.FileSelector(key, recursive=True))
     return {each.path: Found(each.size, each.mtime_ns) for each in all_ if each.is_file}
+
+
+def _files_here(path: Path) -> list[Path]:
+    """The file, or the files in the folder at any depth, but for those that somebody is writing."""
+    inside = [path] if path.is_file() else path.rglob("*")
+    return [each for each in inside if each.is_file() and not _is_partial(each)]
+
+
+def _is_partial(path: Path) -> bool:
+    return any(part.endswith(".partial") for part in path.parts)
 
 
 def _found(path: Path) -> Found:
@@ -234,5 +261,6 @@ def _write(store: fs.FileSystem, key: str) -> None:
 
 
 def _all(act: Callable[[Any], object], names: Iterable[Any]) -> None:
+    """On threads, which Ctrl-C lets end: a stream that an exception closes puts the half of a file into the store."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(act, names))

@@ -32,7 +32,7 @@ from bench.report import table_of, write
 from trainer.command import command, console_of, parse
 from trainer.data.records import DataError
 from trainer.packed.attention import Kernel
-from trainer.training.memory import OutOfMemoryError, naming_flags
+from trainer.scoring.memory import OutOfMemoryError, naming_flags
 
 Item = Callable[[Sizes, Machine], Result]
 Items = dict[str, dict[str, Any]]  # results by the names of their items, as the file has them

@@ -28,8 +28,8 @@ from trainer.pretrain import PretrainArguments, clicked
 from trainer.rank_sft import JudgedTargets, RankArguments
 from trainer.rank_sft import objective as ranking
 from trainer.scoring.checkpoint import lower_precision, parts
+from trainer.scoring.memory import OutOfMemoryError, naming_flags
 from trainer.training.batches import TrainingGroup
-from trainer.training.memory import OutOfMemoryError, naming_flags
 from trainer.training.run import StageArguments
 from trainer.training.streams import GroupList
 from trainer.training.trainers import LanguageTrainer, RankingTrainer

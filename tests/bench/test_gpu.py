@@ -22,8 +22,8 @@ from trainer.data.pairs import encode_groups
 from trainer.measures.costs import Work, flops_per_token
 from trainer.packed.attention import Visible
 from trainer.packed.forward import IGNORED
+from trainer.scoring.memory import OutOfMemoryError
 from trainer.training.batches import LanguageCollator
-from trainer.training.memory import OutOfMemoryError
 
 # PEFT asks for an attribute by the name that transformers is giving up, and the bench uses the name of a flag that
 # older versions know too.

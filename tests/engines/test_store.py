@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from engines import store
 from tests.support.repositories import contents
+from tests.support.stores import store_running
+from trainer.addresses import StoreError
+from trainer.storage import store_of
 
 FILES = {
     "ranker/config.pbtxt": "ensemble",
@@ -39,35 +39,23 @@ def repository(tmp_path: Path) -> Path:
     return repository
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[fs.S3FileSystem]:
-    """A store with the bucket ``models``, which the environment says how to reach."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "{}:{}".format(*server.get_host_and_port())
-    variables = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
-    for name, value in {**variables, "AWS_ENDPOINT_URL": f"http://{endpoint}"}.items():
-        monkeypatch.setenv(name, value)
-    s3 = fs.S3FileSystem(scheme="http", endpoint_override=endpoint, allow_bucket_creation=True)
-    s3.create_dir("models")
-    yield s3
-    server.stop()
-
-
 def test_what_triton_would_serve_comes_out_of_an_object_store_as_it_went_in(
-    bucket: fs.S3FileSystem, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetched = tmp_path / "fetched"
-    assert store.main(["publish", "s3://models/ranker/7", "--model_repository", str(repository)]) == 0
-    digest = capsys.readouterr().out.split()[-1]
-    for _ in range(2):  # a pod that is started again
-        flags = ["--digest", digest, "--model_repository", str(fetched)]
-        assert store.main(["fetch", "s3://models/ranker/7", *flags]) == 0
-    assert contents(fetched) == {name: FILES.get(name, "").encode() for name in PUBLISHED}
-    with bucket.open_input_stream("models/ranker/7/SHA256SUMS") as sums:
-        subprocess.run(["sha256sum", "--check", "--quiet", "-"], cwd=fetched, input=sums.read(), check=True)
-    assert store.main(["fetch", "s3://nowhere/ranker/7", "--model_repository", str(tmp_path / "other")]) == 2
-    assert capsys.readouterr().err.startswith("error: s3://nowhere/ranker/7: ")
+    with store_running(tmp_path / "mirror") as bucket:
+        address = f"{bucket.address}/ranker/7"
+        assert store.main(["publish", address, "--model_repository", str(repository)]) == 0
+        digest = capsys.readouterr().out.split()[-1]
+        for _ in range(2):  # a pod that is started again
+            assert store.main(["fetch", address, "--digest", digest, "--model_repository", str(fetched)]) == 0
+        assert contents(fetched) == {name: FILES.get(name, "").encode() for name in PUBLISHED}
+        s3, key = store_of(f"{address}/SHA256SUMS")
+        with s3.open_input_stream(key) as sums:
+            subprocess.run(["sha256sum", "--check", "--quiet", "-"], cwd=fetched, input=sums.read(), check=True)
+        for nowhere in ("s3://nowhere/ranker/7", "hdfs://models/ranker/7"):
+            assert store.main(["fetch", nowhere, "--model_repository", str(tmp_path / "other")]) == 2
+            assert capsys.readouterr().err.startswith(f"error: {nowhere}: ")
 
 
 def test_what_was_published_never_changes_and_neither_does_what_is_there(repository: Path, tmp_path: Path) -> None:
@@ -75,11 +63,11 @@ def test_what_was_published_never_changes_and_neither_does_what_is_there(reposit
     store.publish(repository, address)
     fetched.mkdir()
     (fetched / "mine").write_text("mine")
-    with pytest.raises(store.StoreError, match="it never changes"):
+    with pytest.raises(StoreError, match="it never changes"):
         store.publish(repository, address)
-    with pytest.raises(store.StoreError, match="something else is there already"):
+    with pytest.raises(StoreError, match="something else is there already"):
         store.fetch(address, fetched)
-    with pytest.raises(store.StoreError, match="not a model repository"):
+    with pytest.raises(StoreError, match="not a model repository"):
         store.publish(fetched, str(tmp_path / "store/8"))
     assert contents(fetched) == {"mine": b"mine"}
 

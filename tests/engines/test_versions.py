@@ -245,3 +245,8 @@ def test_a_damaged_engine_is_refused_whatever_is_kept(
     assert build_engines.main(flags) == 1
     assert "refused: in int8, Kendall's tau is" in capsys.readouterr().err
     assert sorted((repository / "student").iterdir()) == before
+
+
+def test_an_address_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert versions.main(["list", "--model_repository", "s3://bucket/models"]) == 2
+    assert capsys.readouterr().err == "error: s3://bucket/models: this command takes a folder, not an address\n"

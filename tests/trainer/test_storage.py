@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,7 @@ from tests.support.logs import raw
 from tests.support.stages import FEW, fails, run
 from tests.support.stores import Store, store_running
 from trainer import addresses, distill, evaluate, prepare, score, storage
+from trainer.data.records import read_groups
 
 ASKED = "GET|HEAD"
 
@@ -73,6 +77,84 @@ def test_a_path_may_be_an_address(
     assert not [file for file in store.files() if file.startswith(".")]
 
 
+def test_a_folder_of_the_store_is_read_as_one_of_the_disk(given: str, data: Path) -> None:
+    pool = addresses.local(f"{given}/pool")
+    pool.mkdir(parents=True)
+    for name, lines in zip("ab", halves(data), strict=True):
+        (pool / f"{name}.jsonl").write_bytes(lines)
+    storage.publish(pool)
+    forget()
+    assert read_groups(read(f"{given}/pool")) == read_groups(data)
+    run(score, "--model", f"{given}/bert", "--data", f"{given}/pool", "--output", f"{given}/scores.parquet")
+    assert storage.listed(f"{given}/pool").keys() == {f"{given}/pool/{name}.jsonl" for name in "ab"}
+    assert storage.listed(f"file://{data.parent}")[f"file://{data}"] == storage.listed(data)[str(data)]
+
+
+def halves(data: Path) -> tuple[bytes, bytes]:
+    lines = data.read_bytes().splitlines(keepends=True)
+    middle = len(lines) // 2
+    return b"".join(lines[:middle]), b"".join(lines[middle:])
+
+
+def test_ctrl_c_puts_no_half_of_a_file_into_the_store(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, copy = addresses.local(f"{given}/big.bin"), shutil.copyfileobj
+
+    def interrupted(source: BinaryIO, target: Any, length: int) -> None:
+        target.write(source.read(1))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        copy(source, target, length)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"whole")
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    before = {*threading.enumerate()}
+    with pytest.raises(KeyboardInterrupt):
+        storage.publish(path)
+    for thread in {*threading.enumerate()} - before:  # as the end of a process does
+        thread.join(60)
+    forget()
+    assert read(f"{given}/big.bin").read_bytes() == b"whole"
+
+
+def test_what_another_machine_puts_into_a_folder_stays(given: str, store: Store) -> None:
+    folder = addresses.local(f"{given}/folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("ours", ".later.host.1.partial"):
+        (folder / name).write_text(name)
+    storage.publish(folder)
+    (folder / "again").write_text("again")
+    file, key = storage.store_of(f"{given}/folder/theirs")
+    with file.open_output_stream(key) as stream:
+        stream.write(b"theirs")
+    storage.publish(folder)
+    assert store.files("folder") == {"ours", "again", "theirs"}
+    storage.fetched(f"{given}/folder")
+    assert {path.name for path in folder.iterdir()} == {"ours", "again", "theirs", ".later.host.1.partial"}
+    storage.discard(folder / "ours")
+    assert store.files("folder") == {"again", "theirs"}
+
+
+def test_no_name_in_the_store_leads_out_of_the_mirror(given: str) -> None:
+    from moto.s3.models import s3_backends  # Arrow itself writes no such name
+
+    s3_backends["123456789012"]["aws"].put_object("bucket", "evil/../../../../escaped", b"1")
+    with pytest.raises(addresses.StoreError, match="evil"):
+        storage.fetched(f"{given}/evil")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("AWS_MAX_ATTEMPTS", "many"), ("AWS_ENDPOINT_URL", "localhost:9000")])
+def test_a_setting_that_is_none_is_named(
+    given: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, value)
+        storage._connected.cache_clear()
+        for act in (storage.fetched, storage.listed, lambda name: storage.check_writable(addresses.local(name))):
+            with pytest.raises(addresses.StoreError, match=f"{variable} is '{value}'"):
+                act(f"{given}/data.jsonl")
+    storage._connected.cache_clear()
+
+
 def test_another_machine_goes_on_where_a_run_was_interrupted(
     given: str, store: Store, tmp_path: Path, data: Path, bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +188,7 @@ def test_a_folder_is_whole_or_not_there_wherever_its_upload_ends(given: str, sto
         store.times = 0
         forget()
         assert not read(f"{given}/folder").exists()
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "e").write_text("four")
     storage.publish(folder)
     forget()

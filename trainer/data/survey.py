@@ -1,4 +1,4 @@
-"""What a first pass over files finds: faults, and how many pairs each query has. It needs no PyTorch."""
+"""A first pass over files, which finds faults and how many pairs each query has. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Survey:
     def of(cls, files: Sequence[str], map_all: Callable[[list[Row]], Iterable[Row]]) -> Survey:
         """``map_all`` has ``surveyed`` of rows, in any order, perhaps from other machines.
 
-        Raises DataError as ``iter_groups`` does.
+        Raises DataError for a query that comes twice, and DisRankerError as ``checked`` does.
         """
         found = map_all([{"place": place, "file": file} for place, file in enumerate(files)])
         rows = sorted(map(checked, found), key=lambda row: int(row["place"]))
@@ -38,11 +38,11 @@ class Survey:
             identities.frombytes(row["identities"])
             pairs.frombytes(row["pairs"])
         if repeated(identities):
-            refuse_repeated(identities, [fetched(file) for file in files])
+            refuse_repeated(identities, [fetched(file, ()) for file in files])
         return cls(files, [len(row["pairs"]) // pairs.itemsize for row in rows], pairs)
 
     def parts(self, first: int, last: int) -> Iterator[tuple[str, int, int]]:
-        """Of the queries from ``first`` up to ``last``, each file that has any, with their places in it."""
+        """Each file that has any of the queries from ``first`` up to ``last``, with their places in it."""
         places = pairwise(accumulate(self.queries, initial=0))
         for file, (begin, end) in zip(self.files, places, strict=True):
             if max(first, begin) < min(last, end):
@@ -53,7 +53,7 @@ def surveyed(row: Row) -> dict[str, Any]:
     """The queries and pairs of a row's file as bytes, or the fault."""
     identities, pairs = array("Q"), array("I")
     try:
-        for group in iter_groups(fetched(row["file"])):
+        for group in iter_groups(fetched(row["file"], ())):
             identities.append(identity(group.query_id))
             pairs.append(len(group.documents))
     except DisRankerError as error:
@@ -67,7 +67,7 @@ def failed(error: DisRankerError) -> dict[str, Any]:
 
 
 def checked(row: Row) -> Row:
-    """Raises the error that a row holds."""
+    """The row itself. Raises DisRankerError, with text and exit code, for the error that it holds."""
     if row["error"]:
         raised = DisRankerError(row["error"])
         raised.exit_code = int(row["exit_code"])

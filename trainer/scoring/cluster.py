@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,8 @@ from trainer.addresses import local, shown
 from trainer.data.rankings import write_scores
 from trainer.data.records import IR_DATASETS, DataError, files_in, groups_between
 from trainer.data.survey import Row, Survey, checked, failed, surveyed
+from trainer.scoring.checkpoint import LESS_MEMORY
+from trainer.scoring.memory import naming_flags
 from trainer.scoring.shards import Shard
 from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
 from trainer.storage import fetched
@@ -69,10 +71,21 @@ def joined(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+def with_whole_paths(arguments: ScoreArguments) -> ScoreArguments:
+    """The same for workers, which begin in a working directory of Ray's; addresses and names of a hub stay."""
+    data = [_whole(source) for source in arguments.data]
+    model, bi_encoder = (name and _whole(name) for name in (arguments.model, arguments.bi_encoder))
+    return replace(arguments, data=data, model=model, bi_encoder=bi_encoder)
+
+
+def _whole(name: str) -> str:
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
 def survey(ray: Any, sources: Sequence[str]) -> Survey:
     """Read everything once, a file a task, to find faults before the teacher's hours are spent.
 
-    Raises DataError as ``iter_groups`` does.
+    Raises DisRankerError where ``iter_groups`` raises DataError.
     """
     if datasets := [source for source in sources if source.startswith(IR_DATASETS)]:
         raise DataError(f"{datasets[0]}: --ray reads files and folders")
@@ -92,18 +105,20 @@ class Worker:
         self._open = ExitStack()
 
     def __call__(self, row: Row) -> dict[str, Any]:
-        """What came of a shard, and how long that took without the loading."""
+        """Score a shard, and return its place, its pairs and the seconds without the loading, or the fault."""
         shard = Shard(int(row["first"]), int(row["last"]))
         try:
-            scorer = self._loaded()
-            started = time.perf_counter()
-            queries = [
-                group for file, *places in json.loads(row["parts"]) for group in groups_between(fetched(file), *places)
-            ]
-            scores = scorer.scores(queries, tqdm(disable=True))
-            pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
+            with naming_flags(LESS_MEMORY):
+                scorer = self._loaded()
+                started = time.perf_counter()
+                places = json.loads(row["parts"])
+                queries = [group for file, *ends in places for group in groups_between(fetched(file, ()), *ends)]
+                scores = scorer.scores(queries, tqdm(disable=True))
+                pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
         except DisRankerError as error:
             return failed(error)
+        except ImportError as error:  # of a package that this node lacks
+            return failed(ClusterError(f"{socket.gethostname()}: {error}"))
         took = {"pairs": pairs, "seconds": time.perf_counter() - started}
         return {**shard._asdict(), **took, "worker": f"{socket.gethostname()}, process {os.getpid()}", "error": ""}
 
@@ -115,7 +130,7 @@ class Worker:
 
 @dataclass
 class Speed:
-    """What a worker has done."""
+    """The pairs that a worker has scored, and the time for them."""
 
     pairs: int = 0
     seconds: float = 0.0
@@ -138,12 +153,13 @@ def score_shards(
     tasks = [{**shard._asdict(), "parts": json.dumps([*found.parts(*shard)])} for shard in shards]
     workers, gpus = workers_of(ray, arguments)
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        Worker, fn_constructor_args=(arguments, shown(str(directory))), num_cpus=0 if gpus else 1, num_gpus=gpus,
+        Worker, fn_constructor_args=(arguments, shown(str(directory.absolute()))),
+        num_cpus=0 if gpus else 1, num_gpus=gpus,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
     )  # fmt: skip
     for row in map(checked, rows.iter_rows()):
         path = Shard(int(row["first"]), int(row["last"])).path(directory)
-        fetched(shown(str(path)))
+        fetched(shown(str(path)), ())
         if not path.is_file():
             raise ClusterError(f"{path}: {row['worker']} wrote it and it is not seen here: all nodes need --output")
         speed = speeds.setdefault(row["worker"], Speed())

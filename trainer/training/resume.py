@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -98,7 +97,7 @@ def new_directory(directory: Path, settings: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         if path.name != OWNER_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            discard(path)
     with appears_whole(directory / SETTINGS_FILE) as partial:
         partial.write_text(_as_saved(settings), encoding="utf-8")
     publish(directory)

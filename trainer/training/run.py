@@ -23,10 +23,10 @@ from trainer.checkpoints.load import Checkpoint, Model
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.data.records import DataError
 from trainer.packed.attention import Kernel, check_kernel
+from trainer.scoring.memory import naming_flags
 from trainer.storage import discard
 from trainer.training.flags import FREE, check_numbers, check_optimiser, check_supported
 from trainer.training.held_out import HeldOut, evaluation_settings
-from trainer.training.memory import naming_flags
 from trainer.training.processes import decided_by_first
 from trainer.training.resumable import Resumable
 from trainer.training.resume import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from array import array
@@ -23,6 +24,8 @@ from tests.support.waiting import eventually
 from trainer import score
 from trainer.data.records import groups_between, read_groups
 from trainer.data.survey import Survey, surveyed
+from trainer.scoring.cluster import Worker
+from trainer.scoring.teachers import ScoreArguments
 
 QUERIES = 12
 
@@ -56,10 +59,11 @@ def test_a_folder_is_read_in_any_parts_as_in_one(pool: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_worker_that_is_killed_is_replaced_and_every_pair_is_scored_once(
-    pool: Path, bert: Path, tmp_path: Path
+    pool: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ["--model", bert, "--data", pool, "--pairs_per_shard", 20]
-    run(score, *flags, "--output", tmp_path / "here.parquet")
+    monkeypatch.chdir(tmp_path)  # which is not the workers' directory
+    flags = ["--model", os.path.relpath(bert), "--data", os.path.relpath(pool), "--pairs_per_shard", 20]
+    run(score, *flags, "--output", "here.parquet")
     killed = list[int]()
 
     def kill_a_worker() -> None:
@@ -70,7 +74,7 @@ def test_a_worker_that_is_killed_is_replaced_and_every_pair_is_scored_once(
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
-    run(score, "--ray", *flags, "--ray_workers", 1, "--output", tmp_path / "there.parquet")
+    run(score, "--ray", *flags, "--ray_workers", 1, "--output", "there.parquet")
     killer.join()
     assert killed
     assert pq.read_table(tmp_path / "there.parquet") == pq.read_table(tmp_path / "here.parquet")
@@ -84,6 +88,25 @@ def workers() -> list[psutil.Process]:
         with suppress(psutil.Error):
             found += [process] if "MapWorker" in " ".join(process.cmdline()) else []
     return found
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "exit_code"),
+    [
+        (MemoryError("no more"), "out of memory (no more); what helps: a smaller --rows_per_batch", 1),
+        (ModuleNotFoundError("No module named 'peft'"), "No module named 'peft'", 2),
+    ],
+)
+def test_what_a_node_lacks_is_one_line(
+    error: Exception, says: str, exit_code: int, pool: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ScoreArguments, "scorer", fail)
+    worker = Worker(ScoreArguments(data=[str(pool)], output="scores.parquet", model=str(bert)), str(tmp_path))
+    row = worker({"first": 0, "last": 1, "parts": json.dumps([[str(pool / "part-0.jsonl"), 0, 1]])})
+    assert says in row["error"] and row["exit_code"] == exit_code
 
 
 def test_without_ray_one_line_says_how_to_get_it(
