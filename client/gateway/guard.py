@@ -21,7 +21,7 @@ from client.gateway.settings import Settings
 
 PIECE = 64 * 1024  # bytes
 PROBES = frozenset({"/health", "/readyz", "/livez"})
-HOST = re.compile(r"(.*?)(:[0-9]*)?", re.DOTALL)
+PORT = re.compile(r":[0-9]*\Z")
 
 
 class Hosts:
@@ -36,13 +36,11 @@ class Hosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES or self._allows(Headers(scope=scope).get("host", "")):
             return await self._app(scope, receive, send)
-        await Problem(400, "the Host of this request is not served here: see --allowed_hosts").answer()(
-            scope, receive, send
-        )
+        problem = Problem(400, "the Host of this request is not served here: see --allowed_hosts")
+        await problem.answer()(scope, receive, send)
 
     def _allows(self, header: str) -> bool:
-        found = HOST.fullmatch(header.lower())
-        host = found[1] if found else ""
+        host = PORT.sub("", header.lower())
         return not self._allowed or any(
             host.endswith(pattern[1:]) if pattern.startswith("*") else host == pattern for pattern in self._allowed
         )
