@@ -18,7 +18,7 @@ UNIT_DOCUMENTS = 100  # Cohere's search unit: a query with up to so many documen
 
 
 class Ranking(NamedTuple):
-    """What all forms of an answer are made of."""
+    """The content of all forms of an answer."""
 
     model: str
     scores: Scores

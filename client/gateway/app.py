@@ -14,13 +14,12 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from client import DISTRIBUTION
 from client.gateway import rerank, status
 from client.gateway.docs import add_docs
 from client.gateway.encodings import PACKED_FROM_BYTES, Paths, Rooted
-from client.gateway.guard import Guard
+from client.gateway.guard import Guard, Hosts
 from client.gateway.keys import Keys
 from client.gateway.logs import LOG
 from client.gateway.metrics import Metrics
@@ -78,7 +77,7 @@ def create_app(settings: Settings, keys: Keys, metrics: Metrics) -> FastAPI:
     app.add_middleware(Rooted)
     app.add_middleware(Guard, settings=settings, keys=keys)
     app.add_middleware(GZipMiddleware, minimum_size=PACKED_FROM_BYTES, compresslevel=1)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts or ["*"], www_redirect=False)
+    app.add_middleware(Hosts, allowed=settings.allowed_hosts)
     app.add_middleware(Observed, metrics=metrics, traces=traces, routes=ROUTES)
     app.add_middleware(Paths, root_path=settings.root_path)  # the last is the outermost
     return app

@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from client.gateway.logs import Seldom
@@ -83,6 +84,7 @@ class Caller(H11Protocol):
         super().__init__(**of_uvicorn)
         self.app_state = {**self.app_state, CALLER: self}
         self.address, self.had_answer = neighbourhood(address), False
+        self._unread = False  # all of an answer was written, and its caller has not read all
         self._connections, self._bounds = connections, connections.bounds
         self._opening: asyncio.Task[None] | None = None
         self._reading: asyncio.TimerHandle | None = None
@@ -128,6 +130,9 @@ class Caller(H11Protocol):
     def on_response_complete(self) -> None:
         self.had_answer = True
         self._connections.answered(self)
+        self._unread = self.flow.write_paused
+        if not self._unread:
+            self._forget_reading()
         super().on_response_complete()  # it may begin the next request, which was sent along with this one
         self._look()
 
@@ -139,6 +144,8 @@ class Caller(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._unread:  # and nothing of the next answer was written, which may be under way
+            self._forget_reading()
         self._look()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -158,23 +165,41 @@ class Caller(H11Protocol):
     def _look(self) -> None:
         """Keep the time limit of what is waited for. Between two requests that is uvicorn's, for idle connections."""
         if not self.waits:
-            _cancel(self._head)
-            self._head = None
-        else:
-            _cancel(self._reading)
-            self._reading = None
-            if self._head is None and self.timeout_keep_alive_task is None:
-                self._await_head()
+            self._forget_head()
+            return
+        self._forget_reading()
+        if self.timeout_keep_alive_task is not None:
+            return
+        if self.had_answer and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            # What came was the rest of a body, of a request that had its answer before.
+            self._forget_head()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif self._head is None:
+            self._await_head()
 
     def _await_head(self) -> None:
-        what = f"a connection that sent no whole head of a request within {self._bounds.head_s:g} s"
-        self._head = self.loop.call_later(self._bounds.head_s, self.abort, "head", what)
+        """Or the rest of a body that nobody reads."""
+        in_body = self.had_answer and self.conn.their_state is not h11.IDLE
+        seconds = self.timeout_keep_alive if in_body else self._bounds.head_s
+        what = f"a connection that sent no whole head of a request within {seconds:g} s"
+        self._head = self.loop.call_later(seconds, self.abort, "head", what)
+
+    def _forget_head(self) -> None:
+        _cancel(self._head)
+        self._head = None
+
+    def _forget_reading(self) -> None:
+        _cancel(self._reading)
+        self._reading, self._unread = None, False
 
 
 def neighbourhood(address: str) -> str:
-    """What is counted as one address: an IPv6 network of 64 bits, since one caller mostly has all of it."""
+    """The address under which a caller is counted: of IPv6 its network of 64 bits, since one mostly has all of it."""
     with suppress(ValueError):  # IPv4, or what a proxy says
-        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+        found = ipaddress.IPv6Address(address.partition("%")[0])
+        return str(found.ipv4_mapped or ipaddress.IPv6Network((found, 64), strict=False))
     return address
 
 

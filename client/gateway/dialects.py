@@ -22,7 +22,6 @@ from client.gateway.answers import (
     score_of,
 )
 from client.gateway.fields import (
-    Asked,
     Best,
     Count,
     CountOrAll,
@@ -33,8 +32,8 @@ from client.gateway.fields import (
     Model,
     Query,
     RankFields,
+    RequestBody,
     Returned,
-    Text,
     Texts,
 )
 from client.gateway.problems import Problem
@@ -43,7 +42,7 @@ from client.wire import encoded
 
 
 class Options(NamedTuple):
-    """What a request asks for beside the order of its documents."""
+    """The wishes of a request beside the order of its documents."""
 
     rank_fields: list[str] | None = None
     max_chunks: int | None = None
@@ -52,8 +51,8 @@ class Options(NamedTuple):
     raw: bool = False  # logits in place of probabilities
 
 
-class RerankRequest(Asked):
-    """What all forms of a rerank request have, by the names of Cohere, which the others give aliases."""
+class RerankRequest(RequestBody):
+    """The fields of all forms of a rerank request, by the names of Cohere, which the others give aliases."""
 
     TOO_LONG: ClassVar = 413  # the code where a document is too long and must not be cut
 
@@ -71,7 +70,7 @@ class RerankRequest(Asked):
 
     @classmethod
     def name_of(cls, field: str) -> str:
-        """What a client of this form calls the field."""
+        """The name that a client of this form has for the field."""
         return cls.model_fields[field].alias or field
 
     def texts(self) -> list[Document]:
@@ -88,7 +87,7 @@ class RerankRequest(Asked):
         """Cohere knows strings and ``text``; titles and summaries are ours, and have fields of their own."""
         if isinstance(item, str):
             return Document(summary=item)
-        fields = rank_fields or (["text"] if "text" in item else ["title", "summary"])
+        fields = rank_fields or (["title", "summary"] if item.get("text") is None else ["text"])
         found = [name for name in fields if item.get(name) is not None]
         place = f"{self.name_of('documents')}[{index}]"
         if not found:
@@ -222,35 +221,3 @@ class Weaviate(RerankRequest):
             query=encoded(self.query).decode(),
             scores=[DocumentScore(document=document, score=score_of(logit, raw=False)) for document, logit in scored],
         )
-
-
-class ScoreRequest(Asked):
-    """vLLM's score API: one text with each of several others, or two lists one by one."""
-
-    queries: Text | Texts
-    documents: Text | Texts
-    model: Model = None
-    use_activation: Annotated[Flag | None, Field(description="false is logits")] = None
-    truncation_side: Annotated[Literal["left", "right"] | None, Field(description="the end to cut")] = None
-    truncate_prompt_tokens: Annotated[Literal[-1] | None, Field(description="only the model's own limit")] = None
-    user: Ignored = None
-    priority: Ignored = None
-    request_id: Ignored = None
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """Query and document. Raises Problem for lists that do not fit together."""
-        queries, documents = ([side] if isinstance(side, str) else side for side in (self.queries, self.documents))
-        if len(queries) not in (1, len(documents)):
-            names = [type(self).model_fields[name].alias or name for name in ("queries", "documents")]
-            message = f"{names[0]} has {len(queries)} texts and {names[1]} {len(documents)}: give one, or as many"
-            raise Problem(400, message)
-        return [(queries[index if len(queries) > 1 else 0], text) for index, text in enumerate(documents)]
-
-
-class ScoreTexts(ScoreRequest):
-    """The same by vLLM's older names."""
-
-    MARKS: ClassVar = frozenset({"text_1", "text_2"})
-
-    queries: Text | Texts = Field(alias="text_1")
-    documents: Text | Texts = Field(alias="text_2")

@@ -1,4 +1,4 @@
-"""What a request may look like on its way: packed bodies, slashes too many, a prefix of a proxy, HEAD."""
+"""The shapes that a request may have on its way: packed bodies, slashes too many, a prefix of a proxy, HEAD."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from client.wire import encoded
 LARGEST, DEEPEST = 10**9, 50
 # A text may stand in the answer again, which cannot hold the lone surrogates that JSON can spell.
 Text = Annotated[str, AfterValidator(lambda text: encoded(text).decode())]
-Query = Annotated[str, Field(min_length=1, examples=["mend a cheap bike"])]
-EXAMPLES = [["Affordable bicycle repair", "Garden bridges"]]
-Texts = Annotated[list[Text], Field(min_length=1, examples=EXAMPLES)]
+QUERY_EXAMPLE, TEXTS_EXAMPLE = "mend a cheap bike", ["Affordable bicycle repair", "Garden bridges"]
+Query = Annotated[str, Field(min_length=1, examples=[QUERY_EXAMPLE])]
+Texts = Annotated[list[Text], Field(min_length=1, examples=[TEXTS_EXAMPLE])]
 Model = Annotated[str | None, Field(description="a name of /v1/models; the first of them if there is none")]
 
 
@@ -57,7 +57,7 @@ def _numbers(least: int) -> WithJsonSchema:
 
 
 Given = Text | Annotated[dict[str, Any], AfterValidator(_fields)]
-Documents = Annotated[list[Given], Field(min_length=1, examples=EXAMPLES)]
+Documents = Annotated[list[Given], Field(min_length=1, examples=[TEXTS_EXAMPLE])]
 Count = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_number), _numbers(1)]
 CountOrAll = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(_number), _numbers(0)]
 Flag = Annotated[
@@ -71,7 +71,7 @@ Returned = Annotated[Flag | None, Field(description="the answer has the document
 RankFields = Annotated[list[Text] | None, Field(description="of objects; otherwise text, or title and summary")]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """A request. Fields of no effect that clients are known to send are named; any other is refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -91,10 +91,10 @@ class Asked(BaseModel):
         return given
 
 
-def form_of(*forms: type[Asked]) -> WrapValidator:
+def form_of(*forms: type[RequestBody]) -> WrapValidator:
     """Reads a request in the first of the forms that it has a mark of, or else in the last one."""
 
-    def read(given: Any, _: Any) -> Asked:
+    def read(given: Any, _: Any) -> RequestBody:
         names = given.keys() if isinstance(given, dict) else set()
         return next((form for form in forms if form.MARKS & names), forms[-1]).model_validate(given)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from starlette.datastructures import Headers
@@ -19,6 +20,30 @@ from client.gateway.problems import RERANK_ROUTES, RETRY, Problem
 from client.gateway.settings import Settings
 
 PIECE = 64 * 1024  # bytes
+PROBES = frozenset({"/health", "/readyz", "/livez"})
+PORT = re.compile(r":[0-9]*\Z")
+
+
+class Hosts:
+    """Refuses requests whose ``Host`` is none of those allowed, which are names or ``*.NAME``; none of them is any.
+
+    Probes pass: Kubernetes sends the pod's address.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app, self._allowed = app, [pattern.lower() for pattern in allowed]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES or self._allows(Headers(scope=scope).get("host", "")):
+            return await self._app(scope, receive, send)
+        problem = Problem(400, "the Host of this request is not served here: see --allowed_hosts")
+        await problem.answer()(scope, receive, send)
+
+    def _allows(self, header: str) -> bool:
+        host = PORT.sub("", header.lower())
+        return not self._allowed or any(
+            host.endswith(pattern[1:]) if pattern.startswith("*") else host == pattern for pattern in self._allowed
+        )
 
 
 class Guard:

@@ -131,7 +131,7 @@ def _hash(key: bytes) -> bytes:
 
 
 def _version(path: Path | None) -> object:
-    """What changes with the file's content; None without one."""
+    """A value that changes with the file's content; None without one."""
     try:
         found = None if path is None else path.stat()
     except OSError:

@@ -54,7 +54,7 @@ class Json(logging.Formatter):
 
 
 def configuration(log_format: str) -> dict[str, Any]:
-    """What uvicorn takes as its ``log_config``."""
+    """The ``log_config`` of uvicorn."""
     config = copy.deepcopy(LOGGING_CONFIG)
     if log_format == "json":
         config["formatters"] = {name: {"()": Json} for name in config["formatters"]}

@@ -1,4 +1,4 @@
-"""What is seen of each request from outside: the id of its answer, its count and time, and perhaps a trace."""
+"""The view of each request from outside: the id of its answer, its count and time, and perhaps a trace."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from client.gateway.correlation import REQUEST, Asked
+from client.gateway.correlation import GONE, REQUEST, Asked
 from client.gateway.metrics import Metrics
-from client.gateway.problems import RERANK_ROUTES
+from client.gateway.problems import RERANK_ROUTES, Problem
 from client.gateway.traces import Traces
 from client.wire import METADATA, REQUEST_ID
 
@@ -46,7 +46,10 @@ class Observed:
         with self._metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, watched)
-            except Exception:
+            except Exception:  # which uvicorn logs
+                if asked.code == GONE:  # nothing was sent
+                    problem = Problem(500, "the gateway failed: its log says why", "Backend")
+                    await problem.answer()(scope, receive, watched)
                 asked.code = 500
                 raise
             finally:

@@ -15,36 +15,35 @@ from client.gateway.dialects import (
     Common,
     Mixedbread,
     RerankRequest,
-    ScoreRequest,
-    ScoreTexts,
     SelfHosted,
     Tei,
     Voyage,
     Weaviate,
 )
-from client.gateway.fields import form_of
+from client.gateway.fields import QUERY_EXAMPLE, TEXTS_EXAMPLE, form_of
 from client.gateway.limits import LimitS
+from client.gateway.pairs import ScoreRequest, ScoreTexts
 from client.gateway.problems import COHERE_ROUTES, SCORE_ROUTES, SELF_HOSTED_ROUTES, Problem, responses
 from client.gateway.ranker import Ranker, TheRanker, tell_truncated
 from client.records import AT_END
 
 QUERIES_AT_ONCE = 8  # of a score request
 
-QUERY, TEXTS = "mend a cheap bike", ["Affordable bicycle repair", "Garden bridges"]
 FORMS: dict[str, dict[str, Any]] = {
-    "Cohere, Jina, vLLM": {"documents": TEXTS, "top_n": 1},
-    "Voyage": {"documents": TEXTS, "top_k": 1},
-    "mixedbread": {"input": TEXTS, "top_k": 1},
-    "text-embeddings-inference": {"texts": TEXTS, "raw_scores": True},
-    "Weaviate": {"documents": TEXTS, "property": ""},
+    "Cohere, Jina, vLLM": {"documents": TEXTS_EXAMPLE, "top_n": 1},
+    "Voyage": {"documents": TEXTS_EXAMPLE, "top_k": 1},
+    "mixedbread": {"input": TEXTS_EXAMPLE, "top_k": 1},
+    "text-embeddings-inference": {"texts": TEXTS_EXAMPLE, "raw_scores": True},
+    "Weaviate": {"documents": TEXTS_EXAMPLE, "property": ""},
 }
-EXAMPLES = Body(openapi_examples={name: {"value": {"query": QUERY, **fields}} for name, fields in FORMS.items()})
+EXAMPLES: dict[str, Any] = {name: {"value": {"query": QUERY_EXAMPLE, **fields}} for name, fields in FORMS.items()}
+ONE_OF_FORMS = Body(openapi_examples=EXAMPLES)
 
 # What the routes take: their own form is the last, which a request has that shows no mark of another one. Only Cohere
 # has a /v2, where a field of another vendor is a mistake.
 OTHERS = Mixedbread | Tei | Weaviate | Voyage
-V1 = Annotated[Common | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, Common), EXAMPLES]
-SelfHostedForms = Annotated[SelfHosted | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, SelfHosted), EXAMPLES]
+V1 = Annotated[Common | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, Common), ONE_OF_FORMS]
+SelfHostedForms = Annotated[SelfHosted | OTHERS, form_of(Mixedbread, Tei, Weaviate, Voyage, SelfHosted), ONE_OF_FORMS]
 ScoreForms = Annotated[ScoreTexts | ScoreRequest, form_of(ScoreTexts, ScoreRequest)]
 Answer = ResultsAnswer | DataAnswer | WeaviateAnswer | list[Rank]
 
@@ -82,7 +81,7 @@ async def score(body: ScoreForms, ranker: TheRanker, limit_s: LimitS, response: 
         documents = [Document(summary=pairs[place][1]) for place in places[query]]
         return await ranker.score(model, query, documents, limit_s, truncation=truncation)
 
-    found = [part async for part in async_in_order(score_one, places, QUERIES_AT_ONCE)]
+    found = [part async for part in async_in_order(score_one, [*places], QUERIES_AT_ONCE)]
     order = np.argsort(np.concatenate([*places.values()]))
     scores = Scores(*(np.concatenate(parts)[order] for parts in zip(*found, strict=True)))
     tell_truncated(response, scores)

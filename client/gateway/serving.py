@@ -95,7 +95,9 @@ def _reread(settings: Settings, keys: Keys, config: uvicorn.Config) -> None:
     keys.reread()
     if config.ssl is not None and settings.tls_certificate is not None:
         try:
-            config.ssl.load_cert_chain(settings.tls_certificate, settings.tls_key)
+            # First where nobody is served: a key that is not the certificate's would leave HTTPS with neither.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):
+                context.load_cert_chain(settings.tls_certificate, settings.tls_key)
         except (OSError, ssl.SSLError) as error:
             LOG.error("the certificate stays as it was: %s", error)
 

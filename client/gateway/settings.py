@@ -16,7 +16,10 @@ from client import Connection, InvalidRequestError
 from client.connection import LONGEST_S, parse_target
 from client.gateway.chunking import Chunking
 
-PREFIX = "DISRANKER_GATEWAY_"
+PROJECT, PREFIX = "DISRANKER_", "DISRANKER_GATEWAY_"
+# Without GATEWAY_ these are another's: of the command line client, and of Kubernetes' for a service named disranker.
+ELSEWHERE = frozenset({"authorization", "host", "port"})
+NEAR = 0.9  # of difflib's ratio
 ANY = "*"  # the name of a model in place of all that are not named
 Names = Annotated[tuple[str, ...], NoDecode]
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -29,7 +32,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         frozen=True,
-        cli_prog_name="python -m client.gateway",
+        cli_prog_name=f"python -m {__package__}",
         cli_implicit_flags=True,
         cli_hide_none_type=True,
     )
@@ -121,8 +124,8 @@ class Settings(BaseSettings):
     @classmethod
     def _patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
-            if "*" in host.removeprefix("*.") and host != "*":
-                raise ValueError(f"{host!r} is neither a name nor *.NAME")
+            if (set("*:") & set(host.removeprefix("*."))) and host != "*":
+                raise ValueError(f"{host!r} is neither a name nor *.NAME (any port of it is allowed)")
         return hosts
 
     @property
@@ -179,12 +182,17 @@ def read(argv: Sequence[str] | None) -> Settings:
 
 
 def _check_variables() -> None:
-    """Raises InvalidRequestError for a variable that is none of ours: misspelt, it would leave the gateway open."""
-    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    """Raises InvalidRequestError for a variable that seems to be meant for us: the gateway would be open without it."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    short = {f"{PROJECT}{name.upper()}" for name in Settings.model_fields.keys() - ELSEWHERE}
     for name in os.environ:
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
-            raise InvalidRequestError(f"the variable {name} is no setting of the gateway: is {near[0]} meant?")
+        given = name.upper()
+        if not given.startswith(PROJECT) or given in known or given.removeprefix(PROJECT).lower() in ELSEWHERE:
+            continue
+        cutoff = 0 if given.startswith(PREFIX) else NEAR
+        if near := difflib.get_close_matches(given, sorted(known | short), n=1, cutoff=cutoff):
+            meant = PREFIX + near[0].removeprefix(PREFIX).removeprefix(PROJECT)
+            raise InvalidRequestError(f"the variable {name} is no setting of the gateway: is {meant} meant?")
 
 
 def _named(text: str, default: Connection) -> tuple[str, Connection]:

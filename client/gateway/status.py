@@ -1,4 +1,4 @@
-"""What is served, and whether it is well, as probes, Prometheus and clients ask for it."""
+"""The models that are served, and whether they are well, as probes, Prometheus and clients ask for it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Models(BaseModel):
 
 
 class Info(BaseModel):
-    """What text-embeddings-inference tells of itself, as far as the gateway knows it; what it does not is null."""
+    """As text-embeddings-inference tells of itself, as far as the gateway knows it; the rest is null."""
 
     model_id: str
     model_sha: str | None = None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from client import DISTRIBUTION
 from client.errors import DisRankerError
 from client.gateway.correlation import Asked
 from client.wire import METADATA
@@ -45,7 +46,7 @@ class Traces:
             return cls()
         except ModuleNotFoundError as error:
             raise DisRankerError(
-                f"{named} is set, and traces need {error.name}: pip install 'disranker[tracing]', or unset it"
+                f"{named} is set, and traces need {error.name}: pip install '{DISTRIBUTION}[tracing]', or unset it"
             ) from error
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What the tests of the gateway have in common."""
+"""Settings that the tests of the gateway have in common."""
 
 from __future__ import annotations
 

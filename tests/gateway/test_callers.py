@@ -6,8 +6,9 @@ import asyncio
 import json
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -48,12 +49,25 @@ def address(gateway: Gateway) -> tuple[str, int]:
     return host, int(port)
 
 
+def status(connection: socket.socket) -> int:
+    """Of the next answer, whose body is read too."""
+    with HTTPResponse(connection) as answer:
+        answer.begin()
+        answer.read()
+        return answer.status
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
 def closed(gateway: Gateway, reason: str) -> float:
     return gateway.metrics("disranker_gateway_connections_closed_total", reason=reason)
 
 
 def test_idle_connections_are_in_nobodys_way(besieged: Gateway) -> None:
-    """On main all requests timed out, and asyncio wrote megabytes of log a second."""
+    """Without bounds all requests timed out, and asyncio wrote megabytes of log a second."""
     with ExitStack() as held, httpx.Client(timeout=PATIENCE_S) as regular:
         regular.post(f"{besieged.url}/v2/rerank", json=ASKED).raise_for_status()
         for number in range(SILENT):
@@ -72,15 +86,53 @@ def test_idle_connections_are_in_nobodys_way(besieged: Gateway) -> None:
 
 
 def test_a_head_has_a_time_limit_on_a_connection_that_was_used(besieged: Gateway) -> None:
+    """Not so one that is idle, also after the body of a request that had its answer before."""
     before = closed(besieged, "head")
-    with socket.create_connection(address(besieged), timeout=PATIENCE_S) as used:
+    with ExitStack() as held:
+        idle, used = (
+            held.enter_context(socket.create_connection(address(besieged), timeout=PATIENCE_S)) for _ in range(2)
+        )
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n")
+        assert status(idle) == 200
+        idle.sendall(b"body")
         used.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
         assert used.recv(1000).startswith(b"HTTP/1.1 200")
         used.sendall(HALF_A_HEAD)
         with suppress(ConnectionResetError):
             while used.recv(1000):
                 pass
-    assert closed(besieged, "head") == before + 1
+        assert closed(besieged, "head") == before + 1
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status(idle) == 200
+
+
+def test_the_time_to_read_is_over_when_all_was_read_though_the_next_request_is_under_way() -> None:
+    size = 2**23
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/held":
+            await asyncio.Event().wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    async def read_and_ask() -> None:
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        connections = Connections(Bounds(9, 9, 600, 600), Metrics())
+        caller = Caller("a", connections, config=config, server_state=ServerState(), app_state={})
+        near, far = socket.socketpair()
+        caller.open(near)
+        reader, writer = await asyncio.open_connection(sock=far)
+        for path in (b"/", b"/held"):
+            writer.write(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+        await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: caller._reading is not None)
+        await reader.readexactly(size)
+        await until(lambda: caller._reading is None)
+        assert caller.scope["path"] == "/held" and not caller.waits
+        writer.close()
+        caller.transport.abort()
+
+    asyncio.run(asyncio.wait_for(read_and_ask(), PATIENCE_S))
 
 
 def test_a_request_has_its_place_until_its_answer_was_read(besieged: Gateway, service: OddServer) -> None:

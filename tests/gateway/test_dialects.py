@@ -1,4 +1,4 @@
-"""What requests may be like in all forms: fields, lengths of documents, packed bodies, paths."""
+"""Requests of all forms: fields, lengths of documents, packed bodies, paths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from client.gateway.dialects import Common
 from client.gateway.encodings import PACKED_FROM_BYTES
 from client.records import sigmoid
 from model_repository.tokenizer.pair_encoding import Document
@@ -156,6 +157,11 @@ def test_packed_requests_at_fault(gateway: Gateway, encoding: str, body: bytes, 
     answer = httpx.post(f"{gateway.url}/v2/rerank", content=body, headers=headers)
     assert message in refusal(answer, status)
     assert answer.headers.get("Accept-Encoding") == ("gzip" if status == 415 else None)
+
+
+def test_a_text_that_is_null_is_none() -> None:
+    asked = Common.model_validate({"query": "a", "documents": [{"text": None, "title": "b", "summary": "c"}]})
+    assert [vars(one) for one in asked.texts()] == [{"doc_id": "", "title": "b", "summary": "c"}]
 
 
 def test_slashes_and_head(gateway: Gateway) -> None:

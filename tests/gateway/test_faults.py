@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ import grpc
 import httpx
 import pytest
 
+from client.gateway.app import create_app
+from client.gateway.keys import Keys
+from client.gateway.metrics import Metrics
+from client.gateway.settings import read
 from tests.support.gateways import ASKED, TEI_ASKED, Gateway, asking, gateway_running, refusal
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
 from tests.support.waiting import PATIENCE_S, eventually
@@ -98,3 +103,18 @@ def test_a_broken_server_costs_nobody_an_answer(odd: Odd) -> None:
     broken.act = lambda context: None
     eventually(lambda: odd.post("pair").is_success and broken.sizes.count(2) > 1)
     assert shown("server_aside") == 0
+
+
+def test_a_fault_of_the_gateway_itself_has_the_body_of_all_errors() -> None:
+    def broken() -> None:
+        raise RuntimeError
+
+    async def ask() -> httpx.Response:
+        settings = read([])
+        app = create_app(settings, Keys(settings), Metrics())
+        app.add_api_route("/broken", broken)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/broken")
+
+    assert refusal(asyncio.run(ask()), 500) == "the gateway failed: its log says why"

@@ -9,6 +9,7 @@ import pytest
 
 from client import InvalidRequestError
 from client.gateway import keys as module
+from client.gateway.connections import neighbourhood
 from client.gateway.keys import Bucket, Keys
 from client.gateway.problems import Problem
 from client.gateway.settings import read
@@ -50,6 +51,14 @@ def test_whoever_guesses_is_stopped_and_whoever_was_right_is_not(file: Path) -> 
     assert refused(keys, "Bearer 0ther", NEXT_DOOR) == 429  # it is right
     assert keys.check("Bearer s3cret", HOME) == "search"
     assert keys.check("Bearer 0ther", ELSEWHERE) == "notebook"
+
+
+def test_addresses_that_are_counted_as_one() -> None:
+    assert (
+        neighbourhood(HOME) == neighbourhood(NEXT_DOOR) == neighbourhood("2001:db8:1:2::%eth0") == "2001:db8:1:2::/64"
+    )
+    assert neighbourhood(f"::ffff:{ELSEWHERE}") == neighbourhood(ELSEWHERE) == ELSEWHERE
+    assert neighbourhood("a proxy's word") == "a proxy's word"
 
 
 def test_what_is_taken_comes_back_in_time() -> None:

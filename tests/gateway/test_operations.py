@@ -1,4 +1,4 @@
-"""What those who run the gateway see of a request: its id, its key, its trace; and TLS, hosts and signals."""
+"""The view of those who run the gateway: a request's id, its key, its trace; and TLS, hosts and signals."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             yield Run(gateway, service, spans, folder)
 
 
-def certify(folder: Path, authority: trustme.CA) -> None:
+def certify(folder: Path, authority: trustme.CA, key: bool = True) -> None:
     leaf = authority.issue_cert("127.0.0.1")
     leaf.cert_chain_pems[0].write_to_path(folder / "tls_certificate")
-    leaf.private_key_pem.write_to_path(folder / "tls_key")
+    if key:
+        leaf.private_key_pem.write_to_path(folder / "tls_key")
 
 
 def test_the_id_of_a_request_is_everywhere(operated: Run) -> None:
@@ -100,7 +101,12 @@ def test_a_trace_goes_from_the_caller_to_the_server(operated: Run) -> None:
 
 def test_hosts_that_are_not_ours(operated: Run) -> None:
     for host, code in (("rank.example.org:443", 200), ("127.0.0.1", 200), ("evil.test", 400), ("example.org", 400)):
-        assert operated.post(Host=host).status_code == code
+        answer = operated.post(Host=host)
+        assert answer.status_code == code
+    assert "--allowed_hosts" in refusal(answer, 400)
+    for probe in ("livez", "readyz", "health"):  # Kubernetes sends the pod's address
+        url, headers = f"{operated.gateway.url}/{probe}", {"Host": "10.0.0.7:8080"}
+        httpx.get(url, headers=headers, verify=operated.gateway.tls or False, timeout=PATIENCE_S).raise_for_status()
 
 
 def test_an_idle_connection_is_closed_in_the_time_that_was_set(operated: Run) -> None:
@@ -123,3 +129,7 @@ def test_keys_and_certificates_are_read_again(operated: Run) -> None:
 
     eventually(lambda: any(line["message"] == "read 2 keys" for line in operated.lines()))
     assert [ask("n3w"), ask("n3w"), ask("s3cret")] == [200, 429, 200]
+    certify(operated.folder, stranger, key=False)  # whose key is another one
+    operated.gateway.process.send_signal(signal.SIGHUP)
+    eventually(lambda: any("the certificate stays as it was" in line["message"] for line in operated.lines()))
+    assert ask("s3cret") == 200

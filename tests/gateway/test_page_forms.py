@@ -1,4 +1,4 @@
-"""What the page reads and writes, by its own functions in a real Chromium; no server is needed."""
+"""Reading and writing of the page, by its own functions in a real Chromium; no server is needed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from playwright.sync_api import Page
 
 from client import InvalidRequestError
 from client.gateway.page import read_examples, read_page
+from client.records import NAMES
 from tests.support.browsers import chromium
 from trainer.measures.metrics import ndcg
 
@@ -76,6 +77,14 @@ def test_every_form_has_the_same_documents(page: Page, form: str) -> None:
     assert [{name: one[name] for name in RECORDS[0]} for one in read] == RECORDS
     again = page.evaluate("documents => read(written(documents)).queries[0].documents", first["documents"])
     assert again == first["documents"]
+
+
+def test_documents_have_the_clients_names_of_which_empty_ones_do_not_count(page: Page) -> None:
+    for field, names in NAMES.items():
+        for name in names:
+            given = {"title": "", **dict.fromkeys(names, ""), "summary": None, name: "x"}
+            (found,) = page.evaluate("text => read(text).queries[0].documents", json.dumps([given]))
+            assert found[{"doc_id": "id", "summary": "text"}.get(field, field)] == "x"
 
 
 @pytest.mark.parametrize("text", ["title of a book\nand its text", "[updated] news\nstone", "text", "a, b\nc, d"])

@@ -67,6 +67,7 @@ def test_a_flag_wins_over_an_environment_variable(monkeypatch: pytest.MonkeyPatc
         (["--servers", ","], "servers: name at least one"),
         (["--tls_key", "key.pem"], "tls_certificate and tls_key: give both or neither"),
         (["--allowed_hosts", "a.b,*c"], "'*c' is neither a name nor *.NAME"),
+        (["--allowed_hosts", "a:80"], "'a:80' is neither a name nor *.NAME (any port of it is allowed)"),
         (["--root_certificates", "/nowhere.pem"], "/nowhere.pem: no such file"),
     ],
 )
@@ -118,12 +119,16 @@ def test_every_setting_is_documented() -> None:
         assert f"| `--{name}` |" in documentation
 
 
-def test_a_misspelt_variable_does_not_leave_the_gateway_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISRANKER_GATEWAY_APIKEYS", "secret")
+@pytest.mark.parametrize("name", ["GATEWAY_APIKEYS", "GATEWY_API_KEYS", "API_KEYS", "GATEWAYAPI_KEYS", "api_key"])
+def test_a_misspelt_variable_does_not_leave_the_gateway_open(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for others in ("AUTHORIZATION", "ADMIN_KEY", "RESTARTS", "MIRROR", "PORT", "PORT_8001_TCP_ADDR", "SERVICE_HOST"):
+        monkeypatch.setenv(f"DISRANKER_{others}", "x")
+    read([])
+    monkeypatch.setenv(f"DISRANKER_{name}", "secret")
     with pytest.raises(InvalidRequestError) as caught:
         read([])
     assert str(caught.value) == (
-        "the variable DISRANKER_GATEWAY_APIKEYS is no setting of the gateway: is DISRANKER_GATEWAY_API_KEYS meant?"
+        f"the variable DISRANKER_{name} is no setting of the gateway: is DISRANKER_GATEWAY_API_KEYS meant?"
     )
 
 

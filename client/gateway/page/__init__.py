@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import islice
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from client.errors import InvalidRequestError
 from client.inputs import lines, opened, query_of, record_of, text_of
+from client.records import NAMES
 
 SCRIPTS = ("reading.js", "asking.js", "drawing.js", "sharing.js", "page.js")  # as one, in this order
 
@@ -42,8 +44,9 @@ def read_page(examples: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
     )
     script = "\n".join(['"use strict";', *scripts])
     data = "\n".join(examples).replace("<", r"\u003c")  # which would end the element that they lie in
-    for place, content in (("/* style.css */", style), ("/* script */", script), ("/* examples */", data)):
-        html = html.replace(place, content)
+    contents = {"style.css": style, "names": json.dumps(NAMES), "script": script, "examples": data}
+    for place, content in contents.items():
+        html = html.replace(f"/* {place} */", content)
     policy = (
         f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

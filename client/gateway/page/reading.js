@@ -1,7 +1,8 @@
 // What people paste or open: lines of text, JSON, JSON lines, CSV, and files of queries with their documents.
 
-const TEXTS = ["summary", "text", "content", "page_content", "body", "passage"]; // the first that is there is read
-const IDS = ["doc_id", "id", "_id"];
+// The client library's names of a document's fields; of several, the first that is not empty is read.
+const { summary: TEXTS, doc_id: CLIENT_IDS } = JSON.parse(document.getElementById("names").textContent);
+const IDS = [...CLIENT_IDS, "_id"]; // the last is that of BEIR's files
 const SEPARATORS = ["\t", ",", ";"];
 
 /** Queries with their documents, and the form in words. A query is "" where there are candidates alone. */
@@ -90,7 +91,7 @@ function queryOf(item, where) {
 function documentOf(item, where) {
   if (typeof item === "string") return { id: "", label: null, title: "", text: item };
   if (item === null || typeof item !== "object" || Array.isArray(item)) fail(where, "needs an object or a string.");
-  const named = (names) => names.find((name) => item[name] != null) ?? names.find((name) => name in item);
+  const named = (names) => names.find((name) => (item[name] ?? "") !== "") ?? names.find((name) => name in item);
   const text = named(TEXTS);
   if (!text && !("title" in item)) fail(where, "needs a title, a summary or a text.");
   const wrong = ["title", text].find((name) => typeof (item[name] ?? "") !== "string");
