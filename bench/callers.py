@@ -1,4 +1,4 @@
-"""What callers of the gateway cost it: those who stand idle, those who read no answer, and one who asks.
+"""The cost to the gateway of its callers: those who stand idle, those who read no answer, and one who asks.
 
 python -m bench.callers --servers localhost:8001    # a ranking server that runs
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.children import Child, started
+from bench.children import Child, StartError, started
 from client.command import command
 
 FILES, SILENT, SECONDS = 256, 300, 20.0
@@ -49,6 +49,7 @@ def gateway(servers: str, *flags: str, files: int) -> Iterator[tuple[Child, str,
         with started([*limited, "--port", "0", "--servers", servers, *flags], log) as child:
             child.wait_until(lambda: "startup complete" in log.read_text())
             address = re.findall(r"^http://(\S+):(\d+)", log.read_text(), re.MULTILINE)[0]
+            must_answer(http.client.HTTPConnection(address[0], int(address[1]), timeout=60), ["river"], servers)
             yield child, address[0], int(address[1])
 
 
@@ -79,7 +80,7 @@ def unread(servers: str) -> None:
     """The memory of the gateway while answers stand there that nobody reads."""
     with gateway(servers, "--max_concurrent", "4", files=4096) as (child, host, port), ExitStack() as held:
         process = psutil.Process(child.process.pid)
-        assert ask(http.client.HTTPConnection(host, port, timeout=60), TEXTS) == 200
+        must_answer(http.client.HTTPConnection(host, port, timeout=60), TEXTS, servers)
         before = process.memory_info().rss
         most, ends = before, threading.Event()
 
@@ -115,11 +116,17 @@ def asking(servers: str) -> None:
         for _ in range(RUNS):
             before = process.cpu_times()
             for _ in range(REQUESTS):
-                assert ask(connection, texts) == 200
+                must_answer(connection, texts, servers)
             after = process.cpu_times()
             costs.append((after.user + after.system - before.user - before.system) / REQUESTS * 1e3)
         print(f"100 documents: {statistics.median(costs):.2f} ms of the gateway's processor time a request, the median "
               f"of {RUNS} runs from {min(costs):.2f} to {max(costs):.2f}")  # fmt: skip
+
+
+def must_answer(connection: http.client.HTTPConnection, texts: Sequence[str], servers: str) -> None:
+    """Raises StartError if the request is not answered."""
+    if (status := ask(connection, texts)) != 200:
+        raise StartError(f"{servers}: no ranking server answers there (the gateway says {status})")
 
 
 def ask(connection: http.client.HTTPConnection, texts: Sequence[str]) -> int:

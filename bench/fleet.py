@@ -12,33 +12,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
-from rich.table import Table
 
 from bench.children import Child, free_ports, healthy, started, triton
-from bench.report import show, table_of
+from bench.phases import KILLED, REPLACED, SLOW, STEADY, Asked, report, table
+from bench.report import show
 from client import AsyncRankingClient, RankingError
 from client.command import command
-from loadtest._samples import Percentiles
 from loadtest._schedule import arrivals
 from loadtest._traffic import Counts, Request, read_groups, traffic
 from trainer.command import FlagError, parse
 
 SERVERS, PHASE_LEAST_S = 3, 7.0
-BACK_S, TIMES, MORE_MS = 5.0, 2.0, 50.0
-STEADY, KILLED, SLOW, REPLACED = "steady", "one killed", "one slowed", "all replaced"
 
 
 @dataclass
@@ -49,19 +46,10 @@ class FleetArguments:
     queries: str = field(default="runs/demo/collection/test.jsonl", metadata={"help": "JSON lines, as for loadtest."})
     documents: str = field(default="10", metadata={"help": "Of a request, as for loadtest."})
     rate: float = field(default=20.0, metadata={"help": "Requests a second, to all servers together."})
-    seconds: float = field(default=15.0, metadata={"help": "Of each phase."})
+    seconds: float = field(default=15.0, metadata={"help": "Of each phase, at the least."})
     burners: int = field(default=8, metadata={"help": "Processes that share a core with the slow server."})
     hedge: float | None = field(default=None, metadata={"help": "The client's hedge, a share such as 0.95."})
     seed: int = field(default=0, metadata={"help": "Of the requests and of when they are due."})
-
-
-class Asked(NamedTuple):
-    """A request: the phase in which it was due, seconds from its beginning, milliseconds, and what failed."""
-
-    phase: str
-    due: float
-    took_ms: float
-    failure: str = ""
 
 
 class Server:
@@ -113,15 +101,16 @@ def slowed(server: Server, burners: int) -> Iterator[None]:
         _pin(server, {core})
         yield
     finally:
-        _pin(server, before)
         for process in busy:
             process.kill()
             process.wait()
+        _pin(server, before)
 
 
 def _pin(server: Server, cores: set[int]) -> None:
     for thread in (thread.id for process in server.family for thread in process.threads()):
-        os.sched_setaffinity(thread, cores)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(thread, cores)
 
 
 class Load:
@@ -133,16 +122,18 @@ class Load:
         self._phases = itertools.count(arguments.seed)
         self.asked: list[Asked] = []
 
-    async def phase(self, name: str, *, counts: bool = True, least_s: float = 0.0) -> list[Asked]:
+    async def phase(self, name: str, *, counts: bool = True, during: Awaitable[None] | None = None) -> None:
+        """A phase lasts until ``during`` is done, and not less than its time."""
         begin, asked = time.perf_counter(), list[Asked]()
-        seconds = max(self._arguments.seconds, least_s)
+        done = asyncio.ensure_future(during or asyncio.sleep(0))
         tasks = []
-        for due in arrivals("poisson", self._arguments.rate, seconds, next(self._phases)):
+        for due in arrivals("poisson", self._arguments.rate, math.inf, next(self._phases)):
+            if due >= self._arguments.seconds and done.done():
+                break
             await asyncio.sleep(begin + due - time.perf_counter())
             tasks.append(asyncio.create_task(self._ask(name, begin, due, asked)))
-        await asyncio.gather(*tasks)
+        await asyncio.gather(done, *tasks)
         self.asked += asked if counts else []
-        return asked
 
     async def _ask(self, name: str, begin: float, due: float, asked: list[Asked]) -> None:
         request, failure = next(self._requests), ""
@@ -172,12 +163,12 @@ async def drive(arguments: FleetArguments, servers: Sequence[Server]) -> list[As
         load = Load(client, arguments)
         await load.phase("warm-up", counts=False)
         await load.phase(STEADY)
-        await asyncio.gather(load.phase(KILLED), asyncio.to_thread(servers[0].end, signal.SIGKILL))
+        await load.phase(KILLED, during=asyncio.to_thread(servers[0].end, signal.SIGKILL))
         await asyncio.to_thread(servers[0].start_again)
         with slowed(servers[1], arguments.burners):
             await load.phase(SLOW)
         await load.phase("rest", counts=False)
-        await asyncio.gather(load.phase(REPLACED), asyncio.to_thread(_replace, servers))
+        await load.phase(REPLACED, during=asyncio.to_thread(_replace, servers))
         return load.asked
 
 
@@ -186,60 +177,6 @@ def _replace(servers: Sequence[Server]) -> None:
     for server in servers:
         server.end(signal.SIGTERM)
         server.start_again()
-
-
-@dataclass(frozen=True)
-class Felt:
-    """A phase as its callers felt it; ``later_ms`` is the p99 from BACK_S after its beginning on, or that of all."""
-
-    phase: str
-    requests: int
-    failed: int
-    latency: Percentiles
-    worst_second_ms: float
-    later_ms: float
-    limit_ms: float
-
-    def good(self) -> bool:
-        return not self.failed and (self.phase == REPLACED or self.later_ms <= self.limit_ms)
-
-
-def report(asked: Sequence[Asked]) -> list[Felt]:
-    phases = {name: [one for one in asked if one.phase == name] for name in (STEADY, KILLED, SLOW, REPLACED)}
-    steady_ms = _percentiles(phases[STEADY]).p99
-    limit_ms = max(TIMES * steady_ms, steady_ms + MORE_MS)
-    return [_felt(name, each, limit_ms) for name, each in phases.items()]
-
-
-def _felt(phase: str, asked: Sequence[Asked], limit_ms: float) -> Felt:
-    """Seconds are those in which requests were due."""
-    seconds = [[one for one in asked if int(one.due) == second] for second in {int(one.due) for one in asked}]
-    later = [one for one in asked if one.due >= BACK_S]
-    return Felt(
-        phase=phase,
-        requests=len(asked),
-        failed=sum(bool(one.failure) for one in asked),
-        latency=_percentiles(asked),
-        worst_second_ms=max(_percentiles(second).p99 for second in seconds),
-        later_ms=_percentiles(later or asked).p99,
-        limit_ms=limit_ms,
-    )
-
-
-def _percentiles(asked: Sequence[Asked]) -> Percentiles:
-    found = Percentiles.of([one.took_ms for one in asked])
-    assert found
-    return found
-
-
-def table(phases: Sequence[Felt]) -> Table:
-    later = f"p99 ms from {BACK_S:g} s on"
-    headings = ("phase", "requests", "failed", "p50 ms", "p99 ms", "worst second's p99 ms", later)
-    shown = table_of(f"{SERVERS} servers, one client", headings, left=headings[:1])
-    for one in phases:
-        times = [f"{value:.0f}" for value in (one.latency.p50, one.latency.p99, one.worst_second_ms, one.later_ms)]
-        shown.add_row(one.phase, str(one.requests), str(one.failed), *times)
-    return shown
 
 
 @command
@@ -255,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             server.wait()
         asked = asyncio.run(drive(arguments, servers))
     phases = report(asked)
-    show(table(phases))
+    show(table(f"{SERVERS} servers, one client", phases))
     for failure in sorted({one.failure for one in asked if one.failure}):
         print(f"failed: {failure}")
     return 0 if all(one.good() for one in phases) else 1

@@ -59,7 +59,7 @@ class _Server:
         return 1 + (self.slowness - 1) * math.exp((self.timed - now) / FORGOTTEN_S)
 
     def cost(self, documents: int, now: float) -> float:
-        """What a request of so many documents would wait for, in documents of a server that is not slow."""
+        """The wait of a request of so many documents, in documents of a server that is not slow."""
         slow = self.slow_at(now)
         return (self.load + documents) * (slow if slow >= SLOW else 1.0)
 

@@ -166,7 +166,7 @@ def test_a_triton_that_dies_at_every_start_is_given_up_with_the_end_of_its_log(t
 
 
 def test_a_first_start_that_fails_is_not_repeated(tmp_path: Path) -> None:
-    """What is wrong is shown without --verbose, too."""
+    """The reason is shown without --verbose, too."""
     with starting(repository_of(tmp_path, RAISES), tmp_path / "log", verbose=False) as server:
         assert server.process.wait(STOP_S * 3) == 1
         log = server.log.read_text()

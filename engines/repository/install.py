@@ -43,13 +43,7 @@ def install(
 
         version = max(versions_of(scorer), default=0) + 1
         partial = changes.staged(scorer / f".{version}.partial")
-        for path in files:
-            shutil.copyfile(path, partial / path.name)
-        if manifest.served_by:
-            shutil.copyfile(SKELETON / "student" / SERVER_MODEL, partial / SERVER_MODEL)
-        described = replace(manifest, files={path.name: sha256(partial / path.name) for path in files})
-        (partial / MANIFEST_FILE).write_text(described.written(), encoding="utf-8")
-        flush(partial)  # it takes seconds; what follows changes what is served, and takes none
+        _fill(partial, files, manifest)  # it takes seconds; what follows changes what is served, and takes none
 
         configs = changed_configs(where.values(), manifest.dimensions, manifest.plans)
         if models.are_copies:
@@ -63,6 +57,16 @@ def install(
         for source, target in [(staged, root)] if is_new else [(staged / name, root / name) for name in lacking]:
             changes.move(source, target)
     return repository / models.scorer / str(version)
+
+
+def _fill(version: Path, files: Sequence[Path], manifest: Manifest) -> None:
+    for path in files:
+        shutil.copyfile(path, version / path.name)
+    if manifest.served_by:
+        shutil.copyfile(SKELETON / "student" / SERVER_MODEL, version / SERVER_MODEL)
+    described = replace(manifest, files={path.name: sha256(version / path.name) for path in files})
+    (version / MANIFEST_FILE).write_text(described.written(), encoding="utf-8")
+    flush(version)
 
 
 def check_repository(repository: Path, engine: Engine) -> None:

@@ -21,12 +21,13 @@ from rich.table import Table
 
 from client import InvalidRequestError
 from client.command import command
-from loadtest.capacity._measured import Curve, read_curve
+from loadtest.capacity._measured import HELD, Curve, read_curve
 from loadtest.capacity._plan import Plan, Traffic, plan
 from loadtest.capacity._queue import FITTED, Goal, Queue, fit, foreseen
 
 WIDTH = 120
 FAR, NEAR = 0.15, 0.1  # how far the model may be from a measured p99, and one number of documents from another
+LEAST_BUSY, MOST_CLIENTS = 0.01, 10_000
 
 
 @command
@@ -68,6 +69,10 @@ def _check(given: argparse.Namespace) -> None:
             raise InvalidRequestError(f"--{name} {value:g}: a number above 0 and at most {most:g} is needed")
     if given.share == 1 or given.most_busy == 1:
         raise InvalidRequestError("--share and --most_busy must be below 1: some request always waits for long")
+    if given.most_busy < LEAST_BUSY:
+        raise InvalidRequestError(f"--most_busy {given.most_busy:g}: at least {LEAST_BUSY:g} is needed")
+    if given.clients > MOST_CLIENTS:
+        raise InvalidRequestError(f"--clients {given.clients}: at most {MOST_CLIENTS}; 0 stands for more than these")
     for name in ("price", "spare", "clients"):
         value = getattr(given, name)
         if not 0 <= value < math.inf:
@@ -89,6 +94,9 @@ def _notes(curve: Curve, fitted: Queue, queue: Queue, found: Plan) -> list[str]:
     off = max(abs(step["model_p99_ms"] / step["p99_ms"] - 1) for step in _fit(curve, fitted))
     if off > FAR:
         notes.append(f"the model is up to {off:.0%} off the measured p99: measure longer, or on a machine of its own")
+    if curve.not_held:
+        rates = ", ".join(f"{rate:g}" for rate in curve.not_held)
+        notes.append(f"left out are {rates} requests/s, of which more than {HELD:.0%} failed")
     if any(step.limited for step in curve.steps):
         notes.append("the load generator was the bottleneck at some rate: the server may do better")
     if abs(queue.documents / curve.documents - 1) > NEAR:

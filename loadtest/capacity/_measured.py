@@ -16,6 +16,7 @@ from loadtest._samples import SHARES, Percentiles
 
 Floats = NDArray[np.float64]
 LAST, GRID = 0.9999, 1000  # the share of the slowest request, and points by which a mean is found
+HELD = 0.01  # of the requests that may have failed: the times of the answered ones tell nothing of the others
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Step:
     rate: float
     seconds: float
     requests: int
+    failed: float  # of those that were due
     documents: float
     latency: Percentiles
     poisson: bool
@@ -33,9 +35,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Curve:
-    """The steps of one server, by their rates."""
+    """The steps of one server, by their rates, and the rates that it did not hold, which are not among them."""
 
     steps: tuple[Step, ...]
+    not_held: tuple[float, ...] = ()
 
     @property
     def documents(self) -> float:
@@ -52,12 +55,14 @@ def read_curve(paths: Sequence[Path], servers: int = 1) -> Curve:
 
     Raises InvalidRequestError, which names the file.
     """
-    steps = sorted((step for path in paths for step in _steps(path, servers)), key=lambda step: step.rate)
+    every = sorted((step for path in paths for step in _steps(path, servers)), key=lambda step: step.rate)
+    steps = [step for step in every if step.failed <= HELD]
     if len({step.rate for step in steps}) < 2:
         raise InvalidRequestError(
-            f"{', '.join(map(str, paths))}: one rate is no curve: give reports of several rates, or of a search"
+            f"{', '.join(map(str, paths))}: one rate is no curve: give reports of several rates, or of a search, at "
+            f"which at most {HELD:.0%} of the requests failed"
         )
-    return Curve(tuple(steps))
+    return Curve(tuple(steps), tuple(step.rate for step in every if step.failed > HELD))
 
 
 def _steps(path: Path, servers: int) -> list[Step]:
@@ -78,12 +83,16 @@ def _steps(path: Path, servers: int) -> list[Step]:
 
 
 def _step(point: dict[str, Any], settings: dict[str, Any]) -> Step:
+    times = {name: float(value) for name, value in point["latency_ms"].items()}
+    if not all(0 < value < np.inf for value in times.values()):
+        raise ValueError(f"latency_ms: {times}")
     return Step(
         rate=float(point["offered"]),
         seconds=float(point["seconds"]),
         requests=int(point["answered"]),
+        failed=point["failed"] / (point["answered"] + point["failed"]),
         documents=point["documents_per_second"] / point["achieved"],
-        latency=Percentiles(**point["latency_ms"]),
+        latency=Percentiles(**times),
         poisson=settings["arrivals"] == "poisson",
         limited=bool(point["generator"]["limits"]),
     )

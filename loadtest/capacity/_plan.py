@@ -28,7 +28,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Moment:
-    """What callers see at ``rate`` requests a second on ``servers``; ``within`` is the share of the goal's limit."""
+    """A load, and the latency that callers see; ``within`` is the share of requests that hold the goal's limit."""
 
     name: str
     rate: float

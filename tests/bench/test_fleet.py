@@ -1,4 +1,4 @@
-"""What the benches of several servers and hosts make of what they measured. Servers and hosts are in other tests."""
+"""The benches of several servers and hosts judge what they measured. Servers and hosts are in other tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from bench import capacity, fleet, hosts
-from bench.fleet import KILLED, REPLACED, SLOW, STEADY, Asked
+from bench import capacity, fleet, hosts, phases
+from bench.phases import KILLED, REPLACED, SLOW, STEADY, Asked
 from loadtest.capacity._measured import read_curve
 from tests.loadtest.test_capacity import HELD, LIMIT_MS, RATES, report
 
@@ -22,11 +22,17 @@ def asked(phase: str, **late: float) -> list[Asked]:
 
 def test_a_fleet_is_well_if_nothing_failed_and_the_p99_was_back_in_time() -> None:
     failed = Asked(REPLACED, 1.0, 20.0, "no server answers")
-    phases = [*asked(STEADY), *asked(KILLED, at_0=300.0, at_2=90.0), *asked(SLOW, at_7=90.0), *asked(REPLACED), failed]
-    steady, killed, slow, replaced = fleet.report(phases)
+    every = [*asked(STEADY), *asked(KILLED, at_0=300.0, at_2=90.0), *asked(SLOW, at_7=90.0), *asked(REPLACED), failed]
+    steady, killed, slow, replaced = phases.report(every)
     assert [one.later_ms for one in (steady, killed, slow, replaced)] == [20, 20, 90, 20]
     assert [one.good() for one in (steady, killed, slow, replaced)] == [True, True, False, False]
     assert (killed.worst_second_ms, replaced.failed) == (300, 1)
+
+
+@pytest.mark.parametrize("losses", [[2.0], [2.0, 1.0, 0.5], [2.0, float("nan")], [2.0, 1.1]])
+def test_loss_curves_are_the_same_only_if_every_loss_is(losses: list[float]) -> None:
+    assert hosts.apart([2.0, 1.0], [2.0, 1.0]) <= hosts.SAME
+    assert not hosts.apart([2.0, 1.0], losses) <= hosts.SAME
 
 
 @pytest.mark.parametrize(

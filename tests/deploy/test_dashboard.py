@@ -154,3 +154,6 @@ def test_the_scaling_asks_for_what_servers_tell(prometheus: Prometheus, longest_
     queries = {one["name"]: one["metadata"]["query"] for one in scaling["spec"]["triggers"]}
     (busy,), (queued_ms,) = (prometheus.values(queries[name]).values() for name in ("engine-busy", "queue"))
     assert busy > 0 and 0 < queued_ms < 1000 * longest_s
+    for query in queries.values():  # an idle model asks for no server, and one that nobody scrapes is not idle
+        assert [*prometheus.values(query.replace('"student"', '"ranker_tokens"')).values()] == [0]
+        assert not prometheus.values(query.replace('"disranker"', '"nobody"'))

@@ -103,6 +103,23 @@ def test_a_server_has_time_to_answer_what_it_has_taken_before_it_is_killed() -> 
     assert RESOURCES["scaling/ScaledObject"]["spec"]["minReplicaCount"] > 1
 
 
+def test_the_scaling_is_told_by_a_prometheus_that_may_ask_the_servers() -> None:
+    """KEDA takes a fallback only if triggers are AverageValue, and an empty answer for 0 unless it is told not to."""
+    scaling, policy = RESOURCES["scaling/ScaledObject"]["spec"], RESOURCES["base/NetworkPolicy"]["spec"]
+    (scraper,) = next(rule["from"] for rule in policy["ingress"] if rule["ports"] == [{"port": "metrics"}])
+    namespace = scraper["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    for trigger in scaling["triggers"]:
+        assert not scaling.get("fallback") or trigger["metricType"] == "AverageValue"
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert re.fullmatch(rf"http://[\w-]+\.{namespace}:\d+", trigger["metadata"]["serverAddress"])
+
+
+def test_what_the_repository_ignores_comes_into_no_image() -> None:
+    lines = [line for line in (ROOT / ".gitignore").read_text().splitlines() if not line.startswith("#")]
+    ignored = {line.strip("/") if "/" in line.rstrip("/") else f"**/{line.rstrip('/')}" for line in lines}
+    assert ignored | {".git"} <= {*(ROOT / ".dockerignore").read_text().splitlines()}
+
+
 def test_what_one_resource_names_another_one_has() -> None:
     kustomizations = {path.parent: yaml.safe_load(path.read_text()) for path in FILES if path.stem == "kustomization"}
     for folder, one in kustomizations.items():
@@ -124,6 +141,10 @@ def test_what_one_resource_names_another_one_has() -> None:
     assert {value.partition("=")[0] for value in made["literals"]} == {
         variable["valueFrom"]["configMapKeyRef"]["key"] for variable in MODEL["env"]
     }
+    secrets = [one["valueFrom"]["secretKeyRef"]["name"] for one in CONTAINER["env"]]
+    example = (DEPLOY / "kubernetes/example/kustomization.yml").read_text()
+    for secret in (*secrets, *(one["secretRef"]["name"] for one in MODEL["envFrom"])):
+        assert f"create secret generic {secret} " in example
 
 
 def test_the_model_that_is_fetched_is_the_one_that_triton_serves(tmp_path: Path) -> None:

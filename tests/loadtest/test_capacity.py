@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ LIMIT_MS = 300.0
 HELD = MU - math.log(100) / (LIMIT_MS / 1000)  # the rate at which the p99 is the limit
 
 
-def report(rate: float, host: str = "localhost:8001") -> dict[str, Any]:
-    """What a load test at this rate would write, of very many requests."""
+def report(rate: float, host: str = "localhost:8001", failed: int = 0) -> dict[str, Any]:
+    """The report of a load test at this rate, of very many requests."""
     mean_ms = 1000 / (MU - rate)
     times = {name: mean_ms * math.log(1 / (1 - share)) for name, share in SHARES.items()}
     point = {
         "rate": rate, "offered": rate, "seconds": 60.0, "achieved": rate, "documents_per_second": DOCUMENTS * rate,
-        "answered": 1500, "latency_ms": {"mean": mean_ms, **times, "max": mean_ms * math.log(1e5)},
+        "answered": 1500, "failed": failed, "latency_ms": {"mean": mean_ms, **times, "max": mean_ms * math.log(1e5)},
         "generator": {"limits": []},
     }  # fmt: skip
     return {"host": host, "settings": {"arrivals": "poisson"}, "points": [point]}
@@ -75,11 +76,26 @@ def test_a_client_that_knows_what_is_under_way_needs_fewer_servers_and_requests_
     assert servers[0] > pooled
 
 
+def test_a_rate_that_was_not_held_is_left_out(
+    planned: Callable[..., dict[str, Any]], measured: list[str], tmp_path: Path
+) -> None:
+    """Requests that are refused make those that are answered fast."""
+    before, path = planned("--rate", 500), tmp_path / "refused.json"
+    overloaded = report(RATES[1], failed=1000)
+    overloaded["points"][0] |= {"rate": 120.0, "offered": 120.0}
+    path.write_text(json.dumps(overloaded))
+    measured.append(str(path))
+    after = planned("--rate", 500)
+    assert after["needed"] == before["needed"] and "left out are 120 requests/s" in after["notes"][-1]
+
+
 BAD: dict[str, tuple[list[object], str]] = {
     "nothing at this rate": (["--rate", 0, "--limit_ms", 300], "--rate 0: "),
     "no such share": (["--rate", 1, "--limit_ms", 300, "--share", 1], "--share"),
     "no number": (["--rate", "nan", "--limit_ms", 300], "--rate nan: "),
     "servers owed": (["--rate", 1, "--limit_ms", 300, "--spare", -1], "--spare -1: "),
+    "more clients than are simulated": (["--rate", 1, "--limit_ms", 300, "--clients", 10_001], "--clients 10001: "),
+    "engines that do nothing": (["--rate", 1, "--limit_ms", 300, "--most_busy", 0.0005], "--most_busy 0.0005: "),
     "faster than idle": (["--rate", 1, "--limit_ms", 0.5], "an idle server is slower"),
 }
 
@@ -104,6 +120,7 @@ def test_bad_flags_are_one_line(
         (json.dumps({"host": "a", "settings": {}, "points": []}), "no answers in an open loop"),
         (json.dumps(report(5.0, host="a:8001,b:8001")), "the curve of 1 server(s)"),
         (json.dumps(report(5.0)), "one rate is no curve"),
+        (re.sub(r'"p99": [\d.]+', '"p99": null', json.dumps(report(5.0))), "not a report.json"),
     ],
 )
 def test_bad_reports_are_one_line_that_names_the_file(
