@@ -22,10 +22,10 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Generator,
     Iterable,
-    Sequence,
 )
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -124,7 +124,7 @@ async def _asynchronous(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIte
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
-    elif isinstance(items, Sequence):
+    elif isinstance(items, Collection):
         for item in items:
             yield item
     else:  # a source may block, the loop must not

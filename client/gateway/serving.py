@@ -34,11 +34,16 @@ def serve(argv: Sequence[str] | None) -> None:
     # A second series for each: nobody asks when a counter was made.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     keys, metrics = Keys(settings), Metrics()
-    config = _config(settings, create_app(settings, keys, metrics))
-    listener = _listen(settings)
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, lambda *_: _reread(settings, keys, config))
-    with listener:
+    app = create_app(settings, keys, metrics)
+    try:
+        _try_certificate(settings)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or error
+        raise InvalidRequestError(f"--tls_certificate {settings.tls_certificate}, --tls_key: {reason}") from error
+    with _listen(settings) as listener:
+        config = _config(settings, app)
+        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGHUP, lambda *_: _reread(settings, keys, config))
         scheme = "https" if config.is_ssl else "http"
         print(f"{scheme}://{_address(listener)} serves {', '.join(settings.connections())}", flush=True)
         _tell_who_may_ask(keys, listener)
@@ -61,12 +66,17 @@ def _config(settings: Settings, app: Any) -> uvicorn.Config:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or error
-        raise InvalidRequestError(f"--tls_certificate {settings.tls_certificate}, --tls_key: {reason}") from error
+    config.load()
     return config
+
+
+def _try_certificate(settings: Settings) -> None:
+    """Raises OSError or SSLError for a pair that cannot serve.
+
+    It is tried where nobody is served, since a key that is not the certificate's leaves a context with neither.
+    """
+    if settings.tls_certificate is not None:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
 
 
 def _bounds(settings: Settings) -> Bounds:
@@ -95,9 +105,8 @@ def _reread(settings: Settings, keys: Keys, config: uvicorn.Config) -> None:
     keys.reread()
     if config.ssl is not None and settings.tls_certificate is not None:
         try:
-            # First where nobody is served: a key that is not the certificate's would leave HTTPS with neither.
-            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config.ssl):
-                context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+            _try_certificate(settings)
+            config.ssl.load_cert_chain(settings.tls_certificate, settings.tls_key)
         except (OSError, ssl.SSLError) as error:
             LOG.error("the certificate stays as it was: %s", error)
 
