@@ -170,7 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engines.serve", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", help="hub id, or path of a checkpoint")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="DATA", help="judged queries for the gate; else texts of Python's documentation"
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="judged queries for the gate; else texts of Python's documentation",
     )
     parser.add_argument(
         "--calibration", nargs="+", default=[], metavar="DATA", help="queries like the traffic's: int8 is tried too"
