@@ -55,7 +55,7 @@ def long_documents(path: Path) -> Path:
     """Judged queries with documents of no word to more than a pair holds."""
     draw = random.Random(0)
     lines = []
-    for query in range(3):
+    for query in range(2):
         texts = [" ".join(draw.choices(TEXT.split(), k=count)) for count in (0, 30, 90 + query, 200, 600)]
         documents = [
             {"doc_id": f"d{place}", "title": "", "summary": text, "label": place} for place, text in enumerate(texts)
