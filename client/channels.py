@@ -32,7 +32,7 @@ class Opened:
 
 
 class Channels:
-    """What is open, by event loop. For any number of threads."""
+    """The open channels of each event loop. For any number of threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
@@ -47,7 +47,7 @@ class Channels:
 
     @property
     def here(self) -> Opened:
-        """What is open in the event loop that runs. Channels of loops that have ended are dropped."""
+        """The channels of the event loop that runs, opened if need be. Those of loops that have ended are dropped."""
         with self._lock:
             if self._closed:
                 raise InvalidRequestError(CLOSED)

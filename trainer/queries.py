@@ -166,7 +166,7 @@ def writer_of(arguments: QueriesArguments) -> QueryWriter | None:
 def kinds_of(
     arguments: QueriesArguments, documents: Sequence[JudgedDocument], writer: QueryWriter | None
 ) -> dict[str, Made]:
-    """What makes the queries of each kind; each draws numbers of its own."""
+    """The makers of queries, by kind. Each draws numbers of its own."""
     kinds: dict[str, Made] = {}
     for kind in dict.fromkeys(arguments.kinds or ()):
         draw = random.Random(f"{arguments.seed} {kind}")

@@ -7,36 +7,22 @@ best = compressor.compress_documents(documents, "garden bridge")
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import ConfigDict, Field, PlainSerializer, PrivateAttr
+from pydantic import ConfigDict
 
-from client import AsyncRankingClient, RankedDocument, RankingClient
-from client.integrations import clients_of, without_secrets
-
-Settings = Annotated[dict[str, Any], PlainSerializer(without_secrets)]
+from client import RankedDocument
+from client.integrations.fields import RerankerFields
 
 
-class DisRankerRerank(BaseDocumentCompressor):
+class DisRankerRerank(RerankerFields, BaseDocumentCompressor):
     """The best documents first, with their probability as ``relevance_score`` among their metadata.
 
     ``settings`` are further ones of the client; a dump has no authorization. Raises its RankingErrors.
     """
 
     model_config = ConfigDict(extra="forbid")
-
-    servers: str | tuple[str, ...] = "localhost:8001"
-    model: str = "ranker"
-    top_n: int | None = Field(None, ge=1)
-    title_key: str = "title"  # of the metadata
-    settings: Settings = Field(default_factory=dict, repr=False)
-    _client: RankingClient = PrivateAttr()
-    _asynchronous: AsyncRankingClient = PrivateAttr()
-
-    def model_post_init(self, _: Any) -> None:
-        self._client, self._asynchronous = clients_of(self.servers, self.model, self.settings)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

@@ -7,36 +7,19 @@ best = postprocessor.postprocess_nodes(nodes, query_str="garden bridge")
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from pydantic import PlainSerializer
 
-from client import AsyncRankingClient, InvalidRequestError, RankedDocument, RankingClient
-from client.integrations import clients_of, without_secrets
-
-Settings = Annotated[dict[str, Any], PlainSerializer(without_secrets)]
+from client import InvalidRequestError, RankedDocument
+from client.integrations.fields import RerankerFields
 
 
-class DisRankerRerank(BaseNodePostprocessor):
+class DisRankerRerank(RerankerFields, BaseNodePostprocessor):
     """The best nodes first, with their probability as score.
 
     ``settings`` are further ones of the client; a dump has no authorization. Raises its RankingErrors.
     """
-
-    servers: str | tuple[str, ...] = "localhost:8001"
-    model: str = "ranker"
-    top_n: int | None = Field(None, ge=1)
-    title_key: str = "title"  # of the metadata
-    settings: Settings = Field(default_factory=dict, repr=False)
-    _client: RankingClient = PrivateAttr()
-    _asynchronous: AsyncRankingClient = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:
-        super().model_post_init(context)
-        self._client, self._asynchronous = clients_of(self.servers, self.model, self.settings)
 
     @classmethod
     def class_name(cls) -> str:

@@ -159,7 +159,7 @@ def highest_rate(queue: Queue, servers: int, clients: int, goal: Goal, most_busy
 
 @cache
 def _highest_of_one(queue: Queue, simulated: int, clients: int, goal: Goal, most_busy: float) -> float:
-    """Of each of so many servers, which are simulated: searched once for all numbers of servers that are alike."""
+    """The rate of each of so many servers, which are simulated. Numbers of servers that are alike are searched once."""
 
     def room(busy: float) -> float:
         """Above 0 where the goal holds."""

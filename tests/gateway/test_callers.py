@@ -50,7 +50,7 @@ def address(gateway: Gateway) -> tuple[str, int]:
 
 
 def status(connection: socket.socket) -> int:
-    """Of the next answer, whose body is read too."""
+    """The status of the next answer, whose body is read too."""
     with HTTPResponse(connection) as answer:
         answer.begin()
         answer.read()

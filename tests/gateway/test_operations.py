@@ -38,7 +38,7 @@ class Run:
         return httpx.post(url, json=asked, headers=named, timeout=PATIENCE_S, verify=self.gateway.tls or False)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Of the log."""
+        """The lines of the log."""
         return [json.loads(line) for line in self.gateway.log.read_text().splitlines() if line.startswith("{")]
 
 
