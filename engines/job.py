@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from engines.parity import Yardstick, torch_runner
+from engines.parity import Yardstick
 from engines.quantise.calibration import Calibration, read_calibration
 from engines.records import Dimensions, EngineError
+from engines.reference import torch_runner
 from engines.table import AUTO, CALIBRATED, ENGINES, PRECISIONS, Engine, names
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from trainer.checkpoints.load import CheckpointError, load_scorer, require_checkpoint

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from engines.records import ParityError, Runner
-from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, Layout, PairEncoder
-from trainer.checkpoints.load import PackedScorer
+from model_repository.tokenizer.pair_encoding import FlatPairs, Layout, PairEncoder
 from trainer.data.pairs import encode_groups
 from trainer.data.records import QueryGroup, Scores
 from trainer.measures.metrics import MEASURE, judgments, kendall_tau, per_query
@@ -149,16 +147,6 @@ class Yardstick:
             ndcg_difference=None if before is None or after is None else after - before,
             worst=tuple(apart[:NAMED]),
         )
-
-
-def torch_runner(model: PreTrainedModel, encoder: PairEncoder) -> Runner:
-    """The checkpoint in PyTorch, which the gate compares with."""
-    scorer = PackedScorer(model.eval())
-
-    def run(pairs: FlatPairs) -> FloatArray:
-        return scorer.score(encoder.pack(pairs))
-
-    return run
 
 
 def _scores(run: Runner, requests: Sequence[Request]) -> Scores:

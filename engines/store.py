@@ -6,7 +6,7 @@ python -m engines.store fetch s3://models/ranker/7 --digest DIGEST --model_repos
 What is published never changes. Beside the files lies SHA256SUMS, which is written last and which sha256sum can check;
 its own SHA-256 is the digest, so whoever knows the digest needs to trust neither the store nor the way. Only the
 versions are published that Triton would serve. This needs pyarrow and the standard library, so that it runs in Triton's
-container. Stores are reached and asked again as by the trainer's commands (trainer/storage.py).
+container. Stores are reached and asked again as by the trainer's commands (trainer/stores.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from client.files import appears_whole
 from model_repository.student.digests import damage, sha256
 from model_repository.student.served import served_versions, versions_of
 from trainer.addresses import StoreError, naming
-from trainer.storage import store_of
+from trainer.stores import store_of
 
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")

@@ -29,11 +29,11 @@ COMMANDS = "prepare queries init pretrain rank_sft score distill merge evaluate 
 FLOORS = {
     "trainer": (
         f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed "
-        "> storage > addresses"
+        "> storage > stores > addresses"
     ),
     "engines": (
-        "serve > published > versions store build > repository > auto > builders > job > quantise > graph parity > "
-        "table > records"
+        "serve > published > versions store build > repository > auto > builders > job > quantise > "
+        "graph parity reference > table > records"
     ),
 }
 OURS = {*FOLDERS, "model_repository", "examples", "tests"}

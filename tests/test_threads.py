@@ -25,7 +25,7 @@ module, sys.argv = sys.argv[1], [sys.argv[1], "--help"]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 # One command of each folder whose commands load PyTorch: the folder sets the policy, not the command.
-COMMANDS = ["trainer.distill", "engines.versions", "build_engines", "examples.demo", "bench.training.__main__"]
+COMMANDS = ["trainer.distill", "build_engines", "examples.demo", "bench.training.__main__"]
 
 
 def output(*command: str, **variables: str) -> str:

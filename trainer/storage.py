@@ -15,32 +15,16 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pyarrow import fs
 
 from client import files
 from trainer.addresses import ADDRESS, StoreError, address_of, local, mirror, naming, shown
+from trainer.stores import Found, at_once, files_at, found_of, get, put, store_of, write
 
 UPLOADING = ".uploading"
 WORK = ("run", "shards")  # what an interrupted command leaves beside its output, in .NAME.run
-CONNECT_S, ANSWER_S = 10.0, 60.0
-ATTEMPTS = 8  # of a request, unless AWS_MAX_ATTEMPTS says otherwise; the pause between them grows
-STORES = ("s3", "gs")
-AT_ONCE = 8  # files under way
-CHUNK = 8 << 20  # bytes
-
-
-class Found(NamedTuple):
-    """A file, as its store or disk describes it."""
-
-    size: int
-    time_ns: int
 
 
 def localised(argv: Sequence[str], far: Iterable[str] = ()) -> list[str]:
@@ -78,7 +62,7 @@ def listed(source: str | Path) -> dict[str, Found]:
     name = str(source).rstrip("/")
     with naming(name):
         store, key = store_of(name)
-        found = _files(store, key)
+        found = files_at(store, key)
     return {name + file.removeprefix(key): found[file] for file in sorted(found)}
 
 
@@ -102,17 +86,17 @@ def publish(path: Path) -> None:
     with naming(address):
         store, key = store_of(address)
         if path.is_file():
-            _all(lambda each: _put(store, each, key), [path])
+            at_once(lambda each: put(store, each, key), [path])
             return
-        there, mark = _files(store, key), f"{key}/{UPLOADING}"
+        there, mark = files_at(store, key), f"{key}/{UPLOADING}"
         wanted = {f"{key}/{each.relative_to(path)}": each for each in _files_here(path)}
-        changed = [name for name, each in wanted.items() if there.get(name) != _found(each)]
+        changed = [name for name, each in wanted.items() if there.get(name) != found_of(each)]
         if appears := not there or mark in there:
-            _write(store, mark)
+            write(store, mark)
         for part in (wanted.keys() - there.keys(), there.keys() & {*changed}):  # what is new first, then what replaces
-            _all(lambda name: _put(store, wanted[name], name), part)
+            at_once(lambda name: put(store, wanted[name], name), part)
         if appears:
-            _all(store.delete_file, there.keys() - wanted.keys() - {mark})
+            at_once(store.delete_file, there.keys() - wanted.keys() - {mark})
             store.delete_file(mark)
 
 
@@ -123,8 +107,8 @@ def discard(path: Path) -> None:
             store, key = store_of(address)
             mark = f"{key}/{UPLOADING}"
             if path.is_dir():
-                _write(store, mark)  # what is left of it, if this is cut short, is not taken for whole
-            _all(store.delete_file, _files(store, key).keys() - {mark})
+                write(store, mark)  # what is left of it, if this is cut short, is not taken for whole
+            at_once(store.delete_file, files_at(store, key).keys() - {mark})
             if path.is_dir():
                 store.delete_dir(key)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -138,44 +122,14 @@ def check_writable(*paths: str | Path | None) -> None:
             with naming(address):
                 store, key = store_of(address)
                 tried = f"{key}.{socket.gethostname()}-{os.getpid()}.tried"  # the processes of a job try at once
-                _write(store, tried)
+                write(store, tried)
                 store.delete_file(tried)
-
-
-def store_of(source: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an address or a path, and the name in it. Raises StoreError for an address of another kind."""
-    scheme, colon, key = source.partition("://")
-    path = local(source)
-    if scheme in STORES and colon:
-        return _connected(scheme), key.strip("/")
-    if colon and scheme != "file":
-        raise StoreError(f"{source}: an address begins with s3://, gs:// or file://")
-    return fs.LocalFileSystem(), str(path)
-
-
-@cache
-def _connected(scheme: str) -> fs.FileSystem:
-    """Credentials, region and endpoint come from the environment, as the store's own tools read them."""
-    if scheme == "gs":
-        return fs.GcsFileSystem()
-    # Arrow itself does not read these.
-    attempts = os.environ.get("AWS_MAX_ATTEMPTS") or str(ATTEMPTS)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not attempts.isdecimal():
-        raise StoreError(f"AWS_MAX_ATTEMPTS is {attempts!r}, not a number")
-    if endpoint and "://" not in endpoint:
-        raise StoreError(f"AWS_ENDPOINT_URL is {endpoint!r}, not http://HOST:PORT or https://HOST")
-    protocol, _, host = endpoint.rstrip("/").partition("://") if endpoint else ("https", "", None)
-    return fs.S3FileSystem(
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=int(attempts)), connect_timeout=CONNECT_S,
-        request_timeout=ANSWER_S, scheme=protocol, endpoint_override=host, allow_delayed_open=True,
-    )  # fmt: skip
 
 
 def _fetch(path: Path) -> None:
     """Make the mirror's file or folder what the store has, unless another command works in the folder."""
     store, key = store_of(shown(str(path)))
-    there = _files(store, key)
+    there = files_at(store, key)
     if outside := [name for name in there if ".." in Path(name).parts]:
         raise StoreError(f"{shown(str(path))}: an object there is named {outside[0]!r}, which is no path below it")
     # The command that left half of a folder there, started again, replaces it.
@@ -189,7 +143,7 @@ def _fetch(path: Path) -> None:
             other.unlink()
         if path.is_dir() and not wanted:
             shutil.rmtree(path)
-        _all(lambda each: _get(store, wanted[each], there[wanted[each]], each), wanted)
+        at_once(lambda each: get(store, wanted[each], there[wanted[each]], each), wanted)
 
 
 @contextmanager
@@ -213,15 +167,6 @@ def _locked(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _files(store: fs.FileSystem, key: str) -> dict[str, Found]:
-    """The files at a name or below it."""
-    found = store.get_file_info(key)
-    if found.type == fs.FileType.NotFound:
-        return {}
-    all_ = [found] if found.is_file else store.get_file_info(fs.FileSelector(key, recursive=True))
-    return {each.path: Found(each.size, each.mtime_ns) for each in all_ if each.is_file}
-
-
 def _files_here(path: Path) -> list[Path]:
     """The file, or the files in the folder at any depth, but for those that somebody is writing."""
     inside = [path] if path.is_file() else path.rglob("*")
@@ -230,37 +175,3 @@ def _files_here(path: Path) -> list[Path]:
 
 def _is_partial(path: Path) -> bool:
     return any(part.endswith(".partial") for part in path.parts)
-
-
-def _found(path: Path) -> Found:
-    stat = path.stat()
-    return Found(stat.st_size, stat.st_mtime_ns)
-
-
-def _get(store: fs.FileSystem, key: str, found: Found, path: Path) -> None:
-    if path.is_file() and _found(path) == found:
-        return
-    with files.appears_whole(path) as partial:
-        fs.copy_files(key, str(partial), source_filesystem=store, destination_filesystem=fs.LocalFileSystem())
-        os.utime(partial, ns=(found.time_ns, found.time_ns))
-
-
-def _put(store: fs.FileSystem, path: Path, key: str) -> None:
-    """The file takes the time that the store gives it, by which its content is known to be the store's."""
-    with path.open("rb") as file, store.open_output_stream(key) as stream:  # Arrow's copy_files passes over errors
-        shutil.copyfileobj(file, stream, CHUNK)
-    found = _files(store, key).get(key)
-    if found is None or found.size != path.stat().st_size:
-        raise OSError(f"the store did not take {path.name}")
-    os.utime(path, ns=(found.time_ns, found.time_ns))
-
-
-def _write(store: fs.FileSystem, key: str) -> None:
-    with store.open_output_stream(key) as stream:
-        stream.write(b"1")
-
-
-def _all(act: Callable[[Any], object], names: Iterable[Any]) -> None:
-    """On threads, which Ctrl-C lets end: a stream that an exception closes puts the half of a file into the store."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(act, names))

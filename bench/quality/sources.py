@@ -16,7 +16,8 @@ from bench.quality.study import PART, PLACEHOLDER, StudyError
 from client.files import appears_whole
 from client.inputs import lines, opened, record_of
 from trainer.data.identities import identity
-from trainer.data.records import IR_DATASETS, iter_groups, parsed_lines, read_groups
+from trainer.data.records import IR_DATASETS, iter_groups, read_groups
+from trainer.data.rows import parsed_lines
 
 TRAINED = "trained "  # before a name: the same data, but for the queries that are dropped
 RECORD = "data.json"  # hashes, by name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -51,7 +52,7 @@ class Options(NamedTuple):
     raw: bool = False  # logits in place of probabilities
 
 
-class RerankRequest(RequestBody):
+class RerankRequest(RequestBody, ABC):
     """The fields of all forms of a rerank request, by the names of Cohere, which the others give aliases."""
 
     TOO_LONG: ClassVar = 413  # the code where a document is too long and must not be cut
@@ -62,11 +63,11 @@ class RerankRequest(RequestBody):
     top_n: Best = None
     return_documents: Returned = None
 
-    def options(self) -> Options:
-        raise NotImplementedError
+    @abstractmethod
+    def options(self) -> Options: ...
 
-    def answer(self, ranking: Ranking) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self, ranking: Ranking) -> Any: ...
 
     @classmethod
     def name_of(cls, field: str) -> str:

@@ -9,15 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engines.builders import Judged
 from engines.parity import ParityReport
 from engines.records import CpuEngine, Dimensions, EngineError, Trial
 from engines.table import COMMON_PACKAGES, ENGINES
 from model_repository.student.served import versions_of
 from model_repository.tokenizer.pair_encoding import encoding_hash
 from trainer.measures.metrics import MEASURE
+
+if TYPE_CHECKING:  # it loads PyTorch, which whoever chooses or lists versions can do without
+    from engines.builders import Judged
 
 MANIFEST_FILE = "manifest.json"
 SAME_FOR_ALL_PLANS = (

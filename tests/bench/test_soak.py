@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import chaos, soak
-from bench.soak import AFTER_S, Request, Struck, explained
+from bench.soak_results import AFTER_S, Request, Struck, explained
 from tests.support.waiting import PATIENCE_S
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,10 @@ import pytest
 from haystack.core.errors import PipelineRuntimeError
 from langchain_core.documents import BaseDocumentCompressor
 from langchain_core.documents import Document as LangChainDocument
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import NodeWithScore, TextNode
 
 from client import InvalidRequestError
 from client.flags import AUTHORIZATION
-from client.integrations import langchain, llama_index
+from client.integrations import langchain
 from client.integrations.haystack import DisRankerRanker
 from client.records import sigmoid
 from tests.support.clients import QUERY
@@ -46,6 +45,11 @@ def test_langchain(url: str) -> None:
 
 
 def test_llama_index(url: str) -> None:
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor  # not before: it takes seconds
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from client.integrations import llama_index
+
     nodes = [NodeWithScore(node=TextNode(text=text, metadata={"title": "x"}), score=0.5) for text in TEXTS]
     given: BaseNodePostprocessor = llama_index.DisRankerRerank(servers=url, top_n=2)
     for one in (given, llama_index.DisRankerRerank.from_dict(given.to_dict())):
@@ -75,20 +79,22 @@ def test_haystack(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "saved"),
+    ("framework", "name", "saver"),
     [
-        (DisRankerRanker, DisRankerRanker.to_dict),
-        (llama_index.DisRankerRerank, llama_index.DisRankerRerank.to_dict),
-        (langchain.DisRankerRerank, langchain.DisRankerRerank.model_dump),
+        ("haystack", "DisRankerRanker", "to_dict"),
+        ("llama_index", "DisRankerRerank", "to_dict"),
+        ("langchain", "DisRankerRerank", "model_dump"),
     ],
 )
 def test_an_authorization_is_not_saved_and_may_come_from_the_environment(
-    kind: Any, saved: Any, monkeypatch: pytest.MonkeyPatch
+    framework: str, name: str, saver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kind = getattr(importlib.import_module(f"client.integrations.{framework}"), name)
     monkeypatch.setenv(AUTHORIZATION, "Bearer environment")
     given = kind(settings={"authorization": "Bearer secret", "attempts": 2})
     assert given._client.connection.headers == {"authorization": "Bearer secret"}
     assert kind()._asynchronous.connection.headers == {"authorization": "Bearer environment"}
-    assert "'settings': {'attempts': 2}" in str(saved(given)) and "secret" not in f"{saved(given)} {given!r}"
+    saved = str(getattr(given, saver)())
+    assert "'settings': {'attempts': 2}" in saved and "secret" not in f"{saved} {given!r}"
     if kind is not DisRankerRanker:  # workers get the whole of it, as they do of a client
         assert pickle.loads(pickle.dumps(given)).settings == given.settings

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.parity import LIMITS, ParityReport, Yardstick, torch_runner
+from engines.parity import LIMITS, ParityReport, Yardstick
 from engines.quantise.calibration import read_calibration
 from engines.records import EngineError, ParityError, Runner
+from engines.reference import torch_runner
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PairEncoder
 from tests.support.checkpoints import tiny_bert, write_groups
 from trainer.checkpoints.load import load_scorer

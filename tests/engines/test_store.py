@@ -11,7 +11,7 @@ from engines import store
 from tests.support.repositories import contents
 from tests.support.stores import store_running
 from trainer.addresses import StoreError
-from trainer.storage import store_of
+from trainer.stores import store_of
 
 FILES = {
     "ranker/config.pbtxt": "ensemble",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from client import RankingClient
 from engines import parity, versions
 from engines.builders import processors
 from engines.builders.openvino import OpenVino
-from engines.parity import Limits, Yardstick, torch_runner
+from engines.parity import Limits, Yardstick
 from engines.quantise.calibration import read_calibration
 from engines.quantise.int8 import Products, quantise
 from engines.records import Dimensions, Graph, Runner, runner
+from engines.reference import torch_runner
 from engines.repository.configs import read_config
 from engines.repository.place import Place
 from model_repository.student.runtime import graphs
@@ -29,9 +32,10 @@ from model_repository.student.runtime.packing import Layout
 from model_repository.student.runtime.pair_scorer import PairScorer
 from model_repository.student.served import served_version
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
+from tests import ROOT
 from tests.support.checkpoints import tiny_bert, write_groups
 from tests.support.requests import QUERY, answer, documents, every_length
-from tests.support.servers import INT8_PRODUCTS, INT8_TAU, Reference, running
+from tests.support.servers import INT8_PRODUCTS, INT8_RECORD, INT8_TAU, Reference, running
 from tests.support.waiting import eventually
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
@@ -57,13 +61,7 @@ def test_int8_manifest_says_what_is_in_int8_and_the_compiled_engine_agrees(repos
     directory = repository / "student/2"
     manifest = json.loads((directory / "manifest.json").read_text())
     assert (manifest["precision"], manifest["runs_in"]) == ("int8", "int8")
-    assert manifest["cpu"]["int8"] == {
-        "products": INT8_PRODUCTS,
-        "kept": [],
-        "calibration_queries": 8,
-        "calibration_rows": 8,
-        "full_range": has_int8_units(),
-    }
+    assert manifest["cpu"]["int8"] == INT8_RECORD
     types = OpenVinoEngine(directory / "model.xml", "fp32", 1).product_types()
     assert sum(kind in ("i8", "u8") for kind in types) == INT8_PRODUCTS
 
@@ -245,6 +243,12 @@ def test_a_damaged_engine_is_refused_whatever_is_kept(
     assert build_engines.main(flags) == 1
     assert "refused: in int8, Kendall's tau is" in capsys.readouterr().err
     assert sorted((repository / "student").iterdir()) == before
+
+
+def test_versions_are_listed_and_chosen_without_pytorch() -> None:
+    """It takes seconds to load."""
+    code = "import sys, engines.versions; assert not {'torch', 'transformers'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_an_address_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

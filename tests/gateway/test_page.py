@@ -6,50 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browsers import chromium
-from tests.support.gateways import Gateway, gateway_running
-from tests.support.servers import Server, ports
+from tests.support.browsers import QUERY, TEXTS, ask
+from tests.support.gateways import Gateway
 
-QUERY = "garden bridge"
-TEXTS = ["river bridge", "copper forest", "garden market of silver", "winter garden", "stone"]
-LOOK_MS = 10_000  # between two looks at the gateway's health
 MARKUP = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b>bold</b>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser, gateway: Gateway) -> Iterator[Page]:
-    console_errors: list[str] = []
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: console_errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: console_errors.append(str(error)))
-    page.goto(gateway.url)
-    expect(page.locator("#health")).to_have_text("ready")
-    yield page
-    context.close()
-    assert all(url.startswith((gateway.url, "data:")) for url in asked)
-    assert console_errors == []
-
-
-def ask(page: Page, documents: list[str], query: str = QUERY) -> None:
-    page.get_by_label("Query", exact=True).fill(query)
-    page.get_by_label("Candidates").fill("\n".join(documents))
-    page.get_by_role("button", name="Rank").click()
 
 
 def order(gateway: Gateway, documents: list[str]) -> list[int]:
@@ -228,67 +194,3 @@ def test_a_ranking_is_taken_away(page: Page, gateway: Gateway) -> None:
     expect(other.get_by_label("Query", exact=True)).to_have_value(QUERY)
     assert asked and not [url for url in asked if "ask=" in url.partition("#")[0]]
     assert "#ask" not in gateway.log.read_text()
-
-
-AT_FAULT = [
-    (" ", TEXTS, "Type a query."),
-    (QUERY, ["", " "], "Give at least one candidate."),
-    (QUERY, ["[]"], "Give at least one candidate."),
-    (QUERY, ['{"text": "a"}', "", "{b"], "Candidates, line 3: is not JSON, though the first one looks like it."),
-]
-
-
-def test_input_at_fault(page: Page) -> None:
-    for query, lines, message in AT_FAULT:
-        ask(page, TEXTS)
-        expect(page.locator("li")).to_have_count(5)
-        expect(page.locator("#problem")).to_be_hidden()
-        ask(page, lines, query=query)
-        expect(page.locator("#problem")).to_have_text(message)
-        expect(page.locator("li")).to_have_count(0)
-
-
-def test_a_gateway_that_does_not_tell_its_models_ranks_and_is_asked_again(browser: Browser, gateway: Gateway) -> None:
-    page = browser.new_page()
-    page.clock.install()
-    page.route("**/v1/models", lambda route: route.fulfill(status=500, body="broken"))
-    page.goto(gateway.url)
-    expect(page.locator("#problem")).to_have_text("The gateway does not tell its models: it answered 500.")
-    ask(page, TEXTS)
-    expect(page.locator("#summary")).to_have_text("5 documents ranked by ranker.")
-    expect(page.locator("#problem")).to_be_hidden()
-    page.unroute("**/v1/models")
-    page.clock.fast_forward(LOOK_MS)
-    expect(page.get_by_label("Model").locator("option")).to_have_text(["ranker", "again"])
-    page.close()
-
-
-def test_errors_in_words(browser: Browser, server: Server, tmp_path: Path) -> None:
-    """A gateway that asks for a key, one of whose ranking servers is not there, and that goes itself in the end."""
-    page = browser.new_page()
-    page.clock.install()
-    models = f"gone=@127.0.0.1:{ports()['grpc']},ranker=@{server.url}"
-    flags = ["--models", models, "--api_keys", "secret", "--max_documents", "5"]
-    problem, gone = page.locator("#problem"), "The ranking server is not there, or busy: no server answers at"
-    with gateway_running(tmp_path / "log", *flags) as gateway:
-        page.goto(gateway.url)
-        expect(page.locator("#health")).to_have_text("the ranking server does not answer")
-        ask(page, ["river"])
-        expect(problem).to_contain_text("The gateway asks for an API key")
-        expect(page.locator("#key")).to_be_focused()
-        page.keyboard.type("secret")
-        page.keyboard.press("Enter")
-        expect(problem).to_contain_text(gone)
-        page.get_by_label("Model").select_option("ranker")
-        page.get_by_label("Compare with").select_option("gone")
-        ask(page, TEXTS)
-        expect(problem).to_contain_text(f"gone: {gone}")
-        expect(page.locator("li")).to_have_count(5)  # of the model that answers
-        expect(page.locator("#summary")).to_have_text("5 documents ranked by ranker.")
-        ask(page, [*TEXTS, "one"])
-        expect(problem).to_contain_text("That is too much at once: 6 documents are more than 5")
-    page.clock.fast_forward(LOOK_MS)
-    expect(page.locator("#health")).to_have_text("the gateway does not answer")
-    ask(page, TEXTS)
-    expect(problem).to_have_text("The gateway does not answer. Is it running?")
-    page.close()

@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.waiting import PATIENCE_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUERY = "garden bridge"
+TEXTS = ["river bridge", "copper forest", "garden market of silver", "winter garden", "stone"]
 
 
 @contextmanager
@@ -25,3 +27,10 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=1000 * PATIENCE_S)
         yield browser
         browser.close()
+
+
+def ask(page: Page, documents: list[str], query: str = QUERY) -> None:
+    """Rank the documents on the gateway's page."""
+    page.get_by_label("Query", exact=True).fill(query)
+    page.get_by_label("Candidates").fill("\n".join(documents))
+    page.get_by_role("button", name="Rank").click()

@@ -18,6 +18,7 @@ import pytest
 import build_engines
 from bench.children import Child, free_ports, healthy, started, triton
 from engines.parity import LIMITS
+from model_repository.student.runtime.graphs import has_int8_units
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.waiting import eventually
@@ -28,6 +29,11 @@ UNASKED = ("--hang-timeout-secs=0",)  # the canary's requests would be among tho
 READY_S, STOP_S = 180, 120  # on a machine that has other work
 # Products of the served checkpoint that int8 takes: of two layers, and in the last one only keys and values.
 INT8_PRODUCTS = 6 + 2
+# What a manifest says of them, when ``build`` has calibrated them.
+INT8_RECORD = {
+    "products": INT8_PRODUCTS, "kept": [], "calibration_queries": 8, "calibration_rows": 8,
+    "full_range": has_int8_units(),
+}  # fmt: skip
 INT8_TAU = 0.8  # below the gate's limit: texts of every script and length are not what int8 was calibrated on
 
 

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from trainer import storage
+from trainer import stores
 
 BUCKET = "bucket"
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
@@ -61,7 +61,7 @@ class Store:
     def files(self, key: str = "") -> set[str]:
         """The objects below a key, without it."""
         root = f"{BUCKET}/{key}".rstrip("/")
-        found = storage._connected("s3").get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+        found = stores.connected("s3").get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
         return {each.path.removeprefix(f"{root}/") for each in found if each.is_file}
 
 
@@ -86,9 +86,9 @@ def store_running(mirror: Path) -> Iterator[Store]:
             "DISRANKER_MIRROR": str(mirror),
         }.items():  # fmt: skip
             patch.setenv(name, value)
-        storage._connected.cache_clear()
+        stores.connected.cache_clear()
         makes = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{server.port}", scheme="http", allow_bucket_creation=True)
         makes.create_dir(BUCKET)
         yield store
-    storage._connected.cache_clear()
+    stores.connected.cache_clear()
     server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from tests.support.logs import raw
 from tests.support.stages import FEW, fails, run
 from tests.support.stores import Store, store_running
-from trainer import addresses, distill, evaluate, prepare, score, storage
+from trainer import addresses, distill, evaluate, prepare, score, storage, stores
 from trainer.data.records import read_groups
 
 ASKED = "GET|HEAD"
@@ -40,7 +41,7 @@ def given(store: Store, data: Path, bert: Path) -> Iterator[str]:
     forget()
     yield store.address
     store.times = 0
-    storage._connected("s3").delete_dir_contents("bucket")
+    stores.connected("s3").delete_dir_contents("bucket")
     forget()
 
 
@@ -116,6 +117,20 @@ def test_ctrl_c_puts_no_half_of_a_file_into_the_store(given: str, monkeypatch: p
     assert read(f"{given}/big.bin").read_bytes() == b"whole"
 
 
+def test_a_file_that_cannot_be_read_to_its_end_leaves_the_object_as_it_was(given: str) -> None:
+    path = addresses.local(f"{given}/file.bin")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"whole")
+    storage.publish(path)
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # of which no process can read the first bytes
+    with pytest.raises(addresses.StoreError, match=rf"{given}/file.bin: .*Input/output error"):
+        storage.publish(path)
+    gc.collect()  # frees what nobody holds
+    forget()
+    assert read(f"{given}/file.bin").read_bytes() == b"whole"
+
+
 def test_what_another_machine_puts_into_a_folder_stays(given: str, store: Store) -> None:
     folder = addresses.local(f"{given}/folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +138,7 @@ def test_what_another_machine_puts_into_a_folder_stays(given: str, store: Store)
         (folder / name).write_text(name)
     storage.publish(folder)
     (folder / "again").write_text("again")
-    file, key = storage.store_of(f"{given}/folder/theirs")
+    file, key = stores.store_of(f"{given}/folder/theirs")
     with file.open_output_stream(key) as stream:
         stream.write(b"theirs")
     storage.publish(folder)
@@ -148,11 +163,11 @@ def test_a_setting_that_is_none_is_named(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv(variable, value)
-        storage._connected.cache_clear()
+        stores.connected.cache_clear()
         for act in (storage.fetched, storage.listed, lambda name: storage.check_writable(addresses.local(name))):
             with pytest.raises(addresses.StoreError, match=f"{variable} is '{value}'"):
                 act(f"{given}/data.jsonl")
-    storage._connected.cache_clear()
+    stores.connected.cache_clear()
 
 
 def test_another_machine_goes_on_where_a_run_was_interrupted(

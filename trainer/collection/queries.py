@@ -13,7 +13,7 @@ from tqdm import tqdm
 from client.errors import InvalidRequestError
 from client.inputs import id_of, record_of, text_of
 from trainer.collection.words import Made
-from trainer.data.records import DataError, parsed_lines
+from trainer.data.rows import DataError, parsed_lines
 
 
 class Query(NamedTuple):

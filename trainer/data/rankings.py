@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from client.inputs import text_of
 from trainer.data.identities import identity, repeated
-from trainer.data.records import HIGHEST, DataError, QueryGroup, Scores, parquet_rows, parsed_lines
+from trainer.data.records import HIGHEST, QueryGroup, Scores
+from trainer.data.rows import DataError, parquet_rows, parsed_lines
 from trainer.storage import appears_whole
 
 SCORE_SCHEMA = pa.schema(

@@ -6,36 +6,30 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from client.errors import DisRankerError, InvalidRequestError
-from client.inputs import id_of, lines, opened, query_of, record_of
+from client.errors import InvalidRequestError
+from client.inputs import id_of, query_of, record_of
 from client.outputs import encoded
 from client.records import Document
 from trainer.data.identities import identity, repeated
 from trainer.data.ir_datasets import ir_datasets_records
+from trainer.data.rows import DataError as DataError  # which whoever reads records meets
+from trainer.data.rows import parquet_rows, parsed_lines
 from trainer.storage import appears_whole, listed
 
 Scores = dict[str, dict[str, float]]  # query_id -> doc_id -> score (a logit, or a run's score)
 LabelScale = Sequence[float]  # the lowest and the highest
 
-Parsed = TypeVar("Parsed")
-
 IR_DATASETS = "ir_datasets:"
 FILE = re.compile(r"^(?!.*/[._]).*\.(?:jsonl(?:\.gz|\.zst)?|parquet)$")
 HIGHEST = float(np.finfo(np.float32).max)  # of a label, a weight or a score
-
-
-class DataError(DisRankerError):
-    """Input that is not what it should be; the message names the file, the line, the query or the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,50 +155,12 @@ def _records(source: str | Path, first: int = 0) -> Iterator[tuple[str, dict[str
     yield from parsed_lines(path, record_of, first)
 
 
-def parsed_lines(path: Path, parse: Callable[[bytes, int], Parsed], first: int = 0) -> Iterator[tuple[str, Parsed]]:
-    """File and line of each line that is not blank, behind the ``first`` ones, and what ``parse`` makes of it and its
-    number."""
-    where = ""
-    try:
-        with opened(path) as file:
-            for place, number, line in islice(lines(path, file), first, None):
-                where = f"{place}: "
-                yield place, parse(line, number)
-                where = ""
-    except InvalidRequestError as error:
-        raise DataError(f"{where}{error}") from error
-
-
 def _of_ir_datasets(source: str) -> Iterator[dict[str, Any]]:
     try:
         yield from ir_datasets_records(source.removeprefix(IR_DATASETS))
     except (LookupError, OSError) as error:
         reason = error.args[0] if error.args else error
         raise DataError(f"{source}: cannot be read: {reason}") from error
-
-
-def parquet_rows(
-    path: Path, columns: set[str], optional: Set[str] = frozenset(), rows_at_once: int = 64, first: int = 0
-) -> Iterator[dict[str, Any]]:
-    """The rows of a file that must have ``columns`` and may have ``optional`` ones, a few in memory at a time.
-
-    The ``first`` ones are passed over.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := sorted(columns - set(names)):
-                raise DataError(f"{path}: no column {missing[0]!r}; it has {names}")
-            for row_group in range(file.num_row_groups):  # over all of them at once, memory grows
-                if first >= (size := file.metadata.row_group(row_group).num_rows):
-                    first -= size
-                    continue
-                for batch in file.iter_batches(rows_at_once, [row_group], sorted((columns | optional) & {*names})):
-                    yield from batch.slice(first).to_pylist()
-                    first = max(0, first - batch.num_rows)
-    # Besides broken files, values that Python has not: bytes that are no UTF-8, dates of no year.
-    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from error
 
 
 def _without_nulls(value: Any) -> Any:

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from client.inputs import text_of
-from trainer.data.records import DataError, parsed_lines
+from trainer.data.rows import DataError, parsed_lines
 from trainer.preparation.engine import Engine
 
 CELLS = 2_000_000  # pairs at positions, at most, in memory

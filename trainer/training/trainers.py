@@ -6,6 +6,7 @@ train as one does; they exchange sums, not pairs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -62,7 +63,7 @@ def mean_of_all_processes(total: Tensor, weight: Tensor) -> Tensor:
     return total / everything.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer, ABC):
     """Trains a Hugging Face model by its packed forward.
 
     Its resume checkpoints hold only trainable weights and the optimiser's states: with adapters they leave out the
@@ -97,9 +98,9 @@ class StageTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @abstractmethod
     def _judged_by(self, held_out: HeldOut) -> dict[str, float]:
         """The measure on the held-out queries, under the name by which the Trainer reads it."""
-        raise NotImplementedError
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         model: Model = self.model

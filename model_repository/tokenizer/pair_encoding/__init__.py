@@ -5,7 +5,8 @@ it lies here.
 """
 
 from .config import ENCODING_FILE, TOKENIZER_FILE, EncodingError, PairEncodingConfig, encoding_hash
-from .encoder import AT_END, Document, DocumentIds, PairEncoder, Truncation
+from .documents import AT_END, Document, DocumentIds, Truncation
+from .encoder import PairEncoder
 from .packing import INPUTS, Counts, FlatPairs, FloatArray, IntArray, Layout, PackedBatch, Pair, Rows, chunks, unpack
 
 __all__ = [

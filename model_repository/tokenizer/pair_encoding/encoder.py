@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,43 +13,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from .config import ENCODING_FILE, TOKENIZER_FILE, EncodingError, PairEncodingConfig
-from .packing import Counts, FlatPairs, IntArray, PackedBatch, firsts, spans
+from .documents import AT_END, Document, DocumentIds, Truncation
+from .packing import FlatPairs, IntArray, PackedBatch, firsts, spans
 from .template import make_special, template_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """The part of a document that the ranker reads; either text may be empty."""
-
-    title: str
-    summary: str
-
-    @property
-    def text(self) -> str:
-        return " ".join(part for part in (self.title, self.summary) if part)
-
-
-class DocumentIds(NamedTuple):
-    """Documents already tokenised, as a forward index holds them: with what a prompt has in one part with the document,
-    and without any other template."""
-
-    token_ids: IntArray  # [T]
-    lengths: Counts  # [N]; they sum to T
-
-    @classmethod
-    def of(cls, documents: Sequence[IntArray]) -> DocumentIds:
-        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        return cls(np.concatenate([np.empty(0, dtype=np.int32), *documents]), lengths)
-
-
-class Truncation(NamedTuple):
-    """A request's own limit: the most tokens of a document, and which side is cut, "right" or "left"."""
-
-    max_tokens: int | None = None
-    side: str = "right"
-
-
-AT_END = Truncation()
 
 
 class PairEncoder:

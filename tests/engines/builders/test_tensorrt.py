@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from engines.builders import tensorrt
 from engines.builders.tensorrt import stand_in
 from engines.graph.export import OPSET, export_graph
-from engines.parity import Yardstick, torch_runner
+from engines.parity import Yardstick
 from engines.quantise import fp8
 from engines.quantise.calibration import read_calibration
 from engines.records import OUTPUT, Dimensions, EngineError, Graph
+from engines.reference import torch_runner
 from model_repository.tokenizer.pair_encoding import INPUTS, PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import load_scorer
