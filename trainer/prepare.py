@@ -25,6 +25,7 @@ from trainer.preparation.candidates import PoolArguments, fill_pool
 from trainer.preparation.clicks import NONE, ClickArguments, weigh
 from trainer.preparation.documents import one_of_each
 from trainer.preparation.engine import Engine, naming_limits
+from trainer.preparation.impressions import count_impressions, refuse_untimed
 from trainer.preparation.judgments import grade
 from trainer.preparation.ledger import Ledger
 from trainer.preparation.mapping import read_mapping
@@ -32,8 +33,8 @@ from trainer.preparation.output import write_all, write_failed
 from trainer.preparation.queries import group_queries
 from trainer.preparation.reading import Failures
 from trainer.preparation.report import length_in, report_of, write_report
-from trainer.preparation.sessions import SessionArguments, drop_sessions
-from trainer.preparation.splits import SplitArguments, drop_untimed, split_queries
+from trainer.preparation.sessions import SessionArguments
+from trainer.preparation.splits import SplitArguments, split_queries
 from trainer.preparation.tables import read_all
 from trainer.storage import appears_whole, check_writable
 
@@ -89,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with closing(Engine(work, arguments.memory_limit, arguments.threads)) as engine:
                 ledger, failures = Ledger(engine), Failures(engine, arguments.max_failed)
                 rows = read_all(engine, sources, failures)
-                drop_untimed(engine, ledger, splits)
-                drop_sessions(engine, ledger, sessions)
+                count_impressions(engine, ledger, sessions, clicks, splits)
+                refuse_untimed(engine, ledger, splits)
                 one_of_each(engine, ledger, arguments.near_duplicates)
                 group_queries(engine, ledger, arguments.fold_case)
                 split_queries(engine, ledger, splits)

@@ -21,7 +21,8 @@ CREATE MACRO seconds(x) AS CASE WHEN number(x) IS NULL THEN epoch(TRY_CAST(x AS 
     WHEN number(x) >= 1e11 THEN number(x) / 1000 ELSE number(x) END;
 CREATE MACRO blank(x) AS x IS NULL OR trim(x) = '';
 CREATE TABLE impressions (session VARCHAR, time DOUBLE, raw VARCHAR, document VARCHAR, position INTEGER, click INTEGER,
-    dwell DOUBLE, click_time DOUBLE, file VARCHAR, line BIGINT);
+    dwell DOUBLE, click_time DOUBLE, file VARCHAR, line BIGINT, place VARCHAR AS (file || ':' || line),
+    n BIGINT AS (1));
 CREATE TABLE texts (document VARCHAR, title VARCHAR, summary VARCHAR, from_log BOOLEAN, n BIGINT);
 CREATE TABLE named (query_id VARCHAR, raw VARCHAR, file VARCHAR, line BIGINT);
 CREATE TABLE judgments (query_id VARCHAR, raw VARCHAR, document VARCHAR, label DOUBLE, split VARCHAR, file VARCHAR,
