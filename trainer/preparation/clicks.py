@@ -74,10 +74,13 @@ def weigh(engine: Engine, ledger: Ledger, arguments: ClickArguments) -> Correcti
             round(sum(satisfied * coalesce(weight, 1) ORDER BY position), 4) AS weight, min(position) AS place
         FROM cells LEFT JOIN propensities USING (position) GROUP BY query_id, document
     """)
+    # The sums of fractions are over positions in their order, so that they are the same to the last digit.
     ((clipped, lost),) = engine.run("""
-        SELECT coalesce(sum(satisfied), 0), coalesce(sum(satisfied * (1 / share - weight)), 0) /
-            greatest(1, (SELECT sum(satisfied / share) FROM cells JOIN propensities USING (position)))
-        FROM cells JOIN propensities USING (position) WHERE 1 / share > weight
+        SELECT coalesce(sum(satisfied) FILTER (1 / share > weight), 0),
+            coalesce(sum(satisfied * (1 / share - weight) ORDER BY position) FILTER (1 / share > weight), 0) /
+            greatest(1, sum(satisfied / share ORDER BY position))
+        FROM (SELECT position, sum(satisfied) AS satisfied FROM cells GROUP BY position)
+        JOIN propensities USING (position)
     """)
     return Correction(propensities, int(clipped), float(lost or 0))
 

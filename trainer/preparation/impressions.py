@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from trainer.data.records import DataError
 from trainer.preparation.clicks import ClickArguments
 from trainer.preparation.engine import Engine
-from trainer.preparation.ledger import Ledger
-from trainer.preparation.sessions import SessionArguments, drop_sessions
+from trainer.preparation.ledger import Entry, Ledger
+from trainer.preparation.sessions import COPIES, SessionArguments, drop_sessions
 from trainer.preparation.splits import SplitArguments
 
 UNTIMED = "without a time"
+FIRST = [UNTIMED, COPIES]  # rules, before those of sessions in the order of the alphabet
 
 
 def count_impressions(
@@ -31,6 +34,15 @@ def count_impressions(
         FROM impressions GROUP BY ALL
     """)
     engine.run("DROP TABLE impressions; ALTER TABLE counted RENAME TO impressions")
+
+
+def drops_of(parts: Iterable[Entry]) -> list[Entry]:
+    """What is dropped of a log, out of what is dropped of its parts by ``count_impressions``."""
+    joined = dict[str, Entry]()
+    for entry in parts:
+        before = joined.get(entry.rule, Entry(entry.rule, 0, entry.example))
+        joined[entry.rule] = Entry(entry.rule, before.count + entry.count, min(before.example, entry.example))
+    return [joined[rule] for rule in (*FIRST, *sorted(joined.keys() - {*FIRST})) if rule in joined]
 
 
 def refuse_untimed(engine: Engine, ledger: Ledger, splits: SplitArguments) -> None:
