@@ -1,11 +1,13 @@
-"""Relabel on a local Ray cluster whose nodes are killed at random, and beside the command without Ray.
+"""Relabel and prepare on a local Ray cluster, whose nodes are killed at random, and beside the commands without Ray.
 
     python -m bench.cluster chaos --pairs 200000
     python -m bench.cluster speed --pairs 50000
+    python -m bench.cluster prepare --impressions 300000
 
 ``chaos`` starts three nodes, kills one after the other while ``trainer.score`` works on them, and once the command
 itself. It then compares the scores with those that the command gives without Ray. ``speed`` has the wall time of both
 for one and for two workers, over twice the pairs less over the pairs, so that what a start costs is not in it.
+``prepare`` has the wall time of ``trainer.prepare`` on a drawn log, and whether the files are those without Ray.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.children import StartError
 from bench.report import show, table_of
 from client.command import command
-from trainer.scoring.cluster import SETTINGS
+from trainer.cluster import SETTINGS
 
 DOCUMENTS, WORDS, FILES = 20, 24, 8
 SHAPE = {
@@ -167,20 +170,62 @@ def speed(folder: Path, arguments: argparse.Namespace) -> None:
     show(table)
 
 
+def make_log(folder: Path, impressions: int) -> None:
+    """Parquet files of drawn pages, ten documents each, in sessions of four pages or so."""
+    draw = np.random.default_rng(0)
+    syllables = np.array([f"{a}{b}" for a in "bdfgklmnprstvz" for b in "aeiou"])
+    words = np.unique(["".join(each) for each in draw.choice(syllables, (20_000, 4))])
+    texts = [" ".join(draw.choice(words, 40)) for _ in range(impressions // 20)]
+    queries = np.array([" ".join(draw.choice(words, 3)) for _ in range(impressions // 100)])
+    (folder / "raw/impressions").mkdir(parents=True)
+    table = pa.table({"doc_id": [f"d{place}" for place in range(len(texts))], "title": texts, "summary": texts[::-1]})
+    pq.write_table(table, folder / "raw/documents.parquet")
+    for part in range(FILES):
+        pages = impressions // FILES // 10
+        asked = np.repeat((draw.random(pages) ** 3 * len(queries)).astype(int), 10)
+        position = np.tile(np.arange(1, 11), pages)
+        documents = (asked * 5 + position * draw.integers(1, 3, len(asked))) % len(texts)
+        columns = {
+            "session": np.repeat(draw.integers(0, pages * FILES // 4, pages), 10).astype(str),
+            "time": np.repeat(1.7e9 + draw.random(pages) * 3600, 10),
+            "query": queries[asked],
+            "doc_id": [f"d{number}" for number in documents],
+            "position": position,
+            "click": (draw.random(len(asked)) < 0.5 / position).astype(int),
+        }
+        pq.write_table(pa.table(columns), folder / f"raw/impressions/part-{part}.parquet")
+
+
+def prepare(folder: Path, arguments: argparse.Namespace) -> None:
+    make_log(folder, arguments.impressions)
+    table = table_of(f"Preparing {arguments.impressions:,} impressions", ["command", "s", "same files"], [])
+    for workers in (0, 1, 2):
+        flags = ["--ray", "--ray_workers", str(workers)] if workers else []
+        given = ["--mapping", "impressions", "--input", str(folder / "raw"), "--output_dir", str(folder / f"{workers}")]
+        took = seconds([sys.executable, "-m", "trainer.prepare", *given, *flags])
+        here, there = (
+            {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.suffix != ".html"}
+            for name in ("0", f"{workers}")
+        )
+        table.add_row(" ".join(flags) or "without Ray", f"{took:.1f}", "yes" if here == there else "no")
+    show(table)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", choices=["chaos", "speed"])
+    parser.add_argument("study", choices=["chaos", "speed", "prepare"])
     parser.add_argument("--pairs", type=int, default=200_000, help="default %(default)s")
+    parser.add_argument("--impressions", type=int, default=300_000, help="of prepare, default %(default)s")
     parser.add_argument("--nodes", type=int, default=3, help="of chaos, default %(default)s")
     parser.add_argument("--shards", type=int, default=40, help="of chaos, default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     arguments = parser.parse_args(argv)
     os.environ.update({**SETTINGS, **ONE_THREAD})
     with tempfile.TemporaryDirectory() as folder:
-        {"chaos": chaos, "speed": speed}[arguments.study](Path(folder), arguments)
+        {"chaos": chaos, "speed": speed, "prepare": prepare}[arguments.study](Path(folder), arguments)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from client.command import say
 from trainer.addresses import shown
+from trainer.cluster import LOCAL, joined
 from trainer.command import command, parse
 from trainer.data.rankings import join_scores, write_scores
 from trainer.data.records import DataError, iter_groups, read_groups
@@ -83,7 +84,7 @@ def score_on_cluster(arguments: ScoreArguments) -> tuple[int, array[int]]:
     """The same by the workers of a Ray cluster, whose speeds go to standard error."""
     if processes_together().num_processes > 1:
         raise DataError("--ray starts its own processes: leave torchrun out")
-    with cluster.joined(arguments.ray or cluster.LOCAL) as ray:
+    with joined(arguments.ray or LOCAL) as ray:
         anywhere = cluster.with_whole_paths(arguments)
         found = cluster.survey(ray, anywhere.data)
         with scorer_of(arguments) if arguments.triton else nullcontext() as servers:

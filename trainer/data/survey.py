@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from client.errors import DisRankerError
-from trainer.addresses import shown
+from trainer.cluster import Row, checked, told
 from trainer.data.identities import identity, repeated
 from trainer.data.records import iter_groups, refuse_repeated
 from trainer.storage import fetched
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,25 +48,12 @@ class Survey:
 
 def surveyed(row: Row) -> dict[str, Any]:
     """The queries and pairs of a row's file as bytes, or the fault."""
+    return told(lambda: {"place": row["place"], **_read(fetched(row["file"], ()))})
+
+
+def _read(file: str) -> dict[str, bytes]:
     identities, pairs = array("Q"), array("I")
-    try:
-        for group in iter_groups(fetched(row["file"], ())):
-            identities.append(identity(group.query_id))
-            pairs.append(len(group.documents))
-    except DisRankerError as error:
-        return failed(error)
-    return {"place": row["place"], "identities": identities.tobytes(), "pairs": pairs.tobytes(), "error": ""}
-
-
-def failed(error: DisRankerError) -> dict[str, Any]:
-    """An error as a row, which any machine can read."""
-    return {"error": shown(str(error)), "exit_code": error.exit_code}
-
-
-def checked(row: Row) -> Row:
-    """The row itself. Raises DisRankerError, with text and exit code, for the error that it holds."""
-    if row["error"]:
-        raised = DisRankerError(row["error"])
-        raised.exit_code = int(row["exit_code"])
-        raise raised
-    return row
+    for group in iter_groups(file):
+        identities.append(identity(group.query_id))
+        pairs.append(len(group.documents))
+    return {"identities": identities.tobytes(), "pairs": pairs.tobytes()}

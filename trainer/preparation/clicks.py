@@ -39,6 +39,11 @@ class ClickArguments:
         if self.position_bias not in (ESTIMATED, NONE):
             self.known = read_propensities(self.position_bias)
 
+    @property
+    def satisfied(self) -> str:
+        """SQL for whether the click of an impression counts."""
+        return f"dwell IS NULL OR dwell >= {self.min_dwell_s}"
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -54,10 +59,9 @@ def weigh(engine: Engine, ledger: Ledger, arguments: ClickArguments) -> Correcti
 
     Raises DataError for a correction of a log without positions.
     """
-    satisfied = f"impressions.dwell IS NULL OR impressions.dwell >= {arguments.min_dwell_s}"
-    engine.run(f"""
-        CREATE TABLE cells AS SELECT query_id, kept.document, position, count(*) AS shown,
-            sum(least(click, 1))::BIGINT AS clicks, sum(least(click, 1)) FILTER ({satisfied}) AS satisfied
+    engine.run("""
+        CREATE TABLE cells AS SELECT query_id, kept.document, position, sum(n)::BIGINT AS shown,
+            sum(clicks)::BIGINT AS clicks, sum(satisfied) AS satisfied
         FROM impressions JOIN forms USING (raw) JOIN kept ON kept.alias = impressions.document GROUP BY ALL
     """)
     propensities = _propensities(engine, ledger, arguments)
@@ -70,10 +74,13 @@ def weigh(engine: Engine, ledger: Ledger, arguments: ClickArguments) -> Correcti
             round(sum(satisfied * coalesce(weight, 1) ORDER BY position), 4) AS weight, min(position) AS place
         FROM cells LEFT JOIN propensities USING (position) GROUP BY query_id, document
     """)
+    # The sums of fractions are over positions in their order, so that they are the same to the last digit.
     ((clipped, lost),) = engine.run("""
-        SELECT coalesce(sum(satisfied), 0), coalesce(sum(satisfied * (1 / share - weight)), 0) /
-            greatest(1, (SELECT sum(satisfied / share) FROM cells JOIN propensities USING (position)))
-        FROM cells JOIN propensities USING (position) WHERE 1 / share > weight
+        SELECT coalesce(sum(satisfied) FILTER (1 / share > weight), 0),
+            coalesce(sum(satisfied * (1 / share - weight) ORDER BY position) FILTER (1 / share > weight), 0) /
+            greatest(1, sum(satisfied / share ORDER BY position))
+        FROM (SELECT position, sum(satisfied) AS satisfied FROM cells GROUP BY position)
+        JOIN propensities USING (position)
     """)
     return Correction(propensities, int(clipped), float(lost or 0))
 

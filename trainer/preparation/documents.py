@@ -18,14 +18,18 @@ PERMUTATIONS = 128
 STRICTEST = 0.99  # resemblance that buckets of several bands can be made for
 MISSED = 0.9  # weight of a pair that no bucket joins, against one that is compared in vain
 WORDS = 3  # of a shingle
+WORDED = "SELECT document, title || ' ' || summary AS text FROM chosen SEMI JOIN kept USING (document)"
 
 
-def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
+def one_of_each(
+    engine: Engine, ledger: Ledger, near: float, banded: Callable[[Engine, float], str] | None = None
+) -> None:
     """Make ``documents`` (document, title, summary) and ``kept`` (alias, document), which has every known id.
 
     Of several texts of an id, one of the collection's goes before those of the log, then the most frequent, then the
     first in the alphabet. Of several ids of a text, the first stays; so it does for two texts of which at least the
-    share ``near`` of all their shingles of words is common to both (0: they are not looked for).
+    share ``near`` of all their shingles of words is common to both (0: they are not looked for). ``banded`` gives SQL
+    as ``banded_here`` does, which is the default.
     """
     engine.run("""
         CREATE TABLE chosen AS SELECT document, title, summary, several FROM (
@@ -41,7 +45,7 @@ def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
     """)
     ledger.note("documents with the text of another", "FROM kept WHERE alias <> document", "alias || ' = ' || document")
     if near:
-        _join_near(engine, ledger, near)
+        _join_near(engine, ledger, near, (banded or banded_here)(engine, near))
     engine.run("""
         CREATE TABLE documents AS SELECT document, title, summary, row_number() OVER (ORDER BY document) - 1 AS number
         FROM chosen SEMI JOIN kept USING (document)
@@ -50,22 +54,25 @@ def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
     ledger.drop("documents without a text", "document NOT IN (SELECT alias FROM kept)", "document")
 
 
-def _join_near(engine: Engine, ledger: Ledger, near: float) -> None:
-    """Each document is compared with the first one of every bucket that it is in, and joins one that stays itself."""
+def banded_here(engine: Engine, near: float, texts: str = WORDED) -> str:
+    """SQL for each document of ``texts`` with each of its buckets."""
     engine.add("bands", bands(near), "VARCHAR[]")
+    return f"SELECT document, unnest(bands(text)) AS band FROM ({texts})"
+
+
+def _join_near(engine: Engine, ledger: Ledger, near: float, banded: str) -> None:
+    """Each document is compared with the first one of every bucket that it is in, and joins one that stays itself."""
     engine.add("shingles", by_element(shingles, pa.list_(pa.string())), "VARCHAR[]")
-    worded = "SELECT document, title || ' ' || summary AS text FROM chosen SEMI JOIN kept USING (document)"
     engine.run(f"""
         CREATE TABLE suspects AS SELECT DISTINCT document, first FROM (
-            SELECT document, min(document) OVER (PARTITION BY band) AS first FROM (
-                SELECT document, unnest(bands(text)) AS band FROM ({worded}))
+            SELECT document, min(document) OVER (PARTITION BY band) AS first FROM ({banded})
         ) WHERE first <> document
     """)
     engine.run(f"""
         CREATE TABLE alike AS SELECT document, first FROM (
             SELECT document, first, len(list_intersect(own, others)) AS common, len(own) + len(others) AS sizes FROM (
                 SELECT suspects.*, shingles(a.text) AS own, shingles(b.text) AS others FROM suspects
-                JOIN ({worded}) a ON a.document = suspects.document JOIN ({worded}) b ON b.document = first)
+                JOIN ({WORDED}) a ON a.document = suspects.document JOIN ({WORDED}) b ON b.document = first)
         ) WHERE common >= {near} * (sizes - common)
     """)
     engine.run("CREATE TABLE joined (document VARCHAR, first VARCHAR)")

@@ -5,7 +5,8 @@ Every step reads tables and makes tables. What does not fit the limit of memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import glob
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class Engine:
         with self._connection.sql(sql).to_arrow_reader(ROWS_AT_ONCE) as reader:
             yield from reader
 
+    def copy(self, sql: str, path: Path, *options: str) -> None:
+        """Write an answer as Parquet."""
+        self.run(f"COPY ({sql}) TO {text(path)} ({', '.join(('FORMAT parquet', *options))})")
+
     def insert(self, table: str, rows: pa.Table) -> None:
         self._connection.register("inserted", rows)
         self.run(f"INSERT INTO {table} SELECT * FROM inserted")
@@ -81,6 +86,12 @@ def naming_limits(output: Path) -> Iterator[None]:
 def text(value: object) -> str:
     """A literal of SQL."""
     return "'" + str(value).replace("'", "''") + "'"
+
+
+def parquet(paths: Iterable[Path]) -> str:
+    """All rows of files as a table of SQL."""
+    names = ", ".join(text(glob.escape(str(path))) for path in paths)  # DuckDB takes a name as a pattern
+    return f"read_parquet([{names}], hive_partitioning = false)"
 
 
 def name(column: str) -> str:

@@ -24,19 +24,19 @@ class Ledger:
     dropped: list[Entry] = field(default_factory=list)
     notes: list[Entry] = field(default_factory=list)
 
-    def drop(self, rule: str, condition: str, example: str = "file || ':' || line") -> None:
+    def drop(self, rule: str, condition: str, example: str = "place") -> None:
         """Drop the impressions for which a condition holds."""
-        if self._enter(self.dropped, rule, f"FROM impressions WHERE {condition}", example):
+        if self._enter(self.dropped, rule, f"FROM impressions WHERE {condition}", example, "sum(n)"):
             self.engine.run(f"DELETE FROM impressions WHERE {condition}")
 
     def note(self, rule: str, rows: str, example: str) -> None:
         """Count the ``rows``, which begin with FROM."""
         self._enter(self.notes, rule, rows, example)
 
-    def _enter(self, entries: list[Entry], rule: str, rows: str, example: str) -> bool:
-        ((count, first),) = self.engine.run(f"SELECT count(*), min({example}) {rows}")
+    def _enter(self, entries: list[Entry], rule: str, rows: str, example: str, number: str = "count(*)") -> bool:
+        ((count, first),) = self.engine.run(f"SELECT {number}, min({example}) {rows}")
         if count:
-            entries.append(Entry(rule, count, str(first)))
+            entries.append(Entry(rule, int(count), str(first)))
         return bool(count)
 
     def summary(self) -> str:

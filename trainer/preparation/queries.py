@@ -35,7 +35,7 @@ def group_queries(engine: Engine, ledger: Ledger, fold_case: bool) -> None:
     engine.add("query_key", by_element(folded if fold_case else normalised, pa.string()), "VARCHAR")
     engine.run("""
         CREATE TABLE typed AS SELECT raw, sum(n)::BIGINT AS n, normalised(raw) AS form, query_key(raw) AS key FROM (
-            SELECT raw, count(*) AS n FROM impressions GROUP BY raw UNION ALL SELECT raw, 0 FROM named
+            SELECT raw, sum(n) AS n FROM impressions GROUP BY raw UNION ALL SELECT raw, 0 FROM named
             UNION ALL SELECT raw, 0 FROM judgments WHERE raw IS NOT NULL
             UNION ALL SELECT raw, 0 FROM run WHERE raw IS NOT NULL
         ) GROUP BY raw

@@ -1,20 +1,21 @@
-"""Reads files into tables of strings, with the number of each row; what cannot be read is kept as a failure."""
+"""Reads files into tables of strings, with the number of each row."""
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import duckdb
 
 from trainer.data.records import DataError
-from trainer.preparation.engine import FULL, Engine, name, text
+from trainer.preparation.engine import Engine, name, text
+from trainer.preparation.failures import Failures
 from trainer.preparation.mapping import COLUMNS, Source
 
 LISTS = ("document", "title", "summary", "position", "click", "dwell", "click_time", "clicked")  # of a page
+Headers = dict[Path, list[str] | None]  # the names of each file's columns, None for JSON, which has others in each line
 PATH = re.compile(r"[\w-]+(\.[\w-]+)*")  # a column's name, in JSON with those of the objects around it
 NUMBER = re.compile(r"\d+")
 ROW = name("\x1frow")  # a row's number, beside columns of any name
@@ -22,46 +23,24 @@ ROW = name("\x1frow")  # a row's number, beside columns of any name
 OF_THE_MAPPING = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
 
 
-@dataclass
-class Failures:
-    """Rows and files that could not be taken, and how many of them there may be."""
-
-    engine: Engine
-    allowed: int
-    count: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.engine.run("CREATE TABLE failed (file VARCHAR, row BIGINT, reason VARCHAR, record VARCHAR)")
-
-    def add_file(self, path: Path, reason: str) -> None:
-        self.add(f"SELECT {text(path)}, NULL, {text(reason)}, NULL")
-
-    def add_unreadable(self, path: Path, error: duckdb.Error) -> None:
-        """Raises the error itself, if no file is at fault for it: memory or a disk that is full."""
-        if isinstance(error, duckdb.OutOfMemoryException) or any(words in str(error) for words in FULL):
-            raise error
-        self.add_file(path, f"cannot be read: {' '.join(str(error).split())}")
-
-    def add(self, rows: str) -> None:
-        """The rows of a query for file, row, reason and record. Raises DataError, which names the first, for too
-        many."""
-        self.engine.run(f"INSERT INTO failed {rows}")
-        self.count = self.engine.number("SELECT count(*) FROM failed")
-        if self.count > self.allowed:
-            ((file, row, reason),) = self.engine.run("SELECT file, row, reason FROM failed ORDER BY file, row LIMIT 1")
-            where = file if row is None else f"{file}:{row}"
-            others = f" ({self.count - 1:,} more failed so far)" if self.count > 1 else ""
-            raise DataError(f"{where}: {reason}{others}; --max_failed {self.allowed:,} allows no more")
+def check_columns(source: Source, headers: Headers) -> None:
+    """Raises DataError for a mapped column that none of the files has."""
+    for column in source.columns:
+        errors = [_error_of(source, path, header, column) for path, header in headers.items()]
+        if errors and all(errors):
+            raise DataError(f"{source.where}: {next(iter(headers))}: {errors[0]}")
 
 
-def staged(engine: Engine, source: Source, failures: Failures) -> Iterator[tuple[Path, set[str]]]:
+def staged(
+    engine: Engine, source: Source, failures: Failures, check: Callable[[Source, Headers], None]
+) -> Iterator[tuple[Path, set[str]]]:
     """Each file of a source, when its rows are in the table ``staged``, and the columns that have a value for it.
 
     The table has the number of the row and a string for every column of the source's kind. Raises DataError for a
     mapping that no file fits, and for more failures than there may be.
     """
     headers = dict(_headers(engine, source, failures))
-    _check_columns(source, headers)
+    check(source, headers)
     for path, header in headers.items():
         try:
             expressions = _expressions(source, path, header)
@@ -83,7 +62,6 @@ def staged(engine: Engine, source: Source, failures: Failures) -> Iterator[tuple
 
 
 def _headers(engine: Engine, source: Source, failures: Failures) -> Iterator[tuple[Path, list[str] | None]]:
-    """The names of each file's columns, None for JSON, which has others in each line."""
     for path in source.files:
         if source.format_of(path) in ("jsonl", "spaced"):
             yield path, None
@@ -92,14 +70,6 @@ def _headers(engine: Engine, source: Source, failures: Failures) -> Iterator[tup
             yield path, [column for column, *_ in engine.run(f"DESCRIBE {_rows(source, path)}") if name(column) != ROW]
         except duckdb.Error as error:
             failures.add_unreadable(path, error)
-
-
-def _check_columns(source: Source, headers: Mapping[Path, list[str] | None]) -> None:
-    """Raises DataError for a mapped column that none of the files has."""
-    for column in source.columns:
-        errors = [_error_of(source, path, header, column) for path, header in headers.items()]
-        if errors and all(errors):
-            raise DataError(f"{source.where}: {next(iter(headers))}: {errors[0]}")
 
 
 def _error_of(source: Source, path: Path, header: list[str] | None, column: str) -> str:

@@ -9,6 +9,8 @@ from trainer.data.records import DataError
 from trainer.preparation.engine import Engine
 from trainer.preparation.ledger import Ledger
 
+COPIES = "rows that came before"
+
 
 @dataclass(kw_only=True)
 class SessionArguments:
@@ -34,7 +36,7 @@ def drop_sessions(engine: Engine, ledger: Ledger, arguments: SessionArguments) -
             FROM impressions WHERE session IS NOT NULL AND time IS NOT NULL)
         WHERE copy > 1
     """)
-    ledger.drop("rows that came before", "rowid IN (FROM copies)")
+    ledger.drop(COPIES, "rowid IN (FROM copies)")
     engine.run(f"""
         CREATE TABLE sessions AS SELECT session, CASE
             WHEN bool_or(click_time < time) THEN 'sessions with a click before its page'

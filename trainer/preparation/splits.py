@@ -51,13 +51,12 @@ class SplitArguments:
             ) from None
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
-
-def drop_untimed(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> None:
-    """Drop impressions without a time, which ``--split time`` can put nowhere. Raises DataError where none has one."""
-    if arguments.split == "time":
-        if not engine.number("SELECT count(time) FROM impressions"):
-            raise DataError("--split time: the log has no times")
-        ledger.drop("without a time", "time IS NULL")
+    @property
+    def era(self) -> str:
+        """SQL for whose time an impression is of: 0 train's, 1 dev's, 2 test's; 0 where times split nothing."""
+        if self.split == "hash":
+            return "0"
+        return f"CASE WHEN time >= {self.begins('test')!r} THEN 2 WHEN time >= {self.begins('dev')!r} THEN 1 ELSE 0 END"
 
 
 def split_queries(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> None:
@@ -83,11 +82,9 @@ def split_queries(engine: Engine, ledger: Ledger, arguments: SplitArguments) -> 
     ledger.note("judgments of a query that is held out elsewhere",
                 "FROM judged JOIN splits USING (query_id) WHERE judged.split <> splits.split", "query_id")  # fmt: skip
     if arguments.split == "time":
-        later = (
-            f"SELECT raw FROM forms JOIN splits USING (query_id) WHERE split = '{split}'" for split in ("train", "dev")
-        )
-        for raw, end in zip(later, (arguments.begins("dev"), arguments.begins("test")), strict=True):
-            ledger.drop("of a query after the time of its split", f"time >= {end!r} AND raw IN ({raw})")
+        for era, split in enumerate(("train", "dev")):
+            asked = f"SELECT raw FROM forms JOIN splits USING (query_id) WHERE split = '{split}'"
+            ledger.drop("of a query after the time of its split", f"era > {era} AND raw IN ({asked})")
     _drop_near(engine, ledger)
 
 
@@ -98,10 +95,9 @@ def _order(split: str) -> str:
 def _by_time(arguments: SplitArguments) -> str:
     if arguments.split == "hash":
         return "SELECT NULL AS query_id, NULL AS by_time WHERE false"
-    dev, test = arguments.begins("dev"), arguments.begins("test")
-    return f"""
-        SELECT query_id, CASE WHEN min(time) >= {test!r} THEN 'test' WHEN min(time) >= {dev!r} THEN 'dev'
-            ELSE 'train' END AS by_time FROM impressions JOIN forms USING (raw) GROUP BY query_id
+    return """
+        SELECT query_id, ['train', 'dev', 'test'][min(era) + 1] AS by_time
+        FROM impressions JOIN forms USING (raw) GROUP BY query_id
     """
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 from trainer.data.records import DataError
 from trainer.preparation.engine import Engine, text
+from trainer.preparation.failures import Failures
 from trainer.preparation.mapping import Source
-from trainer.preparation.reading import Failures, staged
+from trainer.preparation.reading import Headers, check_columns, staged
 
 SPLITS = ("train", "dev", "test")
 
@@ -19,9 +20,11 @@ CREATE MACRO whole(x) AS CASE WHEN number(x) = floor(number(x)) THEN TRY_CAST(nu
 CREATE MACRO times(x) AS coalesce(whole(x), TRY_CAST(TRY_CAST(x AS BOOLEAN) AS INTEGER));
 CREATE MACRO seconds(x) AS CASE WHEN number(x) IS NULL THEN epoch(TRY_CAST(x AS TIMESTAMPTZ))
     WHEN number(x) >= 1e11 THEN number(x) / 1000 ELSE number(x) END;
+CREATE MACRO shown(x) AS coalesce('''' || x[1:80] || '''', 'NULL');
 CREATE MACRO blank(x) AS x IS NULL OR trim(x) = '';
 CREATE TABLE impressions (session VARCHAR, time DOUBLE, raw VARCHAR, document VARCHAR, position INTEGER, click INTEGER,
-    dwell DOUBLE, click_time DOUBLE, file VARCHAR, line BIGINT);
+    dwell DOUBLE, click_time DOUBLE, file VARCHAR, line BIGINT, place VARCHAR AS (file || ':' || line),
+    n BIGINT AS (1));
 CREATE TABLE texts (document VARCHAR, title VARCHAR, summary VARCHAR, from_log BOOLEAN, n BIGINT);
 CREATE TABLE named (query_id VARCHAR, raw VARCHAR, file VARCHAR, line BIGINT);
 CREATE TABLE judgments (query_id VARCHAR, raw VARCHAR, document VARCHAR, label DOUBLE, split VARCHAR, file VARCHAR,
@@ -66,17 +69,22 @@ ROWS = {
 }
 
 
-def read_all(engine: Engine, sources: Sequence[Source], failures: Failures) -> dict[str, int]:
-    """Fill the tables from all files; the rows of each kind that came in, those that failed included.
+def read_all(
+    engine: Engine,
+    sources: Sequence[Source],
+    failures: Failures,
+    check: Callable[[Source, Headers], None] = check_columns,
+) -> dict[str, int]:
+    """Make and fill the tables from all files; the rows of each kind that came in, those that failed included.
 
-    Raises DataError as ``staged`` does.
+    ``check`` sees the columns of a source's files first. Raises DataError as ``staged`` does.
     """
-    engine.run("CREATE MACRO shown(x) AS coalesce('''' || x[1:80] || '''', 'NULL')")
     engine.run(TABLES)
     counts = dict[str, int]()
     for source in sources:
         failed = failures.count
-        good = sum(_take(engine, source, path, mapped, failures) for path, mapped in staged(engine, source, failures))
+        files = staged(engine, source, failures, check)
+        good = sum(_take(engine, source, path, mapped, failures) for path, mapped in files)
         counts[source.kind] = counts.get(source.kind, 0) + good + failures.count - failed
     engine.run("DROP TABLE IF EXISTS staged")
     return counts

@@ -9,77 +9,34 @@ Each worker has one shard under way and the next one waiting.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from client.errors import DisRankerError
 from trainer.addresses import local, shown
+from trainer.cluster import Row, anywhere, checked, cores, seen, told
 from trainer.data.rankings import write_scores
 from trainer.data.records import IR_DATASETS, DataError, files_in, groups_between
-from trainer.data.survey import Row, Survey, checked, failed, surveyed
+from trainer.data.survey import Survey, surveyed
 from trainer.scoring.checkpoint import LESS_MEMORY
 from trainer.scoring.memory import naming_flags
 from trainer.scoring.shards import Shard
 from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
 from trainer.storage import fetched
 
-LOCAL = "local"
-# Nothing is reported to anyone; workers of this machine get their share of it as other processes do; and Ray's own
-# processes say nothing beside the bar, what concerns the work is raised.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-SILENT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-OWN: dict[str, Any] = {"include_dashboard": False}  # of a cluster that ends with the command
-
-
-class ClusterError(DisRankerError):
-    """A Ray cluster that cannot be joined, or whose nodes do not see the same files."""
-
-
-@contextmanager
-def joined(address: str) -> Iterator[Any]:
-    """The module ray, connected. Raises DataError where Ray is not installed, ClusterError for no cluster there."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise DataError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    try:
-        ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"--ray {address}: {' '.join(str(error).split())}") from error
-    try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield ray
-    except ray.exceptions.RayTaskError:  # a bug
-        raise
-    except ray.exceptions.RayError as error:
-        last = str(error).strip().rpartition("\n")[2]
-        raise ClusterError(f"--ray {address}: {last}; the same command goes on with what is missing") from error
-    finally:
-        ray.shutdown()
-
 
 def with_whole_paths(arguments: ScoreArguments) -> ScoreArguments:
     """The same for workers, which begin in a working directory of Ray's; addresses and names of a hub stay."""
-    data = [_whole(source) for source in arguments.data]
-    model, bi_encoder = (name and _whole(name) for name in (arguments.model, arguments.bi_encoder))
+    data = [anywhere(source) for source in arguments.data]
+    model, bi_encoder = (name and anywhere(name) for name in (arguments.model, arguments.bi_encoder))
     return replace(arguments, data=data, model=model, bi_encoder=bi_encoder)
-
-
-def _whole(name: str) -> str:
-    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def survey(ray: Any, sources: Sequence[str]) -> Survey:
@@ -106,21 +63,17 @@ class Worker:
 
     def __call__(self, row: Row) -> dict[str, Any]:
         """Score a shard, and return its place, its pairs and the seconds without the loading, or the fault."""
-        shard = Shard(int(row["first"]), int(row["last"]))
-        try:
-            with naming_flags(LESS_MEMORY):
-                scorer = self._loaded()
-                started = time.perf_counter()
-                places = json.loads(row["parts"])
-                queries = [group for file, *ends in places for group in groups_between(fetched(file, ()), *ends)]
-                scores = scorer.scores(queries, tqdm(disable=True))
-                pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
-        except DisRankerError as error:
-            return failed(error)
-        except ImportError as error:  # of a package that this node lacks
-            return failed(ClusterError(f"{socket.gethostname()}: {error}"))
+        return told(lambda: self._scored(Shard(int(row["first"]), int(row["last"])), json.loads(row["parts"])))
+
+    def _scored(self, shard: Shard, places: list[tuple[str, int, int]]) -> dict[str, Any]:
+        with naming_flags(LESS_MEMORY):
+            scorer = self._loaded()
+            started = time.perf_counter()
+            queries = [group for file, *ends in places for group in groups_between(fetched(file, ()), *ends)]
+            scores = scorer.scores(queries, tqdm(disable=True))
+            pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
         took = {"pairs": pairs, "seconds": time.perf_counter() - started}
-        return {**shard._asdict(), **took, "worker": f"{socket.gethostname()}, process {os.getpid()}", "error": ""}
+        return {**shard._asdict(), **took, "worker": f"{socket.gethostname()}, process {os.getpid()}"}
 
     def _loaded(self) -> Scorer:
         if self._scorer is None:
@@ -158,10 +111,7 @@ def score_shards(
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
     )  # fmt: skip
     for row in map(checked, rows.iter_rows()):
-        path = Shard(int(row["first"]), int(row["last"])).path(directory)
-        fetched(shown(str(path)), ())
-        if not path.is_file():
-            raise ClusterError(f"{path}: {row['worker']} wrote it and it is not seen here: all nodes need --output")
+        seen(Shard(int(row["first"]), int(row["last"])).path(directory), row["worker"], "--output")
         speed = speeds.setdefault(row["worker"], Speed())
         speed.pairs, speed.seconds = speed.pairs + row["pairs"], speed.seconds + row["seconds"]
         bar.update(row["pairs"])
@@ -172,8 +122,7 @@ def score_shards(
 
 def workers_of(ray: Any, arguments: ScoreArguments) -> tuple[int, int]:
     """The number of workers, and of GPUs for each."""
-    resources = ray.cluster_resources()
     if arguments.triton is not None:
         return arguments.ray_workers or 1, 0
-    gpus = int(resources.get("GPU", 0))
-    return arguments.ray_workers or gpus or max(1, int(resources.get("CPU", 1))), min(gpus, 1)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    return arguments.ray_workers or gpus or cores(ray), min(gpus, 1)

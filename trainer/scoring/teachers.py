@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
+from trainer.cluster import ClusterArguments
 from trainer.data.records import DataError
 from trainer.scoring.bi_encoder import BiEncoder
 from trainer.scoring.checkpoint import GroupScorer, PackedScoringArguments
@@ -16,7 +17,7 @@ Scorer = GroupScorer | BiEncoder | TritonScorer
 
 
 @dataclass(kw_only=True)
-class ScoreArguments(PackedScoringArguments):
+class ScoreArguments(ClusterArguments, PackedScoringArguments):
     """The teacher, the pairs and the output."""
 
     data: list[str] = field(
@@ -42,21 +43,10 @@ class ScoreArguments(PackedScoringArguments):
     pairs_per_shard: int = field(
         default=100_000, metadata={"help": "Pairs of a shard, about; a finished shard is never scored again."}
     )
-    ray: str | None = field(
-        default=None,
-        metadata={
-            "nargs": "?", "const": "local",
-            "help": "Score on a Ray cluster: its address, auto for the one that RAY_ADDRESS or this machine has, or "
-            "nothing for workers of this machine alone.",
-        },
-    )  # fmt: skip
-    ray_workers: int | None = field(
-        default=None,
-        metadata={"help": "Workers, each with a teacher; by default one for each GPU or else core, for --triton one."},
-    )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        PackedScoringArguments.__post_init__(self)
+        ClusterArguments.__post_init__(self)
         sources = (self.model, self.triton, self.bi_encoder, self.run)
         if sum(source is not None for source in sources) != 1:
             raise DataError(
@@ -71,8 +61,6 @@ class ScoreArguments(PackedScoringArguments):
             raise DataError("--pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
         if self.ray is not None and self.run is not None:
             raise DataError("--ray is for a teacher that scores; a --run has an order already")
-        if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
-            raise DataError("--ray_workers must be at least 1, and needs --ray")
 
 
 @contextmanager

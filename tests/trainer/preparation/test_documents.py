@@ -19,7 +19,7 @@ def kept(texts: Mapping[str, str], folder: Path) -> dict[str, str]:
     """The id that each id has after the documents are joined."""
     with closing(Engine(folder, "500MB", 1)) as engine:
         engine.run("CREATE TABLE texts (document VARCHAR, title VARCHAR, summary VARCHAR, from_log BOOLEAN, n BIGINT)")
-        engine.run("CREATE TABLE impressions (document VARCHAR)")
+        engine.run("CREATE TABLE impressions (document VARCHAR, n BIGINT)")
         rows = [[*texts], [""] * len(texts), [*texts.values()], [False] * len(texts), [1] * len(texts)]
         engine.insert("texts", pa.table(rows, names=list("abcde")))
         one_of_each(engine, Ledger(engine), NEAR)
