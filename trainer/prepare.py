@@ -57,7 +57,9 @@ class PrepareArguments:
     model: str | None = field(
         default=None, metadata={"help": "Checkpoint whose tokens the report counts; words without one."}
     )
-    memory_limit: str = field(default="2GB", metadata={"help": "Memory for tables; the rest of them is on the disk."})
+    memory_limit: str = field(
+        default="1.5GB", metadata={"help": "Memory for tables, beside some 300 MB; what does not fit is on the disk."}
+    )
     threads: int | None = field(default=None, metadata={"help": "All cores by default."})
     temporary_dir: str | None = field(
         default=None, metadata={"help": "Where tables lie meanwhile; by default beside the output."}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +53,7 @@ def one_of_each(engine: Engine, ledger: Ledger, near: float) -> None:
 
 def _join_near(engine: Engine, ledger: Ledger, near: float) -> None:
     """Each document is compared with the first one of every bucket that it is in, and joins one that stays itself."""
-    engine.add("bands", bands(near), "VARCHAR[]")
+    engine.add("bands", bands(near), "UBIGINT[]")
     engine.add("shingles", by_element(shingles, pa.list_(pa.string())), "VARCHAR[]")
     worded = "SELECT document, title || ' ' || summary AS text FROM chosen SEMI JOIN kept USING (document)"
     engine.run(f"""
@@ -87,7 +88,7 @@ def shingles(text: str) -> list[str]:
 
 
 def bands(near: float) -> Callable[[pa.Array], pa.Array]:
-    """The names of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely.
+    """The numbers of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely.
 
     A text without words is in none.
     """
@@ -99,10 +100,12 @@ def bands(near: float) -> Callable[[pa.Array], pa.Array]:
         buckets = (
             _buckets(each.hashvalues, lsh.b, lsh.r) if own else [] for own, each in zip(sets, hashes, strict=True)
         )
-        return pa.array(buckets, type=pa.list_(pa.string()))
+        return pa.array(buckets, type=pa.list_(pa.uint64()))
 
     return of
 
 
-def _buckets(values: np.ndarray, count: int, width: int) -> list[str]:  # type: ignore[type-arg]
-    return [f"{band} {values[band * width : (band + 1) * width].tobytes().hex()}" for band in range(count)]
+def _buckets(values: np.ndarray, count: int, width: int) -> list[int]:  # type: ignore[type-arg]
+    """A hash of each band and its place; two bands of one hash would only be compared in vain."""
+    parts = (bytes([band]) + values[band * width : (band + 1) * width].tobytes() for band in range(count))
+    return [int.from_bytes(blake2b(part, digest_size=8).digest(), "little") for part in parts]
