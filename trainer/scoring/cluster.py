@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from client.errors import DisRankerError
 from trainer.addresses import local, shown
-from trainer.data.rankings import write_scores
 from trainer.data.records import IR_DATASETS, DataError, files_in, groups_between
 from trainer.data.survey import Row, Survey, checked, failed, surveyed
 from trainer.scoring.checkpoint import LESS_MEMORY
 from trainer.scoring.memory import naming_flags
+from trainer.scoring.refusals import FAILED, write_shard
 from trainer.scoring.shards import Shard
 from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
 from trainer.storage import fetched
@@ -113,8 +113,8 @@ class Worker:
                 started = time.perf_counter()
                 places = json.loads(row["parts"])
                 queries = [group for file, *ends in places for group in groups_between(fetched(file, ()), *ends)]
-                scores = scorer.scores(queries, tqdm(disable=True))
-                pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
+                path, most = shard.path(self._directory), self._arguments.max_failed
+                pairs = write_shard(path, scorer, queries, tqdm(disable=True), most)
         except DisRankerError as error:
             return failed(error)
         except ImportError as error:  # of a package that this node lacks
@@ -159,7 +159,8 @@ def score_shards(
     )  # fmt: skip
     for row in map(checked, rows.iter_rows()):
         path = Shard(int(row["first"]), int(row["last"])).path(directory)
-        fetched(shown(str(path)), ())
+        for each in (path, path.with_suffix(FAILED)):
+            fetched(shown(str(each)), ())
         if not path.is_file():
             raise ClusterError(f"{path}: {row['worker']} wrote it and it is not seen here: all nodes need --output")
         speed = speeds.setdefault(row["worker"], Speed())
