@@ -92,7 +92,8 @@ def peaks_of(pid: int) -> dict[int, int]:
     with suppress(OSError, psutil.NoSuchProcess):  # it has ended meanwhile
         for each in (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))):
             status = Path(f"/proc/{each}/status").read_text(encoding="utf-8")
-            found[each] = int(status.partition("VmHWM:")[2].split()[0]) * 1024 if "VmHWM:" in status else 0
+            if "VmHWM:" in status:  # not of one that has ended and is not waited for yet
+                found[each] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return found
 
 
