@@ -3,8 +3,8 @@
     python -m engines.serve cross-encoder/ms-marco-MiniLM-L6-v2
     python -m engines.serve runs/demo/student --data judged.jsonl --calibration log.jsonl --port 8080
 
-The model is a hub id or a path of an encoder with one logit, of the hub or of ours. Ctrl-C stops all of it. The next
-start takes what is built already.
+The model is a hub id, a path or an address (s3://) of an encoder with one logit, of the hub or of ours. Ctrl-C stops
+all of it. The next start takes what is built already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from engines.table import PRECISIONS
 from model_repository.student.digests import sha256
 from model_repository.student.runtime.graphs import cores
 from model_repository.student.served import served_version
+from trainer.addresses import naming_addresses
 from trainer.data.records import IR_DATASETS, files_in
+from trainer.storage import localised
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "disranker" / "served"
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a checkpoint, here or of the hub
@@ -42,7 +44,13 @@ LOOK_S = 0.5
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
+    with naming_addresses():
+        _build_and_serve(_parser().parse_args(localised(sys.argv[1:] if argv is None else argv, far=("--folder",))))
+
+
+def _build_and_serve(arguments: argparse.Namespace) -> None:
+    if "://" in arguments.folder:
+        raise EngineError(f"--folder {arguments.folder}: what is served lies in a folder, not at an address")
     if arguments.calibration and not arguments.data:
         raise EngineError("--calibration is for int8, which is judged by labels: give judged --data too")
     check_address(arguments.host, arguments.port)
@@ -168,7 +176,7 @@ def _announce(said: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engines.serve", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", help="hub id, or path of a checkpoint")
+    parser.add_argument("model", help="hub id, or path or address of a checkpoint")
     parser.add_argument(
         "--data",
         nargs="+",

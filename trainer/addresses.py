@@ -56,3 +56,13 @@ def naming(address: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{shown(str(address))}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def naming_addresses() -> Iterator[None]:
+    """Raise an error of ours with addresses in place of paths in the mirror."""
+    try:
+        yield
+    except DisRankerError as error:
+        error.args = tuple(shown(each) if isinstance(each, str) else each for each in error.args)
+        raise

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 import client.command
 from client.errors import DisRankerError
-from trainer.addresses import shown
+from trainer.addresses import naming_addresses
 from trainer.storage import localised
 
 
@@ -73,11 +73,8 @@ def command(body: Callable[[Sequence[str] | None], None]) -> client.command.Main
     @functools.wraps(body)
     def quietly(argv: Sequence[str] | None = None) -> None:
         quiet()
-        try:
+        with naming_addresses():
             body(argv)
-        except DisRankerError as error:
-            error.args = tuple(shown(each) if isinstance(each, str) else each for each in error.args)
-            raise
 
     return client.command.command(quietly)
 

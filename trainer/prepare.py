@@ -64,7 +64,10 @@ class PrepareArguments(ClusterArguments):
         default=None, metadata={"help": "Checkpoint whose tokens the report counts; words without one."}
     )
     memory_limit: str = field(
-        default="2GB", metadata={"help": "Memory for tables, of each worker too; the rest of them is on the disk."}
+        default="1.5GB",
+        metadata={
+            "help": "Memory for tables, of each worker too, beside some 300 MB; what does not fit is on the disk."
+        },
     )
     threads: int | None = field(default=None, metadata={"help": "All cores by default."})
     temporary_dir: str | None = field(

@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from client.command import say
@@ -35,6 +36,7 @@ from trainer.scoring import cluster
 from trainer.scoring.checkpoint import LESS_MEMORY, processes_together, progress, run_scores
 from trainer.scoring.memory import naming_flags
 from trainer.scoring.prefetch import prefetched
+from trainer.scoring.refusals import beside, write_refused, write_shard
 from trainer.scoring.shards import finished, list_missing, missing, taken, wait_for_all
 from trainer.scoring.teachers import ScoreArguments, scorer_of
 from trainer.storage import check_writable, discard, fetched
@@ -42,8 +44,8 @@ from trainer.training.resume import held, open_shards, stamps
 
 # What may differ when a job resumes.
 FREE = {
-    "attention", "in_flight", "pairs_per_shard", "ray", "ray_workers", "rows_per_batch", "timeout_s", "triton",
-    "triton_model",
+    "attention", "in_flight", "max_failed", "pairs_per_shard", "ray", "ray_workers", "rows_per_batch", "timeout_s",
+    "triton", "triton_model",
 }  # fmt: skip
 
 
@@ -52,20 +54,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, ScoreArguments, far=("--data", "--model", "--bi_encoder"))
     check_writable(arguments.output)
     if arguments.ray is not None:
-        written, sizes = score_on_cluster(arguments)
+        sizes = score_on_cluster(arguments)
     elif arguments.run is not None:
         groups = read_groups(*map(fetched, arguments.data))
         sizes = array("I", (len(group.documents) for group in groups))
         scores = run_scores(arguments.run, groups)
-        written = write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
+        write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
     else:
-        written, sizes = score_here(arguments)
+        sizes = score_here(arguments)
     if processes_together().is_main_process:
-        print(f"{shown(arguments.output)}: {written:,} of {sum(sizes):,} pairs of {len(sizes):,} queries")
+        _report(Path(arguments.output), sizes)
 
 
-def score_here(arguments: ScoreArguments) -> tuple[int, array[int]]:
-    """The number of scored pairs, and the pairs of each query."""
+def _report(output: Path, sizes: array[int]) -> None:
+    written = pq.read_metadata(output).num_rows
+    print(f"{shown(str(output))}: {written:,} of {sum(sizes):,} pairs of {len(sizes):,} queries")
+    if (failed := beside(output)).exists():
+        lines = failed.read_text(encoding="utf-8").splitlines()
+        print(f"{shown(str(failed))}: {len(lines):,} queries that the servers refused")
+
+
+def score_here(arguments: ScoreArguments) -> array[int]:
+    """The pairs of each query, scored or refused."""
     sources = [fetched(source) for source in arguments.data]
     sizes = pairs_of_queries(sources)
     with (
@@ -76,11 +86,11 @@ def score_here(arguments: ScoreArguments) -> tuple[int, array[int]]:
     ):
         # The next shard is read while this one is scored.
         for shard, part in prefetched(taken(directory, iter_groups(*sources)), ahead=1):
-            write_scores(shard.path(directory), scorer.scores(part, bar), teacher=scorer.name)
-    return sum(sizes), sizes
+            write_shard(shard.path(directory), scorer, part, bar, arguments.max_failed)
+    return sizes
 
 
-def score_on_cluster(arguments: ScoreArguments) -> tuple[int, array[int]]:
+def score_on_cluster(arguments: ScoreArguments) -> array[int]:
     """The same by the workers of a Ray cluster, whose speeds go to standard error."""
     if processes_together().num_processes > 1:
         raise DataError("--ray starts its own processes: leave torchrun out")
@@ -94,7 +104,7 @@ def score_on_cluster(arguments: ScoreArguments) -> tuple[int, array[int]]:
             speeds = cluster.score_shards(ray, anywhere, missing(directory), found, directory, bar)
     for worker, speed in speeds.items():
         say(f"{worker}: {speed.pairs:,} pairs, {speed.pairs_per_s:,.0f} pairs/s")
-    return sum(found.pairs), found.pairs
+    return found.pairs
 
 
 def pairs_of_queries(sources: Sequence[str]) -> array[int]:
@@ -121,7 +131,9 @@ def shards_of(arguments: ScoreArguments, pairs: array[int], identity: str | None
                 list_missing(directory, pairs, arguments.pairs_per_shard)
         yield directory
         if first:
-            join_scores(wait_for_all(directory), output)
+            shards = wait_for_all(directory)
+            write_refused(directory, output, arguments.max_failed)
+            join_scores(shards, output)
             discard(directory)
 
 

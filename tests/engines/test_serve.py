@@ -24,13 +24,16 @@ from tests.support.checkpoints import tiny_roberta
 from tests.support.exports import exported_once
 from tests.support.gateways import ASKED
 from tests.support.servers import STOP_S, Reference, descendants, wait_until_ended
+from tests.support.stores import store_running
+from trainer import addresses, storage
 from trainer.checkpoints.load import CheckpointError
 from trainer.data.records import read_groups
 
 
 def test_a_checkpoint_is_built_once_and_answers_over_http(
-    served_folder: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    served_folder: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Built in this process, where its graph is exported already, and served by the command, which builds nothing."""
     port = free_ports("gateway")["gateway"]
     flags = [str(served_folder / "bert"), "--folder", str(tmp_path), "--port", str(port), "--precision", "fp32"]
@@ -38,6 +41,11 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
     with exported_once(served_folder / "graph"), monkeypatch.context() as patch:
         patch.setattr(serve, "serve", lambda *_: None)
         assert serve.main(flags) == 0
+        assert "is built already" not in capsys.readouterr().out
+        with store_running(tmp_path / "mirror") as store:
+            put(served_folder / "bert", f"{store.address}/bert")
+            assert serve.main([f"{store.address}/bert", *flags[1:]]) == 0  # the same checkpoint
+            assert "is built already" in capsys.readouterr().out
     log = tmp_path / "log"
     with started([sys.executable, "-m", "engines.serve", *flags], log) as command:
         command.wait_until(lambda: "Ctrl-C ends it\n" in log.read_text())
@@ -55,6 +63,28 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
         command.process.send_signal(signal.SIGINT)
         assert command.process.wait(STOP_S) == 0, log.read_text()
         wait_until_ended(family)
+
+
+def put(source: Path, address: str) -> None:
+    """Into the store, without a mirror of it here."""
+    path = addresses.local(address)
+    path.parent.mkdir(parents=True)
+    shutil.copytree(source, path)
+    storage.publish(path)
+    shutil.rmtree(addresses.mirror())
+
+
+def test_what_is_not_at_an_address_is_named_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "s3://bucket/none.jsonl: cannot be read": [str(tmp_path), "--data", "s3://bucket/none.jsonl"],
+        "s3://bucket/none: no such checkpoint": ["s3://bucket/none"],
+        "--folder s3://bucket/built: what is served": [str(tmp_path), "--folder", "s3://bucket/built"],
+    }
+    with store_running(tmp_path / "mirror"):
+        for message, flags in cases.items():
+            assert serve.main([*flags, "--port", "0"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {message}")
 
 
 def test_a_published_model_gets_the_longest_pairs_that_it_reads(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ def one_of_each(
 
 def banded_here(engine: Engine, near: float, texts: str = WORDED) -> str:
     """SQL for each document of ``texts`` with each of its buckets."""
-    engine.add("bands", bands(near), "VARCHAR[]")
+    engine.add("bands", bands(near), "UBIGINT[]")
     return f"SELECT document, unnest(bands(text)) AS band FROM ({texts})"
 
 
@@ -94,7 +95,7 @@ def shingles(text: str) -> list[str]:
 
 
 def bands(near: float) -> Callable[[pa.Array], pa.Array]:
-    """The names of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely.
+    """The numbers of the buckets of texts; texts that resemble each other by ``near`` share one of them most likely.
 
     A text without words is in none.
     """
@@ -106,10 +107,12 @@ def bands(near: float) -> Callable[[pa.Array], pa.Array]:
         buckets = (
             _buckets(each.hashvalues, lsh.b, lsh.r) if own else [] for own, each in zip(sets, hashes, strict=True)
         )
-        return pa.array(buckets, type=pa.list_(pa.string()))
+        return pa.array(buckets, type=pa.list_(pa.uint64()))
 
     return of
 
 
-def _buckets(values: np.ndarray, count: int, width: int) -> list[str]:  # type: ignore[type-arg]
-    return [f"{band} {values[band * width : (band + 1) * width].tobytes().hex()}" for band in range(count)]
+def _buckets(values: np.ndarray, count: int, width: int) -> list[int]:  # type: ignore[type-arg]
+    """A hash of each band and its place; two bands of one hash would only be compared in vain."""
+    parts = (bytes([band]) + values[band * width : (band + 1) * width].tobytes() for band in range(count))
+    return [int.from_bytes(blake2b(part, digest_size=8).digest(), "little") for part in parts]

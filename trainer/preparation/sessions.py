@@ -29,12 +29,17 @@ class SessionArguments:
 
 def drop_sessions(engine: Engine, ledger: Ledger, arguments: SessionArguments) -> None:
     """Drop rows that came before, and all rows of a session that a rule is against."""
+    # A window over all rows would take far more memory than one over those whose hash is there twice.
     engine.run("""
+        CREATE TABLE hashes AS SELECT hash(session, time, raw, document, position) AS hash, rowid AS id
+        FROM impressions WHERE session IS NOT NULL AND time IS NOT NULL;
         CREATE TABLE copies AS SELECT id FROM (
             SELECT rowid AS id, row_number() OVER (PARTITION BY session, time, raw, document, position
                 ORDER BY click DESC, dwell DESC, click_time, file, line) AS copy
-            FROM impressions WHERE session IS NOT NULL AND time IS NOT NULL)
-        WHERE copy > 1
+            FROM impressions WHERE rowid IN (SELECT id FROM hashes
+                SEMI JOIN (SELECT hash FROM hashes GROUP BY hash HAVING count(*) > 1) USING (hash)))
+        WHERE copy > 1;
+        DROP TABLE hashes
     """)
     ledger.drop(COPIES, "rowid IN (FROM copies)")
     engine.run(f"""

@@ -117,19 +117,24 @@ def _drop_near(engine: Engine, ledger: Ledger) -> None:
 def near_queries(table: str) -> str:
     """SQL that makes ``near`` (query_id, other) out of query_id, split and the sorted trigrams ``own``.
 
-    Sets that resemble each other share one of the rarest trigrams of either, which are one more than the other set may
-    lack, and their sizes are alike.
+    Sets that resemble each other share three of the rarest trigrams of either, which are three more than the other set
+    may lack (all, of fewer than three), and their sizes are alike. Any one of these is in more queries the more there
+    are, which three together are not.
     """
+    after = "grams[list_position(grams, {}) + 1:]"
+    threes = f"[[[hash(a, b, c) for c in {after.format('b')}] for b in {after.format('a')}] for a in grams]"
     return f"""
         CREATE TABLE near AS WITH
         single AS (SELECT query_id, split, len(own) AS size, unnest(own) AS gram FROM {table}),
         counts AS (SELECT gram, count(*) AS n FROM single GROUP BY gram),
         ranked AS (SELECT *, row_number() OVER (PARTITION BY query_id ORDER BY n, gram) AS place
             FROM single JOIN counts USING (gram)),
-        rare AS (SELECT *, {_order("split")} AS held FROM ranked
-            WHERE place <= size - ceil({RESEMBLANCE} * size)::BIGINT + 1),
-        suspects AS (SELECT DISTINCT a.query_id, b.query_id AS other FROM rare a
-            JOIN rare b ON a.gram = b.gram AND a.held < b.held
+        rare AS (SELECT query_id, {_order("split")} AS held, size, list(gram ORDER BY place) AS grams FROM ranked
+            WHERE place <= size - ceil({RESEMBLANCE} * size)::BIGINT + 3 GROUP BY ALL),
+        keyed AS (SELECT query_id, held, size,
+            unnest(CASE WHEN size < 3 THEN [hash(grams)] ELSE flatten(flatten({threes})) END) AS key FROM rare),
+        suspects AS (SELECT DISTINCT a.query_id, b.query_id AS other FROM keyed a
+            JOIN keyed b ON a.key = b.key AND a.held < b.held
             WHERE least(a.size, b.size) >= {RESEMBLANCE} * greatest(a.size, b.size)),
         compared AS (
             SELECT suspects.*, len(list_intersect(a.own, b.own)) AS common, len(a.own) + len(b.own) AS sizes

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from trainer.addresses import local, shown
 from trainer.cluster import Row, anywhere, checked, cores, seen, told
-from trainer.data.rankings import write_scores
 from trainer.data.records import IR_DATASETS, DataError, files_in, groups_between
 from trainer.data.survey import Survey, surveyed
 from trainer.scoring.checkpoint import LESS_MEMORY
 from trainer.scoring.memory import naming_flags
+from trainer.scoring.refusals import FAILED, write_shard
 from trainer.scoring.shards import Shard
 from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
 from trainer.storage import fetched
@@ -70,8 +70,8 @@ class Worker:
             scorer = self._loaded()
             started = time.perf_counter()
             queries = [group for file, *ends in places for group in groups_between(fetched(file, ()), *ends)]
-            scores = scorer.scores(queries, tqdm(disable=True))
-            pairs = write_scores(shard.path(self._directory), scores, teacher=scorer.name)
+            path, most = shard.path(self._directory), self._arguments.max_failed
+            pairs = write_shard(path, scorer, queries, tqdm(disable=True), most)
         took = {"pairs": pairs, "seconds": time.perf_counter() - started}
         return {**shard._asdict(), **took, "worker": f"{socket.gethostname()}, process {os.getpid()}"}
 
@@ -111,7 +111,9 @@ def score_shards(
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks)), max_tasks_in_flight_per_actor=2),
     )  # fmt: skip
     for row in map(checked, rows.iter_rows()):
-        seen(Shard(int(row["first"]), int(row["last"])).path(directory), row["worker"], "--output")
+        path = Shard(int(row["first"]), int(row["last"])).path(directory)
+        fetched(shown(str(path.with_suffix(FAILED))), ())
+        seen(path, row["worker"], "--output")
         speed = speeds.setdefault(row["worker"], Speed())
         speed.pairs, speed.seconds = speed.pairs + row["pairs"], speed.seconds + row["seconds"]
         bar.update(row["pairs"])

@@ -49,8 +49,9 @@ class TritonScorer:
     """The same teacher on one or several servers, which get at most ``in_flight`` queries each at a time.
 
     The client balances them, tries again and splits queries above a server's limit. A query may take ``timeout_s``,
-    a restart of its server included. Raises RankingError for a server that does not answer, TeacherError for servers
-    of different teachers.
+    a restart of its server included. One that is refused for itself, and would be again, is given to ``refused``, which
+    raises its error by default. Raises RankingError for a server that does not answer, TeacherError for servers of
+    different teachers.
     """
 
     def __init__(self, urls: Sequence[str], model: str, in_flight: int, timeout_s: float) -> None:
@@ -60,22 +61,26 @@ class TritonScorer:
         for url in urls[1:]:
             self._require_same(url, teacher_of(self._connection, url))
         self._client = RankingClient.of(self._connection)
+        self.refused: Callable[[QueryGroup, InvalidRequestError], None] = _raise
 
     def close(self) -> None:
         self._client.close()
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
-        """``(query_id, doc_id, float32 logit)`` of every pair, in the order of the groups.
+        """``(query_id, doc_id, float32 logit)`` of every pair that is not refused, in the order of the groups.
 
-        Raises RankingError, which names the query, for one that the teacher refuses or no server answers in time, and
-        TeacherError where a server has another teacher when all are scored.
+        Raises RankingError, which names the query, for one that no server answers in time, whatever ``refused`` raises,
+        and TeacherError where a server has another teacher when all are scored.
         """
         pool = ThreadPoolExecutor(self._at_once)
         try:
-            for group, logits in zip(groups, pool.map(self._score, groups), strict=True):
-                ids = [(group.query_id, document.doc_id) for document in group.documents]
-                yield from named_scores(self.name, ids, logits)
-                bar.update(len(ids))
+            for group, answer in zip(groups, pool.map(self._score, groups), strict=True):
+                if isinstance(answer, InvalidRequestError):
+                    self.refused(group, answer)
+                else:
+                    ids = [(group.query_id, document.doc_id) for document in group.documents]
+                    yield from named_scores(self.name, ids, answer)
+                bar.update(len(group.documents))
         except BaseException:
             self.close()  # or the pool's end waits for the requests under way
             raise
@@ -84,12 +89,15 @@ class TritonScorer:
         for url in self._connection.servers:
             self._require_same(url, self._patiently(partial(self._teacher_of, url)))
 
-    def _score(self, group: QueryGroup) -> list[float]:
+    def _score(self, group: QueryGroup) -> list[float] | InvalidRequestError:
         documents = [{"title": document.title, "summary": document.summary} for document in group.documents]
         try:
             return self._patiently(lambda left_s: self._client.score(group.query, documents, timeout_s=left_s))
         except RankingError as error:
-            raise error.reworded(f"query {group.query_id!r}{_named(error, group)}: {error}") from error
+            named = error.reworded(f"query {group.query_id!r}{_named(error, group)}: {error}")
+            if isinstance(named, InvalidRequestError):
+                return named
+            raise named from error
 
     def _patiently(self, call: Callable[[float], T]) -> T:
         return patiently(call, self._connection.timeout_s, PASSING)
@@ -131,6 +139,10 @@ def teacher_of(connection: Connection, url: str, answer_s: float = ANSWER_S) -> 
     built = scorers[0].get("parameters", {}).get(f"version.{newest}", {}).get("string_value")
     called = f"{name} version {newest}"
     return Teacher(called, built or f"{called} at {url}")
+
+
+def _raise(_: QueryGroup, error: InvalidRequestError) -> None:
+    raise error
 
 
 def _named(error: RankingError, group: QueryGroup) -> str:

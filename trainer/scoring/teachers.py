@@ -40,6 +40,10 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
     timeout_s: float = field(
         default=600.0, metadata={"help": "Seconds that a query may take, a restart of its server included."}
     )
+    max_failed: int = field(
+        default=0,
+        metadata={"help": "Queries that the servers of --triton may refuse; they are in OUTPUT.failed.jsonl."},
+    )
     pairs_per_shard: int = field(
         default=100_000, metadata={"help": "Pairs of a shard, about; a finished shard is never scored again."}
     )
@@ -59,6 +63,8 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
             raise DataError("--attention is for a --model, whose rows are packed")
         if min(self.pairs_per_shard, self.in_flight) < 1 or self.timeout_s <= 0:
             raise DataError("--pairs_per_shard and --in_flight must be at least 1, --timeout_s above 0")
+        if self.max_failed < 0 or (self.max_failed and self.triton is None):
+            raise DataError("--max_failed must be at least 0, and is for --triton: else no query is refused for itself")
         if self.ray is not None and self.run is not None:
             raise DataError("--ray is for a teacher that scores; a --run has an order already")
 

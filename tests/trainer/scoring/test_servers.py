@@ -172,6 +172,45 @@ def test_a_job_waits_for_a_server_that_is_broken_and_does_not_break_it_for_ever(
         assert len(service.sizes) == asked + patience.BREAKS + 1
 
 
+def test_refused_queries_are_kept_beside_the_scores_and_counted(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two queries of other shards have a text above the servers' limit; what is scored stays, and what is refused."""
+    pool, wrong = tmp_path / "pool.jsonl", {"1": 3, "6": 0}  # a document of the query
+    records = [json.loads(line) for line in served.pool.read_text(encoding="utf-8").splitlines()[:12]]
+    for query, document in wrong.items():
+        records[int(query)]["documents"][document]["summary"] = SECRET * 10**5  # a byte a letter
+    pool.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    flags = [*served.flags(tmp_path / "scores.parquet", "--in_flight", 1), "--data", pool]
+    refused = [(records[int(query)]["query_id"], records[int(query)]["documents"][document]["doc_id"])
+               for query, document in wrong.items()]  # fmt: skip
+    for allowed, (query, document) in enumerate(refused):
+        assert run(*flags, "--max_failed", allowed) == 2
+        line = one_error(capsys)
+        assert f"query {query!r}, document {document!r}: " in line
+        assert "bytes; at most 1000000 are taken" in line
+        assert line.endswith(f"; --max_failed {allowed} allows no more")
+    shards = [*tmp_path.glob(".scores.parquet.shards/0*.parquet"), *tmp_path.glob(".scores.parquet.shards/0*.jsonl")]
+    kept = {path: path.stat().st_mtime_ns for path in shards}
+    assert {path.suffix for path in kept} == {".parquet", ".jsonl"}
+    before = time.time_ns()
+    assert run(*flags, "--max_failed", 2) == 0
+    assert max(kept.values()) < before
+    printed = capsys.readouterr().out
+    assert "scores.parquet: 100 of 120 pairs of 12 queries" in printed
+    assert "scores.parquet.failed.jsonl: 2 queries that the servers refused" in printed
+    found = [json.loads(line) for line in (tmp_path / "scores.parquet.failed.jsonl").read_text().splitlines()]
+    assert [each["query_id"] for each in found] == [query for query, _ in refused]
+    assert all(len(each["documents"]) == 10 and SECRET not in json.dumps(each) for each in found)
+    assert {row["query_id"] for row in rows(tmp_path / "scores.parquet")} == (
+        {record["query_id"] for record in records} - {query for query, _ in refused}
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "scores.parquet", "scores.parquet.failed.jsonl"}
+    # A pool in which nothing is refused leaves no list of before.
+    assert run(*served.flags(tmp_path / "scores.parquet")) == 0
+    assert not (tmp_path / "scores.parquet.failed.jsonl").exists()
+
+
 def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nobody = f"127.0.0.1:{ports()['grpc']}"
     cases: dict[str, list[object]] = {
@@ -179,6 +218,7 @@ def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytes
         f"{served.server.url} does not serve the model 'other_ranker'": ["--triton_model", "other_ranker"],
         f"the model 'teacher' of the server at {served.server.url} is no ranker": ["--triton_model", "teacher"],
         "--in_flight must be at least 1": ["--in_flight", 0],
+        "--max_failed must be at least 0": ["--max_failed", -1],
         "give either --model": ["--model", served.teacher],
     }  # fmt: skip
     for message, flags in cases.items():

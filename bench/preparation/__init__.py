@@ -1,0 +1,1 @@
+"""The preparation of raw logs, beside pandas and Polars."""
