@@ -15,13 +15,16 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from trainer.command import command, parse
+from trainer.data.records import DataError
+from trainer.measures.baselines import Bm25Index
+from trainer.storage import check_writable
 
 Splits = dict[str, list[dict[str, Any]]]  # rows of each file
 
@@ -33,6 +36,7 @@ CANDIDATES = 20
 SESSIONS = 4  # times that a logged query was asked
 EXAMINED = 0.8  # each place further down is examined this much less often
 ATTRACTION = (0.02, 0.1, 0.3, 0.9)  # clicks an examined document draws, by grade
+UNSTEADY = 1.0  # deviation of an engine's scores from session to session, in units of BM25
 
 TITLES = (
     "Your {attribute} {object}: {intent}",
@@ -77,6 +81,7 @@ class Collection:
         self._names: dict[str, list[list[str]]] = json.loads(CONCEPTS.read_text(encoding="utf-8"))
         self._written = 0
         self.clicked: dict[str, list[list[int]]] = {}  # by query of the log, of each place in each session
+        self.grades: dict[str, list[int]] = {}  # by query of the log, what its documents are worth
 
     def splits(self, size: float = 1.0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """``(name, records)`` of each file, with ``size`` times the usual queries.
@@ -97,7 +102,7 @@ class Collection:
         grades = [grade(topic, document) for document in about]
         clicks = [0] * len(about)
         if logged:
-            self.clicked[query_id] = self._clicks(grades)
+            self.clicked[query_id], self.grades[query_id] = self._clicks(grades), grades
             clicks = [sum(of_place) for of_place in self.clicked[query_id]]
         documents = [
             {**self._document(document, topic), "label": None if logged else label, "clicks": count}
@@ -161,22 +166,38 @@ class CollectionArguments:
     output_dir: str = field(metadata={"help": "Folder for train, log, dev and test.jsonl, and raw/."})
     seed: int = field(default=0, metadata={"help": "Equal seeds give equal files."})
     size: float = field(default=1.0, metadata={"help": "Queries, as a share of the usual number: 0.1 is for a try."})
+    bm25_sessions: int = field(
+        default=0,
+        metadata={
+            "help": f"Sessions of each logged query, whose pages are roughly in BM25's order. 0: {SESSIONS} sessions, "
+            "whose order says nothing."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.bm25_sessions < 0:
+            raise DataError(f"--bm25_sessions must be at least 0, not {self.bm25_sessions}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse(argv, CollectionArguments)
     folder = Path(arguments.output_dir)
+    check_writable(folder)
     collection = Collection(arguments.seed)
     splits = dict(collection.splits(arguments.size))
+    if arguments.bm25_sessions:
+        pages = bm25_pages(splits["log"], collection.grades, arguments.bm25_sessions, arguments.seed)
+    else:
+        pages = [page for group in splits["log"] for page in pages_of(group, collection.clicked[group["query_id"]])]
     for name, records in splits.items():
         write(folder / f"{name}.jsonl", records)
         print(f"{folder / f'{name}.jsonl'}: {len(records)} queries")
-    for name, rows in raw(splits, collection.clicked).items():
+    for name, rows in raw(splits, pages).items():
         write(folder / f"raw/{name}.jsonl", rows)
 
 
-def raw(splits: Splits, clicked: dict[str, list[list[int]]]) -> Splits:
+def raw(splits: Splits, pages: list[dict[str, Any]]) -> Splits:
     """The rows of each raw file, by its name."""
     groups = [group for records in splits.values() for group in records]
     judgments = {
@@ -189,7 +210,7 @@ def raw(splits: Splits, clicked: dict[str, list[list[int]]]) -> Splits:
         if name != "log"
     }
     return judgments | {
-        "pages": [page for group in splits["log"] for page in pages(group, clicked[group["query_id"]])],
+        "pages": pages,
         "queries": [{name: group[name] for name in ("query_id", "query")} for group in groups],
         "documents": [
             {name: document[name] for name in ("doc_id", "title", "summary")}
@@ -199,12 +220,37 @@ def raw(splits: Splits, clicked: dict[str, list[list[int]]]) -> Splits:
     }
 
 
-def pages(group: dict[str, Any], clicked: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
+def bm25_pages(
+    groups: Sequence[dict[str, Any]], grades: Mapping[str, Sequence[int]], sessions: int, seed: int
+) -> list[dict[str, Any]]:
+    """Pages of an engine that has words only, so that what is far down was seldom seen; the groups get their clicks."""
+    draw, pages = random.Random(seed), []
+    for group in groups:
+        documents, worth = group["documents"], grades[group["query_id"]]
+        scores = Bm25Index([f"{each['title']} {each['summary']}" for each in documents]).scores(group["query"])
+        for document in documents:
+            document["clicks"] = 0
+        for session in range(sessions):
+            unsteady = [score + draw.gauss(0, UNSTEADY) for score in scores.tolist()]
+            order = sorted(range(len(documents)), key=unsteady.__getitem__, reverse=True)
+            clicks = [int(draw.random() < EXAMINED**place * ATTRACTION[worth[at]]) for place, at in enumerate(order)]
+            for at, click in zip(order, clicks, strict=True):
+                documents[at]["clicks"] += click
+            doc_ids = [documents[at]["doc_id"] for at in order]
+            pages.append(page(group, session, doc_ids, clicks))
+    return pages
+
+
+def pages_of(group: dict[str, Any], clicked: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
     """A page of a query for each session."""
     doc_ids = [document["doc_id"] for document in group["documents"]]
     for session, clicks in enumerate(zip(*clicked, strict=True)):
-        name = f"{group['query_id']}-{session}"
-        yield {"session": name, "query": group["query"], "doc_ids": doc_ids, "clicks": clicks}
+        yield page(group, session, doc_ids, clicks)
+
+
+def page(group: dict[str, Any], session: int, doc_ids: Sequence[str], clicks: Sequence[int]) -> dict[str, Any]:
+    name = f"{group['query_id']}-{session}"
+    return {"session": name, "query": group["query"], "doc_ids": doc_ids, "clicks": clicks}
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
