@@ -66,7 +66,7 @@ class PrepareArguments(ClusterArguments):
     memory_limit: str = field(
         default="1.5GB",
         metadata={
-            "help": "Memory for tables, of each worker too, beside some 300 MB; what does not fit is on the disk."
+            "help": "Memory for tables, of each worker too, beside some 300 MB; the rest is on the disk."
         },
     )
     threads: int | None = field(default=None, metadata={"help": "All cores by default."})
