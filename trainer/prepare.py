@@ -65,9 +65,7 @@ class PrepareArguments(ClusterArguments):
     )
     memory_limit: str = field(
         default="1.5GB",
-        metadata={
-            "help": "Memory for tables, of each worker too, beside some 300 MB; the rest is on the disk."
-        },
+        metadata={"help": "Memory for tables, of each worker too, beside some 300 MB; the rest is on the disk."},
     )
     threads: int | None = field(default=None, metadata={"help": "All cores by default."})
     temporary_dir: str | None = field(
