@@ -10,6 +10,7 @@ urgent requests would starve the others.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,26 @@ from .packing import FlatPairs, FloatArray
 
 # With it a large request takes 8 times as long as alone at worst. With twice the share small ones feel every call.
 SHARE_OF_OLDEST = 0.125
+
+
+@dataclass
+class Times:
+    """Where a request's time went: times of time.monotonic, and seconds.
+
+    layout_s, engine_s: of the calls that had pairs of it, whoever else's pairs they had too
+    """
+
+    submitted: float = 0.0
+    layout_s: float = 0.0
+    engine_s: float = 0.0
+    scored: float = 0.0  # when its last call was over
+
+    def parts_s(self, came: float, answered: float) -> tuple[float, ...]:
+        """Seconds of a request that ``came`` and was ``answered`` then: taking it in, waiting for calls, layout,
+        engine, answering."""
+        in_calls_s = self.layout_s + self.engine_s
+        waiting_s = max(0.0, self.scored - self.submitted - in_calls_s)
+        return self.submitted - came, waiting_s, self.layout_s, self.engine_s, answered - self.scored
 
 
 class Request:
@@ -32,6 +53,7 @@ class Request:
     ) -> None:
         self.answer, self.urgency = answer, urgency
         self.answered = False
+        self.times = Times()
         self.taken = self.scored = 0  # pairs that a call has taken, and those that have come back
         self._order = np.argsort(-pairs.lengths, kind="stable")
         self._pairs = pairs[self._order]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,10 @@ class PairScorer:
     memory after some hundred requests. On many cores several instances, which are processes, share them.
 
     vocabulary: how many token ids the graph knows; 0 for versions of older releases, which do not say it.
+    engine_s: how long the graph worked for the latest ``score``.
     """
+
+    engine_s = 0.0
 
     def __init__(self, graph: Graph, layout: Layout, rows_per_call: int, vocabulary: int = 0) -> None:
         self.graph, self.layout, self.rows_per_call, self.vocabulary = graph, layout, rows_per_call, vocabulary
@@ -55,10 +59,14 @@ class PairScorer:
         laid out alike: attention sees a pair's own tokens only."""
         if self.graph.any_length:
             batch = lay_out(pairs, self.layout, self.graph.length_step)
-            return unpack(self.graph.infer(batch.rows), batch.slots)
-        batch = self.layout.pack(pairs)
-        parts = [self.graph.infer(rows) for rows in chunks(batch.rows, self.rows_per_call)]
-        return unpack(np.concatenate(parts), batch.slots)
+            parts = [batch.rows]
+        else:
+            batch = self.layout.pack(pairs)
+            parts = [*chunks(batch.rows, self.rows_per_call)]
+        began = time.monotonic()
+        scores = [self.graph.infer(rows) for rows in parts]
+        self.engine_s = time.monotonic() - began
+        return unpack(np.concatenate(scores), batch.slots)
 
     def score_all(self, pairs: FlatPairs) -> FloatArray:
         """The scores[N] of any number of pairs, call after call, the longest first as the server takes them."""

@@ -321,3 +321,23 @@ def test_what_cannot_be_scored_in_time_is_refused_and_what_is_late_is_not_scored
         again.check()
     assert (scheduler.refused, scheduler.dropped) == (2, 2)
     assert not {*range(200, 206)} & {pair for call in engine.calls for pair in call}
+
+
+def test_a_requests_time_goes_into_its_parts() -> None:
+    """Calls of 4 s, of which the engine has 3."""
+    clock = Clock()
+    engine = TimedEngine(clock)
+    with scheduling(engine, clock=clock, engine_s=lambda: 3.0) as scheduler:
+        asked = Asked(0, 4), Asked(10, 6), Asked(20, 2)
+        requests = [one.request() for one in asked]
+        scheduler.submit(requests[0])
+        assert engine.entered.acquire(timeout=PATIENCE_S)
+        for request in requests[1:]:
+            scheduler.submit(request)
+        engine.open()
+        for one in asked:
+            one.check()
+    parts = [request.times.parts_s(came=99.5, answered=113.0) for request in requests]
+    # The second is the oldest when the first has gone, and has a token of the call that the third is in.
+    assert parts == [(0.5, 0.0, 1.0, 3.0, 9.0), (0.5, 4.0, 2.0, 6.0, 1.0), (0.5, 4.0, 1.0, 3.0, 5.0)]
+    assert (scheduler.calls, scheduler.tokens, scheduler.engine_s) == (3, 12, 9.0)
