@@ -78,10 +78,9 @@ class Scheduler:
 
     def waiting(self) -> Waiting:
         """The work that the engine has."""
-        speed, requests = self._speed.tokens_per_s, self._queue.waiting
+        speed = self._speed.tokens_per_s
         call_s = self._call_tokens / speed if speed else 0.0
-        rows = [(request.left, *request.urgency) for request in requests]
-        return Waiting(speed, self._call_began, call_s, self._longest_s, rows)
+        return Waiting(speed, self._call_began, call_s, self._longest_s, self._queue.rows())
 
     def close(self) -> None:
         """End the thread after the call that it is in; what has not been scored by then fails."""
