@@ -2,7 +2,8 @@
 
 ``in_order`` calls a function for each of some items, ``at_once`` calls at a time, and yields the results in the order
 of the items, each as soon as it is there. It takes items beyond those answered, ``ahead`` of them at most, while it
-waits: a source may be slow, or wait for the answers. The first exception, of a call or of the source, ends it.
+waits: a source may be slow, or wait for the answers. The first exception, of a call or of the source, ends it. Calls
+see the caller's context variables.
 
 ``cancel`` ends calls under way.
 
@@ -29,6 +30,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -49,12 +51,12 @@ def in_order(
 ) -> Generator[Result, None, None]:
     room, closed = threading.Semaphore((ahead or at_once) - 1), threading.Event()
     results: SimpleQueue[Future[Result] | None] = SimpleQueue()
-    pool = ThreadPoolExecutor(at_once)
+    pool, context = ThreadPoolExecutor(at_once), copy_context()
 
     def feed() -> None:
         try:
             for item in items:
-                results.put(pool.submit(call, item))
+                results.put(pool.submit(context.copy().run, call, item))
                 room.acquire()
                 if closed.is_set():
                     return

@@ -1,9 +1,9 @@
-"""Where requests spent their time, by Triton's statistics before and after them."""
+"""Where requests spent their time, by Triton's statistics before and after them, and by what its models tell."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
@@ -13,23 +13,28 @@ from client.connection import Connection
 from client.errors import translated
 from client.outputs import padded
 from client.statistics import STEPS, TOTAL, Spent, spent_by_model
-from client.wire import LIMIT, steps
+from client.wire import LIMIT, PARTS, TIMES, Times, steps
 
 PATIENCE_S, LOOK_AGAIN_S = 1.0, 0.02
 NAME_COLUMNS = 26
 
 
 class Explainer:
-    """Statistics of a connection's servers since this object was made. Every call may raise a RankingError."""
+    """Statistics of a connection's servers, and the times of this context's requests to them, from when this object is
+    made until it is closed. Every call may raise a RankingError."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._servers = [(name, InferenceServerClient(**connection.channel(name))) for name in connection.servers]
         self._steps = steps(self._config(connection.model, connection.version))
-        self._threaded = [step for step in self._steps if self._answers_later(step)]
+        self._configs = {step: self._config(step) for step in self._steps}
+        self._threaded = [step for step in self._steps if _answers_later(self._configs[step])]
         self._before = self._spent()
+        self._told: list[Times] = []
+        self._collecting = TIMES.set(self._told)
 
     def close(self) -> None:
+        TIMES.reset(self._collecting)
         for _, server in self._servers:
             server.close()
 
@@ -46,14 +51,27 @@ class Explainer:
         if requests == ensemble["requests"] == 1:
             yield _row("  network, serialisation", _left(seconds * 1e3, ensemble[TOTAL] / 1e6))
         yield _row(f"  {self._connection.model}", _mean(ensemble, TOTAL))
+        told, totals = _means(self._told), list[float]()
         for step in self._steps:
-            yield _row(f"    {step}", *(_mean(since[step], kind) for kind in (TOTAL, *STEPS)))
-        rest = _left(_mean(ensemble, TOTAL), *(_mean(since[step], TOTAL) for step in self._steps))
-        yield _row(f"    {self._threaded[0]}'s engine" if self._threaded else "    between the steps", rest)
-        yield from self._notes(since, requests)
+            times, parts = [_mean(since[step], kind) for kind in (TOTAL, *STEPS)], self._parts(step, told)
+            if parts and step in self._threaded:  # Triton's clock has only the part in which it took the request in
+                queue, taken, inside = *times[1:3], sum(parts.values())
+                times = [queue + taken + inside, queue, taken, inside]
+            totals.append(times[0])
+            yield _row(f"    {step}", *times)
+            yield from (_row(f"      {name}", value) for name, value in parts.items())
+        hidden = [step for step in self._threaded if not self._parts(step, told)]
+        rest = _left(_mean(ensemble, TOTAL), *totals)
+        yield _row(f"    {hidden[0]}'s engine" if hidden else "    between the steps", rest)
+        yield from self._notes(since, requests, hidden)
 
-    def _notes(self, since: dict[str, Spent], requests: int) -> Iterator[str]:
-        for step in self._threaded:
+    def _parts(self, step: str, told: dict[str, dict[str, float]]) -> dict[str, float]:
+        """What a step tells of its time, by part; nothing if it is of an older release."""
+        given = {tensor["name"] for tensor in self._configs[step].get("output", [])}
+        return next((told[name] for name in told if name in given), {})
+
+    def _notes(self, since: dict[str, Spent], requests: int, hidden: Sequence[str]) -> Iterator[str]:
+        for step in hidden:
             yield (
                 f"{step} answers from threads of its own: its engine's time, and waiting for it, are what the steps "
                 f"leave of {self._connection.model}"
@@ -63,11 +81,6 @@ class Explainer:
             yield f"requests of other clients in these figures of the server: {others}; ask again when there are none"
         if others < 0:
             yield f"requests that the servers' statistics do not have: {-others}"
-
-    def _answers_later(self, step: str) -> bool:
-        """A student of the Python backend hands its pairs to a thread; Triton's clock stops before they are scored."""
-        config = self._config(step)
-        return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
 
     def _since(self, requests: int) -> dict[str, Spent]:
         """Triton counts a request after its answer, therefore this may have to wait for the last one."""
@@ -95,6 +108,20 @@ class Explainer:
         except InferenceServerException as error:
             raise translated(error, name, settings.model, settings.timeout_s) from error
         return answer
+
+
+def _answers_later(config: dict[str, Any]) -> bool:
+    """A student of the Python backend hands its pairs to a thread; Triton's clock stops before they are scored."""
+    return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
+
+
+def _means(told: Sequence[Times]) -> Times:
+    """The means of all requests that told their times, which have the same parts."""
+    means: Times = {}
+    for name, parts in PARTS.items():
+        if known := [times[name] for times in told if name in times]:
+            means[name] = {part: sum(times[part] for times in known) / len(known) for part in parts}
+    return means
 
 
 def _mean(spent: Spent, kind: str) -> float:

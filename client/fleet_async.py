@@ -93,6 +93,7 @@ class AsyncFleet:
             self._latencies.add(count, took_s)
             self.balancer.took(first, took_s / (self._latencies.quantile(count, HALF) or took_s))
             scores = wire.scores(result, count, self._connection.servers[server])
+            wire.collect_times(result)
             self.balancer.answered(server)
             return scores
 

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--query_id", default="1", help="of --query, for trec (default %(default)s)")
     parser.add_argument("--tag", default="disranker", help="last column of trec (default %(default)s)")
     parser.add_argument(
-        "--explain", action="store_true", help="print on standard error where the time went, by Triton's statistics"
+        "--explain", action="store_true", help="print on standard error where the time went, in the server too"
     )
     batch = parser.add_argument_group("with --queries")
     batch.add_argument(

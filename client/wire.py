@@ -21,6 +21,14 @@ LIMIT = "max_documents"  # the scorer's parameter
 REQUEST_ID = "x-request-id"
 # Headers of requests to the server beside the connection's. That of a request's id is Triton's own id of it, too.
 METADATA: ContextVar[Mapping[str, str]] = ContextVar("metadata", default=MappingProxyType({}))
+# Outputs of a server that tells where a request's time went, in ms by part.
+PARTS = {
+    "TOKENIZER_MS": ("cache", "tokenising", "rest"),
+    "STUDENT_MS": ("intake", "waiting", "layout", "engine", "answer"),
+}
+Times = dict[str, dict[str, float]]  # the parts by output; without those of a server of an older release
+# The times of each request that is answered, as long as somebody collects them.
+TIMES: ContextVar[list[Times] | None] = ContextVar("times", default=None)
 PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores
 
 
@@ -62,6 +70,7 @@ class Inputs(NamedTuple):
 def request(settings: Connection, inputs: Inputs, left_s: float) -> dict[str, Any]:
     """The arguments of tritonclient's infer. The server is told how long the answer is waited for."""
     left_s, metadata = max(left_s, 1e-4), METADATA.get()
+    wanted = {} if TIMES.get() is None else {"times": True}
     return {
         "model_name": settings.model,
         "model_version": settings.version,
@@ -70,7 +79,7 @@ def request(settings: Connection, inputs: Inputs, left_s: float) -> dict[str, An
         "request_id": metadata.get(REQUEST_ID, ""),
         "priority": settings.priority,
         # Triton's queues read the one priority, our models the other.
-        "parameters": {"priority_level": settings.priority, **inputs.parameters},
+        "parameters": {"priority_level": settings.priority, **inputs.parameters, **wanted},
         "timeout": int(left_s * 1e6),
         "client_timeout": left_s,
     }
@@ -108,6 +117,15 @@ def scores(result: Any, documents: int, server: str) -> Scores:
             server,
         )
     return Scores(logits.astype(np.float32, copy=False), truncated.astype(np.bool_, copy=False))
+
+
+def collect_times(result: Any) -> None:
+    """Keep what tritonclient's answer says of its request's time, if somebody collects it."""
+    if (collected := TIMES.get()) is not None:
+        told = {name: result.as_numpy(name) for name in PARTS}
+        collected.append(
+            {name: dict(zip(PARTS[name], ms.tolist(), strict=True)) for name, ms in told.items() if ms is not None}
+        )
 
 
 def joined(pieces: Sequence[Scores]) -> Scores:

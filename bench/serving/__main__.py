@@ -67,6 +67,7 @@ def report(
         "limits": {name: each.limits for name, each in bounds.items()},
         "tails": {name: each.tail for name, each in bounds.items()},
         "growth": growth,
+        "ways": {name: {str(cell): way for cell, way in each.ways.items()} for name, each in bounds.items()},
     }
     write(output / "serving.json", result)
     compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
@@ -76,6 +77,7 @@ def report(
         tables.speed_table(made, f"{setting}; medians over rounds with the lowest and the highest"),
         tables.system_table(contenders, failed),
         tables.limit_table(bounds),
+        tables.way_table(bounds),
     )
 
 

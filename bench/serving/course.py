@@ -108,6 +108,7 @@ def measured(
             limits.limits(one, alone, place.work, largest, arguments.rounds, seconds),
             limits.tail(one, max(seconds, 1.0) * 2),
             limits.growth(one, traffic, encoder, seconds / 3, sizes),
+            limits.ways(one, [*compared, *_repeated(arguments, busiest)]),
         )
         progress(f"{one.name}: limits")
     return bounds
@@ -118,5 +119,9 @@ def _wide(arguments: ServingArguments, others: Sequence[tuple[int, int]], busies
     for documents, concurrency in others:
         if documents * concurrency <= IN_FLIGHT:
             yield Cell(documents, concurrency, arguments.seconds)
+    yield from _repeated(arguments, busiest)
+
+
+def _repeated(arguments: ServingArguments, busiest: Cell) -> Iterator[Cell]:
     for share in REPEATED:
         yield Cell(*busiest.shape, arguments.seconds, repeated=share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.report import Spread, ratios
 from bench.serving.contenders import Contender
-from bench.serving.load import Cell
+from bench.serving.load import Cell, Way
 from bench.serving.processes import Running
 from bench.serving.systems import System
 from bench.serving.traffic import Traffic
@@ -21,6 +21,7 @@ from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 
 TAIL_CELL = Cell(documents=10, concurrency=8, seconds=0.0)
 TAIL_LOAD = 0.7
+SMALL = 10  # documents of a request whose way is looked at
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -70,6 +71,7 @@ class Bounds(NamedTuple):
     limits: Limits
     tail: Tail
     growth: Growth
+    ways: Mapping[Cell, Way]
 
 
 def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: int, seconds: float) -> Limits:
@@ -96,6 +98,11 @@ def limits(ours: Contender, engine: System, work: Path, documents: int, rounds: 
         mean_tokens=tokens,
         fill=mean(of["fill"]),
     )
+
+
+def ways(ours: Contender, cells: Sequence[Cell]) -> dict[Cell, Way]:
+    """Measure where the time of small requests goes."""
+    return {cell: ours.process.ask("way", cell, 0) for cell in cells if cell.documents <= SMALL}
 
 
 def tail(ours: Contender, seconds: float) -> Tail:

@@ -58,6 +58,21 @@ class Sample:
     milliseconds: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Way:
+    """Where the time of a cell's requests went, on their way through a server of ours.
+
+    parts: mean milliseconds of a request, by step and part
+    engine_share: of the cell's time, in which the engine worked
+    """
+
+    sample: Sample
+    parts: dict[str, float]
+    engine_share: float
+    calls_per_second: float
+    tokens_per_call: float
+
+
 def measure(connect: Connect, requests: Iterator[Pair], cell: Cell) -> Sample:
     """Raises LoadError with the failure of a connection or a request."""
     try:

@@ -103,11 +103,29 @@ def limit_table(found: Mapping[str, Bounds]) -> Table:
     table = table_of(
         "documents/s of the largest request: served, and its limits; tail and growth", headings, ["system"]
     )
-    for name, (each, tail, growth) in found.items():
+    for name, (each, tail, growth, _) in found.items():
         matrices = f"{each.matrices:.0f} ({each.matrices_run_in}, {each.matrix_flop_per_second / 1e9:.0f} GFLOP/s)"
         table.add_row(
             name, str(each.served), str(each.engine), f"{each.share.median:.0%}", str(each.full_rows), matrices,
             f"{each.matrix_share:.0%}", f"{tail.ratio:.1f}x ({tail.p99:.0f} of {tail.p50:.0f} ms)",
             f"{growth.r_squared:.2%}",
         )  # fmt: skip
+    return table
+
+
+def way_table(found: Mapping[str, Bounds]) -> Table:
+    """Columns of parts are means in ms; what the parts leave of a request is Triton's, gRPC's and the client's."""
+    parts = list(dict.fromkeys(part for each in found.values() for way in each.ways.values() for part in way.parts))
+    headings = ("requests of", "system", "documents/s", "p50 ms", "p95 ms", "engine works", "calls/s", "tokens a call",
+                *parts, "the rest")  # fmt: skip
+    table = table_of("the way of small requests through a server", headings, left=headings[:2])
+    for name, each in found.items():
+        for cell, way in each.ways.items():
+            p50, p95 = np.percentile(way.sample.milliseconds, [50, 95])
+            rest = np.mean(way.sample.milliseconds) - sum(way.parts.values())
+            table.add_row(
+                str(cell), name, f"{way.sample.documents_per_second:.1f}", f"{p50:.1f}", f"{p95:.1f}",
+                f"{way.engine_share:.0%}", f"{way.calls_per_second:.1f}", f"{way.tokens_per_call:.0f}",
+                *(f"{way.parts[part]:.1f}" for part in parts), f"{rest:.1f}",
+            )  # fmt: skip
     return table

@@ -6,14 +6,15 @@ The ranking server is told the span in which it was asked, by the header ``trace
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from client import DISTRIBUTION
 from client.errors import DisRankerError
 from client.gateway.correlation import Asked
-from client.wire import METADATA
+from client.wire import METADATA, TIMES, Times
 
 VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 NAME = "disranker-gateway"  # unless OTEL_SERVICE_NAME has another
@@ -67,16 +68,31 @@ class Traces:
 
     @contextmanager
     def ranking(self, model: str, documents: int) -> Iterator[None]:
-        """The span of what the ranking servers do for a request, with all attempts. They are told of it."""
+        """The span of what the ranking servers do for a request, with all attempts. They are told of it, and asked
+        where the time went, which becomes attributes in ms, summed up where a request goes to the servers in parts."""
         named: dict[str, Any] = {"disranker.model": model, "disranker.documents": documents}
-        with self._tracer.start_as_current_span("rank", kind=self._kinds.CLIENT, attributes=named):
+        with self._tracer.start_as_current_span("rank", kind=self._kinds.CLIENT, attributes=named) as span:
             metadata = dict(METADATA.get())
             self._propagate.inject(metadata)
             before = METADATA.set(metadata)
+            told: list[Times] | None = [] if span.is_recording() else None
+            collecting = TIMES.set(told)
             try:
                 yield
             finally:
+                TIMES.reset(collecting)
                 METADATA.reset(before)
+                span.set_attributes(_summed(told or ()))
 
     def close(self) -> None:
         self._provider.shutdown()
+
+
+def _summed(told: Iterable[Times]) -> Counter[str]:
+    """Attributes such as ``disranker.student.engine_ms``."""
+    parts = Counter[str]()
+    for times in told:
+        for name, ms in times.items():
+            step = name.removesuffix("_MS").lower()
+            parts.update({f"disranker.{step}.{part}_ms": value for part, value in ms.items()})
+    return parts

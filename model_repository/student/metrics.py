@@ -1,13 +1,15 @@
-"""Numbers of this process in Triton's ``/metrics``. A link to this file lies in the tokenizer's folder, because Triton
-shows a model its own folder only."""
+"""Numbers of this process in Triton's ``/metrics``, and which requests ask for their own. A link to this file lies in
+the tokenizer's folder, because Triton shows a model its own folder only."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 
 import triton_python_backend_utils as pb_utils
 
+WANTS_TIMES = "times"  # a request's parameter
 COUNTER, GAUGE = "COUNTER", "GAUGE"  # by name: the process that only reads a model's configuration has no metrics
 
 
@@ -49,3 +51,8 @@ class Metrics:
         """To be called while Triton still answers: metrics that go later crash this process."""
         del self._metrics  # before their families, which would take them along
         del self._families
+
+
+def wants_times(parameters: str) -> bool:
+    """Whether a request's parameters, which are JSON, ask where its time goes."""
+    return bool(parameters) and json.loads(parameters).get(WANTS_TIMES) is True

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from digests import damage
-from metrics import COUNTER, GAUGE, Metrics
+from metrics import COUNTER, GAUGE, Metrics, wants_times
 from runtime.admission import ANY_TIME, BATCH, PERSON, UnavailableError, Urgency
 from runtime.board import Board
 from runtime.packing import FlatPairs, FloatArray
@@ -31,10 +32,14 @@ from runtime.scheduler import Scheduler
 # ten milliseconds, while the main thread takes in requests: 5 ms, the default, would be a good part of that.
 TURN_S = 0.0005
 PAIRS, URGENCY = ("token_ids", "lengths", "document_starts"), "urgency"
+SCORES, TIMES = "SCORES", "STUDENT_MS"
 METRICS = {
     "requests_refused": ("requests that were refused at once, since they could not be scored in time", COUNTER),
     "requests_dropped": ("requests that were past their deadline before they were scored", COUNTER),
     "expected_wait_seconds": ("work that waits for the engine", GAUGE),
+    "engine_calls": ("calls of the engine", COUNTER),
+    "engine_tokens": ("tokens of the pairs that the engine has scored", COUNTER),
+    "engine_seconds": ("time that the engine worked", COUNTER),
 }
 
 
@@ -76,20 +81,28 @@ class TritonPythonModel:
             setting(config, "max_wait_s") or math.inf,
             watch=lambda waiting: self.board.show(waiting.numbers()),
             tick=self._show_metrics,
+            engine_s=lambda: self.scorer.engine_s,
         )
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                token_ids, lengths, starts = (tensor_of(request, name) for name in PAIRS)
-                # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
-                pairs = flat_pairs(token_ids, lengths, starts, self.limits)
-                urgency = urgency_of(pb_utils.get_input_tensor_by_name(request, URGENCY))
-                self.scheduler.submit(Request(pairs, partial(self._send, sender), urgency))
+                self._take_in(request, sender)
             except Exception as error:  # Triton would send its traceback to all callers of the batch
                 self._send(sender, error)
         return [None] * len(requests)
+
+    def _take_in(self, asked: pb_utils.InferenceRequest, sender: Any) -> None:
+        came = time.monotonic()
+        token_ids, lengths, starts = (tensor_of(asked, name) for name in PAIRS)
+        # The request keeps copies: Triton's own arrays lie in shared memory, which containers have little of.
+        pairs = flat_pairs(token_ids, lengths, starts, self.limits)
+        urgency = urgency_of(pb_utils.get_input_tensor_by_name(asked, URGENCY))
+        request = Request(pairs, partial(self._send, sender), urgency)
+        if wants_times(asked.parameters()):
+            request.answer = partial(self._send, sender, times=partial(request.times.parts_s, came))
+        self.scheduler.submit(request)
 
     def finalize(self) -> None:
         self.scheduler.close()
@@ -100,14 +113,24 @@ class TritonPythonModel:
         scheduler = self.scheduler
         wait_s = scheduler.waiting().wait_s(time.monotonic())
         self.metrics.show(
-            requests_refused=scheduler.refused, requests_dropped=scheduler.dropped, expected_wait_seconds=wait_s
+            requests_refused=scheduler.refused,
+            requests_dropped=scheduler.dropped,
+            expected_wait_seconds=wait_s,
+            engine_calls=scheduler.calls,
+            engine_tokens=scheduler.tokens,
+            engine_seconds=scheduler.engine_s,
         )
 
-    def _send(self, sender: Any, outcome: FloatArray | Exception) -> None:
+    def _send(
+        self, sender: Any, outcome: FloatArray | Exception, times: Callable[[float], Sequence[float]] | None = None
+    ) -> None:
         if isinstance(outcome, Exception):
             response = pb_utils.InferenceResponse(error=self._error(outcome))
         else:
-            response = pb_utils.InferenceResponse([pb_utils.Tensor("SCORES", outcome)])
+            tensors = {SCORES: outcome}
+            if times:
+                tensors[TIMES] = np.array(times(time.monotonic()), np.float32) * 1000
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors.items()])
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except pb_utils.TritonModelException as error:  # whoever asked is gone; the others are still to be answered

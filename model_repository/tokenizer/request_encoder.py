@@ -6,6 +6,7 @@ Triton puts this directory on ``sys.path``, so the contract is imported by its b
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ class RequestEncoder:
 
     All that it raises are EncodingErrors, which name the input and the index and never quote the text.
     ``most_bytes`` is what all documents of a request may have together, as texts or as ids; 0 is no limit.
+
+    tokenising_s, lookup_s: how long the library took for the documents of the latest request, and the cache beside it
     """
+
+    tokenising_s = lookup_s = 0.0
 
     def __init__(self, encoder: PairEncoder, cache_bytes: int, most_bytes: int = 0) -> None:
         self.cache = TokenCache(cache_bytes)
@@ -59,16 +64,23 @@ class RequestEncoder:
 
         def tokenise(places: Sequence[int]) -> list[IntArray]:
             chosen = [_decoded_text(place, *documents[place]) for place in places]
-            return self._encoder.tokenise(chosen, truncation.side)
+            began = time.monotonic()
+            ids = self._encoder.tokenise(chosen, truncation.side)
+            self.tokenising_s = time.monotonic() - began
+            return ids
 
         kind = b"" if truncation.side == AT_END.side else OTHER_SIDE
-        return self._pairs(query, self._document_ids([kind + text for text in texts], tokenise), truncation)
+        began, self.tokenising_s = time.monotonic(), 0.0
+        ids = self._document_ids([kind + text for text in texts], tokenise)
+        self.lookup_s = time.monotonic() - began - self.tokenising_s
+        return self._pairs(query, ids, truncation)
 
     def encode_ids(
         self, query: Strings, document_ids: IntArray, document_lengths: IntArray, *, truncation: Truncation = AT_END
     ) -> FlatPairs:
         """The pairs of ``query[1]`` with the documents whose ids lie one after the other in ``document_ids[T]``,
         as many as ``document_lengths[N]`` says; they are what ``document_ids`` of the encoder gives."""
+        self.tokenising_s = self.lookup_s = 0.0
         self._check_count("DOCUMENT_LENGTHS", document_lengths.size)
         self._check_bytes(document_ids.nbytes)
         if document_lengths.min() < 0:

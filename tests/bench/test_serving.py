@@ -21,7 +21,7 @@ from bench.report import Spread
 from bench.serving import contenders, limits, tables
 from bench.serving.__main__ import main, report
 from bench.serving.contenders import LONGEST_S, Contender, best_peers, rounds, start
-from bench.serving.load import Cell, LoadError, Pair, Sample, Score, measure
+from bench.serving.load import Cell, LoadError, Pair, Sample, Score, Way, measure
 from bench.serving.processes import Measured, Running
 from bench.serving.quality import Judge, Quality, choose
 from bench.serving.systems import IN_PROCESS, OURS, System
@@ -31,6 +31,7 @@ from bench.serving.workers.cross_encoder import CrossEncoderWorker
 from bench.serving.workers.engine import EngineWorker
 from bench.serving.workers.matrices import CHAINS
 from bench.serving.workers.ours import OursWorker
+from client.wire import PARTS
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import write_groups
 from tests.support.echo_worker import EchoWorker
@@ -147,11 +148,14 @@ class Direct:
     def load(self, cell: Cell, seed: int = 0) -> Measured:
         return Measured(self._worker.load(cell, seed, hot=False), 1.0, 1)
 
+    def ask(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._worker, method)(*arguments)
+
 
 def test_a_running_server_is_loaded_and_scored(
     server: Server, groups: list[QueryGroup], served_checkpoint: Path
 ) -> None:
-    worker = OursWorker(server.url)
+    worker = OursWorker(server.ports)
     sample = measure(worker.connect, Traffic(GROUPS).requests(5, 0.5), Cell(5, 3, 0.1, least=9))
     assert sample.documents == 5 * len(sample.milliseconds) >= 45
     judge = Judge.of(str(served_checkpoint), groups, 12)
@@ -168,6 +172,16 @@ def test_a_running_server_is_loaded_and_scored(
     assert found.r_squared <= 1
     tail = limits.tail(one, 0.1)
     assert tail.p99 >= tail.p50 > 0
+    cell = Cell(10, 2, 0.1, least=4)
+    (way,) = limits.ways(one, [cell, Cell(11, 1, 0.1)]).values()
+    requests, seconds = len(way.sample.milliseconds), way.sample.documents / way.sample.documents_per_second
+    assert [*way.parts] == [
+        f"{step} {part}" for step in ("tokenizer", "student") for part in PARTS[f"{step.upper()}_MS"]
+    ]
+    assert sum(way.parts.values()) <= sum(way.sample.milliseconds) / requests
+    assert 0 < way.engine_share <= 1
+    assert 0 < way.calls_per_second * seconds <= requests
+    assert way.tokens_per_call > 10
 
 
 def test_the_engine_alone_and_matrices(served_checkpoint: Path, served_repository: Path) -> None:
@@ -273,12 +287,13 @@ def test_rows_tables_and_plots(found: list[Contender], tmp_path: Path, capsys: p
         matrices_run_in="f32", mean_tokens=92.0, fill=0.97,
     )  # fmt: skip
     growth = limits.Growth((1, 10, 100), (92.0, 920.0, 9200.0), (0.01, 0.1, 1.0), 0.999)
-    bounds = {"ours fp32": limits.Bounds(limit, limits.Tail(20.0, 0.7, 50.0, 200.0), growth)}
+    way = Way(Sample(33.0, 20, [500.0, 600.0]), {"student waiting": 444.0}, 0.87, 4.2, 1024.0)
+    bounds = {"ours fp32": limits.Bounds(limit, limits.Tail(20.0, 0.7, 50.0, 200.0), growth, {MANY: way})}
     run = {"machine": {"cpu": "A processor", "cores": 2, "bf16_units": False}}
     report(tmp_path, run, found, bounds, {"infinity": "no such wheel"})
     printed = capsys.readouterr().out
     for part in ("1.16x [1.12, 1.20]", "(not equal)", "no such wheel", "90%", "4.0x (200 of 50 ms)", "99.90%",
-                 "too slow to ask", "A processor"):  # fmt: skip
+                 "too slow to ask", "A processor", "444.0", "87%", "106.0"):  # fmt: skip
         assert part in printed
     written = json.loads((tmp_path / "serving.json").read_text())
     assert [one["quality"] and one["quality"]["passes"] for one in written["systems"]] == [

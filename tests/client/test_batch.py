@@ -18,6 +18,7 @@ import pytest
 
 from client import RankingClient, batch
 from client.concurrency import in_order
+from client.wire import PARTS
 from tests.support.checkpoints import write_groups
 from tests.support.clients import SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
@@ -80,8 +81,9 @@ def test_explain_of_a_batch(server: Server, queries: Path, run: Any) -> None:
     code, _, err = run("--queries", queries, "--url", server.url, "--explain")
     assert code == 0
     assert err[1].startswith(f"{QUERIES} requests to ranker at {server.url}, 8 at a time")
-    names = [line[:26].strip() for line in err[3:8]]
-    assert names == ["client, all requests", "ranker", "tokenizer", "student", "student's engine"]
+    names = [line[:26].strip() for line in err[3:]]
+    steps = "tokenizer", *PARTS["TOKENIZER_MS"], "student", *PARTS["STUDENT_MS"]
+    assert names == ["client, all requests", "ranker", *steps, "between the steps"]
     assert not any("other clients" in line for line in err)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from client.explain import Explainer
 from client.flags import AUTHORIZATION
 from client.outputs import columns, fitted, padded, table
 from client.records import RankedDocument
+from client.wire import PARTS
 from tests.support.checkpoints import write_groups
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, rank_running
 from tests.support.odd_servers import Held, OddServer, odd_server
@@ -133,22 +135,40 @@ def test_explain_says_where_the_time_went(server: Server, file: Path, run: Run) 
     assert (code, len(out)) == (0, 4)
     assert head == f"1 request to ranker at {server.url}, 1 at a time; means of a request in ms:"
     assert titles.split() == ["total", "queue", "input", "infer", "output"]
-    times = {}
-    for row in rows[:6]:
-        name, *values = re.split(r"\s{2,}", row.strip())
-        times[name] = [float(value) for value in values]
-    steps = ["tokenizer", "student"]
-    assert [*times] == ["client", "network, serialisation", "ranker", *steps, "student's engine"]
+    times = times_of(rows)
+    steps = {"tokenizer": PARTS["TOKENIZER_MS"], "student": PARTS["STUDENT_MS"]}
+    inside = [name for step, parts in steps.items() for name in (step, *parts)]
+    assert [*times] == ["client", "network, serialisation", "ranker", *inside, "between the steps"]
     assert all(value >= 0 for values in times.values() for value in values)
-    assert all(len(times[step]) == 5 for step in steps)
+    assert [len(times[step]) for step in steps] == [5, 4]
+    assert times["engine"][0] > 0
+    told = {step: sum(times[part][0] for part in parts) for step, parts in steps.items()}
+    assert sum(told.values()) <= times["ranker"][0] + 0.05
+    assert told["tokenizer"] <= times["tokenizer"][0] + 0.05
+    assert times["student"][0] == pytest.approx(sum(times["student"][1:]), abs=0.05)
+    assert times["student"][3] == pytest.approx(told["student"], abs=0.05)
     for whole, parts in (
-        ("ranker", (*steps, "student's engine")),
+        ("ranker", (*steps, "between the steps")),
         ("client", ("ranker", "network, serialisation")),
     ):
         rest = times[parts[-1]][0]
         assert rest == pytest.approx(max(0, times[whole][0] - sum(times[name][0] for name in parts[:-1])), abs=0.05)
-    assert rows[6].startswith("student answers from threads of its own")
-    assert len(rows) == 7  # nobody else's requests
+
+
+def times_of(rows: list[str]) -> dict[str, list[float]]:
+    """The numbers of each row of the table by its name."""
+    named = (re.split(r"\s{2,}", row.strip()) for row in rows)
+    return {name: [float(value) for value in values] for name, *values in named}
+
+
+def test_explain_knows_the_engine_of_a_server_that_tells_no_times(server: Server, client: RankingClient) -> None:
+    with closing(Explainer(client.connection)) as explainer:
+        asking = threading.Thread(target=client.score, args=(QUERY, DOCUMENTS))  # which has no context, so nothing asks
+        asking.start()
+        asking.join(PATIENCE_S)
+        _, _, *rows, note = explainer.lines(1, 0.5)
+    assert [*times_of(rows)][2:] == ["ranker", "tokenizer", "student", "student's engine"]
+    assert note.startswith("student answers from threads of its own")
 
 
 def test_explain_says_whose_requests_are_in_the_figures(server: Server, client: RankingClient) -> None:

@@ -91,6 +91,8 @@ def test_a_trace_goes_from_the_caller_to_the_server(operated: Run) -> None:
         "POST /v2/rerank", CALLERS, 200
     )  # fmt: skip
     assert (ranking.name, ranking.parent, ranking.attributes["disranker.documents"]) == ("rank", request.id, 2)
+    assert ranking.attributes["disranker.tokenizer.tokenising_ms"] == 1.0
+    assert ranking.attributes["disranker.student.engine_ms"] == 3.0
     assert operated.service.metadata["traceparent"] == f"00-{TRACE}-{ranking.id}-01"
     assert operated.service.metadata["tracestate"] == "vendor=1"
     assert any(line.get("trace_id") == TRACE for line in operated.lines())

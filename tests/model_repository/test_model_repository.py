@@ -14,6 +14,7 @@ from tritonclient.grpc.model_config_pb2 import (
     ModelQueuePolicy,
 )
 
+from client.wire import PARTS
 from engines.repository.models import STUDENT, TEACHER, tracked
 from model_repository.tokenizer.pair_encoding import INPUTS, PairEncodingConfig
 from tests import ROOT
@@ -70,6 +71,7 @@ def test_the_tokenizer_gives_pairs_flat_and_packed() -> None:
     }
     expected |= dict.fromkeys(("slots", *FLAT), (kind["TYPE_INT32"].number, -1))
     expected |= {"TRUNCATED": (kind["TYPE_BOOL"].number, -1), "urgency": (kind["TYPE_FP64"].number, 2)}
+    expected |= {"TOKENIZER_MS": (kind["TYPE_FP32"].number, len(PARTS["TOKENIZER_MS"]))}
     assert got == expected
 
 
@@ -88,7 +90,9 @@ def test_a_student_in_the_python_backend_takes_flat_pairs_and_gives_scores(name:
     served, made = config(f"student/{name}"), tensors(config("tokenizer/config.pbtxt").output)
     assert [one.name for one in served.input if not one.optional] == [*FLAT]
     assert tensors(served.input) == {tensor: made[tensor] for tensor in (*FLAT, "urgency")}
-    assert tensors(served.output) == tensors(config("scores/config.pbtxt").output)
+    kind, _ = tensors(served.output)["SCORES"]
+    times = {"STUDENT_MS": (kind, len(PARTS["STUDENT_MS"]))}
+    assert tensors(served.output) == tensors(config("scores/config.pbtxt").output) | times
 
 
 @pytest.mark.parametrize("name", ["config.pbtxt", *PYTHON])
@@ -96,9 +100,12 @@ def test_ensembles_take_and_give_the_same_however_the_student_runs(name: str) ->
     tokenizer, scores = (config(f"{model}/config.pbtxt") for model in ("tokenizer", "scores"))
     ranker, ranker_tokens = (config(f"{ensemble}/{name}") for ensemble in ENSEMBLES)
     assert {**tensors(ranker.input), **tensors(ranker_tokens.input)} == tensors(tokenizer.input)
-    for ensemble in (ranker, ranker_tokens):
-        made = tensors(tokenizer.output)
-        assert tensors(ensemble.output) == {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
+    made = tensors(tokenizer.output)
+    if name in PYTHON:
+        made |= tensors(config(f"student/{name}").output)
+    answer = {**tensors(scores.output), "TRUNCATED": made["TRUNCATED"]}
+    assert tensors(ranker_tokens.output) == answer
+    assert tensors(ranker.output) == answer | {times: made[times] for times in PARTS if times in made}
 
 
 @pytest.mark.parametrize("name", ["config.pbtxt", *PYTHON])

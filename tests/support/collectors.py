@@ -18,7 +18,7 @@ class Span(NamedTuple):
     trace: str
     id: str
     parent: str
-    attributes: dict[str, str | int]
+    attributes: dict[str, str | float]
 
 
 @contextmanager
@@ -31,7 +31,10 @@ def collecting() -> Iterator[tuple[str, list[Span]]]:
             sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"])))
             scopes = [scope for resource in sent.resource_spans for scope in resource.scope_spans]
             for span in (span for scope in scopes for span in scope.spans):
-                known = {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+                values = {one.key: one.value for one in span.attributes}
+                known = {
+                    name: each.string_value or each.int_value or each.double_value for name, each in values.items()
+                }
                 ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
                 spans.append(Span(span.name, *ids, known))
             self.send_response(200)

@@ -67,6 +67,10 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         answer.outputs.add(name="SCORES", datatype="FP32", shape=scores.shape)
         answer.outputs.add(name="TRUNCATED", datatype="BOOL", shape=[documents])
         answer.raw_output_contents.extend([scores.tobytes(), bytes(documents)])
+        if "times" in request.parameters:
+            for name, parts in wire.PARTS.items():
+                answer.outputs.add(name=name, datatype="FP32", shape=[len(parts)])
+                answer.raw_output_contents.append(np.arange(len(parts), dtype=np.float32).tobytes())
         return answer
 
 

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from bench.children import serving
-from bench.serving.load import Score
+from bench.serving.load import Cell, Score, Way
 from bench.serving.worker import Worker, main
 from client import RankingClient
+from client.wire import TIMES, Times
 
 TIMEOUT_S = 120
 PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "tokenizers", "tritonclient")
+COUNTERS = ("calls", "tokens", "seconds")  # of the engine
+SHOWN_S = 2.5  # a counter is shown every second
 
 
 class OursWorker(Worker):
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, ports: dict[str, int]) -> None:
+        self._url = f"127.0.0.1:{ports['grpc']}"
+        self._metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
         self.versions = {name: version(name) for name in PACKAGES}
+        self._told: list[Times] | None = None
 
     def connect(self) -> Score:
-        return RankingClient(self._url, timeout_s=TIMEOUT_S).score
+        score, told = RankingClient(self._url, timeout_s=TIMEOUT_S).score, self._told
+
+        def explained(query: str, documents: tuple[str, ...]) -> list[float]:
+            TIMES.set(told)  # in the caller's thread
+            return score(query, documents)
+
+        return explained
+
+    def way(self, cell: Cell, seed: int) -> Way:
+        """Where the time of a cell's requests goes, of which each asks."""
+        if cell.repeated:
+            self.connect()(self.traffic.queries[0], tuple(self.traffic.hot))
+        self._told, before = [], self._counted()
+        sample = self.load(cell, seed, hot=False)
+        told, self._told, after = self._told, None, self._counted()
+        calls, tokens, engine_s = (after[name] - before[name] for name in COUNTERS)
+        seconds = sample.documents / sample.documents_per_second
+        parts = {
+            f"{name.removesuffix('_MS').lower()} {part}": mean(times[name][part] for times in told)
+            for name, of_step in told[0].items()
+            for part in of_step
+        }
+        return Way(sample, parts, engine_s / seconds, calls / seconds, tokens / calls)
+
+    def _counted(self) -> dict[str, float]:
+        """What the engine has done so far, when it stands still."""
+        time.sleep(SHOWN_S)
+        with urllib.request.urlopen(self._metrics) as answer:
+            lines = [line.split() for line in answer.read().decode().splitlines()]
+        return {
+            name: sum(float(line[-1]) for line in lines if line[0].startswith(f"disranker_engine_{name}{{"))
+            for name in COUNTERS
+        }
 
 
 @contextmanager
@@ -31,7 +71,7 @@ def opened(setup: dict[str, Any]) -> Iterator[OursWorker]:
     """``repository`` is built; the server's log is beside it."""
     repository = Path(setup["repository"])
     with serving(repository, repository.with_name(f"{repository.name}.log")) as (_, ports):
-        yield OursWorker(f"127.0.0.1:{ports['grpc']}")
+        yield OursWorker(ports)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,44 @@
 
 A pair costs its tokens. Each call of the engine takes pairs of as many tokens as it likes, from as many requests as are
 needed. Therefore no call waits for more, and a request of 1,000 documents has the engine for one call at a time. What a
-person waits for goes before what a job wants, and of both the request with the fewest tokens left, which is the least
-waiting on the whole. A share of the tokens goes to the request that has waited longest: otherwise enough small or
-urgent requests would starve the others.
+person waits for goes before what a job wants. Of both a request overtakes those that are much larger, and all others go
+in the order in which they came. A share of the tokens goes to the request that has waited longest: otherwise enough
+small or urgent requests would starve the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from .admission import ANY_TIME, Urgency
+from .admission import ANY_TIME, Urgency, place_of
 from .packing import FlatPairs, FloatArray
 
 # With it a large request takes 8 times as long as alone at worst. With twice the share small ones feel every call.
 SHARE_OF_OLDEST = 0.125
+
+
+@dataclass
+class Times:
+    """Where a request's time went: times of time.monotonic, and seconds.
+
+    layout_s, engine_s: of the calls that had pairs of it, whoever else's pairs they had too
+    """
+
+    submitted: float = 0.0
+    layout_s: float = 0.0
+    engine_s: float = 0.0
+    scored: float = 0.0  # when its last call was over
+
+    def parts_s(self, came: float, answered: float) -> tuple[float, ...]:
+        """Seconds of a request that ``came`` and was ``answered`` then: taking it in, waiting for calls, layout,
+        engine, answering."""
+        in_calls_s = self.layout_s + self.engine_s
+        waiting_s = max(0.0, self.scored - self.submitted - in_calls_s)
+        return self.submitted - came, waiting_s, self.layout_s, self.engine_s, answered - self.scored
 
 
 class Request:
@@ -32,6 +53,7 @@ class Request:
     ) -> None:
         self.answer, self.urgency = answer, urgency
         self.answered = False
+        self.times = Times()
         self.taken = self.scored = 0  # pairs that a call has taken, and those that have come back
         self._order = np.argsort(-pairs.lengths, kind="stable")
         self._pairs = pairs[self._order]
@@ -79,12 +101,18 @@ class PairQueue:
 
     def __init__(self) -> None:
         self.tokens = 0  # that wait
-        self.waiting: list[Request] = []  # in order of arrival
+        self.waiting: list[Request] = []  # in their turn
+        self._arrived: list[Request] = []  # the same, in order of arrival
         self._owed = 0.0  # tokens that the request which waits longest has a right to
 
     def add(self, request: Request) -> None:
-        self.waiting.append(request)
+        self.waiting.insert(place_of(request.left, request.urgency.priority, self.rows()), request)
+        self._arrived.append(request)
         self.tokens += request.left
+
+    def rows(self) -> list[tuple[float, float, float]]:
+        """The tokens left, priority and deadline of each, in their turn."""
+        return [(request.left, *request.urgency) for request in self.waiting]
 
     def take(self, most: int) -> list[Piece]:
         """The next pairs, of at most ``most`` tokens together. A pair that has more alone never goes."""
@@ -92,14 +120,14 @@ class PairQueue:
         self._owed += room * SHARE_OF_OLDEST
         pieces: list[Piece] = []
         if self.waiting:
-            spent = self._take(self.waiting[0], min(room, self._owed), pieces)
+            spent = self._take(self._arrived[0], min(room, self._owed), pieces)
             self._owed -= spent
             room -= spent
-        for request in sorted(self.waiting, key=lambda request: (request.urgency.priority, request.left)):
+        for request in self.waiting:
             if not room:
                 break
             room -= self._take(request, room, pieces)
-        self.waiting = [request for request in self.waiting if request.left]
+        self.waiting, self._arrived = ([one for one in each if one.left] for each in (self.waiting, self._arrived))
         if not self.waiting:
             self._owed = 0.0
         return pieces
@@ -113,6 +141,7 @@ class PairQueue:
         if request.left:
             self.tokens -= request.left
             self.waiting.remove(request)
+            self._arrived.remove(request)
             request.taken = request.size
 
     def _take(self, request: Request, most: float, pieces: list[Piece]) -> int:

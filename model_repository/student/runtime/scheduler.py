@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class StoppedError(UnavailableError):
 class Scheduler:
     """A thread that keeps the engine busy as long as pairs wait.
 
-    ``score`` takes pairs of up to ``tokens_per_call`` tokens. A request without a deadline is refused where it would
+    ``score`` takes pairs of up to ``tokens_per_call`` tokens, and ``engine_s`` tells how long the engine itself had for
+    the last ones. A request without a deadline is refused where it would
     wait longer than ``longest_s``. ``watch`` is called whenever what waits has changed, ``tick`` every second by the
     engine's thread, which is the only one that may talk to Triton beside the one that submits.
     """
@@ -41,13 +42,16 @@ class Scheduler:
         longest_s: float = math.inf,
         watch: Callable[[Waiting], None] = lambda waiting: None,
         tick: Callable[[], None] = lambda: None,
+        engine_s: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._score, self._tokens_per_call, self._longest_s = score, tokens_per_call, longest_s
-        self._watch, self._tick, self._clock = watch, tick, clock
+        self._watch, self._tick, self._engine_s, self._clock = watch, tick, engine_s, clock
         self._queue, self._speed = PairQueue(), Speed()
         self._call_began, self._call_tokens = math.inf, 0
         self.refused = self.dropped = 0
+        self.calls = self.tokens = 0  # of the engine so far
+        self.engine_s = 0.0
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -67,16 +71,16 @@ class Scheduler:
             if (delay_s := waiting.delay_s(request.left, request.urgency, now)) > 0:
                 self.refused += 1
                 raise waiting.refusal(delay_s, now)
+            request.times.submitted = now
             self._queue.add(request)
             self._watch(waiting.joined_by(request.left, request.urgency))
             self._changed.notify()
 
     def waiting(self) -> Waiting:
         """The work that the engine has."""
-        speed, requests = self._speed.tokens_per_s, self._queue.waiting
+        speed = self._speed.tokens_per_s
         call_s = self._call_tokens / speed if speed else 0.0
-        rows = [(request.left, *request.urgency) for request in requests]
-        return Waiting(speed, self._call_began, call_s, self._longest_s, rows)
+        return Waiting(speed, self._call_began, call_s, self._longest_s, self._queue.rows())
 
     def close(self) -> None:
         """End the thread after the call that it is in; what has not been scored by then fails."""
@@ -125,6 +129,7 @@ class Scheduler:
             for piece in pieces:
                 self._end(piece.request, error)
             return
+        self._note_times({piece.request for piece in pieces})
         ends = np.cumsum([piece.stop - piece.start for piece in pieces])[:-1]
         for piece, part in zip(pieces, np.split(scores, ends), strict=True):
             piece.request.put(piece.start, part)
@@ -132,6 +137,19 @@ class Scheduler:
                 self._end(piece.request, piece.request.scores())
         full = self._call_tokens >= FULL * self._tokens_per_call
         self._speed.measure(self._call_tokens, self._clock() - self._call_began, full)
+
+    def _note_times(self, requests: Iterable[Request]) -> None:
+        """Count the call that is over, of which these requests had pairs."""
+        now, engine_s = self._clock(), self._engine_s()
+        self.calls, self.tokens, self.engine_s = (
+            self.calls + 1,
+            self.tokens + self._call_tokens,
+            self.engine_s + engine_s,
+        )
+        for request in requests:
+            request.times.layout_s += now - self._call_began - engine_s
+            request.times.engine_s += engine_s
+            request.times.scored = now
 
     def _end(self, request: Request, outcome: FloatArray | Exception) -> None:
         if request.answered:  # it failed, and had two pieces in one call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from math import prod
 from pathlib import Path
 from traceback import format_tb
@@ -14,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission import OverloadedError, Urgency
 from gate import Gate, urgency_of
-from metrics import COUNTER, GAUGE, Metrics
+from metrics import COUNTER, GAUGE, Metrics, wants_times
 from pair_encoding import EncodingError, FlatPairs, PairEncoder, Truncation
 from request_encoder import RequestEncoder, check_student, truncation_of
 from token_cache import TokenCache
@@ -32,6 +33,7 @@ METRICS = {
 }
 RESTARTS = "DISRANKER_RESTARTS"  # the variable in which it tells Triton
 METRICS_EVERY_S = 1.0
+TIMES = "TOKENIZER_MS"
 # Parameters of config.pbtxt, and what holds in a configuration of an older release, which lacks them.
 SETTINGS = (("document_cache_bytes", 0), ("max_request_bytes", 16 * 2**20))
 
@@ -58,7 +60,7 @@ class TritonPythonModel:
         self.metrics.stop()  # while Triton still answers: metrics that go later crash this process
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        kind = pb_utils.TritonError
+        kind, came = pb_utils.TritonError, time.monotonic()
         try:
             tensors = {tensor.name(): tensor for tensor in request.inputs()}
             documents = max((prod(tensor.shape()) for name, tensor in tensors.items() if name in COUNTED), default=0)
@@ -67,7 +69,9 @@ class TritonPythonModel:
             truncation = truncation_of(request.parameters())
             pairs = self._pairs({name: tensor.as_numpy() for name, tensor in tensors.items()}, truncation)
             self.gate.learn(len(pairs), pairs.token_ids.size)
-            outputs = self._outputs(pairs, urgency, {*request.requested_output_names()})
+            outputs = self._outputs(pairs, urgency, {*request.requested_output_names()} - {TIMES})
+            if wants_times(request.parameters()):
+                outputs[TIMES] = self._times(time.monotonic() - came)
         except EncodingError as error:
             return pb_utils.InferenceResponse(error=kind(str(error), kind.INVALID_ARG))
         except OverloadedError as error:
@@ -85,6 +89,11 @@ class TritonPythonModel:
         if not names <= outputs.keys():
             outputs |= self.layout.pack(pairs)._asdict()
         return {name: outputs[name] for name in names}
+
+    def _times(self, whole_s: float) -> Any:
+        """Milliseconds of the request in the cache, in the library that tokenises, and in all else."""
+        lookup_s, tokenising_s = self.encoder.lookup_s, self.encoder.tokenising_s
+        return np.array([lookup_s, tokenising_s, whole_s - lookup_s - tokenising_s], np.float32) * 1000
 
     def _pairs(self, tensors: dict[str, Any], truncation: Truncation) -> FlatPairs:
         if (query := tensors.pop("QUERY", None)) is None:  # Triton only counts inputs where some are optional

@@ -25,8 +25,7 @@ ARRIVALS = st.lists(  # (seconds after the one before, tokens, seconds that the 
 
 
 def waiting(queue: PairQueue, now: float, speed: float = SPEED, call_s: float = 0.0) -> Waiting:
-    rows = [(request.left, *request.urgency) for request in queue.waiting]
-    return Waiting(speed, now if call_s else math.inf, call_s, 30.0, rows)
+    return Waiting(speed, now if call_s else math.inf, call_s, 30.0, queue.rows())
 
 
 def request_of(tokens: int, urgency: Urgency) -> Request:
