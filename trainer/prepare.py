@@ -33,7 +33,7 @@ from trainer.preparation.failures import Failures
 from trainer.preparation.impressions import count_impressions, refuse_untimed
 from trainer.preparation.judgments import grade
 from trainer.preparation.ledger import Ledger
-from trainer.preparation.mapping import Source
+from trainer.preparation.mapping import Source, read_mapping
 from trainer.preparation.output import write_all, write_failed
 from trainer.preparation.parts import Job
 from trainer.preparation.queries import group_queries
@@ -89,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, sessions, clicks, splits, pool = parse(
         argv, PrepareArguments, SessionArguments, ClickArguments, SplitArguments, PoolArguments, far=("--input",)
     )
-    folder = arguments.input
-    if folder is not None and arguments.ray is None:
-        folder = fetched(folder)
-    sources = sources_of(arguments.mapping, folder)
+    if arguments.ray is None:
+        sources = read_mapping(arguments.mapping, arguments.input and fetched(arguments.input))
+    else:
+        sources = sources_of(arguments.mapping, arguments.input)
     length, output = length_in(arguments.model), Path(arguments.output_dir)
     check_writable(output)
     with (

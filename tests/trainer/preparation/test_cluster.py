@@ -78,7 +78,7 @@ def ray(store: str) -> Iterator[str]:
     os.environ.update(SETTINGS)
     from ray.cluster_utils import Cluster
 
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield cluster.address
     cluster.shutdown()
 
