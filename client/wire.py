@@ -122,10 +122,10 @@ def scores(result: Any, documents: int, server: str) -> Scores:
 def collect_times(result: Any) -> None:
     """Keep what tritonclient's answer says of its request's time, if somebody collects it."""
     if (collected := TIMES.get()) is not None:
-        told = {name: result.as_numpy(name) for name in PARTS}
-        collected.append(
-            {name: dict(zip(PARTS[name], ms.tolist(), strict=True)) for name, ms in told.items() if ms is not None}
-        )
+        told = ((name, parts, result.as_numpy(name)) for name, parts in PARTS.items())
+        # Another release may have none, or other parts.
+        known = ((name, parts, ms) for name, parts, ms in told if ms is not None and ms.shape == (len(parts),))
+        collected.append({name: dict(zip(parts, ms.tolist(), strict=True)) for name, parts, ms in known})
 
 
 def joined(pieces: Sequence[Scores]) -> Scores:
