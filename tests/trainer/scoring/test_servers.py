@@ -28,8 +28,8 @@ from tests.support.servers import STOP_S, Reference, Server, build, ports, runni
 from tests.support.stages import finish, started, status_of
 from tests.support.waiting import eventually
 from trainer import score
-from trainer.data.records import DataError, read_groups
-from trainer.scoring.checkpoint import named_scores, progress
+from trainer.data.records import read_groups
+from trainer.scoring.checkpoint import progress
 from trainer.scoring.servers import TeacherError, TritonScorer, teacher_of
 
 TOLERANCE = 1e-4
@@ -172,43 +172,39 @@ def test_a_job_waits_for_a_server_that_is_broken_and_does_not_break_it_for_ever(
         assert len(service.sizes) == asked + patience.BREAKS + 1
 
 
-def test_refused_queries_are_kept_beside_the_scores_and_counted(
+def test_refused_queries_are_named_not_quoted_and_kept_beside_the_scores(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two queries of other shards have a text above the servers' limit; what is scored stays, and what is refused."""
-    pool, wrong = tmp_path / "pool.jsonl", {"1": 3, "6": 0}  # a document of the query
-    records = [json.loads(line) for line in served.pool.read_text(encoding="utf-8").splitlines()[:12]]
-    for query, document in wrong.items():
-        records[int(query)]["documents"][document]["summary"] = SECRET * 10**5  # a byte a letter
-    pool.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    """A text of either is above the servers' limit, the second one's in the second part of a query that is split."""
+    of = {1: documents(10, long=3), 6: documents(40, long=33)}
+    groups = [{"query_id": f"q{n}", "query": "garden", "documents": of.get(n, documents(10))} for n in range(8)]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps(group) + "\n" for group in groups), encoding="utf-8")
     flags = [*served.flags(tmp_path / "scores.parquet", "--in_flight", 1), "--data", pool]
-    refused = [(records[int(query)]["query_id"], records[int(query)]["documents"][document]["doc_id"])
-               for query, document in wrong.items()]  # fmt: skip
-    for allowed, (query, document) in enumerate(refused):
+    for allowed, named in enumerate(("query 'q1', document 'd3': ", "query 'q6', document 'd33': ")):
         assert run(*flags, "--max_failed", allowed) == 2
-        line = one_error(capsys)
-        assert f"query {query!r}, document {document!r}: " in line
-        assert "bytes; at most 1000000 are taken" in line
-        assert line.endswith(f"; --max_failed {allowed} allows no more")
-    shards = [*tmp_path.glob(".scores.parquet.shards/0*.parquet"), *tmp_path.glob(".scores.parquet.shards/0*.jsonl")]
-    kept = {path: path.stat().st_mtime_ns for path in shards}
-    assert {path.suffix for path in kept} == {".parquet", ".jsonl"}
+        message = one_error(capsys)
+        assert named in message and SECRET not in message
+        assert f"has 1240000 bytes; at most 1000000 are taken; --max_failed {allowed} allows no more" in message
+        assert not (tmp_path / "scores.parquet").exists()
+    kept = {path.suffix: path.stat().st_mtime_ns for path in tmp_path.glob(".scores.parquet.shards/0*[tl]")}
+    assert kept.keys() == {".parquet", ".jsonl"}
     before = time.time_ns()
     assert run(*flags, "--max_failed", 2) == 0
     assert max(kept.values()) < before
     printed = capsys.readouterr().out
-    assert "scores.parquet: 100 of 120 pairs of 12 queries" in printed
-    assert "scores.parquet.failed.jsonl: 2 queries that the servers refused" in printed
-    found = [json.loads(line) for line in (tmp_path / "scores.parquet.failed.jsonl").read_text().splitlines()]
-    assert [each["query_id"] for each in found] == [query for query, _ in refused]
-    assert all(len(each["documents"]) == 10 and SECRET not in json.dumps(each) for each in found)
-    assert {row["query_id"] for row in rows(tmp_path / "scores.parquet")} == (
-        {record["query_id"] for record in records} - {query for query, _ in refused}
-    )
+    assert "t: 60 of 110 pairs of 8 queries\n" in printed and "failed.jsonl: 2 queries that the servers" in printed
+    found = [*map(json.loads, (tmp_path / "scores.parquet.failed.jsonl").read_text().splitlines())]
+    assert [(each["query_id"], len(each["documents"])) for each in found] == [("q1", 10), ("q6", 40)]
+    assert "query 'q6', document 'd33': " in found[1]["reason"] and SECRET not in str(found)
+    assert {row["query_id"] for row in rows(tmp_path / "scores.parquet")} == {f"q{n}" for n in (0, 2, 3, 4, 5, 7)}
     assert {path.name for path in tmp_path.iterdir()} == {"pool.jsonl", "scores.parquet", "scores.parquet.failed.jsonl"}
-    # A pool in which nothing is refused leaves no list of before.
-    assert run(*served.flags(tmp_path / "scores.parquet")) == 0
+    assert run(*served.flags(tmp_path / "scores.parquet")) == 0  # a pool in which nothing is refused
     assert not (tmp_path / "scores.parquet.failed.jsonl").exists()
+
+
+def documents(count: int, long: int | None = None) -> list[dict[str, str]]:
+    return [{"doc_id": f"d{n}", "title": "", "summary": SECRET * (40_000 if n == long else 1)} for n in range(count)]
 
 
 def test_what_is_wrong_is_one_line(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,29 +235,10 @@ def test_a_teacher_that_is_replaced_on_the_way_is_noticed(served: Served) -> Non
             list(scorer.scores(groups, bar))
 
 
-def test_a_document_that_the_teacher_refuses_is_named_and_not_quoted(
-    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    documents = [{"doc_id": f"d{n}", "title": "", "summary": SECRET * (40_000 if n == 33 else 1)} for n in range(40)]
-    pool = tmp_path / "pool.jsonl"
-    pool.write_text(json.dumps({"query_id": "q7", "query": SECRET, "documents": documents}), encoding="utf-8")
-    assert run(*served.flags(tmp_path / "scores.parquet"), "--data", pool) == 2
-    message = one_error(capsys)
-    assert "query 'q7', document 'd33': " in message
-    assert "has 1240000 bytes; at most 1000000 are taken" in message
-    assert SECRET not in message
-    assert not (tmp_path / "scores.parquet").exists()
-
-
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, errors
     return errors[0]
-
-
-def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="t: query 'q', document 'e': the score is nan"):
-        list(named_scores("t", [("q", "d"), ("q", "e")], [0.5, float("nan")]))
 
 
 def test_a_teachers_errors_bear_its_name(served: Served) -> None:
