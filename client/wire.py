@@ -26,7 +26,7 @@ PARTS = {
     "TOKENIZER_MS": ("cache", "tokenising", "rest"),
     "STUDENT_MS": ("intake", "waiting", "layout", "engine", "answer"),
 }
-Times = dict[str, dict[str, float]]  # the parts by output; without those of a server of an older release
+Times = dict[str, dict[str, float]]  # the parts by output; without those of a server of another release
 # The times of each request that is answered, as long as somebody collects them.
 TIMES: ContextVar[list[Times] | None] = ContextVar("times", default=None)
 PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores
@@ -120,12 +120,11 @@ def scores(result: Any, documents: int, server: str) -> Scores:
 
 
 def collect_times(result: Any) -> None:
-    """Keep what tritonclient's answer says of its request's time, if somebody collects it."""
+    """Keep what tritonclient's answer says of its request's time, if somebody collects it and knows the parts."""
     if (collected := TIMES.get()) is not None:
-        told = {name: result.as_numpy(name) for name in PARTS}
-        collected.append(
-            {name: dict(zip(PARTS[name], ms.tolist(), strict=True)) for name, ms in told.items() if ms is not None}
-        )
+        told = [(name, parts, result.as_numpy(name)) for name, parts in PARTS.items()]
+        known = [each for each in told if each[2] is not None and each[2].shape == (len(each[1]),)]
+        collected.append({name: dict(zip(parts, ms.tolist(), strict=True)) for name, parts, ms in known})
 
 
 def joined(pieces: Sequence[Scores]) -> Scores:
