@@ -120,10 +120,11 @@ def scores(result: Any, documents: int, server: str) -> Scores:
 
 
 def collect_times(result: Any) -> None:
-    """Keep what tritonclient's answer says of its request's time, if somebody collects it and knows the parts."""
+    """Keep what tritonclient's answer says of its request's time, if somebody collects it."""
     if (collected := TIMES.get()) is not None:
-        told = [(name, parts, result.as_numpy(name)) for name, parts in PARTS.items()]
-        known = [each for each in told if each[2] is not None and each[2].shape == (len(each[1]),)]
+        told = ((name, parts, result.as_numpy(name)) for name, parts in PARTS.items())
+        # Another release may have none, or other parts.
+        known = ((name, parts, ms) for name, parts, ms in told if ms is not None and ms.shape == (len(parts),))
         collected.append({name: dict(zip(parts, ms.tolist(), strict=True)) for name, parts, ms in known})
 
 

@@ -13,9 +13,6 @@ from .graphs import Graph
 from .packing import Fit, FlatPairs, FloatArray, Layout, PackedBatch, chunks, first_fit, unpack
 
 COARSE_STEP = 32  # between the row lengths that are tried
-# Of so many pairs some share rows, whatever the length: of ten documents rows in COARSE_STEP had 0.4% more token slots
-# than in steps of 8, and a third as many shapes.
-SEVERAL = 8
 # A token's part in attention grows with its row: in rows of this length it costs what all else does (MiniLM-L6).
 COSTLY_LENGTH = 1200
 
@@ -49,17 +46,13 @@ class PairScorer:
         return f"{self.graph.describe()}, at most {self.rows_per_call} full rows a call"
 
     def warm_up(self) -> None:
-        """Run a full call and small ones: the first run of an engine allocates its memory, and a library that prepares
-        itself for each length does so for those of a single document. No user should wait for that."""
+        """Run a full call and a small one: the first run of an engine allocates its memory, and no user should wait
+        for that."""
         count = self.rows_per_call * min(self.layout.row_length, self.layout.slots_per_row)
         single_tokens = np.ones(count, np.int64)
         pairs = FlatPairs(np.zeros(count, np.int32), single_tokens, single_tokens, np.zeros(count, np.bool_))
         self.graph.infer(self.layout.pack(pairs).rows)
         self.score(pairs[:1])
-        step = self.graph.length_step
-        for length in range(step, self.layout.row_length + 1, step) if self.graph.any_length and step > 1 else ():
-            ends = np.array([length])
-            self.score(FlatPairs(np.zeros(length, np.int32), ends, ends, np.zeros(1, np.bool_)))
 
     def score(self, pairs: FlatPairs) -> FloatArray:
         """The scores[P] of one call's pairs, ``tokens_per_call`` tokens at most. Pairs of one or several requests are
@@ -100,10 +93,7 @@ def lay_out(pairs: FlatPairs, layout: Layout, step: int) -> PackedBatch:
         cccc.          dd..........
 
     Tried are the length of the longest pair, rounded up to a multiple of ``step``, and longer ones, COARSE_STEP apart.
-    With a ``step`` above 1 all lengths of SEVERAL pairs or more are multiples of COARSE_STEP.
     """
-    if step > 1 and len(pairs) >= SEVERAL:
-        step = COARSE_STEP
     shortest = min(-(-int(pairs.lengths.max()) // step) * step, layout.row_length)
     lengths = [*range(shortest, layout.row_length, COARSE_STEP), layout.row_length]
     tried = [(first_fit(pairs.lengths, length, len(pairs)), length) for length in lengths]

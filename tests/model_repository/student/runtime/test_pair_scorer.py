@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model_repository.student.runtime.graphs import Graph
 from model_repository.student.runtime.packing import INPUTS, FloatArray, Layout, Rows
-from model_repository.student.runtime.pair_scorer import COARSE_STEP, SEVERAL, PairScorer
+from model_repository.student.runtime.pair_scorer import PairScorer
 from tests.support.pairs import LENGTHS, ROW_LENGTH, pairs_of
 
 SLOTS = 4
@@ -48,7 +48,7 @@ def test_every_pair_is_scored_once_and_in_its_place(
     for rows, length in reader.shapes:
         if any_length:
             assert length <= ROW_LENGTH
-            assert length % (COARSE_STEP if step > 1 and rows >= SEVERAL else step) == 0
+            assert length % step == 0
             assert rows * length <= 2.2 * (rows_per_call + 1) * ROW_LENGTH
         else:
             assert length == ROW_LENGTH
@@ -60,13 +60,3 @@ def test_it_is_warmed_up_with_a_full_call(any_length: bool) -> None:
     reader = Reader(any_length)
     PairScorer(reader, Layout(ROW_LENGTH, SLOTS), 3).warm_up()
     assert reader.shapes[0] == (3, ROW_LENGTH)
-
-
-def test_it_is_warmed_up_with_every_length_that_the_library_prepares_itself_for() -> None:
-    reader = Reader(any_length=True, length_step=8)
-    scorer = PairScorer(reader, Layout(ROW_LENGTH, SLOTS), 3)
-    scorer.warm_up()
-    known = {*reader.shapes}
-    for length in range(1, ROW_LENGTH + 1):
-        scorer.score(pairs_of([length]))
-    assert {*reader.shapes} == known
