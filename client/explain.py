@@ -66,7 +66,7 @@ class Explainer:
         yield from self._notes(since, requests, hidden)
 
     def _parts(self, step: str, told: dict[str, dict[str, float]]) -> dict[str, float]:
-        """What a step tells of its time, by part; nothing if it is of an older release."""
+        """The time that a step tells, in ms by part; nothing from one of an older release."""
         given = {tensor["name"] for tensor in self._configs[step].get("output", [])}
         return next((told[name] for name in told if name in given), {})
 

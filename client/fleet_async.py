@@ -93,8 +93,8 @@ class AsyncFleet:
             self._latencies.add(count, took_s)
             self.balancer.took(first, took_s / (self._latencies.quantile(count, HALF) or took_s))
             scores = wire.scores(result, count, self._connection.servers[server])
-            wire.collect_times(result)
             self.balancer.answered(server)
+            wire.collect_times(result)
             return scores
 
         with self.throttle.counted(), self._channels.closed_meanwhile():

@@ -26,7 +26,7 @@ PARTS = {
     "TOKENIZER_MS": ("cache", "tokenising", "rest"),
     "STUDENT_MS": ("intake", "waiting", "layout", "engine", "answer"),
 }
-Times = dict[str, dict[str, float]]  # the parts by output; without those of a server of an older release
+Times = dict[str, dict[str, float]]  # the parts by output; without those of a server of another release
 # The times of each request that is answered, as long as somebody collects them.
 TIMES: ContextVar[list[Times] | None] = ContextVar("times", default=None)
 PROBE = "probe", [Document(title="probe")]  # a server is asked this to see whether it scores

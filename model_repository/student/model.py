@@ -37,9 +37,9 @@ METRICS = {
     "requests_refused": ("requests that were refused at once, since they could not be scored in time", COUNTER),
     "requests_dropped": ("requests that were past their deadline before they were scored", COUNTER),
     "expected_wait_seconds": ("work that waits for the engine", GAUGE),
-    "engine_calls": ("calls of the engine", COUNTER),
-    "engine_tokens": ("tokens of the pairs that the engine has scored", COUNTER),
-    "engine_seconds": ("time that the engine worked", COUNTER),
+    "engine_calls": ("calls of the engine that succeeded", COUNTER),
+    "engine_tokens": ("tokens of the pairs that were scored in these calls", COUNTER),
+    "engine_seconds": ("time that the engine worked in these calls", COUNTER),
 }
 
 

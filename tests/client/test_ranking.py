@@ -23,6 +23,7 @@ from client import (
     unasync,
 )
 from client.records import TEXTS
+from client.wire import PARTS, TIMES, Times
 from model_repository.tokenizer import pair_encoding
 from tests.support.clients import DOCUMENTS, QUERY, SCORES_ABS, same
 from tests.support.odd_servers import Held, OddServer, odd_server, refusing
@@ -274,3 +275,16 @@ def test_answers_that_cannot_rank(face: Any, scores: Any, words: tuple[str, ...]
         assert all(word in str(caught.value) for word in (url, *words))
         service.reply = np.arange
         assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
+
+
+def test_times_of_another_release_do_not_spoil_an_answer(face: Any) -> None:
+    service = OddServer(np.arange)
+    with odd_server(service) as url, face(url) as client:
+        told = list[Times]()
+        collecting = TIMES.set(told)
+        try:
+            for service.more_parts in (0, 1):
+                assert client.score(QUERY, DOCUMENTS) == [0, 1, 2, 3]
+        finally:
+            TIMES.reset(collecting)
+    assert [[*times] for times in told] == [[*PARTS], []]

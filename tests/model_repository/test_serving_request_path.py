@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from client import InvalidRequestError, RankingClient, RankingError, Truncation
+from client.wire import PARTS
 from model_repository.tokenizer.pair_encoding import (
     Document,
     DocumentIds,
@@ -44,6 +45,20 @@ def test_documents_as_ids_score_as_their_texts(server: Server, reference: Refere
     ):
         ids = reference.encoder.document_ids(candidates)
         assert_equal(by_ids(server, query, ids), reference(query, candidates))
+
+
+def test_a_request_by_ids_tells_its_times_if_it_is_asked(server: Server, reference: Reference) -> None:
+    inputs = [*strings(QUERY=[b"garden"]), *id_inputs(reference.encoder.document_ids(documents(3)))]
+    listed = [grpc.InferRequestedOutput("SCORES")]
+    with grpc.InferenceServerClient(server.url) as raw:
+        asked, not_asked, not_wanted = (
+            raw.infer("ranker_tokens", inputs, parameters=parameters, outputs=outputs)
+            for parameters, outputs in (({"times": True}, None), (None, None), ({"times": True}, listed))
+        )
+    for name, parts in PARTS.items():
+        assert asked.as_numpy(name).shape == (len(parts),)
+        assert not_asked.as_numpy(name) is not_wanted.as_numpy(name) is None
+    assert asked.as_numpy("STUDENT_MS").min() >= 0
 
 
 BAD = {

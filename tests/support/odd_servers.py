@@ -24,6 +24,7 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     """A ranker whose scores are ``reply(number of documents)``, once ``act`` has seen the call's context.
 
     Both may be changed while it serves. ``limit`` is the documents of a request that it says it takes, 0 any number.
+    It tells times of ``more_parts`` parts more than a client knows.
     ``sizes`` are the documents of each request that came, ``parameters`` those of Triton that each had, and
     ``authorization`` is the header of the last one, ``metadata`` are all its headers, ``id`` is Triton's id of it.
     """
@@ -33,6 +34,7 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         self.authorization: str | None = None
         self.metadata, self.id = dict[str, Any](), ""
         self.parameters = list[dict[str, int]]()
+        self.more_parts = 0
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.name == SCORER:
@@ -69,8 +71,9 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         answer.raw_output_contents.extend([scores.tobytes(), bytes(documents)])
         if "times" in request.parameters:
             for name, parts in wire.PARTS.items():
-                answer.outputs.add(name=name, datatype="FP32", shape=[len(parts)])
-                answer.raw_output_contents.append(np.arange(len(parts), dtype=np.float32).tobytes())
+                count = len(parts) + self.more_parts
+                answer.outputs.add(name=name, datatype="FP32", shape=[count])
+                answer.raw_output_contents.append(np.arange(count, dtype=np.float32).tobytes())
         return answer
 
 

@@ -20,7 +20,7 @@ from client.wire import TIMES, Times
 TIMEOUT_S = 120
 PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "tokenizers", "tritonclient")
 COUNTERS = ("calls", "tokens", "seconds")  # of the engine
-SHOWN_S = 2.5  # a counter is shown every second
+SHOWN_S = 1.25  # a counter is shown every second
 
 
 class OursWorker(Worker):
@@ -43,9 +43,13 @@ class OursWorker(Worker):
         """Where the time of a cell's requests goes, of which each asks."""
         if cell.repeated:
             self.connect()(self.traffic.queries[0], tuple(self.traffic.hot))
-        self._told, before = [], self._counted()
-        sample = self.load(cell, seed, hot=False)
-        told, self._told, after = self._told, None, self._counted()
+        before, told = self._counted(), list[Times]()
+        self._told = told
+        try:
+            sample = self.load(cell, seed, hot=False)
+        finally:
+            self._told = None
+        after = self._counted()
         calls, tokens, engine_s = (after[name] - before[name] for name in COUNTERS)
         seconds = sample.documents / sample.documents_per_second
         parts = {
@@ -56,8 +60,14 @@ class OursWorker(Worker):
         return Way(sample, parts, engine_s / seconds, calls / seconds, tokens / calls)
 
     def _counted(self) -> dict[str, float]:
-        """What the engine has done so far, when it stands still."""
-        time.sleep(SHOWN_S)
+        """What the engine has done so far, once it stands still."""
+        before, shown = None, self._shown()
+        while shown != before:
+            time.sleep(SHOWN_S)
+            before, shown = shown, self._shown()
+        return shown
+
+    def _shown(self) -> dict[str, float]:
         with urllib.request.urlopen(self._metrics) as answer:
             lines = [line.split() for line in answer.read().decode().splitlines()]
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,9 +22,11 @@ PERSON, BATCH = 1, 2  # priorities: a person waits for the answer, or a job does
 # engine that slows down, and the way of the answer. With half, a fifth of what could be answered in time was refused.
 CAUTION = 0.75
 KEPT = 0.9  # of the measured past, at each call: the speed is that of the last ten calls or so
-# A request overtakes those of its priority that have so many times its tokens left. Others of like size keep their
-# turn: with the fewest tokens first, one in twenty equal requests took seven times as long as the median.
-LARGER = 2.0
+# A request overtakes those at the end of its priority that have LARGER times its tokens left. Others of like size keep
+# their turn: with the fewest tokens first, one in twenty equal requests took seven times as long as the median. It also
+# goes before all that have MUCH_LARGER times its tokens, whatever stands between. Otherwise a chain of requests, each a
+# bit smaller than the one before, would hold up the smallest for the largest.
+LARGER, MUCH_LARGER = 2.0, 4.0
 LONGEST = 4.0  # times as long as expected: a call that stood still longer says nothing about the next one
 
 
@@ -61,7 +63,7 @@ class Waiting:
     call_began: float
     call_s: float
     longest_s: float
-    requests: Sequence[tuple[float, float, float]]
+    requests: list[tuple[float, float, float]]
 
     def numbers(self) -> Numbers:
         """All of it in one array, for ``of``."""
@@ -71,10 +73,6 @@ class Waiting:
     def of(cls, numbers: Numbers) -> Waiting:
         speed, call_began, call_s, longest_s, *rest = numbers.tolist()
         return cls(speed, call_began, call_s, longest_s, [*zip(rest[::3], rest[1::3], rest[2::3], strict=False)])
-
-    def joined_by(self, tokens: float, urgency: Urgency) -> Waiting:
-        place = place_of(tokens, urgency.priority, self.requests)
-        return replace(self, requests=[*self.requests[:place], (tokens, *urgency), *self.requests[place:]])
 
     @property
     def is_idle(self) -> bool:
@@ -123,9 +121,15 @@ class Waiting:
 
 
 def place_of(tokens: float, priority: float, requests: Sequence[tuple[float, float, float]]) -> int:
-    """The place of a new request of so many tokens among those that wait, which are as in Waiting: before those at the
-    end that are less urgent, or as urgent and LARGER times as large."""
-    place = len(requests)
+    """The place of a new request of so many tokens among those that wait, which are as in Waiting.
+
+    It is before the first that is as urgent and MUCH_LARGER times as large, and before those that this place or the
+    queue's end comes after, as long as they are less urgent, or as urgent and LARGER times as large.
+    """
+    much_larger = (
+        place for place, (left, level, _) in enumerate(requests) if level == priority and left >= MUCH_LARGER * tokens
+    )
+    place = next(much_larger, len(requests))
     while place:
         left, level, _ = requests[place - 1]
         if level < priority or (level == priority and left < LARGER * tokens):

@@ -2,9 +2,9 @@
 
 A pair costs its tokens. Each call of the engine takes pairs of as many tokens as it likes, from as many requests as are
 needed. Therefore no call waits for more, and a request of 1,000 documents has the engine for one call at a time. What a
-person waits for goes before what a job wants. Of both a request overtakes those that are much larger, and all others go
-in the order in which they came. A share of the tokens goes to the request that has waited longest: otherwise enough
-small or urgent requests would starve the others.
+person waits for goes before what a job wants. Of both a request overtakes those that are much larger, and those of like
+size go in the order in which they came. A share of the tokens goes to the request that has waited longest: otherwise
+enough small or urgent requests would starve the others.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Times:
     scored: float = 0.0  # when its last call was over
 
     def parts_s(self, came: float, answered: float) -> tuple[float, ...]:
-        """Seconds of a request that ``came`` and was ``answered`` then: taking it in, waiting for calls, layout,
-        engine, answering."""
+        """Seconds of a request that ``came`` and was ``answered`` then: intake, waiting for calls, layout, engine,
+        answer."""
         in_calls_s = self.layout_s + self.engine_s
         waiting_s = max(0.0, self.scored - self.submitted - in_calls_s)
         return self.submitted - came, waiting_s, self.layout_s, self.engine_s, answered - self.scored
@@ -105,10 +105,13 @@ class PairQueue:
         self._arrived: list[Request] = []  # the same, in order of arrival
         self._owed = 0.0  # tokens that the request which waits longest has a right to
 
-    def add(self, request: Request) -> None:
-        self.waiting.insert(place_of(request.left, request.urgency.priority, self.rows()), request)
+    def add(self, request: Request) -> int:
+        """Returns the place in ``waiting`` that the request gets."""
+        place = place_of(request.left, request.urgency.priority, self.rows())
+        self.waiting.insert(place, request)
         self._arrived.append(request)
         self.tokens += request.left
+        return place
 
     def rows(self) -> list[tuple[float, float, float]]:
         """The tokens left, priority and deadline of each, in their turn."""

@@ -30,9 +30,11 @@ class Scheduler:
     """A thread that keeps the engine busy as long as pairs wait.
 
     ``score`` takes pairs of up to ``tokens_per_call`` tokens, and ``engine_s`` tells how long the engine itself had for
-    the last ones. A request without a deadline is refused where it would
-    wait longer than ``longest_s``. ``watch`` is called whenever what waits has changed, ``tick`` every second by the
-    engine's thread, which is the only one that may talk to Triton beside the one that submits.
+    the last ones. A request without a deadline is refused where it would wait longer than ``longest_s``. ``watch`` is
+    called whenever what waits has changed, ``tick`` every second by the engine's thread, which is the only one that may
+    talk to Triton beside the one that submits.
+
+    calls, tokens, engine_s: what the engine has scored so far, without calls in which it failed
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Scheduler:
         self._queue, self._speed = PairQueue(), Speed()
         self._call_began, self._call_tokens = math.inf, 0
         self.refused = self.dropped = 0
-        self.calls = self.tokens = 0  # of the engine so far
+        self.calls = self.tokens = 0
         self.engine_s = 0.0
         self._changed = threading.Condition()
         self._closed = False
@@ -72,8 +74,8 @@ class Scheduler:
                 self.refused += 1
                 raise waiting.refusal(delay_s, now)
             request.times.submitted = now
-            self._queue.add(request)
-            self._watch(waiting.joined_by(request.left, request.urgency))
+            waiting.requests.insert(self._queue.add(request), (request.left, *request.urgency))
+            self._watch(waiting)
             self._changed.notify()
 
     def waiting(self) -> Waiting:
@@ -141,11 +143,9 @@ class Scheduler:
     def _note_times(self, requests: Iterable[Request]) -> None:
         """Count the call that is over, of which these requests had pairs."""
         now, engine_s = self._clock(), self._engine_s()
-        self.calls, self.tokens, self.engine_s = (
-            self.calls + 1,
-            self.tokens + self._call_tokens,
-            self.engine_s + engine_s,
-        )
+        self.calls += 1
+        self.tokens += self._call_tokens
+        self.engine_s += engine_s
         for request in requests:
             request.times.layout_s += now - self._call_began - engine_s
             request.times.engine_s += engine_s

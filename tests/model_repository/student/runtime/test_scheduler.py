@@ -6,16 +6,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model_repository.student.runtime.admission import ANY_TIME, BATCH, LARGER, PERSON, OverloadedError, Urgency
+from model_repository.student.runtime.admission import (
+    ANY_TIME,
+    BATCH,
+    LARGER,
+    MUCH_LARGER,
+    PERSON,
+    OverloadedError,
+    Urgency,
+)
 from model_repository.student.runtime.packing import FlatPairs, FloatArray
 from model_repository.student.runtime.pair_queue import SHARE_OF_OLDEST, PairQueue, Request
 from model_repository.student.runtime.scheduler import (
@@ -171,6 +178,8 @@ def test_what_goes_first_does_not_starve_the_others(waits: tuple[int, int], come
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.sampled_from([PERSON, BATCH])), min_size=2, max_size=7))
+@example([(4, PERSON), (3, PERSON), (2, PERSON)])
+@example([(20, PERSON), (11, PERSON), (6, PERSON), (4, PERSON)])
 def test_persons_go_first_much_smaller_ones_overtake_and_the_others_keep_their_turn(
     requests: list[tuple[int, int]],
 ) -> None:
@@ -180,12 +189,29 @@ def test_persons_go_first_much_smaller_ones_overtake_and_the_others_keep_their_t
         queue.add(request)
     ended = list[Request]()
     while queue.tokens:
-        queue._owed = -1.0  # without the share of the oldest
+        queue._owed = -SHARE_OF_OLDEST  # without the share of the oldest
         ended += [piece.request for piece in queue.take(1) if not piece.request.left]
+    assert len(ended) == len(added)
     assert sorted(ended, key=lambda request: request.urgency.priority) == ended
-    for before, after in pairwise(ended):
-        if before.urgency.priority == after.urgency.priority and added.index(before) > added.index(after):
-            assert after.size >= LARGER * before.size
+    for number, later in enumerate(added):
+        earlier = [one for one in added[:number] if one.urgency.priority == later.urgency.priority]
+        overtaken = [one for one in earlier if ended.index(one) > ended.index(later)]
+        assert {*overtaken} >= {one for one in earlier if one.size >= MUCH_LARGER * later.size}
+        if all(one.size >= LARGER * later.size for one in earlier):
+            assert overtaken == earlier
+        if all(one.size < MUCH_LARGER * later.size for one in earlier):
+            assert all(one.size >= LARGER * later.size for one in overtaken)
+
+
+def test_a_chain_of_ever_smaller_requests_does_not_hold_up_a_small_one() -> None:
+    """Each is more than half of the one before. The last waits for the one like it and for the share of the oldest."""
+    queue, spent = PairQueue(), 0
+    for documents in (1000, 510, 260, 135, 70, 36, 19, 10):
+        last = Asked(0, documents).request()
+        queue.add(last)
+    while last.left:
+        spent += sum(piece.tokens for piece in queue.take(10))
+    assert spent <= 19 + 10 + 2 * 10
 
 
 def test_equal_requests_of_callers_in_a_loop_wait_alike() -> None:
