@@ -207,7 +207,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> None:
             {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.suffix != ".html"}
             for name in ("0", f"{workers}")
         )
-        table.add_row(" ".join(flags) or "without Ray", f"{took:.1f}", "yes" if here == there else "no")
+        same = ("yes" if here == there else "no") if workers else ""
+        table.add_row(" ".join(flags) or "without Ray", f"{took:.1f}", same)
     show(table)
 
 

@@ -146,7 +146,6 @@ def cluster_of(
         directory=shown(str(output.with_name(f".{output.name}.parts"))),
         partitions=max(1, min(PARTITIONS, logs)),
         near=arguments.near_duplicates,
-        allowed=arguments.max_failed,
         sessions=sessions,
         clicks=clicks,
         splits=splits,

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyarrow.fs import FileSystem
+
 from client import files
 from trainer.addresses import ADDRESS, StoreError, address_of, local, mirror, naming, shown
 from trainer.stores import Found, at_once, files_at, found_of, get, put, store_of, write
@@ -62,7 +64,7 @@ def listed(source: str | Path) -> dict[str, Found]:
     name = str(source).rstrip("/")
     with naming(name):
         store, key = store_of(name)
-        found = files_at(store, key)
+        found = _below(store, key, name)
     return {name + file.removeprefix(key): found[file] for file in sorted(found)}
 
 
@@ -101,7 +103,7 @@ def publish(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder, in the store too for one of the mirror. Raises StoreError."""
+    """Remove a file or a folder, in the store too for one of the mirror, which may lack it. Raises StoreError."""
     if (address := address_of(path)) is not None:
         with naming(address):
             store, key = store_of(address)
@@ -111,7 +113,7 @@ def discard(path: Path) -> None:
             at_once(store.delete_file, files_at(store, key).keys() - {mark})
             if path.is_dir():
                 store.delete_dir(key)
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=address is not None)
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -129,9 +131,7 @@ def check_writable(*paths: str | Path | None) -> None:
 def _fetch(path: Path) -> None:
     """Make the mirror's file or folder what the store has, unless another command works in the folder."""
     store, key = store_of(shown(str(path)))
-    there = files_at(store, key)
-    if outside := [name for name in there if ".." in Path(name).parts]:
-        raise StoreError(f"{shown(str(path))}: an object there is named {outside[0]!r}, which is no path below it")
+    there = _below(store, key, shown(str(path)))
     # The command that left half of a folder there, started again, replaces it.
     halves = tuple(name.removesuffix(UPLOADING) for name in there if name.endswith(f"/{UPLOADING}"))
     there = {name: file for name, file in there.items() if not name.startswith(halves or ("\0",))}
@@ -144,6 +144,14 @@ def _fetch(path: Path) -> None:
         if path.is_dir() and not wanted:
             shutil.rmtree(path)
         at_once(lambda each: get(store, wanted[each], there[wanted[each]], each), wanted)
+
+
+def _below(store: FileSystem, key: str, shown_as: str) -> dict[str, Found]:
+    """As ``files_at``. Raises StoreError for a name that leads elsewhere."""
+    found = files_at(store, key)
+    if outside := [name for name in found if ".." in Path(name.removeprefix(key)).parts]:
+        raise StoreError(f"{shown_as}: an object there is named {outside[0]!r}, which is no path below it")
+    return found
 
 
 @contextmanager

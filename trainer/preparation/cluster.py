@@ -1,4 +1,4 @@
-"""What of a preparation grows with impressions and with texts, on a Ray cluster.
+"""The steps of a preparation that grow with impressions and with texts, on a Ray cluster.
 
 Workers read files, drop sessions, count impressions and hash texts, as one machine does. The driver has what grows with
 distinct queries, documents, and pairs of them at a position. Places travel, rows do not: workers write parts into a
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from trainer.addresses import address_of, local, shown
+from trainer.addresses import address_of, local, naming, shown
 from trainer.cluster import LOCAL, ClusterArguments, checked, cores, joined, seen
 from trainer.data.records import DataError
 from trainer.preparation import parts
@@ -36,18 +37,19 @@ from trainer.training.resume import SETTINGS_FILE, held, open_shards, stamps
 
 PARTITIONS = 64  # of the sessions, at most
 TEXTS = 5000  # of a part
-FREE = {"allowed", "directory", "memory_limit", "temporary_dir"}  # what may differ when a command goes on
+FREE = {"directory", "memory_limit", "temporary_dir"}  # what may differ when a command goes on
 
 
 def sources_of(mapping: str, folder: str | None) -> list[Source]:
     """As ``read_mapping`` has them. Files of an address are listed and not fetched. Raises DataError as it does."""
-    if folder is None or address_of(local(folder)) is None:
+    if folder is None or "://" not in folder or address_of(local(folder)) is None:
         return read_mapping(mapping, folder and str(local(folder)))
     with tempfile.TemporaryDirectory() as outline:  # files without content, whose names the patterns match
-        for name in listed(folder):
-            path = Path(outline, name.removeprefix(folder.rstrip("/") + "/"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        with naming(folder):
+            for name in listed(folder):
+                path = Path(outline + name.removeprefix(folder.rstrip("/")))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
         try:
             found = read_mapping(mapping, outline)
         except DataError as error:
@@ -78,6 +80,7 @@ def on_cluster(cluster: ClusterArguments, sources: Sequence[Source], job: Job) -
         fetched(shown(str(directory / SETTINGS_FILE)), ())
         open_shards(directory, {**asdict(job), "files": stamps(files)}, FREE)
         yield Cluster(ray, cluster.ray_workers or cores(ray), sources, job)
+        discard(directory / SETTINGS_FILE)  # without it, what is left of the parts is not taken for whole
         discard(directory)
 
 
@@ -103,9 +106,9 @@ class Cluster:
         ]
         self._make("files", files, parts.read_file)
         rows = self._take_files(engine, failures, files)
-        of_log = json.dumps([part.name for part in files if self.sources[part.row["source"]].kind == "log"])
+        of_log = self._partitions(part for part in files if self.sources[part.row["source"]].kind == "log")
         counts = [
-            Part(f"sessions/{number:06}", {"partition": number, "files": of_log})
+            Part(f"sessions/{number:06}", {"files": json.dumps(of_log.get(number, []))})
             for number in range(self.job.partitions)
         ]
         self._make("sessions", counts, parts.count_partition)
@@ -130,8 +133,10 @@ class Cluster:
             with appears_whole(texts) as partial:
                 numbered = f"SELECT *, (row_number() OVER (ORDER BY document) - 1) // {TEXTS} AS k FROM ({WORDED})"
                 engine.copy(numbered, partial, "PARTITION_BY (k)")
-                (partial / SUMMARY).write_text("{}", encoding="utf-8")
-        bands = [Part(f"bands/{number:06}", {"texts": f"texts/k={number}"}) for number in range(count)]
+                summary = {"partitions": parts.partitions(partial)}
+                (partial / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+        of_texts = self._partitions([Part("texts", {})])
+        bands = [Part(f"bands/{number:06}", {"files": json.dumps(of_texts[number])}) for number in range(count)]
         self._make("texts", bands, parts.hash_texts)
         return f"FROM {self._tables(bands, 'bands')}"
 
@@ -139,14 +144,16 @@ class Cluster:
         """Fill all tables but impressions with what workers have read, and return the rows of each kind."""
         read_all(engine, [], failures)
         summaries, rows = [self._summary(part) for part in files], dict[str, int]()
-        rest = iter(summaries)
+        rest = zip(files, summaries, strict=True)
         for source in self.sources:
-            check_columns(source, {file: header for file in source.files for header in next(rest)["headers"]})
-        for part, summary in zip(files, summaries, strict=True):
-            for kind, count in summary["rows"].items():
-                rows[kind] = rows.get(kind, 0) + count
-            if "failed" in summary["tables"]:
-                failures.add(f"FROM {self._tables([part], 'failed')}")
+            read = [*islice(rest, len(source.files))]
+            headers = zip(source.files, (summary["headers"] for _, summary in read), strict=True)
+            check_columns(source, {file: header for file, found in headers for header in found})
+            for part, summary in read:
+                for kind, count in summary["rows"].items():
+                    rows[kind] = rows.get(kind, 0) + count
+                if "failed" in summary["tables"]:
+                    failures.add(f"FROM {self._tables([part], 'failed')}")
         for table in SMALL[:-1]:
             if of := [part for part, summary in zip(files, summaries, strict=True) if table in summary["tables"]]:
                 engine.run(f"INSERT INTO {table} FROM {self._tables(of, table)}")
@@ -170,6 +177,14 @@ class Cluster:
     def _tables(self, of: Sequence[Part], table: str) -> str:
         """SQL for the rows of a table in all of the parts."""
         return parquet(self.job.part(f"{part.name}/{table}.parquet") for part in of)
+
+    def _partitions(self, of: Iterable[Part]) -> dict[int, list[str]]:
+        """The names of each partition's files in all of the parts."""
+        found = dict[int, list[str]]()
+        for part in of:
+            for name in self._summary(part)["partitions"]:
+                found.setdefault(int(Path(name).parent.name.removeprefix("k=")), []).append(f"{part.name}/{name}")
+        return found
 
     def _whole(self) -> set[str]:
         """The names of parts that are there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -43,7 +44,6 @@ class Job:
     directory: str  # of the parts, or its address
     partitions: int  # of the sessions
     near: float
-    allowed: int  # rows of a file that may fail
     sessions: SessionArguments
     clicks: ClickArguments
     splits: SplitArguments
@@ -54,13 +54,28 @@ class Job:
         return Path(fetched(f"{self.directory}/{name}", ()))
 
     @contextmanager
-    def engine(self, path: Path) -> Iterator[Engine]:
+    def engine(self, partial: Path) -> Iterator[Engine]:
+        """Its tables lie in ``partial`` meanwhile, unless a folder is named for them."""
         with (
-            naming_limits(path),
-            tempfile.TemporaryDirectory(prefix="tables-", dir=self.temporary_dir) as folder,
+            tempfile.TemporaryDirectory(prefix="tables-", dir=self.temporary_dir or partial) as folder,
             closing(Engine(Path(folder), self.memory_limit, threads=1)) as engine,
         ):
             yield engine
+
+    @contextmanager
+    def files(self, row: Row) -> Iterator[list[Path]]:
+        """The files of a partition; copies of what a store has are removed after use.
+
+        Raises ClusterError for one that is gone, though its part has named it.
+        """
+        files = [self.part(name) for name in json.loads(row["files"])]
+        for file in files:
+            if not file.is_file():
+                raise ClusterError(f"{file}: is gone: remove {self.directory}, and the same command begins anew")
+        yield files
+        for file in files:
+            if address_of(file) is not None:
+                file.unlink()
 
 
 Make = Callable[[Job, Engine, Row, Path], dict[str, Any]]
@@ -76,10 +91,12 @@ def _made(row: Row, job: Job, make: Make) -> dict[str, Any]:
     clear(path)
     try:
         if not path.is_dir():
-            with appears_whole(path) as partial, job.engine(path) as engine:
+            with appears_whole(path) as partial, naming_limits(path):
                 partial.mkdir()
-                summary = make(job, engine, row, partial)
+                with job.engine(partial) as engine:
+                    summary = make(job, engine, row, partial)
                 (partial / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
+            clear(path)  # who needs it, mostly on another machine, fetches it
     except DisRankerError:
         # Else a worker of a command that died was first.
         if address_of(path) is not None or not path.is_dir():
@@ -88,19 +105,27 @@ def _made(row: Row, job: Job, make: Make) -> dict[str, Any]:
 
 
 def clear(path: Path) -> None:
-    """Remove from the mirror what the store has not: a part of a job before, or one whose worker died meanwhile."""
+    """Remove from the mirror a part that the store has, or one of before that it has not."""
     if address_of(path) is not None and path.is_dir():
         shutil.rmtree(path)
 
 
+def partitions(folder: Path) -> list[str]:
+    """The files of all partitions in a folder, as its summary has them."""
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("**/k=*/*.parquet"))
+
+
 def read_file(job: Job, engine: Engine, row: Row, folder: Path) -> dict[str, Any]:
-    """The tables of one file, impressions in partitions that have whole sessions."""
+    """The tables of one file, impressions in partitions that have whole sessions.
+
+    How many rows may fail is for the driver to judge, which sees the columns of all files first.
+    """
     given, path, headers = row["name"], Path(fetched(row["file"], ())), Headers()
     if not path.is_file():
         raise ClusterError(f"{given}: {socket.gethostname()} does not see it: all nodes need the input")
     source = replace(job.sources[row["source"]], files=(path,))
     try:
-        rows = read_all(engine, [source], Failures(engine, job.allowed), lambda _, found: headers.update(found))
+        rows = read_all(engine, [source], Failures(engine, sys.maxsize), lambda _, found: headers.update(found))
     except DisRankerError as error:
         error.args = (str(error).replace(str(path), given),)
         raise
@@ -112,15 +137,15 @@ def read_file(job: Job, engine: Engine, row: Row, folder: Path) -> dict[str, Any
         engine.copy(f"SELECT {named} FROM {table}", folder / f"{table}.parquet")
     named = f"* EXCLUDE (place, n) REPLACE ({file}), md5_number_lower(coalesce(session, raw)) % {job.partitions} AS k"
     engine.copy(f"SELECT {named} FROM impressions", folder / "impressions", "PARTITION_BY (k)")
-    return {"rows": rows, "headers": [*headers.values()], "tables": tables}
+    return {"rows": rows, "headers": [*headers.values()], "tables": tables, "partitions": partitions(folder)}
 
 
 def count_partition(job: Job, engine: Engine, row: Row, folder: Path) -> dict[str, Any]:
     """The impressions of some sessions, counted, and what was dropped of them."""
     read_all(engine, [], Failures(engine, 0))
-    places = (job.part(f"{file}/impressions/k={row['partition']}") for file in json.loads(row["files"]))
-    if files := [file for place in places for file in sorted(place.glob("*.parquet"))]:
-        engine.run(f"INSERT INTO impressions FROM {parquet(files)}")
+    with job.files(row) as files:
+        if files:
+            engine.run(f"INSERT INTO impressions FROM {parquet(files)}")
     ledger = Ledger(engine)
     count_impressions(engine, ledger, job.sessions, job.clicks, job.splits)
     engine.copy("FROM impressions", folder / "impressions.parquet")
@@ -129,6 +154,6 @@ def count_partition(job: Job, engine: Engine, row: Row, folder: Path) -> dict[st
 
 def hash_texts(job: Job, engine: Engine, row: Row, folder: Path) -> dict[str, Any]:
     """The buckets of some texts."""
-    texts = parquet(sorted(job.part(row["texts"]).glob("*.parquet")))
-    engine.copy(banded_here(engine, job.near, f"FROM {texts}"), folder / "bands.parquet")
+    with job.files(row) as files:
+        engine.copy(banded_here(engine, job.near, f"FROM {parquet(files)}"), folder / "bands.parquet")
     return {}

@@ -95,9 +95,10 @@ def held(directory: Path) -> Iterator[None]:
 def new_directory(directory: Path, settings: dict[str, Any]) -> None:
     """Empty the directory for a run that begins, in place of one that cannot resume."""
     directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.iterdir():
-        if path.name != OWNER_FILE:
-            discard(path)
+    in_store = (Path(name.removeprefix(f"{shown(str(directory))}/")) for name in listed(shown(str(directory))))
+    for name in {path.parts[0] for path in in_store} | {path.name for path in directory.iterdir()}:
+        if name != OWNER_FILE:
+            discard(directory / name)
     with appears_whole(directory / SETTINGS_FILE) as partial:
         partial.write_text(_as_saved(settings), encoding="utf-8")
     publish(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -17,15 +18,17 @@ import pytest
 
 from tests.support.logs import DOCUMENTS, Row, counts, impressions, raw, write, write_text
 from tests.support.stages import fails, finish, run
-from tests.support.stores import store_running
+from tests.support.stores import Store, store_running
 from tests.support.waiting import eventually
 from trainer import addresses, prepare, storage
-from trainer.cluster import SETTINGS, ClusterError
+from trainer.addresses import StoreError
+from trainer.cluster import SETTINGS, ClusterArguments
 from trainer.preparation.clicks import ClickArguments
-from trainer.preparation.mapping import Source
-from trainer.preparation.parts import Job, made, read_file
+from trainer.preparation.cluster import on_cluster, sources_of
+from trainer.preparation.parts import Job
 from trainer.preparation.sessions import SessionArguments
 from trainer.preparation.splits import SplitArguments
+from trainer.training.resume import open_shards
 
 START = 1_700_000_000
 FLAGS = ["--mapping", "impressions", "--max_failed", 5, "--max_session_clicks", 6, "--min_dwell_s", 30,
@@ -67,13 +70,13 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with store_running(tmp_path_factory.mktemp("mirror") / "here") as store:
-        yield store.address
+        yield store
 
 
 @pytest.fixture(scope="module")
-def ray(store: str) -> Iterator[str]:
+def ray(store: Store) -> Iterator[str]:
     """The address of a cluster, whose workers know the store."""
     os.environ.update(SETTINGS)
     from ray.cluster_utils import Cluster
@@ -83,13 +86,19 @@ def ray(store: str) -> Iterator[str]:
     cluster.shutdown()
 
 
-def workers() -> list[psutil.Process]:
-    """The tasks that Ray runs below this process."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            found += [process] if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Map") else []
-    return found
+def kill_a_worker(parts: Path) -> list[int]:
+    """Kill a process of Ray's below this one that has a part in work, if there is any; the parts name their writers."""
+    for partial in parts.glob("*/.*.partial"):
+        writer = int(partial.name.split(".")[-2])
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.pid == writer and process.cmdline()[0].startswith("ray::"):
+                    process.suspend()
+                    if partial.exists():
+                        process.kill()
+                        return [writer]
+                    process.resume()
+    return []
 
 
 def test_parts_are_made_once_whoever_dies_and_the_folder_is_that_of_one_machine(
@@ -108,14 +117,11 @@ def test_parts_are_made_once_whoever_dies_and_the_folder_is_that_of_one_machine(
     assert finish("prepare", *flags, tmp_path / "there", "--ray", ray, at="part.json") == -signal.SIGKILL
     before, after, dead = whole(), dict[Path, int](), list[int]()
 
-    def kill_a_worker() -> None:
-        eventually(workers)
-        for process in workers()[:1]:
-            process.kill()
-            dead.append(process.pid)
+    def kill() -> None:
+        eventually(lambda: dead or dead.extend(kill_a_worker(tmp_path / ".there.parts")) or dead)
         after.update(whole())
 
-    killer = threading.Thread(target=kill_a_worker)
+    killer = threading.Thread(target=kill)
     killer.start()
     run(prepare, *flags, tmp_path / "there", "--ray", ray)
     killer.join()
@@ -128,34 +134,64 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".html"}
 
 
-def test_a_log_in_a_store_is_prepared_there(store: str, ray: str, tmp_path: Path) -> None:
-    storage.publish(raw(addresses.local(f"{store}/raw")))
-    run(prepare, "--mapping", "impressions", "--input", f"{store}/raw", "--output_dir", tmp_path / "here")
-    run(prepare, "--mapping", "impressions", "--input", f"{store}/raw", "--output_dir", f"{store}/out", "--ray", ray)
-    there = Path(storage.fetched(f"{store}/out"))
+def test_a_log_in_a_store_is_prepared_there(store: Store, ray: str, tmp_path: Path) -> None:
+    root = store.address
+    storage.publish(raw(addresses.local(f"{root}/raw")))
+    flags = ["--mapping", "impressions", "--input", f"{root}/raw", "--position_bias", "estimated", "--output_dir"]
+    run(prepare, *flags, tmp_path / "here")
+    run(prepare, *flags, f"{root}/out", "--ray", ray)
+    there = Path(storage.fetched(f"{root}/out"))
     assert contents(there) == contents(tmp_path / "here")
-    assert [*storage.listed(f"{store}/.out.parts")] == []
+    assert [*storage.listed(f"{root}/.out.parts")] == []
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    log = Source("log", (), {"query": "query", "document": "doc_id", "position": "position"}, "own.toml [log]")
+def test_a_removal_that_is_cut_short_leaves_no_settings_beside_half_of_a_part(store: Store, ray: str) -> None:
     settings = SessionArguments(), ClickArguments(), SplitArguments()
-    return Job([log], str(tmp_path / "parts"), 1, 0.9, 0, *settings, memory_limit="1GB", temporary_dir=None)
+    job = Job([], f"{store.address}/.cut.parts", 1, 0.9, *settings, memory_limit="1GB", temporary_dir=None)
+    part = addresses.local(job.directory) / "files/000000"
+    store.refuse(r"DELETE /bucket/\.cut\.parts/(settings|files/000000/part)\.json", "403 Forbidden")
+    with pytest.raises(StoreError, match="HTTP status 403"), on_cluster(ClusterArguments(ray=ray), [], job):
+        for name in ("part.json", "texts.parquet"):
+            write_text(part / name, "{}")
+        storage.publish(part)
+    store.times = 0
+    assert store.files(".cut.parts") >= {"settings.json", "files/000000/part.json", "files/000000/texts.parquet"}
 
 
-def test_a_row_is_named_as_on_one_machine_and_leaves_no_part(job: Job, tmp_path: Path) -> None:
-    path = write(tmp_path / "log.jsonl", [{"query": "q", "doc_id": "d", "position": 0}])
-    row = made({"part": "files/0", "source": 0, "name": "raw/log.jsonl", "file": str(path)}, job, read_file)
-    assert row["error"].startswith("raw/log.jsonl:1: position '0' is not 1, 2, ...")
-    assert not [*(tmp_path / "parts/files").iterdir()]
+def test_parts_without_settings_go_when_a_command_begins_elsewhere_too(store: Store) -> None:
+    directory = addresses.local(f"{store.address}/.lost.parts")
+    write_text(directory / "files/000000/part.json", "{}")
+    storage.publish(directory)
+    shutil.rmtree(directory)  # another machine has another mirror
+    open_shards(directory, {}, set())
+    assert store.files(".lost.parts") == {"settings.json"}
 
 
-def test_a_node_that_does_not_see_a_file_says_so(job: Job, tmp_path: Path) -> None:
-    gone = str(tmp_path / "log.jsonl")
-    row = made({"part": "files/0", "source": 0, "name": "log.jsonl", "file": gone}, job, read_file)
-    assert "log.jsonl: " in row["error"] and "does not see it: all nodes need the input" in row["error"]
-    assert row["exit_code"] == ClusterError.exit_code
+def test_no_name_in_a_store_leads_out_of_the_outline(store: Store) -> None:
+    from moto.s3.models import s3_backends  # Arrow itself writes no such name
+
+    for name in ("evil/../../../escaped", "odd//impressions.jsonl"):
+        s3_backends["123456789012"]["aws"].put_object("bucket", name, b"1")
+    with pytest.raises(StoreError, match=r"evil: an object there is named '.*escaped', which is no path below it"):
+        sources_of("impressions", f"{store.address}/evil")
+    (source,) = sources_of("impressions", f"{store.address}/odd")
+    assert source.files == (addresses.local(f"{store.address}/odd/impressions.jsonl"),)
+
+
+@pytest.mark.parametrize(("column", "says"), [("rank", "no column 'rank' for 'position'"), ("position", ".jsonl:1: ")])
+def test_what_is_wrong_is_said_as_without_ray(
+    column: str, says: str, ray: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"query": "q", "doc_id": "d", "position": 0}
+    write(tmp_path / "a.jsonl", [row])
+    write(tmp_path / "b.parquet", [row])
+    columns = f'{{ query = "query", document = "doc_id", position = "{column}" }}'
+    files = "b.parquet" if column == "rank" else "*.*"
+    mapping = write_text(tmp_path / "own.toml", f'[log]\nfiles = ["{files}", "!own.toml"]\ncolumns = {columns}\n')
+    flags = ["--mapping", mapping, "--output_dir", tmp_path / "out"]
+    here = fails(prepare, capsys, *flags)
+    assert prepare.main([*map(str, flags), "--ray", ray]) == 2
+    assert says in here and capsys.readouterr().err.strip().splitlines()[-1] == here  # behind the bars
 
 
 def test_without_ray_one_line_says_how_to_get_it(
