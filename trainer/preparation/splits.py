@@ -14,6 +14,8 @@ from trainer.preparation.engine import Engine
 from trainer.preparation.ledger import Ledger
 from trainer.preparation.queries import by_element
 
+LONG = 100  # trigrams; the threes of a longer query are too many, since they grow with the cube of its length
+
 
 @dataclass(kw_only=True)
 class SplitArguments:
@@ -119,7 +121,7 @@ def near_queries(table: str) -> str:
 
     Sets that resemble each other share three of the rarest trigrams of either, which are three more than the other set
     may lack (all, of fewer than three), and their sizes are alike. Any one of these is in more queries the more there
-    are, which three together are not.
+    are, which three together are not. Of sets above ``LONG``, and of those that may resemble them, it is one trigram.
     """
     after = "grams[list_position(grams, {}) + 1:]"
     threes = f"[[[hash(a, b, c) for c in {after.format('b')}] for b in {after.format('a')}] for a in grams]"
@@ -132,7 +134,10 @@ def near_queries(table: str) -> str:
         rare AS (SELECT query_id, {_order("split")} AS held, size, list(gram ORDER BY place) AS grams FROM ranked
             WHERE place <= size - ceil({RESEMBLANCE} * size)::BIGINT + 3 GROUP BY ALL),
         keyed AS (SELECT query_id, held, size,
-            unnest(CASE WHEN size < 3 THEN [hash(grams)] ELSE flatten(flatten({threes})) END) AS key FROM rare),
+            unnest(CASE WHEN size < 3 THEN [hash(grams)] ELSE flatten(flatten({threes})) END) AS key
+            FROM rare WHERE size <= {LONG}
+            UNION ALL SELECT query_id, held, size, hash(unnest(grams[:len(grams) - 2])) FROM rare
+            WHERE size >= {RESEMBLANCE} * {LONG}),
         suspects AS (SELECT DISTINCT a.query_id, b.query_id AS other FROM keyed a
             JOIN keyed b ON a.key = b.key AND a.held < b.held
             WHERE least(a.size, b.size) >= {RESEMBLANCE} * greatest(a.size, b.size)),
