@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc as grpc
-from grpc import StatusCode
 
-from client import Connection, RankingClient, ServerError, patience
+from client import Connection, RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_llama, write_groups
-from tests.support.odd_servers import OddServer, odd_server, refusing
 from tests.support.requests import student_inputs
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.support.stages import finish, started, status_of
@@ -62,7 +60,7 @@ def served(
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("teacher")
     size = {"row_length": 96, "slots_per_row": 6, "max_pair_tokens": 80, "max_documents": 20}
-    teacher = tiny_llama(root / "llama", **PROMPTED, **size)
+    teacher = tiny_llama(root / "llama", layers=1, **PROMPTED, **size)
     repository = shutil.copytree(served_repository, root / "model_repository")
     build(teacher, repository, "fp32", "--teacher")
     pool = write_groups(root / "pool.jsonl", queries=30, documents=10)
@@ -150,26 +148,6 @@ def test_a_job_outlasts_a_restart_of_its_server(
         process.join(300)
     assert process.exitcode == 0
     assert_same(rows(tmp_path / "scores.parquet"), expected)
-
-
-def test_a_job_waits_for_a_server_that_is_broken_and_does_not_break_it_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
-    groups = read_groups(write_groups(tmp_path / "pool.jsonl", queries=1, documents=10))
-    stub = StatusCode.INTERNAL, "Stub process 'teacher_0_0' is not healthy."
-    service = OddServer(act=refusing(*stub, times=patience.BREAKS), limit=20)
-    with (
-        odd_server(service) as url,
-        closing(TritonScorer([url], "ranker", 1, 60)) as scorer,
-        progress("t", 10) as bar,
-    ):
-        assert len(list(scorer.scores(groups, bar))) == 10
-        assert {one["priority"] for one in service.parameters} == {2}
-        service.act, asked = refusing(*stub), len(service.sizes)
-        with pytest.raises(ServerError, match=f"query '{groups[0].query_id}': {url}: INTERNAL: Stub process"):
-            list(scorer.scores(groups, bar))
-        assert len(service.sizes) == asked + patience.BREAKS + 1
 
 
 def test_refused_queries_are_named_not_quoted_and_kept_beside_the_scores(
