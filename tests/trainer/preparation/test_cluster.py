@@ -117,8 +117,12 @@ def test_parts_are_made_once_whoever_dies_and_the_folder_is_that_of_one_machine(
     assert finish("prepare", *flags, tmp_path / "there", "--ray", ray, at="part.json") == -signal.SIGKILL
     before, after, dead = whole(), dict[Path, int](), list[int]()
 
+    def killed() -> list[int]:
+        dead.extend(kill_a_worker(tmp_path / ".there.parts"))
+        return dead
+
     def kill() -> None:
-        eventually(lambda: dead or dead.extend(kill_a_worker(tmp_path / ".there.parts")) or dead)
+        eventually(killed)
         after.update(whole())
 
     killer = threading.Thread(target=kill)

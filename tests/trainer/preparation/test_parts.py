@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.support.stores import store_running
 from trainer.addresses import local
 from trainer.cluster import ClusterError
 from trainer.preparation.clicks import ClickArguments
+from trainer.preparation.engine import Engine
 from trainer.preparation.mapping import Source
 from trainer.preparation.parts import Job, count_partition, made, read_file
 from trainer.preparation.sessions import SessionArguments
@@ -54,7 +56,7 @@ def test_rows_that_a_part_has_lost_are_missed(job: Job, tmp_path: Path) -> None:
 
 
 def test_tables_lie_in_the_part_as_long_as_it_is_in_work(job: Job, tmp_path: Path) -> None:
-    def look(job: Job, engine: Any, row: Row, folder: Path) -> dict[str, Any]:
+    def look(job: Job, engine: Engine, row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {"tables": [path.name for path in folder.glob("tables-*/*")]}
 
     made({"part": "looks/0"}, job, look)

@@ -84,14 +84,14 @@ class Nodes:
         return self
 
     def map(self, worker: type[Worker], fn_constructor_args: tuple[Any, ...], **_: Any) -> Nodes:
-        self.start = lambda: worker(*fn_constructor_args)
+        self.worker, self.given = worker, fn_constructor_args
         return self
 
     def iter_rows(self) -> Iterator[Row]:
         for number, task in enumerate(self.tasks):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("DISRANKER_MIRROR", str(self.root / str(number)))
-                row = self.start()(task)
+                row: Row = self.worker(*self.given)(task)
             yield row
 
 
