@@ -6,13 +6,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from bench.children import serving
-from bench.serving.load import Cell, Score, Way
+from bench.serving.load import Cell, Score, Way, measure
 from bench.serving.worker import Worker, main
 from client import RankingClient
 from client.wire import TIMES, Times
@@ -28,10 +29,10 @@ class OursWorker(Worker):
         self._url = f"127.0.0.1:{ports['grpc']}"
         self._metrics = f"http://127.0.0.1:{ports['metrics']}/metrics"
         self.versions = {name: version(name) for name in PACKAGES}
-        self._told: list[Times] | None = None
 
-    def connect(self) -> Score:
-        score, told = RankingClient(self._url, timeout_s=TIMEOUT_S).score, self._told
+    def connect(self, told: list[Times] | None = None) -> Score:
+        """A caller's connection, whose requests' times go to ``told``."""
+        score = RankingClient(self._url, timeout_s=TIMEOUT_S).score
 
         def explained(query: str, documents: tuple[str, ...]) -> list[float]:
             TIMES.set(told)  # in the caller's thread
@@ -44,11 +45,8 @@ class OursWorker(Worker):
         if cell.repeated:
             self.connect()(self.traffic.queries[0], tuple(self.traffic.hot))
         before, told = self._counted(), list[Times]()
-        self._told = told
-        try:
-            sample = self.load(cell, seed, hot=False)
-        finally:
-            self._told = None
+        requests = self.traffic.requests(cell.documents, cell.repeated, seed)
+        sample = measure(partial(self.connect, told), requests, cell)
         after = self._counted()
         calls, tokens, engine_s = (after[name] - before[name] for name in COUNTERS)
         seconds = sample.documents / sample.documents_per_second
