@@ -29,7 +29,7 @@ COMMANDS = "prepare queries init pretrain rank_sft score distill merge evaluate 
 FLOORS = {
     "trainer": (
         f"{COMMANDS} > command > preparation > training collection > scoring measures > checkpoints > data packed "
-        "> storage > stores > addresses"
+        "> cluster > storage > stores > addresses"
     ),
     "engines": (
         "serve > published > versions store build > repository > auto > builders > job > quantise > "

@@ -13,7 +13,6 @@ from typing import Any
 
 from client.errors import DisRankerError
 from trainer.addresses import shown
-from trainer.data.records import DataError
 from trainer.storage import fetched
 
 LOCAL = "local"
@@ -27,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 class ClusterError(DisRankerError):
-    """A Ray cluster that cannot be joined, or whose nodes do not see the same files."""
+    """A Ray cluster that cannot be asked for or joined, or whose nodes do not see the same files."""
 
 
 @dataclass(kw_only=True)
@@ -52,19 +51,19 @@ class ClusterArguments:
 
     def __post_init__(self) -> None:
         if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
-            raise DataError("--ray_workers must be at least 1, and needs --ray")
+            raise ClusterError("--ray_workers must be at least 1, and needs --ray")
 
 
 @contextmanager
 def joined(address: str) -> Iterator[Any]:
-    """The module ray, connected. Raises DataError where Ray is not installed, ClusterError for no cluster there."""
+    """The module ray, connected. Raises ClusterError where Ray is not installed, and for no cluster there."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
     except ImportError as error:
-        raise DataError("--ray needs Ray: pip install -e '.[cluster]'") from error
+        raise ClusterError("--ray needs Ray: pip install -e '.[cluster]'") from error
     try:
         ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -57,7 +57,7 @@ class Job:
     def engine(self, partial: Path) -> Iterator[Engine]:
         """Its tables lie in ``partial`` meanwhile, unless a folder is named for them."""
         with (
-            tempfile.TemporaryDirectory(prefix="tables-", dir=self.temporary_dir) as folder,
+            tempfile.TemporaryDirectory(prefix="tables-", dir=self.temporary_dir or partial) as folder,
             closing(Engine(Path(folder), self.memory_limit, threads=1)) as engine,
         ):
             yield engine

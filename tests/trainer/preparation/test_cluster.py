@@ -81,7 +81,7 @@ def ray(store: Store) -> Iterator[str]:
     os.environ.update(SETTINGS)
     from ray.cluster_utils import Cluster
 
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster.address
     cluster.shutdown()
 
@@ -117,12 +117,12 @@ def test_parts_are_made_once_whoever_dies_and_the_folder_is_that_of_one_machine(
     assert finish("prepare", *flags, tmp_path / "there", "--ray", ray, at="part.json") == -signal.SIGKILL
     before, after, dead = whole(), dict[Path, int](), list[int]()
 
-    def killed() -> list[int]:
-        dead.extend(kill_a_worker(tmp_path / ".there.parts"))
-        return dead
-
     def kill() -> None:
-        eventually(killed)
+        def strikes() -> list[int]:
+            dead.extend(kill_a_worker(tmp_path / ".there.parts"))
+            return dead
+
+        eventually(strikes)
         after.update(whole())
 
     killer = threading.Thread(target=kill)
@@ -171,15 +171,19 @@ def test_parts_without_settings_go_when_a_command_begins_elsewhere_too(store: St
     assert store.files(".lost.parts") == {"settings.json"}
 
 
-def test_no_name_in_a_store_leads_out_of_the_outline(store: Store) -> None:
+def test_no_name_in_a_store_leads_out_of_the_outline(store: Store, tmp_path: Path) -> None:
     from moto.s3.models import s3_backends  # Arrow itself writes no such name
 
-    for name in ("evil/../../../escaped", "odd//impressions.jsonl"):
+    columns = 'columns = { query = "query", document = "doc_id" }'
+    mapping = str(write_text(tmp_path / "own.toml", f'[log]\nfiles = ["**/*.jsonl"]\n{columns}\n'))
+    for name in ("evil/../escaped.jsonl", f"odd/{tmp_path}/log.jsonl"):
         s3_backends["123456789012"]["aws"].put_object("bucket", name, b"1")
-    with pytest.raises(StoreError, match=r"evil: an object there is named '.*escaped', which is no path below it"):
-        sources_of("impressions", f"{store.address}/evil")
-    (source,) = sources_of("impressions", f"{store.address}/odd")
-    assert source.files == (addresses.local(f"{store.address}/odd/impressions.jsonl"),)
+    with pytest.raises(
+        StoreError, match=r"evil: an object there is named '.*escaped.jsonl', which is no path below it"
+    ):
+        sources_of(mapping, f"{store.address}/evil")
+    (source,) = sources_of(mapping, f"{store.address}/odd")
+    assert source.files == (addresses.local(f"{store.address}/odd{tmp_path}/log.jsonl"),)
 
 
 @pytest.mark.parametrize(("column", "says"), [("rank", "no column 'rank' for 'position'"), ("position", ".jsonl:1: ")])
