@@ -45,7 +45,7 @@ LOOK_S = 0.5
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     with naming_addresses():
-        _build_and_serve(_parser().parse_args(localised(sys.argv[1:] if argv is None else argv, far=("--folder",))))
+        _build_and_serve(_parser().parse_args(argv))
 
 
 def _build_and_serve(arguments: argparse.Namespace) -> None:
@@ -54,6 +54,8 @@ def _build_and_serve(arguments: argparse.Namespace) -> None:
     if arguments.calibration and not arguments.data:
         raise EngineError("--calibration is for int8, which is judged by labels: give judged --data too")
     check_address(arguments.host, arguments.port)
+    arguments.model, arguments.key_file = localised([arguments.model, arguments.key_file])
+    arguments.data, arguments.calibration = localised(arguments.data), localised(arguments.calibration)
     if arguments.key_file and not Path(arguments.key_file).exists():
         raise EngineError(f"--key_file {arguments.key_file}: no such file")
     model = located(arguments.model)

@@ -30,7 +30,7 @@ WORK = ("run", "shards")  # what an interrupted command leaves beside its output
 def localised(argv: Sequence[str], far: Iterable[str] = ()) -> list[str]:
     """A command line with a path for each address, whose content has been fetched; values of the flags ``far`` stay.
 
-    Raises StoreError.
+    Whatever follows such a flag, up to the next one, is taken for its values. Raises StoreError.
     """
     paths, flag = [], ""
     for argument in argv:

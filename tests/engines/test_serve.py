@@ -44,7 +44,8 @@ def test_a_checkpoint_is_built_once_and_answers_over_http(
         assert "is built already" not in capsys.readouterr().out
         with store_running(tmp_path / "mirror") as store:
             put(served_folder / "bert", f"{store.address}/bert")
-            assert serve.main([f"{store.address}/bert", *flags[1:]]) == 0  # the same checkpoint
+            flags_first = [*flags[3:], "--folder", str(tmp_path), f"{store.address}/bert"]
+            assert serve.main(flags_first) == 0  # the same checkpoint
             assert "is built already" in capsys.readouterr().out
     log = tmp_path / "log"
     with started([sys.executable, "-m", "engines.serve", *flags], log) as command:
