@@ -36,7 +36,7 @@ from trainer.scoring import cluster
 from trainer.scoring.checkpoint import LESS_MEMORY, processes_together, progress, run_scores
 from trainer.scoring.memory import naming_flags
 from trainer.scoring.prefetch import prefetched
-from trainer.scoring.refusals import beside, write_refused, write_shard
+from trainer.scoring.refusals import allowed_in, beside, write_list, write_shard
 from trainer.scoring.shards import finished, list_missing, missing, taken, wait_for_all
 from trainer.scoring.teachers import ScoreArguments, scorer_of
 from trainer.storage import check_writable, discard, fetched
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes = array("I", (len(group.documents) for group in groups))
         scores = run_scores(arguments.run, groups)
         write_scores(arguments.output, scores, teacher=Path(arguments.run).name)
+        write_list(beside(Path(arguments.output)), [])
     else:
         sizes = score_here(arguments)
     if processes_together().is_main_process:
@@ -132,7 +133,7 @@ def shards_of(arguments: ScoreArguments, pairs: array[int], identity: str | None
         yield directory
         if first:
             shards = wait_for_all(directory)
-            write_refused(directory, output, arguments.max_failed)
+            write_list(beside(output), allowed_in(directory, arguments.max_failed))
             join_scores(shards, output)
             discard(directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from pyarrow import fs
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from trainer import stores
+from trainer import addresses, stores
 
 BUCKET = "bucket"
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
@@ -63,6 +64,11 @@ class Store:
         root = f"{BUCKET}/{key}".rstrip("/")
         found = stores.connected("s3").get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
         return {each.path.removeprefix(f"{root}/") for each in found if each.is_file}
+
+
+def forget() -> None:
+    """Another machine has no mirror yet."""
+    shutil.rmtree(addresses.mirror(), ignore_errors=True)
 
 
 @contextmanager

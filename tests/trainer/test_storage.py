@@ -1,4 +1,4 @@
-"""Paths of the commands in an S3 store: what is there afterwards, after an interruption, and when the store fails."""
+"""Paths of the commands in an S3 store: what is there afterwards, also after an interruption."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,39 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.logs import raw
-from tests.support.stages import FEW, fails, run
-from tests.support.stores import Store, store_running
+from tests.support.stages import FEW, run
+from tests.support.stores import Store, forget
 from trainer import addresses, distill, evaluate, prepare, score, storage, stores
 from trainer.data.records import read_groups
-
-ASKED = "GET|HEAD"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with store_running(tmp_path_factory.mktemp("mirror") / "here") as store:
-        yield store
-
-
-@pytest.fixture
-def given(store: Store, data: Path, bert: Path) -> Iterator[str]:
-    """An address with ``data.jsonl`` and a scorer, ``bert``, and no mirror of it here."""
-    store.times = 0
-    for source, name in ((data, "data.jsonl"), (bert, "bert")):
-        path = addresses.local(f"{store.address}/{name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, path) if source.is_dir() else shutil.copyfile(source, path)
-        storage.publish(path)
-    forget()
-    yield store.address
-    store.times = 0
-    stores.connected("s3").delete_dir_contents("bucket")
-    forget()
-
-
-def forget() -> None:
-    """Another machine has no mirror yet."""
-    shutil.rmtree(addresses.mirror(), ignore_errors=True)
 
 
 def read(address: str) -> Path:
@@ -157,19 +127,6 @@ def test_no_name_in_the_store_leads_out_of_the_mirror(given: str) -> None:
         storage.fetched(f"{given}/evil")
 
 
-@pytest.mark.parametrize(("variable", "value"), [("AWS_MAX_ATTEMPTS", "many"), ("AWS_ENDPOINT_URL", "localhost:9000")])
-def test_a_setting_that_is_none_is_named(
-    given: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setenv(variable, value)
-        stores.connected.cache_clear()
-        for act in (storage.fetched, storage.listed, lambda name: storage.check_writable(addresses.local(name))):
-            with pytest.raises(addresses.StoreError, match=f"{variable} is '{value}'"):
-                act(f"{given}/data.jsonl")
-    stores.connected.cache_clear()
-
-
 def test_another_machine_goes_on_where_a_run_was_interrupted(
     given: str, store: Store, tmp_path: Path, data: Path, bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,47 +168,3 @@ def test_a_folder_is_whole_or_not_there_wherever_its_upload_ends(given: str, sto
     storage.discard(folder)
     assert not folder.exists()
     assert not store.files("folder")
-
-
-@pytest.mark.parametrize(
-    ("status", "times", "says"),
-    [
-        ("503 Slow Down", 2, None),
-        ("503 Slow Down", 1000, "HTTP status 503"),
-        ("403 Forbidden", 1000, "ACCESS_DENIED"),
-    ],
-)
-def test_a_store_that_fails_is_asked_again_where_that_helps_and_then_named(
-    given: str, store: Store, status: str, times: int, says: str | None, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    flags = ["--data", f"{given}/data.jsonl", "--systems", "random", "--output", tmp_path / "table.json"]
-    store.refuse(ASKED, status, times)
-    if says is None:
-        run(evaluate, *flags)
-    else:
-        line = fails(evaluate, capsys, *flags)
-        assert line.startswith(f"error: {given}/data.jsonl: ")
-        assert says in line
-
-
-@pytest.mark.parametrize(
-    ("address", "says"),
-    [
-        ("s3://bucket/none.jsonl", "s3://bucket/none.jsonl: cannot be read: No such file or directory"),
-        ("s3://nobucket/x.parquet", "s3://nobucket/x.parquet: cannot be read as Parquet"),
-        ("s3://bucket/../x.jsonl", "without empty parts, dots and parameters"),
-        ("file:///none.jsonl", "/none.jsonl: cannot be read"),
-    ],
-)
-def test_an_address_with_nothing_there_is_named(
-    given: str, address: str, says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert says in fails(evaluate, capsys, "--data", address, "--systems", "random")
-
-
-def test_an_output_that_cannot_be_put_there_costs_no_work(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", f"{given}/bert", "--data", f"{given}/data.jsonl", "--output", "s3://nobucket/scores.parquet"]
-    line = fails(score, capsys, *flags)
-    assert line.startswith("error: s3://nobucket/scores.parquet: ")
-    assert "NO_SUCH_BUCKET" in line

@@ -26,7 +26,7 @@ from trainer.data.records import IR_DATASETS, DataError, files_in, groups_betwee
 from trainer.data.survey import Survey, surveyed
 from trainer.scoring.checkpoint import LESS_MEMORY
 from trainer.scoring.memory import naming_flags
-from trainer.scoring.refusals import FAILED, write_shard
+from trainer.scoring.refusals import FAILED, allowed_in, write_shard
 from trainer.scoring.shards import Shard
 from trainer.scoring.teachers import ScoreArguments, Scorer, scorer_of
 from trainer.storage import fetched
@@ -98,7 +98,8 @@ def score_shards(
 ) -> dict[str, Speed]:
     """Score the shards, bring those here that workers put into a store, and return the workers' speeds.
 
-    Raises DataError and others as a teacher on this machine does, ClusterError for files that are not seen here.
+    Raises DataError and others as a teacher on this machine does, also for refusals that only all workers together
+    have too many of, and ClusterError for files that are not seen here.
     """
     speeds = dict[str, Speed]()
     if not shards:
@@ -112,8 +113,10 @@ def score_shards(
     )  # fmt: skip
     for row in map(checked, rows.iter_rows()):
         path = Shard(int(row["first"]), int(row["last"])).path(directory)
-        fetched(shown(str(path.with_suffix(FAILED))), ())
+        refused = Path(fetched(shown(str(path.with_suffix(FAILED))), ()))
         seen(path, row["worker"], "--output")
+        if refused.exists():
+            allowed_in(directory, arguments.max_failed)
         speed = speeds.setdefault(row["worker"], Speed())
         speed.pairs, speed.seconds = speed.pairs + row["pairs"], speed.seconds + row["seconds"]
         bar.update(row["pairs"])

@@ -16,7 +16,7 @@ from trainer.data.records import DataError, QueryGroup
 from trainer.scoring.servers import TritonScorer
 from trainer.scoring.shards import finished
 from trainer.scoring.teachers import Scorer
-from trainer.storage import appears_whole, discard
+from trainer.storage import appears_whole, discard, fetched
 
 FAILED = ".failed.jsonl"
 
@@ -39,7 +39,7 @@ class Refusals:
     def behind(self, scores: Iterator[tuple[str, str, float]]) -> Iterator[tuple[str, str, float]]:
         """The scores; behind the last one the refusals are written, before the shard is there."""
         yield from scores
-        _write(self.path.with_suffix(FAILED), self.found)
+        write_list(self.path.with_suffix(FAILED), self.found)
 
 
 def write_shard(path: Path, scorer: Scorer, groups: Sequence[QueryGroup], bar: tqdm[NoReturn], max_failed: int) -> int:
@@ -59,21 +59,22 @@ def refused_in(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_refused(directory: Path, output: Path, allowed: int) -> None:
-    """Put the refused queries of all shards beside ``output``. Raises DataError for more than ``allowed``, which
-    several workers may have found at the same time."""
+def allowed_in(directory: Path, allowed: int) -> list[dict[str, Any]]:
+    """The same. Raises DataError for more than ``allowed``, which several workers may have found at the same time, or
+    on nodes that do not see each other's."""
     refused = refused_in(directory)
     if len(refused) > allowed:
         raise DataError(f"{refused[-1]['reason']}; --max_failed {allowed:,} allows no more")
-    _write(beside(output), refused)
+    return refused
 
 
 def beside(output: Path) -> Path:
     return output.with_name(output.name + FAILED)
 
 
-def _write(path: Path, refused: Sequence[dict[str, Any]]) -> None:
-    """A line for each; no file, also none of an earlier command, where there are none."""
+def write_list(path: Path, refused: Sequence[dict[str, Any]]) -> None:
+    """A line for each; no file, also none of an earlier command or of another machine, where there are none."""
+    fetched(str(path), ())
     if refused:
         with appears_whole(path) as partial:
             partial.write_text("".join(json.dumps(each) + "\n" for each in refused), encoding="utf-8")

@@ -12,8 +12,8 @@ from model_repository.tokenizer.pair_encoding import Rows
 from tests.support.checkpoints import tiny_llama, write_groups
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_groups
-from trainer.data.records import read_groups
-from trainer.scoring.checkpoint import PackedScoringArguments, progress
+from trainer.data.records import DataError, read_groups
+from trainer.scoring.checkpoint import PackedScoringArguments, named_scores, progress
 
 
 @pytest.mark.parametrize("rows_per_batch", [1, 3, 1000])
@@ -41,3 +41,8 @@ def test_no_forward_has_more_rows_than_asked_for(
     pairs = encode_groups(scorer._encoder, groups)
     alone = [scorer._scorer.score(scorer._encoder.pack(pairs[at : at + 1]))[0] for at in range(len(pairs))]
     np.testing.assert_allclose([row[2] for row in got], alone, atol=1e-5)
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(DataError, match="t: query 'q', document 'e': the score is nan"):
+        list(named_scores("t", [("q", "d"), ("q", "e")], [0.5, float("nan")]))

@@ -17,19 +17,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc as grpc
-from grpc import StatusCode
 
-from client import Connection, RankingClient, ServerError, patience
+from client import Connection, RankingClient
 from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_llama, write_groups
-from tests.support.odd_servers import OddServer, odd_server, refusing
 from tests.support.requests import student_inputs
 from tests.support.servers import STOP_S, Reference, Server, build, ports, running, starting, wait_until_ready
 from tests.support.stages import finish, started, status_of
 from tests.support.waiting import eventually
 from trainer import score
-from trainer.data.records import DataError, read_groups
-from trainer.scoring.checkpoint import named_scores, progress
+from trainer.data.records import read_groups
+from trainer.scoring.checkpoint import progress
 from trainer.scoring.servers import TeacherError, TritonScorer, teacher_of
 
 TOLERANCE = 1e-4
@@ -152,26 +150,6 @@ def test_a_job_outlasts_a_restart_of_its_server(
     assert_same(rows(tmp_path / "scores.parquet"), expected)
 
 
-def test_a_job_waits_for_a_server_that_is_broken_and_does_not_break_it_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
-    groups = read_groups(write_groups(tmp_path / "pool.jsonl", queries=1, documents=10))
-    stub = StatusCode.INTERNAL, "Stub process 'teacher_0_0' is not healthy."
-    service = OddServer(act=refusing(*stub, times=patience.BREAKS), limit=20)
-    with (
-        odd_server(service) as url,
-        closing(TritonScorer([url], "ranker", 1, 60)) as scorer,
-        progress("t", 10) as bar,
-    ):
-        assert len(list(scorer.scores(groups, bar))) == 10
-        assert {one["priority"] for one in service.parameters} == {2}
-        service.act, asked = refusing(*stub), len(service.sizes)
-        with pytest.raises(ServerError, match=f"query '{groups[0].query_id}': {url}: INTERNAL: Stub process"):
-            list(scorer.scores(groups, bar))
-        assert len(service.sizes) == asked + patience.BREAKS + 1
-
-
 def test_refused_queries_are_kept_beside_the_scores_and_counted(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,11 +235,6 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, errors
     return errors[0]
-
-
-def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="t: query 'q', document 'e': the score is nan"):
-        list(named_scores("t", [("q", "d"), ("q", "e")], [0.5, float("nan")]))
 
 
 def test_a_teachers_errors_bear_its_name(served: Served) -> None:
