@@ -1,4 +1,4 @@
-"""What a soak saw: its records, which failures a fault explains, and both as tables and a picture."""
+"""The records of a soak and the failures that a fault explains, as tables and a picture."""
 
 from __future__ import annotations
 

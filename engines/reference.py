@@ -1,4 +1,4 @@
-"""What the gate compares an engine with. ``engines.versions``, which compares engines, starts without PyTorch."""
+"""The reference of the gate, in PyTorch. ``engines.versions``, which compares engines, starts without it."""
 
 from __future__ import annotations
 

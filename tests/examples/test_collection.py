@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from examples import collection
 from model_repository.tokenizer.pair_encoding import IntArray
-from tests.support.stages import run
+from tests.support.stages import fails, run
 from trainer import prepare
 from trainer.data.records import JudgedDocument, QueryGroup, Scores, read_groups
 from trainer.measures.baselines import Bm25, random_scores
@@ -158,6 +159,26 @@ def test_clicks_follow_relevance_and_err(log: tuple[IntArray, IntArray]) -> None
     assert rates == sorted(rates)
     assert rates[2] > 3 * rates[0]
     assert 0.05 < clicks[grades == 0].sum() / clicks.sum() < 0.3
+
+
+def test_pages_in_bm25s_order_are_clicked_at_the_top_and_the_log_sums_their_clicks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--output_dir", tmp_path, "--size", 0.1, "--bm25_sessions"]
+    run(collection, *flags, 20)
+    pages = [json.loads(line) for line in (tmp_path / "raw/pages.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups = read_groups(tmp_path / "log.jsonl")
+    assert len(pages) == 20 * len(groups)
+    by_place = np.array([page["clicks"] for page in pages]).reshape(len(pages), 4, -1).sum(axis=(0, 2))
+    assert all(high > 1.5 * low for high, low in pairwise(by_place.tolist()))
+    clicks = Counter[tuple[str, str]]()
+    for page in pages:
+        for doc_id, click in zip(page["doc_ids"], page["clicks"], strict=True):
+            clicks[page["query"], doc_id] += click
+    assert clicks == Counter(
+        {(group.query, document.doc_id): document.clicks for group in groups for document in group.documents}
+    )
+    assert fails(collection, capsys, *flags, -1) == "error: --bm25_sessions must be at least 0, not -1"
 
 
 def test_words_alone_do_not_rank(splits: Splits, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What decides the result beside joins, for libraries whose workers have nothing of ours but this."""
+"""The rules beside joins that decide the result, for libraries whose workers have nothing of ours but this."""
 
 from __future__ import annotations
 
