@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import io
 import os
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -68,8 +71,17 @@ def _install_torch(pip: list[str]) -> None:
 
 
 def run_module(module: str, *flags: str) -> str:
-    """The output of a command of ours."""
+    """The output of a command of ours, in a process of its own."""
     return _run([sys.executable, "-m", module, *flags]).strip()
+
+
+def run_here(module: str, *flags: str) -> None:
+    """Run a command of ours in this process, which has imported the most that it needs."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = importlib.import_module(module).main(flags)
+    if code:
+        raise BenchError(f"{module}: {last_line(said.getvalue())}")
 
 
 def _run(command: list[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from bench.environments import BenchError, run_module
+from bench.environments import BenchError, run_here
 from bench.training.job import Group
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from trainer.checkpoints.load import load_encoder, load_for_training
@@ -38,7 +38,7 @@ class Lengths:
 def generated_collection(directory: Path) -> list[str]:
     """The training and log queries of ``examples.collection``, made if they are not there."""
     if not directory.exists():
-        run_module("examples.collection", "--output_dir", str(directory))
+        run_here("examples.collection", "--output_dir", str(directory))
     return [str(directory / name) for name in ("train.jsonl", "log.jsonl")]
 
 
@@ -106,7 +106,7 @@ def student(source: str | None, directory: Path, **encoding: int) -> str:
     flags = [text for name, value in encoding.items() for text in (f"--{name}", str(value))]
     fresh = directory.with_name(f"{directory.name}-init")
     _remove(fresh, directory)
-    run_module("trainer.init", "--pretrained", source, *flags, "--output_dir", str(fresh))
+    run_here("trainer.init", "--pretrained", source, *flags, "--output_dir", str(fresh))
     return _without_dropout(str(fresh), directory)
 
 
@@ -133,7 +133,7 @@ def decoder(data: Sequence[str], directory: Path) -> tuple[str, str]:
     """
     scorer = directory.with_name(f"{directory.name}-scorer")
     _remove(directory, scorer)
-    run_module("trainer.init", "--config", str(DECODER), "--data", *data, "--output_dir", str(directory))
+    run_here("trainer.init", "--config", str(DECODER), "--data", *data, "--output_dir", str(directory))
     return str(directory), _without_dropout(str(directory), scorer)
 
 

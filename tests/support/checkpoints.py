@@ -54,11 +54,12 @@ def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: An
     return _saved(directory, "bert", _wordpiece(), seed, settings, shape)
 
 
-def tiny_roberta(directory: Path, *, seed: int = 0, family: str = "roberta", **encoding: Any) -> Path:
+def tiny_roberta(directory: Path, *, seed: int = 0, layers: int = 2, family: str = "roberta", **encoding: Any) -> Path:
     """A RoBERTa scorer as the hub has them: two separators, positions from 2 on, no token types."""
     tokenizer = (byte_level if family == "roberta" else unigram)(ROBERTA_TOKENS, **NAMES, **ENCODER_NAMES)
     template = {"style": "encoder", "start_token": "<s>", "end_token": "</s>", "separators": 2, "position_offset": 2}
-    shape = {"num_attention_heads": 2, "max_position_embeddings": 130, "type_vocab_size": 1}
+    size = {"num_hidden_layers": layers, "num_attention_heads": 2}
+    shape = {**size, "max_position_embeddings": 130, "type_vocab_size": 1}
     return _saved(directory, family, tokenizer, seed, {**template, **encoding}, shape)
 
 
@@ -67,22 +68,23 @@ def tiny_xlm_roberta(directory: Path, **encoding: Any) -> Path:
     return tiny_roberta(directory, family="xlm-roberta", **encoding)
 
 
-def tiny_modernbert(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+def tiny_modernbert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: Any) -> Path:
     """A ModernBERT scorer with BERT's template and no token types; its second layer sees 8 tokens to either side."""
     tokenizer = _wordpiece()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     settings = {"style": "encoder", "start_token": "[CLS]", "end_token": "[SEP]", **encoding}
     control = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
-    shape = {"num_attention_heads": 2, "local_attention": 16, "max_position_embeddings": 256, **control}
+    size = {"num_hidden_layers": layers, "num_attention_heads": 2, "local_attention": 16}
+    shape = {**size, "max_position_embeddings": 256, **control}
     return _saved(directory, "modernbert", tokenizer, seed, settings, shape)
 
 
-def tiny_llama(directory: Path, *, seed: int = 0, **encoding: Any) -> Path:
+def tiny_llama(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: Any) -> Path:
     """A Llama scorer with a byte-level BPE; ``encoding`` overrides PairEncodingConfig."""
     template = {"style": "decoder", "start_token": "<s>", "end_token": "</s>"}
     prefixes = {"query_prefix": "Query: ", "document_prefix": " Document: "}
     tokenizer = byte_level(["<pad>", "<unk>", "<s>", "</s>"], **NAMES)
-    shape = {"num_key_value_heads": 2, "max_position_embeddings": 256}
+    shape = {"num_hidden_layers": layers, "num_key_value_heads": 2, "max_position_embeddings": 256}
     return _saved(directory, "llama", tokenizer, seed, {**template, **prefixes, **encoding}, shape)
 
 

@@ -40,7 +40,7 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
     return directory
 
 
-def tiny_gte(directory: Path) -> Path:
+def tiny_gte(directory: Path, *, layers: int = 2) -> Path:
     """As gte-reranker-modernbert-base: a ModernBERT whose head reads the mean of all tokens."""
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     tokenizer = byte_level(special, **{f"{name[1:-1].lower()}_token": name for name in special})
@@ -49,7 +49,7 @@ def tiny_gte(directory: Path) -> Path:
     tokenizer.backend_tokenizer.post_processor = pair
     torch.manual_seed(0)
     named = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    shape = {**SMALL, **named, "local_attention": 1024, "classifier_pooling": "mean"}
+    shape = {**SMALL, **named, "num_hidden_layers": layers, "local_attention": 1024, "classifier_pooling": "mean"}
     config = AutoConfig.for_model("modernbert", **shape)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -124,31 +124,42 @@ def host(flags: Sequence[object], log: Path, port: int, lost_at: str = "") -> Fo
     The first to be started keeps the list of hosts, at the port. The host is lost, without a word, as its process makes
     a folder whose name ends with ``lost_at``.
     """
-    process = SERVER.Process(target=_agent, args=([str(flag) for flag in flags], log, port, lost_at))
+    return agent(["distill", *flags], log, port, hosts=2, processes=1, lost_at=lost_at)
+
+
+def agent(
+    command: Sequence[object], log: Path, port: int, hosts: int, processes: int, lost_at: str = ""
+) -> ForkServerProcess:
+    """torchrun's agent on one of the ``hosts``, with so many ``processes`` of its own, which run the command."""
+    words = [str(word) for word in command]
+    process = SERVER.Process(target=_agent, args=(words, log, port, hosts, processes, lost_at))
     process.start()
     return process
 
 
-def _agent(flags: list[str], log: Path, port: int, lost_at: str) -> None:
+def _agent(command: list[str], log: Path, port: int, hosts: int, processes: int, lost_at: str) -> None:
     os.setsid()
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
     torch.set_num_threads(1)
     os.environ[OWN_STORE] = "1"
     config = LaunchConfig(
-        min_nodes=2, max_nodes=2, nproc_per_node=1, max_restarts=3, start_method="fork", local_addr="127.0.0.1",
-        run_id="hosts", rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_configs={"keep_alive_interval": 1},
+        min_nodes=hosts, max_nodes=hosts, nproc_per_node=processes, max_restarts=3, start_method="fork",
+        local_addr="127.0.0.1", run_id="hosts", rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}",
+        rdzv_configs={"keep_alive_interval": 1},
     )  # fmt: skip
-    elastic_launch(config, _distil)(flags, lost_at)
+    elastic_launch(config, _run_and_be_lost)(command, lost_at)
     os._exit(0)
 
 
-def _distil(flags: list[str], lost_at: str) -> None:
+def _run_and_be_lost(command: list[str], lost_at: str) -> None:
     def lose(event: str, arguments: tuple[Any, ...]) -> None:
         if lost_at and event == "os.mkdir" and str(arguments[0]).endswith(lost_at):
             os.killpg(0, signal.SIGKILL)
 
     sys.addaudithook(lose)
-    assert importlib.import_module("trainer.distill").main(flags) == 0
+    stage, *flags = command
+    if code := importlib.import_module(f"trainer.{stage}").main(flags):
+        os._exit(code)
 
 
 def exit_codes(processes: Sequence[ForkServerProcess]) -> list[int | None]:

@@ -78,7 +78,7 @@ def test_the_lines_of_a_card_score_as_we_do(family: str, tmp_path: Path, capsys:
 
 
 def test_the_lines_of_a_card_build_and_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = saved(tiny_bert(tmp_path / "made"), tmp_path / "student")
+    checkpoint = saved(tiny_bert(tmp_path / "made", layers=1), tmp_path / "student")
     write_groups(tmp_path / "queries.jsonl", queries=8)
     document = {"doc_id": "d1", "title": "Affordable bicycle", "summary": "repair"}
     (tmp_path / "documents.jsonl").write_text(json.dumps(document) + "\n")

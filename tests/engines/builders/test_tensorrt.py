@@ -30,9 +30,10 @@ from trainer.data.records import read_groups
 RTX = "tensorrt_rtx"
 DIMENSIONS = Dimensions(row_length=64, slots_per_row=4, max_rows=40)
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "fp8": "FP8"}
-# In two layers: query, key, value (ModernBERT's are one), output and two or three of the feed-forward part.
-LINEARS = {tiny_bert: 12, tiny_llama: 14, tiny_modernbert: 8}
-ATTENTION_PRODUCTS = 4  # logits and mixing
+LAYERS = {tiny_bert: 1, tiny_llama: 1, tiny_modernbert: 2}  # of which only the second one sees a window
+# In a layer: query, key, value (ModernBERT's are one), output and two or three of the feed-forward part.
+LINEARS = {tiny_bert: 6, tiny_llama: 7, tiny_modernbert: 2 * 4}
+ATTENTION_PRODUCTS = 2  # in a layer: logits and mixing
 # The score head stays in float32: an encoder's dense layer and classifier, a decoder's score.
 HEAD_PRODUCTS = {tiny_bert: 2, tiny_llama: 1, tiny_modernbert: 2}
 CAPABILITIES = {
@@ -58,7 +59,7 @@ class Exports:
 
     def model(self, maker: Maker) -> PreTrainedModel:
         if maker not in self._models:
-            self._models[maker] = load_scorer(maker(self._directory / maker.__name__))
+            self._models[maker] = load_scorer(maker(self._directory / maker.__name__, layers=LAYERS[maker]))
         return self._models[maker]
 
     def encoder(self, maker: Maker) -> PairEncoder:
@@ -124,7 +125,7 @@ def test_types_of_the_network_and_a_plan_for_each_gpu(
     attention = "HALF" if precision == "fp8" else linear
     expected = Counter({Product("FLOAT", "FLOAT"): head})
     expected[Product(linear, linear)] += LINEARS[maker]
-    expected[Product(attention, attention)] += ATTENTION_PRODUCTS
+    expected[Product(attention, attention)] += LAYERS[maker] * ATTENTION_PRODUCTS
     assert Counter(found) == expected
     assert found[-head:] == [("FLOAT", "FLOAT")] * head
     layers = [network.get_layer(index) for index in range(network.num_layers)]

@@ -21,6 +21,7 @@ from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, r
 from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
 
+BF16_ROWS = 8  # of more, processors without units for bf16 take seconds each
 FACTOR = 1.5  # that trainer/measures/costs.py promises
 COMMON = {
     "vocab_size": 512, "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,
@@ -100,6 +101,8 @@ def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
 ) -> None:
     """It leaves weights, gradients and the moments of AdamW, which the plan has exactly."""
     model, shape = built(tmp_path, family, causal, rank, checkpointing, frozen)
+    if bf16:
+        batch = {**batch, "packed": {name: rows[:BF16_ROWS] for name, rows in batch["packed"].items()}}
     with Peak() as peak:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = forward(model, batch)

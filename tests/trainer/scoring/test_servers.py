@@ -62,7 +62,7 @@ def served(
 ) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("teacher")
     size = {"row_length": 96, "slots_per_row": 6, "max_pair_tokens": 80, "max_documents": 20}
-    teacher = tiny_llama(root / "llama", **PROMPTED, **size)
+    teacher = tiny_llama(root / "llama", layers=1, **PROMPTED, **size)
     repository = shutil.copytree(served_repository, root / "model_repository")
     build(teacher, repository, "fp32", "--teacher")
     pool = write_groups(root / "pool.jsonl", queries=30, documents=10)

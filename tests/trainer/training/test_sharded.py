@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +21,11 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
+from bench.children import free_ports
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests import ROOT
 from tests.support.checkpoints import tiny_llm, write_groups, write_uneven_groups
-from tests.support.servers import ports
-from tests.support.stages import Commands, exit_codes, in_two_processes, measured
+from tests.support.stages import Commands, agent, exit_codes, in_two_processes, measured
 from tests.support.waiting import eventually
 from trainer import pretrain, rank_sft
 from trainer.checkpoints.load import PackedScorer, load_scorer
@@ -129,16 +127,15 @@ def test_fsdp_resumes_from_its_shards(sharded_runs: Path) -> None:
 def test_a_signal_to_the_launcher_leaves_one_whole_checkpoint(material: Material, tmp_path: Path) -> None:
     """torchrun passes SIGTERM on; it may arrive in different steps of the processes."""
     flags = material.flags(2, tmp_path / "out", "--max_steps", 10**6, "--save_steps", 10**6, "--use_cpu", "true")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={ports()['http']}"]
-    command = [*launch, "-m", "trainer.rank_sft", *flags]
-    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log"
+    launcher = agent(["rank_sft", *flags], log, free_ports("main")["main"], hosts=1, processes=2)
     eventually((tmp_path / ".out.run/logs").exists)  # it is training
     workers = psutil.Process(launcher.pid).children()
+    assert len(workers) == 2
     launcher.terminate()
-    _, errors = launcher.communicate(timeout=300)
-    assert launcher.returncode != 0
+    assert exit_codes([launcher]) != [0]
     assert not any(worker.is_running() for worker in workers)
-    assert errors.count("stopped by SIGTERM at step") == 2
+    assert log.read_text().count("stopped by SIGTERM at step") == 2
     checkpoint = drop_broken_checkpoints(tmp_path / ".out.run")
     assert checkpoint is not None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}
