@@ -43,7 +43,7 @@ FEW = ["--max_steps", 2, "--per_device_train_batch_size", 1, "--save_strategy", 
 def ettin(directory: Path) -> Path:
     """A language model as the hub has them, with drawn weights."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_modernbert(directory.with_name("tokenizer")))
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # by which no score is far from all others
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
     drawn = {"vocab_size": len(tokenizer), "initializer_range": 0.1}
     config = AutoConfig.for_model("modernbert", **ETTIN_17M, **ids, **drawn)
