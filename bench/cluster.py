@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.children import StartError
+from bench.preparation.log import write_log
 from bench.report import show, table_of
 from client.command import command
 from trainer.cluster import SETTINGS
@@ -170,45 +170,20 @@ def speed(folder: Path, arguments: argparse.Namespace) -> None:
     show(table)
 
 
-def make_log(folder: Path, impressions: int) -> None:
-    """Parquet files of drawn pages, ten documents each, in sessions of four pages or so."""
-    draw = np.random.default_rng(0)
-    syllables = np.array([f"{a}{b}" for a in "bdfgklmnprstvz" for b in "aeiou"])
-    words = np.unique(["".join(each) for each in draw.choice(syllables, (20_000, 4))])
-    texts = [" ".join(draw.choice(words, 40)) for _ in range(impressions // 20)]
-    queries = np.array([" ".join(draw.choice(words, 3)) for _ in range(impressions // 100)])
-    (folder / "raw/impressions").mkdir(parents=True)
-    table = pa.table({"doc_id": [f"d{place}" for place in range(len(texts))], "title": texts, "summary": texts[::-1]})
-    pq.write_table(table, folder / "raw/documents.parquet")
-    for part in range(FILES):
-        pages = impressions // FILES // 10
-        asked = np.repeat((draw.random(pages) ** 3 * len(queries)).astype(int), 10)
-        position = np.tile(np.arange(1, 11), pages)
-        documents = (asked * 5 + position * draw.integers(1, 3, len(asked))) % len(texts)
-        columns = {
-            "session": np.repeat(draw.integers(0, pages * FILES // 4, pages), 10).astype(str),
-            "time": np.repeat(1.7e9 + draw.random(pages) * 3600, 10),
-            "query": queries[asked],
-            "doc_id": [f"d{number}" for number in documents],
-            "position": position,
-            "click": (draw.random(len(asked)) < 0.5 / position).astype(int),
-        }
-        pq.write_table(pa.table(columns), folder / f"raw/impressions/part-{part}.parquet")
-
-
 def prepare(folder: Path, arguments: argparse.Namespace) -> None:
-    make_log(folder, arguments.impressions)
+    write_log(folder / "raw", arguments.impressions, rows_of_file=-(-arguments.impressions // FILES))
     table = table_of(f"Preparing {arguments.impressions:,} impressions", ["command", "s", "same files"], [])
     for workers in (0, 1, 2):
         flags = ["--ray", "--ray_workers", str(workers)] if workers else []
-        given = ["--mapping", "impressions", "--input", str(folder / "raw"), "--output_dir", str(folder / f"{workers}")]
+        given = ["--mapping", str(folder / "raw/log.toml"), "--output_dir", str(folder / f"{workers}")]
+        flags += ["--max_failed", str(arguments.impressions)]
         took = seconds([sys.executable, "-m", "trainer.prepare", *given, *flags])
         here, there = (
             {path.name: path.read_bytes() for path in (folder / name).iterdir() if path.suffix != ".html"}
             for name in ("0", f"{workers}")
         )
         same = ("yes" if here == there else "no") if workers else ""
-        table.add_row(" ".join(flags) or "without Ray", f"{took:.1f}", same)
+        table.add_row(" ".join(flags[:-2]) or "without Ray", f"{took:.1f}", same)
     show(table)
 
 

@@ -13,7 +13,7 @@ from client.connection import Connection
 from client.errors import translated
 from client.outputs import padded
 from client.statistics import STEPS, TOTAL, Spent, spent_by_model
-from client.wire import LIMIT, PARTS, TIMES, Times, steps
+from client.wire import LIMIT, TIMES, Times, mean_times, steps
 
 PATIENCE_S, LOOK_AGAIN_S = 1.0, 0.02
 NAME_COLUMNS = 26
@@ -51,7 +51,7 @@ class Explainer:
         if requests == ensemble["requests"] == 1:
             yield _row("  network, serialisation", _left(seconds * 1e3, ensemble[TOTAL] / 1e6))
         yield _row(f"  {self._connection.model}", _mean(ensemble, TOTAL))
-        told, totals = _means(self._told), list[float]()
+        told, totals = mean_times(self._told), list[float]()
         for step in self._steps:
             times, parts = [_mean(since[step], kind) for kind in (TOTAL, *STEPS)], self._parts(step, told)
             if parts and step in self._threaded:  # Triton's clock has only the part in which it took the request in
@@ -113,15 +113,6 @@ class Explainer:
 def _answers_later(config: dict[str, Any]) -> bool:
     """A student of the Python backend hands its pairs to a thread; Triton's clock stops before they are scored."""
     return bool(config.get("backend") == "python" and LIMIT in config.get("parameters", {}))
-
-
-def _means(told: Sequence[Times]) -> Times:
-    """The means of all requests that told their times, which have the same parts."""
-    means: Times = {}
-    for name, parts in PARTS.items():
-        if known := [times[name] for times in told if name in times]:
-            means[name] = {part: sum(times[part] for times in known) / len(known) for part in parts}
-    return means
 
 
 def _mean(spent: Spent, kind: str) -> float:

@@ -128,6 +128,15 @@ def collect_times(result: Any) -> None:
         collected.append({name: dict(zip(parts, ms.tolist(), strict=True)) for name, parts, ms in known})
 
 
+def mean_times(told: Sequence[Times]) -> Times:
+    """The means over the requests that told their times, which have the same parts."""
+    means: Times = {}
+    for name, parts in PARTS.items():
+        if known := [times[name] for times in told if name in times]:
+            means[name] = {part: sum(times[part] for times in known) / len(known) for part in parts}
+    return means
+
+
 def joined(pieces: Sequence[Scores]) -> Scores:
     return Scores(np.concatenate([piece.logits for piece in pieces]), np.concatenate([p.truncated for p in pieces]))
 

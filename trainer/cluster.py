@@ -110,7 +110,7 @@ def checked(row: Row) -> Row:
 
 
 def seen(path: Path, worker: str, flag: str) -> Path:
-    """What a worker has made, brought here if it lies in a store. Raises ClusterError where it is not seen here."""
+    """The file that a worker has made, brought here if it is in a store. Raises ClusterError if it is not seen here."""
     fetched(shown(str(path)), ())
     if not path.is_file():
         raise ClusterError(f"{path}: {worker} wrote it and it is not seen here: all nodes need {flag}")

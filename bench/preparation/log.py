@@ -42,7 +42,7 @@ Numbers = npt.NDArray[np.int64]
 SYLLABLES = [f"{first}{second}" for first in "bcdfghjklmnprstvwz" for second in "aeiou"]
 
 
-def write_log(folder: Path, impressions: int, seed: int = 0) -> None:
+def write_log(folder: Path, impressions: int, seed: int = 0, rows_of_file: int = ROWS) -> None:
     """Make ``folder`` with ``log.toml``, ``propensities.tsv``, and Parquet files of impressions and of texts."""
     (folder / "impressions").mkdir(parents=True)
     (folder / "documents").mkdir()
@@ -57,8 +57,8 @@ def write_log(folder: Path, impressions: int, seed: int = 0) -> None:
     for number, first in enumerate(range(0, documents, TEXTS)):
         texts = _texts(words, first, min(documents, first + TEXTS), np.random.default_rng([seed, 1, number]))
         pq.write_table(texts, folder / "documents" / f"{number:04}.parquet")
-    for number, first in enumerate(range(0, impressions, ROWS)):
-        rows = min(ROWS, impressions - first)
+    for number, first in enumerate(range(0, impressions, rows_of_file)):
+        rows = min(rows_of_file, impressions - first)
         table = _impressions(queries, documents, number, rows, np.random.default_rng([seed, 2, number]))
         pq.write_table(table, folder / "impressions" / f"{number:04}.parquet")
 
@@ -88,7 +88,7 @@ def _zipf(kinds: int, count: int, draw: np.random.Generator) -> Numbers:
 
 
 def _texts(words: pa.Array, first: int, last: int, draw: np.random.Generator) -> pa.Table:
-    """Of a thousand documents 30 have the text of the one before, 20 a word more than it, and one has none."""
+    """30 documents of a thousand have the text of the one before, 20 a word more than it, and one has none."""
     numbers, kind = np.arange(first, last), draw.random(last - first)
     before = pa.array(np.maximum(0, np.arange(last - first) - (kind < 0.05)))
     titles, summaries = (_joined(words, draw.integers(*ends, last - first), draw) for ends in ((4, 9), (25, 45)))

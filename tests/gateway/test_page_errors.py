@@ -1,4 +1,4 @@
-"""What the gateway's page says where input, the gateway or a ranking server is at fault, in a real Chromium."""
+"""The gateway's page where input, the gateway or a ranking server is at fault, in a real Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of an S3 store that fails, is set up wrongly, or lacks what is named."""
+"""Errors of an S3 store that fails, is set up wrongly, or lacks what is named."""
 
 from __future__ import annotations
 

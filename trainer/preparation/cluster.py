@@ -94,7 +94,7 @@ class Cluster:
     job: Job
 
     def count_impressions(self, engine: Engine, ledger: Ledger, failures: Failures) -> dict[str, int]:
-        """What ``read_all`` and ``count_impressions`` do: fill all tables, and return the rows of each kind.
+        """Fill all tables as ``read_all`` and ``count_impressions`` do, and return the rows of each kind.
 
         Raises DisRankerError for what a worker raises, and DataError for failures of all files together.
         """

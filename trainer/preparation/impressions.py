@@ -37,7 +37,7 @@ def count_impressions(
 
 
 def drops_of(parts: Iterable[Entry]) -> list[Entry]:
-    """What is dropped of a log, out of what is dropped of its parts by ``count_impressions``."""
+    """The drops of a log, out of those of its parts by ``count_impressions``."""
     joined = dict[str, Entry]()
     for entry in parts:
         before = joined.get(entry.rule, Entry(entry.rule, 0, entry.example))

@@ -38,7 +38,7 @@ SMALL = ("texts", "named", "judgments", "run", "failed")  # tables of a file bes
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told: the sources without their files, and what decides how a part turns out."""
+    """The words to every worker: the sources without their files, and what decides how a part turns out."""
 
     sources: Sequence[Source]
     directory: str  # of the parts, or its address

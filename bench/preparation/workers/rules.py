@@ -24,7 +24,7 @@ def given(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def weights(log: Path) -> dict[int, float]:
-    """What a click at a position counts."""
+    """The weight of a click at each position."""
     lines = (log / "propensities.tsv").read_text(encoding="utf-8").splitlines()
     shares = {int(place): float(share) for place, share in (line.split("\t") for line in lines)}
     return {place: min(1 / share, MAX_CLICK_WEIGHT) for place, share in shares.items()}

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from bench.children import serving
 from bench.serving.load import Cell, Score, Way, measure
 from bench.serving.worker import Worker, main
 from client import RankingClient
-from client.wire import TIMES, Times
+from client.wire import TIMES, Times, mean_times
 
 TIMEOUT_S = 120
 PACKAGES = ("nvidia-pytriton", "openvino", "onnxruntime", "tokenizers", "tritonclient")
@@ -51,14 +50,14 @@ class OursWorker(Worker):
         calls, tokens, engine_s = (after[name] - before[name] for name in COUNTERS)
         seconds = sample.documents / sample.documents_per_second
         parts = {
-            f"{name.removesuffix('_MS').lower()} {part}": mean(times[name][part] for times in told)
-            for name, of_step in told[0].items()
-            for part in of_step
+            f"{name.removesuffix('_MS').lower()} {part}": ms
+            for name, of_step in mean_times(told).items()
+            for part, ms in of_step.items()
         }
         return Way(sample, parts, engine_s / seconds, calls / seconds, tokens / calls)
 
     def _counted(self) -> dict[str, float]:
-        """What the engine has done so far, once it stands still."""
+        """The engine's counters, once they stand still."""
         before, shown = None, self._shown()
         while shown != before:
             time.sleep(SHOWN_S)

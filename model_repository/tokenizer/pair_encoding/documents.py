@@ -1,4 +1,4 @@
-"""What a request gives the encoder: documents, as texts or as ids, and where to cut them."""
+"""The documents of a request, as texts or as ids, and where to cut them."""
 
 from __future__ import annotations
 
