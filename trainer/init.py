@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -42,13 +42,14 @@ from trainer.checkpoints.load import (
     reading,
     require_checkpoint,
 )
-from trainer.checkpoints.published import RerankerArguments, check_head, load_llm, refuse_flags
+from trainer.checkpoints.published import RerankerArguments, check_head, has_head, load_llm, refuse_flags
 from trainer.checkpoints.rerankers import Reranker
 from trainer.checkpoints.save import refuse_existing, save_checkpoint
 from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separators
 from trainer.command import command, parse
 from trainer.data.records import QueryGroup, read_groups
 from trainer.packed.families import position_offset
+from trainer.packed.heads import UnknownHeadError, compare_sides
 from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -64,6 +65,13 @@ class InitArguments:
     pretrained: str | None = field(default=None, metadata={"help": "Checkpoint or hub id to start from instead."})
     data: list[str] = field(default_factory=list, metadata={"help": "Texts for a fresh tokenizer (JSONL, Parquet)."})
     vocab_size: int = field(default=8000, metadata={"help": "Size of a fresh tokenizer's vocabulary, at most."})
+    pooling: Literal["token", "sides"] = field(
+        default="token",
+        metadata={
+            "help": "Score from the state of one token; or from the mean states of query and document, which a "
+            "bi-encoder's weights already compare (encoders)."
+        },
+    )
     query_prefix: str = field(default="Query: ", metadata={"help": "Before the query (decoders)."})
     document_prefix: str = field(default=" Document: ", metadata={"help": "Before the document (decoders)."})
     max_query_tokens: int = field(default=64, metadata={"help": "A query is cut above this."})
@@ -92,6 +100,8 @@ def make(arguments: InitArguments, flags: RerankerArguments) -> None:
         model, tokenizer, reranker = *_fresh(arguments, flags), None
     name = str(arguments.pretrained or arguments.config)
     causal = _is_causal(model.config)
+    if arguments.pooling == "sides":
+        _compare_sides(model, causal, name)
     check_tokenizer(tokenizer, model, "prompted" if reranker else "decoder" if causal else "encoder", name)
     padding = choose_pad(tokenizer, model) if causal else f"{tokenizer.pad_token} (the tokenizer's own)"
     settings = _encoding(arguments, tokenizer, model, reranker, name)
@@ -135,6 +145,17 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     return kind.from_config(config, dtype=torch.float32), tokenizer
+
+
+def _compare_sides(model: Model, causal: bool, name: str) -> None:
+    if causal:
+        raise CheckpointError(f"{name}: --pooling sides is for encoders, and this is a causal LM")
+    if has_head(model.config):
+        raise CheckpointError(f"{name}: it has a score head already, which --pooling sides would replace")
+    try:
+        compare_sides(model)
+    except UnknownHeadError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def read_config(path: Path) -> PreTrainedConfig:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -133,6 +134,19 @@ def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor)
     own_RSL = (pairs_RS1 == segment_ids[:, None]).float()
     means_RSH = (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
     return means_RSH.to(states_RLH.dtype)
+
+
+def compared_sides(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:
+    """The product [R, S, H], float32, of the mean states of each pair's query and document, each brought to length 1.
+
+    Its sum is the cosine of the two. The query's side has the start token and the separator before the document.
+    """
+    own_RSL = torch.gather(segment_ids, 1, pool_positions)[:, :, None] == segment_ids[:, None]
+    query_RSH, document_RSH = (
+        F.normalize((own_RSL & (token_type_ids == side)[:, None]).float() @ states_RLH.float(), dim=-1)
+        for side in (0, 1)
+    )
+    return query_RSH * document_RSH
 
 
 def is_decoder(model: Any) -> bool:

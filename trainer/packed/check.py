@@ -11,7 +11,7 @@ from model_repository.tokenizer.pair_encoding import Document, FlatPairs, Packed
 from trainer.packed.body import is_decoder, takes_token_types
 from trainer.packed.families import why_unpackable
 from trainer.packed.forward import packed_readings
-from trainer.packed.heads import UnknownHeadError
+from trainer.packed.heads import UnknownHeadError, compares_sides, comparing_layer
 
 TOLERANCE = 1e-4  # of a logit; measured differences are below 1e-6, and those of a wrong mask above 1e-3
 QUERY = "a query to check"
@@ -76,5 +76,10 @@ def _alone(model: Any, pair: Pair) -> Tensor:
     if takes_token_types(model):
         places = torch.arange(len(pair.token_ids), device=model.device)
         inputs["token_type_ids"] = (places >= pair.document_start).long()[None]
+    if compares_sides(model):
+        states = model.base_model(**inputs).last_hidden_state[0]
+        query, document = (side.mean(0) for side in states.tensor_split([pair.document_start]))
+        product: Tensor = query / query.norm() * document / document.norm()
+        return comparing_layer(model)(product).squeeze()  # type: ignore[no-any-return]
     logits: Tensor = type(model).forward(model, **inputs).logits
     return logits.squeeze()

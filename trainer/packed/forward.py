@@ -14,9 +14,17 @@ from torch import Tensor
 
 from model_repository.tokenizer.pair_encoding import PackedBatch
 from trainer.packed.attention import Visible
-from trainer.packed.body import Seen, body_states, is_decoder, mean_states, pooled_states, takes_token_types
+from trainer.packed.body import (
+    Seen,
+    body_states,
+    compared_sides,
+    is_decoder,
+    mean_states,
+    pooled_states,
+    takes_token_types,
+)
 from trainer.packed.families import reach_of_layers
-from trainer.packed.heads import next_token_logits, pools_all_tokens, score_head
+from trainer.packed.heads import compares_sides, next_token_logits, pools_all_tokens, score_head
 
 IGNORED = -100  # the label of tokens that bear no loss, as in PyTorch's cross entropy
 
@@ -70,9 +78,12 @@ def _pooled(
 ) -> Tensor:
     """The states [R, S, H] that stand for the pairs."""
     inputs, seen = _inputs(model, input_ids, token_type_ids, position_ids, segment_ids)
-    if pools_all_tokens(model):
-        return mean_states(body_states(model, inputs, seen), segment_ids, pool_positions)
-    return pooled_states(model, inputs, seen, pool_positions)
+    if not pools_all_tokens(model):
+        return pooled_states(model, inputs, seen, pool_positions)
+    states_RLH = body_states(model, inputs, seen)
+    if compares_sides(model):
+        return compared_sides(states_RLH, segment_ids, token_type_ids, pool_positions)
+    return mean_states(states_RLH, segment_ids, pool_positions)
 
 
 def _inputs(

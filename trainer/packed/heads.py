@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 Head = Callable[[Any, Tensor], Tensor]  # a model and the states [N, H] of the pairs' tokens -> logits [N, 1]
 
@@ -44,6 +44,8 @@ ENCODER_HEADS: dict[str, Head] = {
 }
 POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
 ALL_TOKENS = "mean"  # the one by which the mean of all states is read
+SIDES = "sides"  # the "pair_pooling" of a head that compares the mean states of query and document
+SCALE = 5.0  # of a new one, which takes cosines from 0 to 1 to scores from -2.5 to 2.5: a teacher's are standardised
 
 
 def choose_pooling(model: Any) -> None:
@@ -52,8 +54,39 @@ def choose_pooling(model: Any) -> None:
         model.config.classifier_pooling = model.classifier_pooling = pooling  # EuroBERT's class keeps a copy
 
 
+def compare_sides(model: Any) -> None:
+    """Give an encoder a new head that compares the two sides of a pair.
+
+    It begins as a bi-encoder ends, with the cosine of two mean states. Raises UnknownHeadError where the family's head
+    is not known.
+    """
+    if (family := model.config.model_type) not in ENCODER_HEADS:
+        raise UnknownHeadError(f"the score head of a {family} model is not supported")
+    model.config.pair_pooling = SIDES
+    keep_comparing_layer(model)
+    layer = comparing_layer(model)
+    with torch.no_grad():
+        layer.weight.fill_(SCALE)
+        layer.bias.fill_(-SCALE / 2)
+
+
+def keep_comparing_layer(model: Any) -> None:
+    """Leave out what such a head does not read, so that other libraries, which would read it, miss its weights."""
+    if hasattr(model.base_model, "pooler"):
+        model.base_model.pooler = None
+    for owner, part in ((model, "head"), (model, "dense"), (model, "pre_classifier"), (model.classifier, "dense")):
+        if hasattr(owner, part):
+            setattr(owner, part, nn.Identity())
+
+
+def comparing_layer(model: Any) -> nn.Linear:
+    """The last layer of the family's own head, which is all of one that compares sides."""
+    layer = model.classifier
+    return layer if isinstance(layer, nn.Linear) else layer.out_proj
+
+
 def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
-    """Float32 logits [N] from the states [N, H] of the tokens that stand for N pairs.
+    """Float32 logits [N] from the states [N, H] that stand for N pairs.
 
     The head computes in the precision of its weights, outside of autocast: logits of bfloat16 tie. Raises
     UnknownHeadError for an encoder that is not in ENCODER_HEADS, or that pools in another way.
@@ -61,6 +94,8 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     head: Head
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
+    elif compares_sides(model):
+        head, layer = (lambda model, x: comparing_layer(model)(x)), comparing_layer(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:
         if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):
             raise UnknownHeadError(f'the "classifier_pooling" {pooling!r} of this {family} model is not supported')
@@ -73,9 +108,15 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     return scores_N
 
 
+def compares_sides(model: Any) -> bool:
+    """Whether the head of a scorer compares the mean states of query and document."""
+    return getattr(model.config, "pair_pooling", None) == SIDES
+
+
 def pools_all_tokens(model: Any) -> bool:
-    """Whether the head of a scorer reads the mean of a pair's states, and not the state of one token."""
-    return model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
+    """Whether the head of a scorer reads means of a pair's states, and not the state of one token."""
+    chosen = model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
+    return chosen or compares_sides(model)
 
 
 def next_token_logits(model: Any, states: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from model_repository.tokenizer.pair_encoding import Document, PairEncoder
 from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta
-from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_scorer
+from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_for_training, load_scorer
 from trainer.packed import forward
 from trainer.packed.body import is_decoder
 from trainer.packed.families import (
@@ -27,6 +27,7 @@ from trainer.packed.families import (
     position_offset,
     reach_of_layers,
 )
+from trainer.packed.heads import compare_sides
 
 LONGEST = LIMITS["max_pair_tokens"]
 WINDOW = 16
@@ -114,6 +115,31 @@ def test_families_that_pack(family: str, settings: dict[str, Any], encoder_of: C
             inputs["token_type_ids"] = (torch.arange(len(pair.token_ids)) >= pair.document_start).long()[None]
         with torch.inference_mode():
             assert model(**inputs).logits.item() == pytest.approx(score, abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("family", "settings"), ENCODERS)
+def test_a_head_that_compares_sides_begins_as_a_bi_encoder_ends(
+    family: str, settings: dict[str, Any], encoder_of: Callable[..., PairEncoder], tmp_path: Path
+) -> None:
+    """Its score is the cosine of the means of the pair's two sides, from 0 to 1, as standardised scores lie."""
+    model = tiny(family, settings)
+    encoder = encoder_of(model, position_offset(model))
+    compare_sides(model)
+    model.save_pretrained(tmp_path)
+    loaded = load_for_training(tmp_path, allow_new_head=False)
+    check_packing(loaded, encoder, family)
+    pairs = encoder.encode("river", DOCUMENTS)
+    together = PackedScorer(loaded).score(encoder.pack(pairs))
+    assert together.std() > 1e-3
+    for pair, score in zip(pairs, together, strict=True):
+        inputs = {"input_ids": torch.from_numpy(pair.token_ids)[None].long()}
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = (torch.arange(len(pair.token_ids)) >= pair.document_start).long()[None]
+        with torch.inference_mode():
+            states = model.base_model(**inputs).last_hidden_state[0]
+        query, document = states[: pair.document_start].mean(0), states[pair.document_start :].mean(0)
+        cosine = torch.cosine_similarity(query, document, dim=0)
+        assert 5 * cosine - 2.5 == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.parametrize(
