@@ -12,7 +12,7 @@ import pytest
 from tests.support.checkpoints import write_groups
 from tests.support.records import written
 from tests.support.stages import FEW, fails, run
-from trainer import distill, queries, score
+from trainer import distill, init, queries, score
 from trainer.collection.words import ENGLISH, units
 from trainer.data.rankings import read_scores
 from trainer.data.records import QueryGroup, read_groups
@@ -132,12 +132,19 @@ def test_a_causal_lm_writes_one_query_for_a_document(
     assert "--count 61: the documents give " in fails(queries, capsys, "--output", tmp_path / "x", *flags)
 
 
-def test_a_weak_teacher_scores_them_and_a_student_learns_from_it(
-    made: Path, bert: Path, bi_encoder: Path, tmp_path: Path
+def test_a_weak_teacher_scores_them_and_a_student_with_its_weights_learns_from_it(
+    made: Path, bi_encoder: Path, llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = tmp_path / "scores.parquet"
+    scores, base = tmp_path / "scores.parquet", tmp_path / "base"
     run(score, "--bi_encoder", bi_encoder, "--data", made, "--output", scores)
-    run(distill, "--model", bert, "--data", made, "--scores", scores, "--output_dir", tmp_path / "student", *FEW)
+    run(init, "--pretrained", bi_encoder, "--pooling", "sides", "--output_dir", base)
+    out = ["--output_dir", tmp_path / "student"]
+    run(distill, "--model", base, "--data", made, "--scores", scores, *out, *FEW, "--max_steps", 20)
+    losses = [point["loss"] for point in json.loads((tmp_path / "student/training.json").read_text())["loss_curve"]]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    capsys.readouterr()
+    for model, message in ((base, "it has a score head already"), (llm, "is for encoders")):
+        assert message in fails(init, capsys, "--pretrained", model, "--pooling", "sides", "--output_dir", base / "x")
 
 
 def test_bad_input_is_one_line(pool: Path, llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
