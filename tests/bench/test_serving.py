@@ -20,7 +20,9 @@ from bench.environments import BenchError
 from bench.report import Spread
 from bench.serving import contenders, limits, tables
 from bench.serving.__main__ import main, report
+from bench.serving.arguments import ServingArguments
 from bench.serving.contenders import LONGEST_S, Contender, best_peers, rounds, start
+from bench.serving.course import prepared
 from bench.serving.load import Cell, LoadError, Pair, Sample, Score, Way, measure
 from bench.serving.processes import Measured, Running
 from bench.serving.quality import Judge, Quality, choose
@@ -33,7 +35,7 @@ from bench.serving.workers.matrices import CHAINS
 from bench.serving.workers.ours import OursWorker
 from client.wire import PARTS
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import write_groups
+from tests.support.checkpoints import comparing_sides, tiny_bert, write_groups
 from tests.support.echo_worker import EchoWorker
 from tests.support.servers import Server
 from tests.support.waiting import PATIENCE_S
@@ -330,6 +332,18 @@ def test_bad_flags_are_named(
 ) -> None:
     assert main([*flags, "--work_dir", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_student_that_no_peer_computes_is_compared_with_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = comparing_sides(tiny_bert, tmp_path / "student")
+    data = write_groups(tmp_path / "data.jsonl")
+    flags = ["--student", str(student), "--data", str(data), "--work_dir", str(tmp_path / "work")]
+    assert main(flags) == 2
+    assert f"{student}: its head compares the sides of a pair, which no peer computes" in capsys.readouterr().err
+    alone = ServingArguments(data=[str(data)], student=str(student), systems=[OURS])
+    assert prepared(alone, read_groups(data), tmp_path / "work").shared["checkpoint"] == student
 
 
 def test_what_takes_too_long_is_not_measured() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.data.rankings import write_run, write_scores
 from trainer.data.records import QueryGroup, read_groups
+from trainer.packed.heads import compare_sides, comparing_layer
 from trainer.training.batches import TrainingGroup
 
 TEXT = """
@@ -52,6 +53,15 @@ def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: An
     settings = {"style": "encoder", "start_token": "[CLS]", "end_token": "[SEP]", **encoding}
     shape = {"num_hidden_layers": layers, "num_attention_heads": 2, "max_position_embeddings": 256}
     return _saved(directory, "bert", _wordpiece(), seed, settings, shape)
+
+
+def comparing_sides(make: Callable[..., Path], directory: Path, **encoding: Any) -> Path:
+    """One of the encoders here with a head that compares the sides of a pair, its weights drawn."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(make(directory, **encoding))
+    compare_sides(scorer)
+    torch.nn.init.normal_(comparing_layer(scorer).weight)
+    scorer.save_pretrained(directory)
+    return directory
 
 
 def tiny_roberta(directory: Path, *, seed: int = 0, layers: int = 2, family: str = "roberta", **encoding: Any) -> Path:
@@ -109,13 +119,9 @@ def tiny_bi_encoder(directory: Path, *, prompts: dict[str, str] | None = None) -
 
 
 def _saved(
-    directory: Path,
-    family: str,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    encoding: dict[str, Any],
+    directory: Path, family: str, tokenizer: PreTrainedTokenizerFast, seed: int, encoding: dict[str, Any],
     shape: dict[str, int],
-) -> Path:
+) -> Path:  # fmt: skip
     torch.manual_seed(seed)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     size = {"vocab_size": len(tokenizer), "initializer_range": SPREAD}
@@ -214,11 +220,9 @@ def byte_level(special: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=400, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )
+    )  # fmt: skip
     words = TEXT.split()  # and the letters that any other English word is made of
     tokenizer.train_from_iterator([*words, *(f" {word}" for word in words), LETTERS, *LETTERS], trainer)
     return _named(tokenizer, names)

@@ -19,6 +19,7 @@ import build_engines
 from client import rank
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import (
+    comparing_sides,
     tiny_bert,
     tiny_llama,
     tiny_modernbert,
@@ -42,6 +43,9 @@ MAKERS: dict[str, Any] = {
     "roberta": tiny_roberta,
     "xlm-roberta": tiny_xlm_roberta,
     "modernbert": tiny_modernbert,
+    "bert by sides": partial(comparing_sides, tiny_bert),
+    "roberta by sides": partial(comparing_sides, tiny_roberta),
+    "modernbert by sides": partial(comparing_sides, tiny_modernbert),
     "llama": tiny_llama,
     "prompt": partial(tiny_llama, start_token=None, end_token=None, query_prefix="", document_prefix="", prompt=PROMPT),
 }
@@ -67,7 +71,11 @@ def ours(checkpoint: Path, query: str, documents: list[str]) -> FloatArray:
 def test_the_lines_of_a_card_score_as_we_do(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = saved(MAKERS[family](tmp_path / "made", **WIDE), tmp_path / "scorer")
     lines = blocks(checkpoint / "README.md", "python")
-    assert len(lines) == (1 if family in ("llama", "prompt") else 2)
+    elsewhere = family in ("bert", "roberta", "xlm-roberta", "modernbert")  # in sentence-transformers too
+    assert len(lines) == (2 if elsewhere else 1)
+    metadata = ModelCard.load(checkpoint / "README.md").data
+    assert metadata.library_name == ("sentence-transformers" if elsewhere else "transformers")
+    assert ("cross-encoder" in metadata.tags) == elsewhere
     with chdir(tmp_path):  # the card names the directory
         for code in lines:
             found: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
 from trainer.checkpoints.record import short_name, stages_of
+from trainer.packed.heads import SIDES
 from trainer.storage import appears_whole
 
 CARD_FILE = "README.md"
@@ -95,19 +96,23 @@ def _read_card(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _kind(directory: Path, encoding: PairEncodingConfig) -> tuple[str, dict[str, Any]]:
-    """Whether the checkpoint is an ``adapter``, an ``llm``, or a scorer that is an ``encoder`` or a ``decoder``."""
+    """Whether the checkpoint is an ``adapter``, an ``llm``, or a scorer that is an ``encoder`` or a ``decoder``.
+
+    An encoder whose head compares the sides of a pair is ``sides``.
+    """
     adapter = (directory / ADAPTER_FILE).is_file()
     config = json.loads((directory / (ADAPTER_FILE if adapter else "config.json")).read_text(encoding="utf-8"))
     if adapter:
         return "adapter", config
     causal = any(kind.endswith("ForCausalLM") for kind in config.get("architectures") or ())
-    return "llm" if causal else encoding.style, config
+    compares = encoding.style == "encoder" and config.get("pair_pooling") == SIDES
+    return "llm" if causal else SIDES if compares else encoding.style, config
 
 
 def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, Any]], name: str) -> ModelCardData:
     """The head of the card, by which a hub files it. Names that are not the hub's would be refused there."""
     library = {"encoder": "sentence-transformers", "adapter": "peft"}.get(kind, "transformers")
-    tags = {"encoder": ["cross-encoder", "reranker"], "decoder": ["reranker"]}.get(kind, [])
+    tags = {"encoder": ["cross-encoder", "reranker"], SIDES: ["reranker"], "decoder": ["reranker"]}.get(kind, [])
     results = [
         EvalResult(
             task_type="text-ranking",
@@ -122,7 +127,7 @@ def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, 
     return ModelCardData(
         base_model=stages[0]["from"] if stages[0]["hub"] else None,
         library_name=library,
-        pipeline_tag="text-ranking" if kind in ("encoder", "decoder") else None,
+        pipeline_tag="text-ranking" if tags else None,
         tags=["disranker", *tags],
         eval_results=results or None,
         model_name=name.rpartition("/")[2] if results else None,

@@ -1,0 +1,67 @@
+"""First checkpoints whose head compares the sides of a pair, and students of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.checkpoints import write_teacher
+from tests.support.scores import packed_scores
+from tests.support.stages import FEW, fails, run
+from trainer import distill, init, rank_sft
+from trainer.packed.heads import SCALE
+
+SHAPE = {
+    "model_type": "bert", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+LIMITS = ["--max_query_tokens", 16, "--max_pair_tokens", 64, "--row_length", 64, "--vocab_size", 400]
+SIDES = ["--pooling", "sides"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    root = tmp_path_factory.mktemp("base")
+    (root / "shape.json").write_text(json.dumps(SHAPE))
+    run(init, "--config", root / "shape.json", "--data", data, "--output_dir", root / "bert", *LIMITS, *SIDES)
+    return root / "bert"
+
+
+def test_a_shape_may_say_what_the_flag_says(base: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text(json.dumps({**SHAPE, "pair_pooling": "sides"}))
+    run(init, "--config", tmp_path / "shape.json", "--data", data, "--output_dir", tmp_path / "bert", *LIMITS)
+    flag, said = (load_file(directory / "model.safetensors") for directory in (base, tmp_path / "bert"))
+    assert flag.keys() == said.keys() and not any("pooler" in name for name in said)
+    assert all(torch.equal(weight, said[name]) for name, weight in flag.items())
+    assert (said["classifier.weight"] == SCALE).all()
+
+
+def test_a_student_of_fewer_layers_and_one_by_adapters_compare_sides(base: Path, data: Path, tmp_path: Path) -> None:
+    scores = write_teacher(tmp_path / "scores.parquet", data)
+    common = ["--model", base, "--data", data, "--learning_rate", "1e-2", *FEW]
+    run(distill, *common, "--scores", scores, "--student_layers", 1, "--output_dir", tmp_path / "short")
+    run(rank_sft, *common, "--lora_rank", 2, "--output_dir", tmp_path / "adapted")
+    before = load_file(base / "model.safetensors")
+    for name in ("short", "adapted"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["pair_pooling"] == "sides"
+        assert config["num_hidden_layers"] == (1 if name == "short" else 2)
+        assert packed_scores(tmp_path / name).std() > 1e-3
+        after = load_file(tmp_path / name / "model.safetensors")
+        moved = {weight for weight in after if not torch.equal(before[weight], after[weight])}
+        assert "classifier.weight" in moved and not any("pooler" in weight for weight in after)
+        if name == "adapted":
+            assert all(".layer." in weight for weight in moved if weight.startswith("bert"))
+
+
+def test_what_cannot_compare_sides_is_named(
+    bert: Path, llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--output_dir", tmp_path / "out", *SIDES]
+    assert "--pooling sides is for encoders, and this is a causal LM" in fails(init, capsys, "--pretrained", llm, *out)
+    assert "has a score head already" in fails(init, capsys, "--pretrained", bert, *out)
+    assert not list(tmp_path.iterdir())
