@@ -1,7 +1,7 @@
-"""Heads on the state of one token for each pair: of sequence-classification classes a score, of LMs the next token.
+"""Heads on one state for each pair: of sequence-classification classes a score, of LMs the next token.
 
 Hugging Face's classes compute their head inside a forward that pools by itself. In packed rows the packer says which
-token stands for a pair.
+token stands for a pair, or which tokens are its two sides.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     head: Head
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
+    elif (pooling := getattr(model.config, "pair_pooling", SIDES)) != SIDES:
+        raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {SIDES!r}, or not there')
     elif compares_sides(model):
         head, layer = (lambda model, x: comparing_layer(model)(x)), comparing_layer(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:

@@ -210,6 +210,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("falcon", {"alibi": True}, NO_MASK),
     ("t5", {}, "a t5 model cannot be packed: ValueError: You must specify"),
     ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "late"}, "'late' of this eurobert model is not"),
+    ("bert", {"pair_pooling": "means"}, "the \"pair_pooling\" 'means' is not known"),
     ("bert", {"vocab_size": 20}, "the model knows 20 tokens"),
     ("bert", {"max_position_embeddings": 40}, f"max_pair_tokens {LONGEST} is above the model's 40 positions"),
     ("roberta", {"pad_token_id": 1}, "roberta model begin at 2, and pair_encoding.json says position_offset 0: make"),
