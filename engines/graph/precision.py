@@ -32,7 +32,6 @@ def typed_model(model: PreTrainedModel, precision: str, attention_kind: str = AT
     for parent in list(body.modules()):
         _wrap(parent, [name for name, child in parent.named_children() if _is_norm(child)], cast_back=True)
     _wrap(body, [name for name, _ in body.named_children() if name == "pooler"], cast_back=False)
-    _wrap(typed, [name for name, child in typed.named_children() if child is not body], cast_back=False)
     return typed
 
 

@@ -1,4 +1,7 @@
-"""Tiny rerankers as the hub has them: the families' own tokenizers and architectures, with drawn weights."""
+"""Tiny rerankers as the hub has them, the families' own tokenizers and architectures, and one that compares sides.
+
+Their weights are drawn.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
-from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level
+from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, tiny_bert
+from trainer.checkpoints.load import load_for_training
+from trainer.packed.heads import SCALE, compare_sides, comparing_layer
 
 PROMPTS = ["instruction", "query", "document", "Query", "Document", "Instruct", "passage", "yes", "no", "Yes", "No"]
 ENDS = ["", ".", "?", "!", ":", "\n", ".\n", "?\n", ":\n", "\n\n"]  # one token of Qwen's may end a line and more
@@ -37,6 +42,15 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
     config = AutoConfig.for_model(family, **{**shape, "num_key_value_heads": 2, "head_dim": 8, **size, **settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_sides(directory: Path, **settings: Any) -> Path:
+    """``tiny_bert`` with a head that compares the sides of a pair, as if it had been trained."""
+    model = load_for_training(tiny_bert(directory, **settings))
+    compare_sides(model)
+    comparing_layer(model).weight.data.normal_(SCALE, SCALE)
+    model.save_pretrained(directory)
     return directory
 
 

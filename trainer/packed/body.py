@@ -129,11 +129,10 @@ POOLED_STATES = {
 
 
 def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor) -> Tensor:
-    """The mean [R, S, H] of the states of each pair's tokens; ``pool_positions`` [R, S] name one token of each."""
+    """The mean [R, S, H], float32, of the states of each pair's tokens; ``pool_positions`` [R, S] name one of each."""
     pairs_RS1 = torch.gather(segment_ids, 1, pool_positions)[:, :, None]
     own_RSL = (pairs_RS1 == segment_ids[:, None]).float()
-    means_RSH = (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
-    return means_RSH.to(states_RLH.dtype)
+    return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
 
 
 def compared_sides(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:

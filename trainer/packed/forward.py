@@ -24,7 +24,7 @@ from trainer.packed.body import (
     takes_token_types,
 )
 from trainer.packed.families import reach_of_layers
-from trainer.packed.heads import compares_sides, next_token_logits, pools_all_tokens, score_head
+from trainer.packed.heads import compares_sides, next_token_logits, pools_all_tokens, score_head, without_autocast
 
 IGNORED = -100  # the label of tokens that bear no loss, as in PyTorch's cross entropy
 
@@ -81,9 +81,10 @@ def _pooled(
     if not pools_all_tokens(model):
         return pooled_states(model, inputs, seen, pool_positions)
     states_RLH = body_states(model, inputs, seen)
-    if compares_sides(model):
-        return compared_sides(states_RLH, segment_ids, token_type_ids, pool_positions)
-    return mean_states(states_RLH, segment_ids, pool_positions)
+    with without_autocast(states_RLH):
+        if compares_sides(model):
+            return compared_sides(states_RLH, segment_ids, token_type_ids, pool_positions)
+        return mean_states(states_RLH, segment_ids, pool_positions)
 
 
 def _inputs(

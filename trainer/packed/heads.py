@@ -105,7 +105,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     else:
         raise UnknownHeadError(f"the score head of a {family} model is not supported")
     states_NH = pooled_NH.to(next(weight.dtype for weight in layer.parameters()))
-    with _without_autocast(states_NH):
+    with without_autocast(states_NH):
         scores_N: Tensor = head(model, states_NH)[:, 0].float()
     return scores_N
 
@@ -128,6 +128,7 @@ def next_token_logits(model: Any, states: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _without_autocast(values: Tensor) -> AbstractContextManager[None]:
+def without_autocast(values: Tensor) -> AbstractContextManager[None]:
+    """A block whose products keep the precision of their factors."""
     device = values.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

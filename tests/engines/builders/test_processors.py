@@ -13,27 +13,35 @@ import pytest
 
 from engines.builders import builder_for, processors
 from engines.job import BuildArguments, Job
+from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.exports import exported_once
+from tests.support.rerankers import tiny_sides
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
 
 TOLERANCE = 1e-5  # float32 by other kernels, chosen by the shape of a call
+ODD = [Document(title="", summary=""), Document(title="river", summary="bridge " * 60)]  # empty, and cut
+# In a layer: of BERT only keys and values are of all tokens in the last one, unless the head reads all of them.
+PRODUCTS = {tiny_bert: 2, tiny_sides: 6, tiny_llama: 7}
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
+@pytest.mark.parametrize("make", PRODUCTS)
 def test_a_built_engine_scores_as_pytorch(make: Callable[..., Path], tmp_path: Path) -> None:
-    """Pairs of one request, and pairs of requests of one document each."""
+    """Pairs of one request, and pairs of requests of one document each; int8 would take the products of all tokens."""
     checkpoint, data = make(tmp_path / "checkpoint", layers=1), write_groups(tmp_path / "dev.jsonl", documents=16)
     arguments = BuildArguments(str(checkpoint), [str(data)], "openvino", "fp32", rows_per_call=3)
     job = Job.of(arguments, tmp_path / "job")
     job.directory.mkdir()
-    pairs = encode_groups(job.encoder, read_groups(data)[:1])
+    group = read_groups(data)[0]
+    pairs = job.encoder.encode(group.query, [*group.documents, *ODD])
+    assert pairs.truncated.any()
     expected = PackedScorer(job.model).score(job.encoder.pack(pairs))
     with exported_once(tmp_path / "graph"):
         for engine in ("openvino", "onnxruntime"):
-            run = builder_for(replace(arguments, engine=engine)).build(job).run
+            builder: Any = builder_for(replace(arguments, engine=engine))
+            assert len(builder.products(builder.read(processors.exported(job))).candidates) == PRODUCTS[make]
+            run = builder.build(job).run
             np.testing.assert_allclose(run(pairs), expected, atol=TOLERANCE, rtol=0)
             alone = np.concatenate([run(pairs[at : at + 1]) for at in range(len(pairs))])
             np.testing.assert_allclose(alone, expected, atol=TOLERANCE, rtol=0)

@@ -25,13 +25,16 @@ from trainer.data.rankings import read_scores
 from trainer.packed import attention
 from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, kept, use_kernel
 from trainer.packed.body import is_decoder, reads_pooled_tokens
+from trainer.packed.heads import compare_sides
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),  # its compiler
 ]
+SIDES = "bert of sides"  # its head reads the states of all tokens
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
+    SIDES: {},
     "llama": {},
     "modernbert": {"local_attention": 32, "cls_token_id": 2, "sep_token_id": 3},
     "gemma2": {"layer_types": ["sliding_attention", "full_attention"], "attn_logit_softcapping": 0.5},
@@ -47,7 +50,11 @@ def built(family: str, **more: Any) -> Any:
     torch.manual_seed(0)
     own = {"sliding_window": 16, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 2, "eos_token_id": 3}
     settings = {**SMALL, "max_position_embeddings": 256, **own, **FAMILIES.get(family, {}), **more}
-    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **settings)).eval()
+    config = AutoConfig.for_model(family.partition(" ")[0], **settings)
+    model: Any = AutoModelForSequenceClassification.from_config(config).eval()
+    if family == SIDES:
+        compare_sides(model)
+    return model
 
 
 def packed(model: Any) -> PackedBatch:
@@ -116,7 +123,7 @@ def test_flex_scores_as_the_dense_kernel_does(family: str, uncompiled: None) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_with_dropout_in_attention_trains_by_the_dense_kernel(family: str) -> None:
     """Gemma 2 caps its logits, which SDPA cannot."""
-    name = "attention_probs_dropout_prob" if family == "bert" else "attention_dropout"
+    name = "attention_probs_dropout_prob" if family in ("bert", SIDES) else "attention_dropout"
     model = built(family, **{name: 0.5}).train()
     use_kernel(model, "dense", training=True)
     first, second = (PackedScorer(model).score(packed(model)) for _ in range(2))

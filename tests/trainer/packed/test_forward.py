@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model_repository.tokenizer.pair_encoding import INPUTS, FlatPairs, Layout, PairEncoder
+from model_repository.tokenizer.pair_encoding import INPUTS, Document, FlatPairs, Layout, PairEncoder
 from tests.support.checkpoints import SMALL, tiny_llm, training_groups
-from trainer.checkpoints.load import load_causal_lm
+from tests.support.rerankers import tiny_gte, tiny_sides
+from trainer.checkpoints.load import load_causal_lm, load_scorer
 from trainer.data.pairs import encode_groups
-from trainer.packed.body import is_decoder
+from trainer.packed.body import compared_sides, is_decoder, mean_states
 from trainer.packed.forward import IGNORED, packed_scores, packed_token_losses
+from trainer.packed.heads import score_head
 from trainer.training.batches import LanguageCollator
 
 LONGEST = 500
@@ -53,6 +56,29 @@ def test_pairs_longer_than_the_window_score_and_teach_as_they_do_alone(family: s
         for scores in (together, alone)
     )
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("make", [tiny_sides, tiny_gte])
+def test_heads_that_read_all_tokens_sum_them_in_float32(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Autocast would round the sums to bfloat16. Slots and rows without a pair have numbers, and so have gradients."""
+    directory = make(tmp_path / "model")
+    encoder, model, states = PairEncoder.load(directory), load_scorer(directory), list[torch.Tensor]()
+    batch = encoder.pack(encoder.encode("river", [Document(title="", summary="bridge " * size) for size in (0, 9, 99)]))
+    arrays = [np.concatenate([array, np.zeros_like(array[:1])]) for array in batch.rows]
+    rows = {name: torch.from_numpy(array).long() for name, array in zip(INPUTS, arrays, strict=True)}
+    model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores_RS = packed_scores(model, **rows)
+    if make is tiny_sides:
+        del rows["input_ids"], rows["position_ids"]
+        read_RSH = compared_sides(*states, **rows)
+    else:
+        read_RSH = mean_states(*states, rows["segment_ids"], rows["pool_positions"])
+    assert torch.equal(score_head(model, read_RSH.flatten(0, 1)), scores_RS.flatten())
+    assert scores_RS.isfinite().all()
+    torch.autograd.backward(scores_RS.flatten()[batch.slots].sum())
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert len(gradients) > 4 and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> None:
