@@ -20,9 +20,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
-from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, tiny_bert
-from trainer.checkpoints.load import load_for_training
-from trainer.packed.heads import SCALE, compare_sides, comparing_layer
+from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, comparing_sides, tiny_bert
 
 PROMPTS = ["instruction", "query", "document", "Query", "Document", "Instruct", "passage", "yes", "no", "Yes", "No"]
 ENDS = ["", ".", "?", "!", ":", "\n", ".\n", "?\n", ":\n", "\n\n"]  # one token of Qwen's may end a line and more
@@ -45,13 +43,9 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
     return directory
 
 
-def tiny_sides(directory: Path, **settings: Any) -> Path:
-    """``tiny_bert`` with a head that compares the sides of a pair, as if it had been trained."""
-    model = load_for_training(tiny_bert(directory, **settings))
-    compare_sides(model)
-    comparing_layer(model).weight.data.normal_(SCALE, SCALE)
-    model.save_pretrained(directory)
-    return directory
+def tiny_sides(directory: Path, **encoding: Any) -> Path:
+    """``tiny_bert`` with a head that compares the sides of a pair."""
+    return comparing_sides(tiny_bert, directory, **encoding)
 
 
 def tiny_gte(directory: Path, *, layers: int = 2) -> Path:
