@@ -13,15 +13,15 @@ import pytest
 
 from engines.builders import builder_for, processors
 from engines.job import BuildArguments, Job
-from model_repository.tokenizer.pair_encoding import Document
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.exports import exported_once
 from tests.support.rerankers import tiny_sides
 from trainer.checkpoints.load import PackedScorer
-from trainer.data.records import read_groups
+from trainer.data.pairs import encode_groups
+from trainer.data.records import JudgedDocument, read_groups
 
 TOLERANCE = 1e-5  # float32 by other kernels, chosen by the shape of a call
-ODD = [Document(title="", summary=""), Document(title="river", summary="bridge " * 60)]  # empty, and cut
+ODD = [JudgedDocument("empty", "", "", None, 0), JudgedDocument("cut", "river", "bridge " * 60, None, 0)]
 # In a layer: of BERT only keys and values are of all tokens in the last one, unless the head reads all of them.
 PRODUCTS = {tiny_bert: 2, tiny_sides: 6, tiny_llama: 7}
 
@@ -34,7 +34,7 @@ def test_a_built_engine_scores_as_pytorch(make: Callable[..., Path], tmp_path: P
     job = Job.of(arguments, tmp_path / "job")
     job.directory.mkdir()
     group = read_groups(data)[0]
-    pairs = job.encoder.encode(group.query, [*group.documents, *ODD])
+    pairs = encode_groups(job.encoder, [replace(group, documents=(*group.documents, *ODD))])
     assert pairs.truncated.any()
     expected = PackedScorer(job.model).score(job.encoder.pack(pairs))
     with exported_once(tmp_path / "graph"):

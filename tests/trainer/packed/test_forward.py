@@ -71,9 +71,9 @@ def test_heads_that_read_all_tokens_sum_them_in_float32(make: Callable[[Path], P
         scores_RS = packed_scores(model, **rows)
     if make is tiny_sides:
         del rows["input_ids"], rows["position_ids"]
-        read_RSH = compared_sides(*states, **rows)
+        read_RSH = compared_sides(states[0], **rows)
     else:
-        read_RSH = mean_states(*states, rows["segment_ids"], rows["pool_positions"])
+        read_RSH = mean_states(states[0], rows["segment_ids"], rows["pool_positions"])
     assert torch.equal(score_head(model, read_RSH.flatten(0, 1)), scores_RS.flatten())
     assert scores_RS.isfinite().all()
     torch.autograd.backward(scores_RS.flatten()[batch.slots].sum())
