@@ -24,7 +24,7 @@ from model_repository.tokenizer.pair_encoding import (
 )
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
-from trainer.packed.heads import choose_pooling, compares_sides, keep_comparing_layer
+from trainer.packed.heads import choose_pooling, compare_sides, compares_sides, keep_comparing_layer
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -94,7 +94,9 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True, **sett
     new_body = [key for key in missing if key.startswith(model.base_model_prefix) and ".pooler." not in key]
     if new_body:
         raise CheckpointError(f"{directory}: the checkpoint lacks weights of the model's body, such as {new_body[0]!r}")
-    if missing:
+    if missing and compares_sides(model):
+        compare_sides(model)
+    elif missing:
         choose_pooling(model)
     if model.config.pad_token_id is None:  # the class's own pooling needs one; ours does not
         model.config.pad_token_id = 0

@@ -1,6 +1,6 @@
 """The body of a model: the states of all tokens after the last layer, or only of those that stand for pairs.
 
-Of a pair only one token's last state is read. Where the design of the last layer is known, only keys and values are
+Of a pair most heads read one token's last state. Where the design of the last layer is known, only keys and values are
 computed for every token; the rest of the layer, most of its work, runs on one token for each pair. For 6 layers that
 saves about a sixth of all. The result is the same.
 In the names of shapes, D is the width of an attention head; in RSHD and RHLD, H is the heads.

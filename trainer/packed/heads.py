@@ -58,10 +58,10 @@ def compare_sides(model: Any) -> None:
     """Give an encoder a new head that compares the two sides of a pair.
 
     It begins as a bi-encoder ends, with the cosine of two mean states. Raises UnknownHeadError where the family's head
-    is not known.
+    is not known, and for SqueezeBERT, which calls its pooler in any case.
     """
-    if (family := model.config.model_type) not in ENCODER_HEADS:
-        raise UnknownHeadError(f"the score head of a {family} model is not supported")
+    if (family := model.config.model_type) not in ENCODER_HEADS or family == "squeezebert":
+        raise UnknownHeadError(f"a head of a {family} model that compares sides is not supported")
     model.config.pair_pooling = SIDES
     keep_comparing_layer(model)
     layer = comparing_layer(model)
@@ -94,7 +94,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     head: Head
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
-    elif (pooling := getattr(model.config, "pair_pooling", SIDES)) != SIDES:
+    elif (pooling := getattr(model.config, "pair_pooling", None)) not in (None, SIDES):
         raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {SIDES!r}, or not there')
     elif compares_sides(model):
         head, layer = (lambda model, x: comparing_layer(model)(x)), comparing_layer(model)
@@ -112,7 +112,8 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
 
 def compares_sides(model: Any) -> bool:
     """Whether the head of a scorer compares the mean states of query and document."""
-    return getattr(model.config, "pair_pooling", None) == SIDES
+    config = model.config
+    return config.model_type in ENCODER_HEADS and getattr(config, "pair_pooling", None) == SIDES
 
 
 def pools_all_tokens(model: Any) -> bool:

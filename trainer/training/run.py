@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -78,8 +79,9 @@ class StageArguments(TrainingArguments):
     def __post_init__(self) -> None:
         check_supported(self)
         check_numbers(self)
-        if not torch.accelerator.is_available() and (self.bf16 or sharding_of(self) == "none"):
-            self.use_cpu = True  # transformers wants to be told, for bf16 and for several processes; not under FSDP
+        several = "LOCAL_RANK" in os.environ and sharding_of(self) == "none"
+        if not torch.accelerator.is_available() and (self.bf16 or several):
+            self.use_cpu = True  # transformers wants to be told, or several processes are several runs
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise DataError(f"--learning_rate must be a finite number of at least 0, not {self.learning_rate}")

@@ -25,7 +25,7 @@ from tests.support.rerankers import tiny_sides
 from tests.support.stages import exit_codes, finish, host, in_two_processes, measured
 from tests.support.waiting import eventually
 
-SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--use_cpu", "true", "--disable_tqdm", "true",
+SAME = ["--logging_steps", "1", "--learning_rate", "2e-3", "--disable_tqdm", "true",
         "--save_strategy", "no"]  # fmt: skip
 STAGES = ("pretrain", "rank_sft", "distill")
 SCORED = {"evaluate": "table.json", "rerank": "reranked.run", "score": "score.parquet"}
