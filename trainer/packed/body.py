@@ -130,8 +130,7 @@ POOLED_STATES = {
 
 def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor) -> Tensor:
     """The mean [R, S, H], float32, of the states of each pair's tokens; ``pool_positions`` [R, S] name one of each."""
-    pairs_RS1 = torch.gather(segment_ids, 1, pool_positions)[:, :, None]
-    own_RSL = (pairs_RS1 == segment_ids[:, None]).float()
+    own_RSL = _own_tokens(segment_ids, pool_positions).float()
     return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
 
 
@@ -140,12 +139,16 @@ def compared_sides(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tens
 
     Its sum is the cosine of the two. The query's side has the start token and the separator before the document.
     """
-    own_RSL = torch.gather(segment_ids, 1, pool_positions)[:, :, None] == segment_ids[:, None]
+    own_RSL, states_RLH = _own_tokens(segment_ids, pool_positions), states_RLH.float()
     query_RSH, document_RSH = (
-        F.normalize((own_RSL & (token_type_ids == side)[:, None]).float() @ states_RLH.float(), dim=-1)
-        for side in (0, 1)
+        F.normalize((own_RSL & (token_type_ids == side)[:, None]).float() @ states_RLH, dim=-1) for side in (0, 1)
     )
     return query_RSH * document_RSH
+
+
+def _own_tokens(segment_ids: Tensor, pool_positions: Tensor) -> Tensor:
+    """Whether [R, S, L] a token of the row is of the pair that a position names."""
+    return torch.gather(segment_ids, 1, pool_positions)[:, :, None] == segment_ids[:, None]
 
 
 def is_decoder(model: Any) -> bool:

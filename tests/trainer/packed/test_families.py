@@ -13,7 +13,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from model_repository.tokenizer.pair_encoding import Document, PairEncoder
+from model_repository.tokenizer.pair_encoding import Document, Pair, PairEncoder
 from tests.support.checkpoints import LIMITS, SMALL, tiny_bert, tiny_modernbert, tiny_roberta, tiny_xlm_roberta
 from trainer.checkpoints.load import CheckpointError, PackedScorer, check_packing, load_for_training, load_scorer
 from trainer.packed import forward
@@ -98,6 +98,14 @@ def encoder_of(bert: Path, llama: Path) -> Callable[[Any], PairEncoder]:
     return chosen
 
 
+def inputs_of(model: Any, pair: Pair) -> dict[str, torch.Tensor]:
+    """A pair alone, for the class's own forward."""
+    inputs = {"input_ids": torch.from_numpy(pair.token_ids)[None].long()}
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = (torch.arange(len(pair.token_ids)) >= pair.document_start).long()[None]
+    return inputs
+
+
 @pytest.mark.parametrize(("family", "settings"), [*ENCODERS, *DECODERS])
 def test_families_that_pack(family: str, settings: dict[str, Any], encoder_of: Callable[..., PairEncoder]) -> None:
     """Pairs of every length up to the longest, several in a row, next to the class's own forward."""
@@ -110,11 +118,8 @@ def test_families_that_pack(family: str, settings: dict[str, Any], encoder_of: C
     together = PackedScorer(model).score(encoder.pack(pairs))
     assert together.std() > 1e-3
     for pair, score in zip(pairs, together, strict=True):
-        inputs = {"input_ids": torch.from_numpy(pair.token_ids)[None].long()}
-        if getattr(model.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = (torch.arange(len(pair.token_ids)) >= pair.document_start).long()[None]
         with torch.inference_mode():
-            assert model(**inputs).logits.item() == pytest.approx(score, abs=1e-5, rel=1e-5)
+            assert model(**inputs_of(model, pair)).logits.item() == pytest.approx(score, abs=1e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize(("family", "settings"), ENCODERS)
@@ -132,11 +137,8 @@ def test_a_head_that_compares_sides_begins_as_a_bi_encoder_ends(
     together = PackedScorer(loaded).score(encoder.pack(pairs))
     assert together.std() > 1e-3
     for pair, score in zip(pairs, together, strict=True):
-        inputs = {"input_ids": torch.from_numpy(pair.token_ids)[None].long()}
-        if getattr(model.config, "type_vocab_size", 0) > 1:
-            inputs["token_type_ids"] = (torch.arange(len(pair.token_ids)) >= pair.document_start).long()[None]
         with torch.inference_mode():
-            states = model.base_model(**inputs).last_hidden_state[0]
+            states = model.base_model(**inputs_of(model, pair)).last_hidden_state[0]
         query, document = states[: pair.document_start].mean(0), states[pair.document_start :].mean(0)
         cosine = torch.cosine_similarity(query, document, dim=0)
         assert 5 * cosine - 2.5 == pytest.approx(score, abs=1e-5)
