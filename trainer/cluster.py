@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,9 @@ def joined(address: str) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise ClusterError("--ray needs Ray: pip install -e '.[cluster]'") from error
+    if address == LOCAL and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Without one, Ray writes a token into the home directory: commands that begin at once write over each other's.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
     try:
         ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:

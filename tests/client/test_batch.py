@@ -190,7 +190,7 @@ def test_a_killed_batch_loses_no_query_that_was_answered(queries: Path, ranked: 
             part = ranked.with_name("ranked.jsonl.part")
             eventually(lambda: len(part.read_bytes().splitlines()) == 5)
             process.kill()
-        held.released.set()
+        held.release()
         code, _, (line,) = run(*flags)
     assert (code, "7 queries" in line, "after 5 of an earlier start" in line) == (0, True, True)
     assert len(records(ranked)) == QUERIES

@@ -73,12 +73,13 @@ def test_the_closing_of_another_loops_channels_is_not_collected_before_its_end()
 @pytest.mark.parametrize("hedge", [None, 0.5])
 def test_closing_ends_calls_under_way_and_refuses_others(hedge: float | None) -> None:
     """With an error of ours, though gRPC cancels the tasks of asyncio."""
-    held = Held(free=20)
+    held, service = Held(), OddServer(np.arange)
 
     async def close_meanwhile(urls: list[str]) -> None:
         client = AsyncRankingClient(urls, hedge=hedge)
         for _ in range(20):
             await client.score(QUERY, ["a"])
+        service.act = held
         call = asyncio.create_task(client.score(QUERY, ["a"]))
         assert await asyncio.to_thread(held.held.wait, 60)
         await client.close()
@@ -89,6 +90,7 @@ def test_closing_ends_calls_under_way_and_refuses_others(hedge: float | None) ->
         client = RankingClient(urls, hedge=hedge)
         for _ in range(20):
             client.score(QUERY, ["a"])
+        service.act = held
         with ThreadPoolExecutor(1) as pool:
             call = pool.submit(client.score, QUERY, ["a"])
             assert held.held.wait(60)
@@ -99,10 +101,10 @@ def test_closing_ends_calls_under_way_and_refuses_others(hedge: float | None) ->
             with pytest.raises(InvalidRequestError, match="this client was closed"):
                 ask()
 
-    service = OddServer(np.arange, held)
     with odd_server(service) as url, odd_server(service) as other:
         asyncio.run(close_meanwhile([url, other]))
-        service.act = held = Held(free=20)
+        held, service = Held(), OddServer(np.arange)
+    with odd_server(service) as url, odd_server(service) as other:
         close_in_threads([url, other])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 # A busy machine is no failure, and every run tries the same examples.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")
+
+# Of the clusters of this process and of those that it starts: else all would share a file of the home directory.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex())
 
 
 @pytest.fixture(scope="session", autouse=True)

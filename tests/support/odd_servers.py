@@ -78,24 +78,34 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 
 class Held:
-    """For an OddServer's ``act``: holds requests, after the first ``free`` ones, until ``released`` or a caller leaves.
+    """For an OddServer's ``act``: holds requests, after the first ``free`` ones, each until its caller leaves, or all
+    until they are released.
 
-    ``held`` is set when one is held, ``gone`` when its caller has left.
+    ``held`` is set when one is held, ``gone`` when a caller has left.
     """
 
     def __init__(self, free: int = 0) -> None:
-        self.held, self.gone, self.released, self._free = threading.Event(), threading.Event(), threading.Event(), free
+        self.held, self.gone, self._free = threading.Event(), threading.Event(), free
+        self._changed, self._released = threading.Condition(), False
 
     def __call__(self, context: Any) -> None:
         self._free -= 1
         if self._free < 0:
-            context.add_callback(self._left)
+            if not context.add_callback(self._left):
+                self._left()
             self.held.set()
-            self.released.wait(PATIENCE_S)
+            with self._changed:
+                self._changed.wait_for(lambda: self._released or not context.is_active(), PATIENCE_S)
+
+    def release(self) -> None:
+        with self._changed:
+            self._released = True
+            self._changed.notify_all()
 
     def _left(self) -> None:
         self.gone.set()
-        self.released.set()
+        with self._changed:
+            self._changed.notify_all()
 
 
 def refusing(code: grpc.StatusCode, message: str, times: int = 10**6) -> Act:

@@ -1,4 +1,9 @@
-"""A bi-encoder as a weak teacher: the score of a pair is the cosine of the query's vector and the document's."""
+"""A bi-encoder as a weak teacher: the score of a pair is the similarity of the query's vectors and the document's.
+
+By cosine each text has one vector. By MaxSim each of its tokens has one: of every token of the query counts the cosine
+with the most similar token of the document, and the score is their mean. Source: ColBERT, arXiv 2004.12832, whose
+training is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
@@ -21,11 +26,13 @@ from trainer.scoring.checkpoint import PRECISIONS, ScoringArguments, named_score
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+Similarity = Literal["cosine", "maxsim"]
+
 OURS = "SentenceTransformer"  # the library's name for bi-encoders, among its kinds of models
 
 
 class BiEncoder:
-    """Vectors of texts as float32 ``[n, H]``, each of length 1.
+    """Similarities of queries and documents, and their vectors.
 
     A forward pass has at most ``rows_per_pass`` texts, which are of about the same length. What the checkpoint says of
     pooling, of prompts and of the text that it reads is the library's to follow.
@@ -33,11 +40,14 @@ class BiEncoder:
 
     identity = None  # the checkpoint's files say which it is
 
-    def __init__(self, name: str, model: SentenceTransformer, rows_per_pass: int) -> None:
-        self.name, self._model, self._rows_per_pass = Path(name).name, model, rows_per_pass
+    def __init__(self, name: str, model: SentenceTransformer, rows_per_pass: int, similarity: Similarity) -> None:
+        self.name = Path(name).name if similarity == "cosine" else f"{Path(name).name} {similarity}"
+        self._model, self._rows_per_pass, self._similarity = model, rows_per_pass, similarity
 
     @classmethod
-    def load(cls, name: str, arguments: ScoringArguments, max_tokens: int | None = None) -> BiEncoder:
+    def load(
+        cls, name: str, arguments: ScoringArguments, max_tokens: int | None = None, similarity: Similarity = "cosine"
+    ) -> BiEncoder:
         """The model of a directory or a hub id, on this process's accelerator if there is one.
 
         Raises CheckpointError for what is no bi-encoder, DataError for more ``max_tokens`` than it reads.
@@ -51,40 +61,58 @@ class BiEncoder:
         with reading(name, "a bi-encoder"):
             model = _loaded(name)
         _limit(model, name, max_tokens)
-        return cls(name, to_device(model).to(PRECISIONS[arguments.precision]), arguments.rows_per_batch)
+        return cls(name, to_device(model).to(PRECISIONS[arguments.precision]), arguments.rows_per_batch, similarity)
 
     def queries(self, texts: Sequence[str]) -> FloatArray:
-        return self._vectors(self._model.encode_query, texts, lambda places: None)
+        """Vectors by cosine, float32 ``[n, H]``, each of length 1."""
+        return torch.stack(self._encoded(self._model.encode_query, texts, lambda places: None)).numpy()
 
     def documents(self, texts: Sequence[str], done: Callable[[Sequence[int]], object]) -> FloatArray:
-        """``done`` is told the places of the texts of each forward pass."""
-        return self._vectors(self._model.encode_document, texts, done)
+        """The same; ``done`` is told the places of the texts of each forward pass."""
+        return torch.stack(self._encoded(self._model.encode_document, texts, done)).numpy()
 
     def scores(self, groups: Sequence[QueryGroup], bar: tqdm[NoReturn]) -> Iterator[tuple[str, str, float]]:
-        """``(query_id, doc_id, cosine)`` of every pair, in the order of the groups; each text is encoded once."""
+        """``(query_id, doc_id, similarity)`` of every pair, in the order of the groups; each text is encoded once."""
         pairs = Counter(document.text for group in groups for document in group.documents)
         texts = list(pairs)
-        queries_BH = self.queries([group.query for group in groups])
-        documents_NH = self.documents(texts, lambda places: bar.update(sum(pairs[texts[place]] for place in places)))
-        places = {text: place for place, text in enumerate(texts)}
-        for query_H, group in zip(queries_BH, groups, strict=True):
+        queries = self._encoded(self._model.encode_query, [group.query for group in groups], lambda places: None)
+        encoded = self._encoded(
+            self._model.encode_document,
+            texts,
+            lambda places: bar.update(sum(pairs[texts[place]] for place in places)),
+        )
+        documents = dict(zip(texts, encoded, strict=True))
+        for query, group in zip(queries, groups, strict=True):
             ids = [(group.query_id, document.doc_id) for document in group.documents]
-            own_NH = documents_NH[[places[document.text] for document in group.documents]]
-            yield from named_scores(self.name, ids, (own_NH @ query_H).tolist())
+            own = [documents[document.text] for document in group.documents]
+            yield from named_scores(self.name, ids, self._similarities(query, own).tolist())
 
-    def _vectors(
-        self, encode: Callable[..., torch.Tensor], texts: Sequence[str], done: Callable[[Sequence[int]], object]
-    ) -> FloatArray:
-        found = []
+    def _encoded(
+        self, encode: Callable[..., Sequence[Tensor]], texts: Sequence[str], done: Callable[[Sequence[int]], object]
+    ) -> list[Tensor]:
+        """For each text a vector [H], float32, or by MaxSim one for each token [T, H], float16 since they are many."""
+        output: dict[str, object] = {"convert_to_tensor": True}
+        if self._similarity == "maxsim":
+            output = {"output_value": "token_embeddings", "convert_to_numpy": False}
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        found: dict[int, Tensor] = {}
         for at in range(0, len(texts), self._rows_per_pass):
             places = longest_first[at : at + self._rows_per_pass]
             batch = [texts[place] for place in places]
-            vectors = encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
-            found.append(normalize(vectors.float(), dim=-1).cpu().numpy())
+            for place, vectors in zip(
+                places, encode(batch, batch_size=len(batch), show_progress_bar=False, **output), strict=True
+            ):
+                units = normalize(vectors.float(), dim=-1).cpu()
+                found[place] = units.half() if units.ndim == 2 else units
             done(places)
-        vectors_NH: FloatArray = np.concatenate(found)[np.argsort(longest_first)]
-        return vectors_NH
+        return [found[place] for place in range(len(texts))]
+
+    def _similarities(self, query: Tensor, documents: Sequence[Tensor]) -> Tensor:
+        if self._similarity == "cosine":
+            return torch.stack(list(documents)) @ query
+        from sentence_transformers.util import mean_maxsim
+
+        return mean_maxsim([query.float()], [document.float() for document in documents])[0]
 
 
 def _kind_of(name: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from trainer.cluster import ClusterArguments
 from trainer.data.records import DataError
-from trainer.scoring.bi_encoder import BiEncoder
+from trainer.scoring.bi_encoder import BiEncoder, Similarity
 from trainer.scoring.checkpoint import GroupScorer, PackedScoringArguments
 from trainer.scoring.servers import TritonScorer
 from trainer.storage import fetched
@@ -27,6 +27,13 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
     model: str | None = field(default=None, metadata={"help": "Checkpoint of the teacher."})
     bi_encoder: str | None = field(
         default=None, metadata={"help": "Bi-encoder of sentence-transformers, a directory or hub id: a weak teacher."}
+    )
+    similarity: Similarity = field(
+        default="cosine",
+        metadata={
+            "help": "How the bi-encoder compares: its two vectors, or the states of the texts' tokens (maxsim: of each "
+            "token of the query, the cosine with the most similar one of the document, on average)."
+        },
     )
     max_tokens: int | None = field(
         default=None, metadata={"help": "Tokens that the bi-encoder reads of a text; as it says itself by default."}
@@ -57,8 +64,8 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
                 "give either --model (a teacher's checkpoint), --triton (its servers), --bi_encoder (a weak teacher) "
                 "or --run (a TREC run)"
             )
-        if self.max_tokens is not None and self.bi_encoder is None:
-            raise DataError("--max_tokens is for a --bi_encoder")
+        if self.bi_encoder is None and (self.max_tokens is not None or self.similarity != "cosine"):
+            raise DataError("--max_tokens and --similarity are for a --bi_encoder")
         if self.attention != "dense" and self.model is None:
             raise DataError("--attention is for a --model, whose rows are packed")
         if min(self.pairs_per_shard, self.in_flight) < 1 or self.timeout_s <= 0:
@@ -76,7 +83,7 @@ def scorer_of(arguments: ScoreArguments) -> Iterator[Scorer]:
         yield arguments.scorer(fetched(arguments.model))
         return
     if arguments.bi_encoder is not None:
-        yield BiEncoder.load(fetched(arguments.bi_encoder), arguments, arguments.max_tokens)
+        yield BiEncoder.load(fetched(arguments.bi_encoder), arguments, arguments.max_tokens, arguments.similarity)
         return
     with closing(
         TritonScorer(arguments.triton or [], arguments.triton_model, arguments.in_flight, arguments.timeout_s)

@@ -1,4 +1,4 @@
-"""A bi-encoder as a teacher: its scores are the cosines that transformers alone gives, and what is none is named."""
+"""A bi-encoder as a teacher: its scores are those of the states that transformers gives, and what is none is named."""
 
 from __future__ import annotations
 
@@ -18,22 +18,35 @@ from tests.support.stages import fails, run
 from trainer import init, score
 from trainer.data.rankings import read_scores
 from trainer.data.records import read_groups
-from trainer.scoring.bi_encoder import BiEncoder
+from trainer.scoring.bi_encoder import BiEncoder, Similarity
 from trainer.scoring.checkpoint import ScoringArguments, progress
 
 
 @torch.inference_mode()
-def vector(directory: Path, text: str) -> torch.Tensor:
-    """The mean of the last hidden states of one text alone."""
+def states(directory: Path, text: str) -> torch.Tensor:
+    """The last hidden states [tokens, H] of one text alone."""
     model, tokenizer = AutoModel.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
-    states_LH = model(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt")).last_hidden_state[0]
-    mean: torch.Tensor = states_LH.mean(0)
-    return mean
+    found: torch.Tensor = model(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt"))[0][0]
+    return found
 
 
-@pytest.mark.parametrize("rows_per_batch", [1, 5, 1000])
-def test_scores_are_cosines_and_every_text_is_read_once(
-    bi_encoder: Path, tmp_path: Path, rows_per_batch: int, monkeypatch: pytest.MonkeyPatch
+def similarity_of(how: str, query_TH: torch.Tensor, document_TH: torch.Tensor) -> float:
+    if how == "cosine":
+        return torch.cosine_similarity(query_TH.mean(0), document_TH.mean(0), dim=0).item()
+    return torch.cosine_similarity(query_TH[:, None], document_TH[None], dim=-1).amax(1).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("similarity", "rows_per_batch", "tolerance"),
+    [("cosine", 1, 1e-5), ("cosine", 5, 1e-5), ("cosine", 1000, 1e-5), ("maxsim", 1, 1e-3), ("maxsim", 5, 1e-3)],
+)
+def test_scores_are_similarities_and_every_text_is_read_once(
+    bi_encoder: Path,
+    tmp_path: Path,
+    similarity: Similarity,
+    rows_per_batch: int,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = write_groups(tmp_path / "pool.jsonl", queries=3, documents=7)
     again = json.loads(data.read_text().splitlines()[0]) | {"query_id": "again", "query": "river"}
@@ -46,7 +59,7 @@ def test_scores_are_cosines_and_every_text_is_read_once(
         read.append(list(texts))
         return preprocess(self, texts, **settings)
 
-    encoder = BiEncoder.load(str(bi_encoder), ScoringArguments(rows_per_batch=rows_per_batch))
+    encoder = BiEncoder.load(str(bi_encoder), ScoringArguments(rows_per_batch=rows_per_batch), None, similarity)
     monkeypatch.setattr(SentenceTransformer, "preprocess", watched)
     with progress("t", 28) as bar:
         found = list(encoder.scores(groups, bar))
@@ -56,11 +69,10 @@ def test_scores_are_cosines_and_every_text_is_read_once(
     assert max(map(len, read)) == min(rows_per_batch, 21)
     scores = {row[:2]: row[2] for row in found}
     for group in groups[:1] + groups[-1:]:
-        query_H = vector(bi_encoder, f"market garden: {group.query}")
+        query_TH = states(bi_encoder, f"market garden: {group.query}")
         for document in group.documents:
-            document_H = vector(bi_encoder, f"{document.title} {document.summary}")
-            expected = torch.cosine_similarity(query_H, document_H, dim=0).item()
-            assert scores[group.query_id, document.doc_id] == pytest.approx(expected, abs=1e-5)
+            expected = similarity_of(similarity, query_TH, states(bi_encoder, f"{document.title} {document.summary}"))
+            assert scores[group.query_id, document.doc_id] == pytest.approx(expected, abs=tolerance)
 
 
 def test_the_command_scores_in_shards_and_its_flags_change_the_scores(
@@ -68,12 +80,12 @@ def test_the_command_scores_in_shards_and_its_flags_change_the_scores(
 ) -> None:
     values = []
     output = tmp_path / "scores.parquet"
-    for changes in ([], ["--precision", "bf16"], ["--max_tokens", 4]):
+    for changes in ([], ["--precision", "bf16"], ["--max_tokens", 4], ["--similarity", "maxsim"]):
         run(score, "--bi_encoder", bi_encoder, "--data", data, "--output", output, "--pairs_per_shard", 7, *changes)
         assert capsys.readouterr().out == f"{output}: 24 of 24 pairs of 4 queries\n"
         values.append([value for documents in read_scores(output).values() for value in documents.values()])
-    whole, half, cut = map(np.array, values)
-    assert 0 < np.abs(whole - half).max() < 0.02 < np.abs(whole - cut).max()
+    whole, half, cut, by_token = map(np.array, values)
+    assert 0 < np.abs(whole - half).max() < 0.02 < min(np.abs(whole - cut).max(), np.abs(whole - by_token).max())
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
@@ -133,7 +145,8 @@ def test_what_is_no_bi_encoder_is_named(
             for tokens in (33, 2, -1)
         ),
         (["--bi_encoder", bi_encoder, "--model", bert], "give either --model"),
-        (["--model", bert, "--max_tokens", 9], "--max_tokens is for a --bi_encoder"),
+        (["--model", bert, "--similarity", "maxsim"], "--max_tokens and --similarity are for a --bi_encoder"),
+        (["--model", bert, "--max_tokens", 9], "--max_tokens and --similarity are for a --bi_encoder"),
     ):
         assert message in fails(score, capsys, *flags, *pool)
     assert not (tmp_path / "scores.parquet").exists()
