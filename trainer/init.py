@@ -49,7 +49,7 @@ from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separato
 from trainer.command import command, parse
 from trainer.data.records import QueryGroup, read_groups
 from trainer.packed.families import position_offset
-from trainer.packed.heads import UnknownHeadError, compare_sides, compares_sides
+from trainer.packed.heads import LATE, UnknownHeadError, compare_tokens, compares_tokens
 from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -65,10 +65,10 @@ class InitArguments:
     pretrained: str | None = field(default=None, metadata={"help": "Checkpoint or hub id to start from instead."})
     data: list[str] = field(default_factory=list, metadata={"help": "Texts for a fresh tokenizer (JSONL, Parquet)."})
     vocab_size: int = field(default=8000, metadata={"help": "Size of a fresh tokenizer's vocabulary, at most."})
-    pooling: Literal["token", "sides"] = field(
+    pooling: Literal["token", "late_interaction"] = field(
         default="token",
         metadata={
-            "help": "Score from the state of one token; or from the mean states of query and document, which a "
+            "help": "Score from the state of one token; or from the most similar tokens of query and document, which a "
             "bi-encoder's weights already compare (encoders)."
         },
     )
@@ -100,8 +100,8 @@ def make(arguments: InitArguments, flags: RerankerArguments) -> None:
         model, tokenizer, reranker = *_fresh(arguments, flags), None
     name = str(arguments.pretrained or arguments.config)
     causal = _is_causal(model.config)
-    if arguments.pooling == "sides":
-        _compare_sides(model, causal, name)
+    if arguments.pooling == LATE:
+        _compare_tokens(model, causal, name)
     check_tokenizer(tokenizer, model, "prompted" if reranker else "decoder" if causal else "encoder", name)
     padding = choose_pad(tokenizer, model) if causal else f"{tokenizer.pad_token} (the tokenizer's own)"
     settings = _encoding(arguments, tokenizer, model, reranker, name)
@@ -145,18 +145,18 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(config, dtype=torch.float32)
-    if compares_sides(model):  # by the JSON file, which trainer.plan reads too
-        _compare_sides(model, causal, str(arguments.config))
+    if compares_tokens(model):  # by the JSON file, which trainer.plan reads too
+        _compare_tokens(model, causal, str(arguments.config))
     return model, tokenizer
 
 
-def _compare_sides(model: Model, causal: bool, name: str) -> None:
+def _compare_tokens(model: Model, causal: bool, name: str) -> None:
     if causal:
-        raise CheckpointError(f"{name}: --pooling sides is for encoders, and this is a causal LM")
+        raise CheckpointError(f"{name}: --pooling {LATE} is for encoders, and this is a causal LM")
     if has_head(model.config):
-        raise CheckpointError(f"{name}: it has a score head already, which --pooling sides would replace")
+        raise CheckpointError(f"{name}: it has a score head already, which --pooling {LATE} would replace")
     try:
-        compare_sides(model)
+        compare_tokens(model)
     except UnknownHeadError as error:
         raise CheckpointError(f"{name}: {error}") from error
 

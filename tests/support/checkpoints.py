@@ -22,7 +22,7 @@ from transformers import (
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.data.rankings import write_run, write_scores
 from trainer.data.records import QueryGroup, read_groups
-from trainer.packed.heads import compare_sides, comparing_layer
+from trainer.packed.heads import compare_tokens, comparing_layer
 from trainer.training.batches import TrainingGroup
 
 TEXT = """
@@ -55,10 +55,10 @@ def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: An
     return _saved(directory, "bert", _wordpiece(), seed, settings, shape)
 
 
-def comparing_sides(make: Callable[..., Path], directory: Path, **encoding: Any) -> Path:
-    """One of the encoders here with a head that compares the sides of a pair, its weights drawn."""
+def comparing_tokens(make: Callable[..., Path], directory: Path, **encoding: Any) -> Path:
+    """One of the encoders here with late interaction, its weights drawn."""
     scorer = AutoModelForSequenceClassification.from_pretrained(make(directory, **encoding))
-    compare_sides(scorer)
+    compare_tokens(scorer)
     torch.nn.init.normal_(comparing_layer(scorer).weight)
     scorer.save_pretrained(directory)
     return directory

@@ -1,4 +1,4 @@
-"""Tiny rerankers as the hub has them, the families' own tokenizers and architectures, and one that compares sides.
+"""Tiny rerankers as the hub has them, the families' own tokenizers and architectures, and one with late interaction.
 
 Their weights are drawn.
 """
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
-from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, comparing_sides, tiny_bert
+from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, comparing_tokens, tiny_bert
 
 PROMPTS = ["instruction", "query", "document", "Query", "Document", "Instruct", "passage", "yes", "no", "Yes", "No"]
 ENDS = ["", ".", "?", "!", ":", "\n", ".\n", "?\n", ":\n", "\n\n"]  # one token of Qwen's may end a line and more
@@ -43,9 +43,9 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
     return directory
 
 
-def tiny_sides(directory: Path, **encoding: Any) -> Path:
-    """``tiny_bert`` with a head that compares the sides of a pair."""
-    return comparing_sides(tiny_bert, directory, **encoding)
+def tiny_late(directory: Path, **encoding: Any) -> Path:
+    """``tiny_bert`` with late interaction."""
+    return comparing_tokens(tiny_bert, directory, **encoding)
 
 
 def tiny_gte(directory: Path, *, layers: int = 2) -> Path:

@@ -1,4 +1,4 @@
-"""First checkpoints whose head compares the sides of a pair, and students of them."""
+"""First checkpoints with late interaction, and students of them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SHAPE = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 LIMITS = ["--max_query_tokens", 16, "--max_pair_tokens", 64, "--row_length", 64, "--vocab_size", 400]
-SIDES = ["--pooling", "sides"]
+LATE = ["--pooling", "late_interaction"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     root = tmp_path_factory.mktemp("base")
     (root / "shape.json").write_text(json.dumps(SHAPE))
-    run(init, "--config", root / "shape.json", "--data", data, "--output_dir", root / "bert", *LIMITS, *SIDES)
+    run(init, "--config", root / "shape.json", "--data", data, "--output_dir", root / "bert", *LIMITS, *LATE)
     return root / "bert"
 
 
 def test_a_shape_may_say_what_the_flag_says(base: Path, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "shape.json").write_text(json.dumps({**SHAPE, "pair_pooling": "sides"}))
+    (tmp_path / "shape.json").write_text(json.dumps({**SHAPE, "pair_pooling": "late_interaction"}))
     run(init, "--config", tmp_path / "shape.json", "--data", data, "--output_dir", tmp_path / "bert", *LIMITS)
     flag, said = (load_file(directory / "model.safetensors") for directory in (base, tmp_path / "bert"))
     assert flag.keys() == said.keys() and not any("pooler" in name for name in said)
@@ -40,7 +40,7 @@ def test_a_shape_may_say_what_the_flag_says(base: Path, data: Path, tmp_path: Pa
     assert (said["classifier.weight"] == SCALE).all()
 
 
-def test_a_student_of_fewer_layers_and_one_by_adapters_compare_sides(base: Path, data: Path, tmp_path: Path) -> None:
+def test_a_student_of_fewer_layers_and_one_by_adapters_interact_late(base: Path, data: Path, tmp_path: Path) -> None:
     scores = write_teacher(tmp_path / "scores.parquet", data)
     common = ["--model", base, "--data", data, "--learning_rate", "1e-2", *FEW]
     run(distill, *common, "--scores", scores, "--student_layers", 1, "--output_dir", tmp_path / "short")
@@ -48,7 +48,7 @@ def test_a_student_of_fewer_layers_and_one_by_adapters_compare_sides(base: Path,
     before = load_file(base / "model.safetensors")
     for name in ("short", "adapted"):
         config = json.loads((tmp_path / name / "config.json").read_text())
-        assert config["pair_pooling"] == "sides"
+        assert config["pair_pooling"] == "late_interaction"
         assert config["num_hidden_layers"] == (1 if name == "short" else 2)
         assert packed_scores(tmp_path / name).std() > 1e-3
         after = load_file(tmp_path / name / "model.safetensors")
@@ -58,10 +58,12 @@ def test_a_student_of_fewer_layers_and_one_by_adapters_compare_sides(base: Path,
             assert all(".layer." in weight for weight in moved if weight.startswith("bert"))
 
 
-def test_what_cannot_compare_sides_is_named(
+def test_what_has_no_late_interaction_is_named(
     bert: Path, llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--output_dir", tmp_path / "out", *SIDES]
-    assert "--pooling sides is for encoders, and this is a causal LM" in fails(init, capsys, "--pretrained", llm, *out)
+    out = ["--output_dir", tmp_path / "out", *LATE]
+    assert "--pooling late_interaction is for encoders, and this is a causal LM" in fails(
+        init, capsys, "--pretrained", llm, *out
+    )
     assert "has a score head already" in fails(init, capsys, "--pretrained", bert, *out)
     assert not list(tmp_path.iterdir())

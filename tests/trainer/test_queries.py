@@ -137,7 +137,7 @@ def test_a_weak_teacher_scores_them_and_a_student_with_its_weights_learns_from_i
 ) -> None:
     scores, base = tmp_path / "scores.parquet", tmp_path / "base"
     run(score, "--bi_encoder", bi_encoder, "--data", made, "--output", scores)
-    run(init, "--pretrained", bi_encoder, "--pooling", "sides", "--output_dir", base)
+    run(init, "--pretrained", bi_encoder, "--pooling", "late_interaction", "--output_dir", base)
     out = ["--output_dir", tmp_path / "student"]
     run(distill, "--model", base, "--data", made, "--scores", scores, *out, *FEW, "--max_steps", 20)
     losses = [point["loss"] for point in json.loads((tmp_path / "student/training.json").read_text())["loss_curve"]]

@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from transformers import AutoConfig
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
 from trainer.checkpoints.record import short_name, stages_of
-from trainer.packed.heads import SIDES
+from trainer.packed.families import reach_of_layers
+from trainer.packed.heads import LATE
 from trainer.storage import appears_whole
 
 CARD_FILE = "README.md"
@@ -50,12 +52,16 @@ def card_text(directory: Path, record: dict[str, Any], name: str, license_name: 
     encoding = PairEncodingConfig.load(directory / ENCODING_FILE)
     stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", [])))
     kind, config = _kind(directory, encoding)
+    reaches = {
+        kind: reach or encoding.max_pair_tokens
+        for kind, reach in reach_of_layers(AutoConfig.for_model(**config)).items()
+    } if kind == LATE else {}  # fmt: skip
     data = _metadata(kind, stages, measures, name)
     _keep_additions(data, {**additions, **({"license": license_name} if license_name else {})})
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
         summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
-        own=OWN + own, **_training(record.get("adapter", record), stages),
+        reaches=reaches, own=OWN + own, **_training(record.get("adapter", record), stages),
     )  # fmt: skip
     return str(card).rstrip() + "\n"
 
@@ -98,21 +104,21 @@ def _read_card(path: Path) -> tuple[dict[str, Any], str]:
 def _kind(directory: Path, encoding: PairEncodingConfig) -> tuple[str, dict[str, Any]]:
     """Whether the checkpoint is an ``adapter``, an ``llm``, or a scorer that is an ``encoder`` or a ``decoder``.
 
-    An encoder whose head compares the sides of a pair is ``sides``.
+    An encoder with late interaction is ``late_interaction``.
     """
     adapter = (directory / ADAPTER_FILE).is_file()
     config = json.loads((directory / (ADAPTER_FILE if adapter else "config.json")).read_text(encoding="utf-8"))
     if adapter:
         return "adapter", config
     causal = any(kind.endswith("ForCausalLM") for kind in config.get("architectures") or ())
-    compares = encoding.style == "encoder" and config.get("pair_pooling") == SIDES
-    return "llm" if causal else SIDES if compares else encoding.style, config
+    compares = encoding.style == "encoder" and config.get("pair_pooling") == LATE
+    return "llm" if causal else LATE if compares else encoding.style, config
 
 
 def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, Any]], name: str) -> ModelCardData:
     """The head of the card, by which a hub files it. Names that are not the hub's would be refused there."""
     library = {"encoder": "sentence-transformers", "adapter": "peft"}.get(kind, "transformers")
-    tags = {"encoder": ["cross-encoder", "reranker"], SIDES: ["reranker"], "decoder": ["reranker"]}.get(kind, [])
+    tags = {"encoder": ["cross-encoder", "reranker"], LATE: ["reranker"], "decoder": ["reranker"]}.get(kind, [])
     results = [
         EvalResult(
             task_type="text-ranking",

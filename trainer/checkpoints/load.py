@@ -24,7 +24,7 @@ from model_repository.tokenizer.pair_encoding import (
 )
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
-from trainer.packed.heads import choose_pooling, compare_sides, compares_sides, keep_comparing_layer
+from trainer.packed.heads import choose_pooling, compare_tokens, compares_tokens, keep_comparing_layer
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -83,7 +83,7 @@ def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Mo
 def load_for_training(directory: str | Path, allow_new_head: bool = True, **settings: Any) -> Model:
     """A float32 scorer; ``allow_new_head`` admits checkpoints without one (a base LLM, after CPT)."""
     model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1, **settings)
-    if compares_sides(model):
+    if compares_tokens(model):
         keep_comparing_layer(model)
         missing = sorted({*missing} & {*model.state_dict()})
     if missing and not allow_new_head:
@@ -94,8 +94,8 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True, **sett
     new_body = [key for key in missing if key.startswith(model.base_model_prefix) and ".pooler." not in key]
     if new_body:
         raise CheckpointError(f"{directory}: the checkpoint lacks weights of the model's body, such as {new_body[0]!r}")
-    if missing and compares_sides(model):
-        compare_sides(model)
+    if missing and compares_tokens(model):
+        compare_tokens(model)
     elif missing:
         choose_pooling(model)
     if model.config.pad_token_id is None:  # the class's own pooling needs one; ours does not

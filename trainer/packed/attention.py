@@ -11,6 +11,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.attention.varlen import varlen_attn
@@ -19,6 +20,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from client.errors import DisRankerError
+from trainer.packed.heads import compares_tokens
 
 Kernel = Literal["dense", "flex", "varlen"]
 DENSE, FLEX, VARLEN = "packed_dense", "packed_flex", "packed_varlen"  # as transformers knows them
@@ -34,12 +36,14 @@ class KernelError(DisRankerError):
 class Visible(NamedTuple):
     """Which tokens of packed rows see each other: those of one pair, if causal only what comes before.
 
-    With ``reach`` a token sees only those of its pair that are fewer places away than that.
+    With ``reach`` a token sees only those of its pair that are fewer places away than that, with ``sides`` only those
+    of its own side, query or document, and the first token of the pair: without one, a document's states are poor.
     """
 
     segment_ids: Tensor  # [R, L]
     causal: bool
     reach: int | None = None
+    sides: Tensor | None = None  # [R, L]
 
     def mask(self, dtype: torch.dtype, positions_RS: Tensor | None = None) -> Tensor:
         """Additive [R, 1, L, L], or [R, 1, S, L] for the tokens at ``positions_RS`` alone."""
@@ -51,26 +55,34 @@ class Visible(NamedTuple):
             seen = seen & (behind >= 0)
         if self.reach is not None:
             seen = seen & (behind.abs() < self.reach)
+        if self.sides is not None:
+            seen = seen & ((self.sides[:, :, None] == self.sides[:, None]) | self.begins()[:, None])
         return torch.where(seen, 0.0, MASKED).to(dtype)[:, None]
 
     def blocks(self) -> BlockMask:
         """The same for FlexAttention."""
         rows, length = self.segment_ids.shape
+        begins = self.begins()
 
         def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same = self.segment_ids[row, query] == self.segment_ids[row, key]
             if self.causal:
                 same = same & (query >= key)
+            if self.sides is not None:
+                same = same & ((self.sides[row, query] == self.sides[row, key]) | begins[row, key])
             return same if self.reach is None else same & ((query - key).abs() < self.reach)
 
         return create_block_mask(seen, rows, None, length, length, device=str(self.segment_ids.device))
 
     def sequences(self) -> Sequences:
-        """The same for a kernel that takes sequences; what a window cuts is the layer's to say."""
-        begins = torch.diff(self.segment_ids, dim=1, prepend=self.segment_ids.new_full((len(self.segment_ids), 1), -1))
-        starts = torch.nonzero(begins.flatten()).flatten()
+        """The same for a kernel that takes sequences; what a window cuts is the layer's to say, and sides cannot be."""
+        starts = torch.nonzero(self.begins().flatten()).flatten()
         starts = torch.cat([starts, starts.new_tensor([self.segment_ids.numel()])])
         return Sequences(starts.int(), int(starts.diff().max()), self.causal)
+
+    def begins(self) -> Tensor:
+        """Whether [R, L] a token is the first of its pair."""
+        return self.segment_ids != F.pad(self.segment_ids[:, :-1], (1, 0), value=-1)
 
 
 class Sequences(NamedTuple):
@@ -94,6 +106,8 @@ def use_kernel(model: Any, kernel: Kernel, training: bool) -> None:
         raise KernelError(f"--attention {kernel} has no dropout, and this {family} model has {share:g} ({name})")
     if kernel == "varlen" and getattr(model.config, "attn_logit_softcapping", None):
         raise KernelError(f"--attention varlen cannot cap its logits, as this {family} model does")
+    if kernel == "varlen" and compares_tokens(model):
+        raise KernelError("--attention varlen cannot keep query and document apart, as late interaction does")
     if not can_set or not model._supports_flex_attn:
         raise KernelError(f"--attention {kernel}: a {family} model has no attention but its own")
     model.set_attn_implementation({"flex": FLEX, "varlen": VARLEN}[kernel])

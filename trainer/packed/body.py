@@ -134,16 +134,17 @@ def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor)
     return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
 
 
-def compared_sides(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:
-    """The product [R, S, H], float32, of the mean states of each pair's query and document, each brought to length 1.
+def compared_tokens(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:
+    """The product [R, S, H], float32, of a token of the query with the most similar one of the document, on average.
 
-    Its sum is the cosine of the two. The query's side has the start token and the separator before the document.
+    States are brought to length 1. The sum of a product is then a cosine, and that of the average is MaxSim. The query
+    has the start token and the separator before the document.
     """
-    own_RSL, states_RLH = _own_tokens(segment_ids, pool_positions), states_RLH.float()
-    query_RSH, document_RSH = (
-        F.normalize((own_RSL & (token_type_ids == side)[:, None]).float() @ states_RLH, dim=-1) for side in (0, 1)
-    )
-    return query_RSH * document_RSH
+    units_RLH, of_query_RL = F.normalize(states_RLH.float(), dim=-1), token_type_ids == 0
+    others_RLL = (segment_ids[:, :, None] != segment_ids[:, None]) | of_query_RL[:, None]
+    nearest_RL = (units_RLH @ units_RLH.transpose(1, 2)).masked_fill(others_RLL, -2.0).argmax(-1)
+    own_RSL = (_own_tokens(segment_ids, pool_positions) & of_query_RL[:, None]).float()
+    return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ (units_RLH * at_positions(units_RLH, nearest_RL))
 
 
 def _own_tokens(segment_ids: Tensor, pool_positions: Tensor) -> Tensor:

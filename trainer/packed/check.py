@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PackedBatch, Pair, PairEncoder
+from trainer.packed.attention import MASKED
 from trainer.packed.body import is_decoder, takes_token_types
-from trainer.packed.families import why_unpackable
+from trainer.packed.families import reach_of_layers, why_unpackable
 from trainer.packed.forward import packed_readings
-from trainer.packed.heads import UnknownHeadError, compares_sides, comparing_layer
+from trainer.packed.heads import UnknownHeadError, compares_tokens, comparing_layer
 
 TOLERANCE = 1e-4  # of a logit; measured differences are below 1e-6, and those of a wrong mask above 1e-3
 QUERY = "a query to check"
@@ -76,10 +78,18 @@ def _alone(model: Any, pair: Pair) -> Tensor:
     if takes_token_types(model):
         places = torch.arange(len(pair.token_ids), device=model.device)
         inputs["token_type_ids"] = (places >= pair.document_start).long()[None]
-    if compares_sides(model):
-        states = model.base_model(**inputs).last_hidden_state[0]
-        query, document = (side.mean(0) for side in states.tensor_split([pair.document_start]))
-        product: Tensor = query / query.norm() * document / document.norm()
-        return comparing_layer(model)(product).squeeze()  # type: ignore[no-any-return]
+    if compares_tokens(model):
+        places = torch.arange(len(pair.token_ids), device=model.device)
+        of_document, away_LL = places >= pair.document_start, (places[:, None] - places).abs()
+        apart_LL = (of_document[:, None] != of_document) & (places != 0)
+        masks = {
+            kind: torch.where(apart_LL | (away_LL >= (reach or len(places))), MASKED, 0.0)[None, None]
+            for kind, reach in reach_of_layers(model.config).items()
+        }
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))  # as body_states hands them over
+        states_LH = normalize(model.base_model(**inputs, attention_mask=mask).last_hidden_state[0], dim=-1)
+        query_QH, document_DH = states_LH.tensor_split([pair.document_start])
+        nearest_QH = document_DH[(query_QH @ document_DH.T).argmax(1)]
+        return comparing_layer(model)((query_QH * nearest_QH).mean(0)).squeeze()  # type: ignore[no-any-return]
     logits: Tensor = type(model).forward(model, **inputs).logits
     return logits.squeeze()

@@ -1,7 +1,7 @@
 """Heads on one state for each pair: of sequence-classification classes a score, of LMs the next token.
 
 Hugging Face's classes compute their head inside a forward that pools by itself. In packed rows the packer says which
-token stands for a pair, or which tokens are its two sides.
+token stands for a pair, or which tokens are of the query and which of the document.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ENCODER_HEADS: dict[str, Head] = {
 }
 POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
 ALL_TOKENS = "mean"  # the one by which the mean of all states is read
-SIDES = "sides"  # the "pair_pooling" of a head that compares the mean states of query and document
+LATE = "late_interaction"  # the "pair_pooling" of a head that compares the tokens of query and document
 SCALE = 5.0  # of a new one, which takes cosines from 0 to 1 to scores from -2.5 to 2.5: a teacher's are standardised
 
 
@@ -54,15 +54,16 @@ def choose_pooling(model: Any) -> None:
         model.config.classifier_pooling = model.classifier_pooling = pooling  # EuroBERT's class keeps a copy
 
 
-def compare_sides(model: Any) -> None:
-    """Give an encoder a new head that compares the two sides of a pair.
+def compare_tokens(model: Any) -> None:
+    """Give an encoder a new head, in which alone the tokens of query and document meet.
 
-    It begins as a bi-encoder ends, with the cosine of two mean states. Raises UnknownHeadError where the family's head
-    is not known, and for SqueezeBERT, which calls its pooler in any case.
+    It begins as MaxSim: the mean, over the query's tokens, of the cosine with the most similar token of the document.
+    Source: ColBERT, arXiv 2004.12832. Raises UnknownHeadError where the family's head is not known, and for
+    SqueezeBERT, which calls its pooler in any case.
     """
     if (family := model.config.model_type) not in ENCODER_HEADS or family == "squeezebert":
-        raise UnknownHeadError(f"a head of a {family} model that compares sides is not supported")
-    model.config.pair_pooling = SIDES
+        raise UnknownHeadError(f"late interaction in a {family} model is not supported")
+    model.config.pair_pooling = LATE
     keep_comparing_layer(model)
     layer = comparing_layer(model)
     with torch.no_grad():
@@ -80,7 +81,7 @@ def keep_comparing_layer(model: Any) -> None:
 
 
 def comparing_layer(model: Any) -> nn.Linear:
-    """The last layer of the family's own head, which is all of one that compares sides."""
+    """The last layer of the family's own head, which is all that late interaction has of it."""
     layer = model.classifier
     return layer if isinstance(layer, nn.Linear) else layer.out_proj
 
@@ -94,9 +95,9 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     head: Head
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
-    elif (pooling := getattr(model.config, "pair_pooling", None)) not in (None, SIDES):
-        raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {SIDES!r}, or not there')
-    elif compares_sides(model):
+    elif (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
+        raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
+    elif compares_tokens(model):
         head, layer = (lambda model, x: comparing_layer(model)(x)), comparing_layer(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:
         if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):
@@ -110,16 +111,16 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     return scores_N
 
 
-def compares_sides(model: Any) -> bool:
-    """Whether the head of a scorer compares the mean states of query and document."""
+def compares_tokens(model: Any) -> bool:
+    """Whether a scorer compares the tokens of query and document, which see each other in its head alone."""
     config = model.config
-    return config.model_type in ENCODER_HEADS and getattr(config, "pair_pooling", None) == SIDES
+    return config.model_type in ENCODER_HEADS and getattr(config, "pair_pooling", None) == LATE
 
 
 def pools_all_tokens(model: Any) -> bool:
-    """Whether the head of a scorer reads means of a pair's states, and not the state of one token."""
+    """Whether the head of a scorer reads the states of a pair's tokens, and not of one of them."""
     chosen = model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
-    return chosen or compares_sides(model)
+    return chosen or compares_tokens(model)
 
 
 def next_token_logits(model: Any, states: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from engines.builders import builder_for, processors
 from engines.job import BuildArguments, Job
 from tests.support.checkpoints import tiny_bert, tiny_llama, write_groups
 from tests.support.exports import exported_once
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import JudgedDocument, read_groups
@@ -23,7 +23,7 @@ from trainer.data.records import JudgedDocument, read_groups
 TOLERANCE = 1e-5  # float32 by other kernels, chosen by the shape of a call
 ODD = [JudgedDocument("empty", "", "", None, 0), JudgedDocument("cut", "river", "bridge " * 60, None, 0)]
 # In a layer: of BERT only keys and values are of all tokens in the last one, unless the head reads all of them.
-PRODUCTS = {tiny_bert: 2, tiny_sides: 6, tiny_llama: 7}
+PRODUCTS = {tiny_bert: 2, tiny_late: 6, tiny_llama: 7}
 
 
 @pytest.mark.parametrize("make", PRODUCTS)

@@ -24,27 +24,27 @@ from engines.records import OUTPUT, Dimensions, EngineError, Graph
 from engines.reference import torch_runner
 from model_repository.tokenizer.pair_encoding import INPUTS, PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from trainer.checkpoints.load import load_scorer
 from trainer.data.records import read_groups
 
 RTX = "tensorrt_rtx"
 DIMENSIONS = Dimensions(row_length=64, slots_per_row=4, max_rows=40)
 TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "fp8": "FP8"}
-LAYERS = {tiny_bert: 1, tiny_sides: 1, tiny_llama: 1, tiny_modernbert: 2}  # of which only the second one sees a window
+LAYERS = {tiny_bert: 1, tiny_late: 1, tiny_llama: 1, tiny_modernbert: 2}  # of which only the second one sees a window
 # In a layer: query, key, value (ModernBERT's are one), output and two or three of the feed-forward part.
-LINEARS = {tiny_bert: 6, tiny_sides: 6, tiny_llama: 7, tiny_modernbert: 2 * 4}
+LINEARS = {tiny_bert: 6, tiny_late: 6, tiny_llama: 7, tiny_modernbert: 2 * 4}
 ATTENTION_PRODUCTS = 2  # in a layer: logits and mixing
-# The score head stays in float32: an encoder's dense layer and classifier, a decoder's score, or the sums of two sides
-# and the layer that compares them.
-HEAD_PRODUCTS = {tiny_bert: 2, tiny_sides: 3, tiny_llama: 1, tiny_modernbert: 2}
+# The score head stays in float32: an encoder's dense layer and classifier, a decoder's score, or of late interaction
+# the cosines of tokens, their average and the layer behind it.
+HEAD_PRODUCTS = {tiny_bert: 2, tiny_late: 3, tiny_llama: 1, tiny_modernbert: 2}
 CAPABILITIES = {
     (tiny_bert, "fp32"): {"8.6": "model.sm86.plan"},
     (tiny_bert, "bf16"): {"8.6": "model.sm86.plan"},
     (tiny_llama, "fp16"): {"8.9": "model.sm89.plan"},
     (tiny_modernbert, "fp16"): {"8.0": "model.sm80.plan", "8.6": "model.sm86.plan", "12.0": "model.sm120.plan"},
     (tiny_bert, "fp8"): {"8.9": "model.sm89.plan", "12.0": "model.sm120.plan"},
-    (tiny_sides, "fp8"): {"8.9": "model.sm89.plan"},
+    (tiny_late, "fp8"): {"8.9": "model.sm89.plan"},
     (tiny_llama, "fp8"): {"8.9": "model.sm89.plan"},
 }
 Maker = Callable[..., Path]

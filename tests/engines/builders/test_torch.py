@@ -17,7 +17,7 @@ from model_repository.student.runtime.graphs import EngineStartError
 from model_repository.student.runtime.torch_engine import TorchEngine, sizes
 from model_repository.tokenizer.pair_encoding import FlatPairs, FloatArray, PackedBatch, chunks, unpack
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from trainer.checkpoints.load import PackedScorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
@@ -55,7 +55,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.mark.parametrize(
     ("maker", "precision"),
-    [(tiny_bert, "bf16"), (tiny_modernbert, "fp32"), (tiny_sides, "fp16"), (tiny_llama, "fp32"), (tiny_llama, "fp16")],
+    [(tiny_bert, "bf16"), (tiny_modernbert, "fp32"), (tiny_late, "fp16"), (tiny_llama, "fp32"), (tiny_llama, "fp16")],
 )
 def test_program_scores_as_the_model(maker: Callable[..., Path], precision: str, tmp_path: Path) -> None:
     got = built(maker, precision, tmp_path, layers=2 if maker is tiny_modernbert else 1)  # whose second sees a window

@@ -13,7 +13,7 @@ from torch import nn
 from engines.graph.precision import DTYPES, typed_model
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_modernbert, write_groups
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from trainer.checkpoints.load import PackedScorer, load_scorer
 from trainer.data.pairs import encode_groups
 from trainer.data.records import read_groups
@@ -21,7 +21,7 @@ from trainer.data.records import read_groups
 Maker = Callable[[Path], Path]
 
 
-@pytest.mark.parametrize("maker", [tiny_bert, tiny_modernbert, tiny_sides, tiny_llama])
+@pytest.mark.parametrize("maker", [tiny_bert, tiny_modernbert, tiny_late, tiny_llama])
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 0.01), ("bf16", 0.1)])
 def test_typed_model_scores_as_the_model(maker: Maker, precision: str, limit: float, tmp_path: Path) -> None:
     checkpoint = maker(tmp_path / "checkpoint")
@@ -36,7 +36,7 @@ def test_typed_model_scores_as_the_model(maker: Maker, precision: str, limit: fl
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}, "the model itself stays"
 
 
-@pytest.mark.parametrize("maker", [tiny_bert, tiny_modernbert, tiny_sides, tiny_llama])
+@pytest.mark.parametrize("maker", [tiny_bert, tiny_modernbert, tiny_late, tiny_llama])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_products_are_half_and_norms_and_head_are_float32(maker: Maker, precision: str, tmp_path: Path) -> None:
     typed = typed_model(load_scorer(maker(tmp_path / "checkpoint")), precision)

@@ -18,7 +18,7 @@ from tests.support.checkpoints import training_groups
 from trainer.checkpoints.frozen import round_frozen
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
-from trainer.packed.heads import compare_sides, compares_sides
+from trainer.packed.heads import compare_tokens, compares_tokens
 from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
 
@@ -33,7 +33,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True},
     # With dropout in attention, SDPA on a CPU leaves its fused kernel, which GPUs do not.
     "bert": {"attention_probs_dropout_prob": 0.0},
-    "bert by sides": {"model_type": "bert", "pair_pooling": "sides", "attention_probs_dropout_prob": 0.0},
+    "bert by late interaction": {
+        "model_type": "bert",
+        "pair_pooling": "late_interaction",
+        "attention_probs_dropout_prob": 0.0,
+    },
     "modernbert": {
         "local_attention": 32,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2),
@@ -55,8 +59,8 @@ def built(
     path.write_text(json.dumps({"model_type": family, **COMMON, **FAMILIES[family]}))
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(AutoConfig.from_pretrained(path, num_labels=1), dtype=torch.float32)
-    if compares_sides(model):
-        compare_sides(model)
+    if compares_tokens(model):
+        compare_tokens(model)
     add_adapters(model, LoraArguments(lora_rank=rank), family)
     if frozen == "bf16":
         round_frozen(model)
@@ -91,7 +95,7 @@ def forward(model: Any, batch: LanguageBatch) -> torch.Tensor:
         ("llama", True, 4, False, True, "fp32"), ("llama", True, 4, True, True, "fp32"),
         ("llama", True, 4, False, True, "bf16"), ("qwen3", True, 4, True, True, "bf16"),
         ("bert", False, 4, False, True, "bf16"), ("modernbert", False, 0, False, False, "fp32"),
-        ("bert by sides", False, 4, False, False, "fp32"),
+        ("bert by late interaction", False, 4, False, False, "fp32"),
     ],
 )  # fmt: skip
 def test_a_step_peaks_near_the_plan_and_leaves_what_it_says(
@@ -139,7 +143,7 @@ def test_scoring_peaks_near_the_plan(tmp_path: Path, batch: LanguageBatch, famil
     ("family", "causal", "rank", "checkpointing"),
     [
         ("llama", False, 0, False), ("llama", True, 0, False), ("bert", False, 0, False), ("llama", True, 4, False),
-        ("llama", False, 0, True), ("modernbert", False, 0, False), ("bert by sides", False, 0, False),
+        ("llama", False, 0, True), ("modernbert", False, 0, False), ("bert by late interaction", False, 0, False),
     ],
 )  # fmt: skip
 def test_flops_are_about_those_that_pytorch_counts(

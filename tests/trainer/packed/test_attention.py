@@ -25,16 +25,16 @@ from trainer.data.rankings import read_scores
 from trainer.packed import attention
 from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, kept, use_kernel
 from trainer.packed.body import is_decoder, reads_pooled_tokens
-from trainer.packed.heads import compare_sides
+from trainer.packed.heads import compare_tokens
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),  # its compiler
 ]
-SIDES = "bert of sides"  # its head reads the states of all tokens
+LATE = "bert by late interaction"  # its head reads the states of all tokens
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
-    SIDES: {},
+    LATE: {},
     "llama": {},
     "modernbert": {"local_attention": 32, "cls_token_id": 2, "sep_token_id": 3},
     "gemma2": {"layer_types": ["sliding_attention", "full_attention"], "attn_logit_softcapping": 0.5},
@@ -52,8 +52,8 @@ def built(family: str, **more: Any) -> Any:
     settings = {**SMALL, "max_position_embeddings": 256, **own, **FAMILIES.get(family, {}), **more}
     config = AutoConfig.for_model(family.partition(" ")[0], **settings)
     model: Any = AutoModelForSequenceClassification.from_config(config).eval()
-    if family == SIDES:
-        compare_sides(model)
+    if family == LATE:
+        compare_tokens(model)
     return model
 
 
@@ -83,22 +83,27 @@ def test_mask_is_block_diagonal_and_finite() -> None:
     ]  # fmt: skip
     assert causal.isfinite().all()
     assert causal.min() == MASKED
+    apart = Visible(torch.ones(1, 4), causal=False, sides=torch.tensor([[0, 0, 1, 1]])).mask(torch.float16)[0, 0] == 0
+    assert apart.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1], [1, 0, 1, 1]]
 
 
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     causal=st.booleans(),
     reach=st.none() | st.integers(1, 9),
+    apart=st.booleans(),
 )
 def test_blocks_pooled_rows_and_sequences_are_those_of_the_mask(
-    lengths: list[int], causal: bool, reach: int | None
+    lengths: list[int], causal: bool, reach: int | None, apart: bool
 ) -> None:
     row = torch.cat([torch.full((length,), place) for place, length in enumerate(lengths, start=1)])
     segments = torch.stack([row, torch.cat([row[1:], torch.zeros(1)])]).long()
-    visible = Visible(segments, causal, reach)
-    seen_R1LL = visible.mask(torch.float32) == 0
     size = len(row)
+    visible = Visible(segments, causal, reach, torch.randint(2, (2, size)) if apart else None)
+    seen_R1LL = visible.mask(torch.float32) == 0
     assert torch.equal(create_mask(visible.blocks().mask_mod, 2, 1, size, size, device="cpu"), seen_R1LL)
+    if apart:  # all tokens are read, and sequences have no sides
+        return
     positions = torch.randint(size, (2, 3))
     pooled_R1SL = visible.mask(torch.float32, positions) == 0
     assert torch.equal(pooled_R1SL[:, 0], torch.stack([seen_R1LL[place, 0, positions[place]] for place in range(2)]))
@@ -123,7 +128,7 @@ def test_flex_scores_as_the_dense_kernel_does(family: str, uncompiled: None) -> 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_with_dropout_in_attention_trains_by_the_dense_kernel(family: str) -> None:
     """Gemma 2 caps its logits, which SDPA cannot."""
-    name = "attention_probs_dropout_prob" if family in ("bert", SIDES) else "attention_dropout"
+    name = "attention_probs_dropout_prob" if family in ("bert", LATE) else "attention_dropout"
     model = built(family, **{name: 0.5}).train()
     use_kernel(model, "dense", training=True)
     first, second = (PackedScorer(model).score(packed(model)) for _ in range(2))
@@ -179,7 +184,7 @@ def attend_one_by_one(
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma2"}))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma2", LATE}))
 def test_varlen_gives_its_kernel_the_pairs_and_their_windows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = built(family)
     batch = packed(model)
@@ -212,6 +217,7 @@ def test_the_teacher_scores_alike(bert: Path, data: Path, tmp_path: Path, uncomp
         ("bert", "flex", {"attention_probs_dropout_prob": 0.1}, r"has 0.1 \(attention_probs_dropout_prob\)"),
         ("modernbert", "varlen", {"attention_dropout": 0.2}, r"has 0.2 \(attention_dropout\)"),
         ("gemma2", "varlen", {}, "cannot cap its logits"),
+        (LATE, "varlen", {"attention_probs_dropout_prob": 0.0}, "cannot keep query and document apart"),
         ("mpnet", "flex", {"attention_probs_dropout_prob": 0.0}, "no attention but its own"),
     ],
 )

@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from model_repository.tokenizer.pair_encoding import INPUTS, Document, FlatPairs, Layout, PairEncoder
 from tests.support.checkpoints import SMALL, tiny_llm, training_groups
-from tests.support.rerankers import tiny_gte, tiny_sides
+from tests.support.rerankers import tiny_gte, tiny_late
 from trainer.checkpoints.load import load_causal_lm, load_scorer
 from trainer.data.pairs import encode_groups
-from trainer.packed.body import compared_sides, is_decoder, mean_states
+from trainer.packed.body import compared_tokens, is_decoder, mean_states
 from trainer.packed.forward import IGNORED, packed_scores, packed_token_losses
 from trainer.packed.heads import score_head
 from trainer.training.batches import LanguageCollator
@@ -58,7 +58,7 @@ def test_pairs_longer_than_the_window_score_and_teach_as_they_do_alone(family: s
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
-@pytest.mark.parametrize("make", [tiny_sides, tiny_gte])
+@pytest.mark.parametrize("make", [tiny_late, tiny_gte])
 def test_heads_that_read_all_tokens_sum_them_in_float32(make: Callable[[Path], Path], tmp_path: Path) -> None:
     """Autocast would round the sums to bfloat16. Slots and rows without a pair have numbers, and so have gradients."""
     directory = make(tmp_path / "model")
@@ -69,9 +69,9 @@ def test_heads_that_read_all_tokens_sum_them_in_float32(make: Callable[[Path], P
     model.base_model.register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state))
     with torch.autocast("cpu", torch.bfloat16):
         scores_RS = packed_scores(model, **rows)
-    if make is tiny_sides:
+    if make is tiny_late:
         del rows["input_ids"], rows["position_ids"]
-        read_RSH = compared_sides(states[0], **rows)
+        read_RSH = compared_tokens(states[0], **rows)
     else:
         read_RSH = mean_states(states[0], rows["segment_ids"], rows["pool_positions"])
     assert torch.equal(score_head(model, read_RSH.flatten(0, 1)), scores_RS.flatten())

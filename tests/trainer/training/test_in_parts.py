@@ -11,7 +11,7 @@ import torch
 from bench.memory import Peak
 from model_repository.tokenizer.pair_encoding import PairEncoder
 from tests.support.checkpoints import tiny_bert, tiny_llama, tiny_llm, training_groups
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from trainer.checkpoints.load import load_causal_lm, load_for_training
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.data.records import DataError
@@ -36,7 +36,7 @@ def dropping(model: Any, share: float) -> Any:
     return model
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_sides, tiny_llama, tiny_llm])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_late, tiny_llama, tiny_llm])
 def test_parts_have_the_gradient_of_the_whole(tmp_path: Path, make: Any) -> None:
     """Without dropout; a row at a time, a last part that has fewer rows, and a budget that no step fills.
 

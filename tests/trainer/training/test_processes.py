@@ -21,7 +21,7 @@ from tests.support.checkpoints import (
     write_teacher,
     write_uneven_groups,
 )
-from tests.support.rerankers import tiny_sides
+from tests.support.rerankers import tiny_late
 from tests.support.stages import exit_codes, finish, host, in_two_processes, measured
 from tests.support.waiting import eventually
 
@@ -69,7 +69,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer. Another kind of head,
     # since processes wait for the gradient of every weight that a model has.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven"),
-              "--model", str(tiny_sides(root / "sides")), "--student_layers", "1"]  # fmt: skip
+              "--model", str(tiny_late(root / "sides")), "--student_layers", "1"]  # fmt: skip
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
     assert exit_codes(in_two_processes(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
