@@ -17,6 +17,8 @@ from trainer.addresses import shown
 from trainer.storage import fetched
 
 LOCAL = "local"
+TOKEN = "RAY_AUTH_TOKEN"
+OWN_TOKEN = secrets.token_hex()  # Ray reads it once in a process
 # Nothing is reported to anyone; workers of this machine get their share of it as other processes do; and Ray's own
 # processes say nothing beside the bar, what concerns the work is raised.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -65,9 +67,10 @@ def joined(address: str) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise ClusterError("--ray needs Ray: pip install -e '.[cluster]'") from error
-    if address == LOCAL and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # Without one, Ray writes a token into the home directory: commands that begin at once write over each other's.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
+    # Without one, Ray writes a token into the home directory, where commands that begin at once overwrite each other's.
+    own_token = address == LOCAL and not {TOKEN, "RAY_AUTH_TOKEN_PATH"} & {*os.environ}
+    if own_token:
+        os.environ[TOKEN] = OWN_TOKEN
     try:
         ray.init(address, **SILENT, **(OWN if address == LOCAL else {}))
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -83,6 +86,8 @@ def joined(address: str) -> Iterator[Any]:
         raise ClusterError(f"--ray {address}: {last}; the same command goes on with what is missing") from error
     finally:
         ray.shutdown()
+        if own_token:
+            del os.environ[TOKEN]
 
 
 def cores(ray: Any) -> int:

@@ -19,7 +19,7 @@ def typed_model(model: PreTrainedModel, precision: str, attention_kind: str = AT
     """A copy of a float32 model whose body computes in ``precision`` (a key of ``DTYPES``).
 
     Norms and softmax stay in float32, since half precision overflows there. The score head does too, since rounding
-    would tie scores; it works on one state a pair and costs little.
+    would tie scores; it costs little.
     """
     typed = copy.deepcopy(model)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

@@ -1,7 +1,7 @@
 """int8 for processors: NNCF's post-training quantisation of the products with weights.
 
 Attention's own products stay as they are, since their share is small and OpenVINO does not fuse them with the softmax
-in int8. The score head and most of the last layer stay too: they work on one token a pair.
+in int8. The score head stays too, and so does most of the last layer where it works on one token a pair.
 
 Without VNNI a processor adds two products in 16 bits. With weights of the full int8 range it cuts the sum off silently
 (seen: 65,280 where 8,258,048 is right), so there weights use half of the range, with which nothing is lost on any
@@ -51,8 +51,8 @@ class Library(ABC):
 
     @abstractmethod
     def products(self, model: Any) -> Products:
-        """The candidates are products of all tokens. The score head and most of the last layer work on one token a
-        pair only: they cost little, and decide the score."""
+        """The candidates are products of all tokens. Those of one token a pair, as in most score heads and last layers,
+        cost little and decide the score."""
 
     @abstractmethod
     def opened(self, model: Any) -> RowRunner:

@@ -25,7 +25,7 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")
 
-# Of the clusters of this process and of those that it starts: else all would share a file of the home directory.
+# Ray clusters of this process and of those that it starts: else all would share a file of the home directory.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex())
 
 

@@ -78,10 +78,9 @@ class OddServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 
 class Held:
-    """For an OddServer's ``act``: holds requests, after the first ``free`` ones, each until its caller leaves, or all
-    until they are released.
+    """For an OddServer's ``act``: holds each request after the first ``free`` ones until its caller leaves.
 
-    ``held`` is set when one is held, ``gone`` when a caller has left.
+    ``release`` lets all go on. ``held`` is set when one is held, ``gone`` when a caller has left.
     """
 
     def __init__(self, free: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from tests.support.checkpoints import write_teacher
 from tests.support.scores import packed_scores
 from tests.support.stages import FEW, fails, run
-from trainer import distill, init, rank_sft
+from trainer import distill, init, rank_sft, score
 from trainer.packed.heads import SCALE
 
 SHAPE = {
@@ -59,7 +60,7 @@ def test_a_student_of_fewer_layers_and_one_by_adapters_interact_late(base: Path,
 
 
 def test_what_has_no_late_interaction_is_named(
-    bert: Path, llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, bert: Path, llm: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--output_dir", tmp_path / "out", *LATE]
     assert "--pooling late_interaction is for encoders, and this is a causal LM" in fails(
@@ -67,3 +68,8 @@ def test_what_has_no_late_interaction_is_named(
     )
     assert "has a score head already" in fails(init, capsys, "--pretrained", bert, *out)
     assert not list(tmp_path.iterdir())
+    other = shutil.copytree(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "pair_pooling": "sides"}))
+    scored = ["--model", other, "--data", data, "--output", tmp_path / "scores.parquet"]
+    assert f"{other}: the \"pair_pooling\" 'sides' is not known" in fails(score, capsys, *scored)

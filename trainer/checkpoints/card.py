@@ -52,16 +52,13 @@ def card_text(directory: Path, record: dict[str, Any], name: str, license_name: 
     encoding = PairEncodingConfig.load(directory / ENCODING_FILE)
     stages, measures = record.get("stages") or stages_of(record), list(_measures(record.get("evaluations", [])))
     kind, config = _kind(directory, encoding)
-    reaches = {
-        kind: reach or encoding.max_pair_tokens
-        for kind, reach in reach_of_layers(AutoConfig.for_model(**config)).items()
-    } if kind == LATE else {}  # fmt: skip
     data = _metadata(kind, stages, measures, name)
     _keep_additions(data, {**additions, **({"license": license_name} if license_name else {})})
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
         summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
-        reaches=reaches, own=OWN + own, **_training(record.get("adapter", record), stages),
+        windows=_windows(config, encoding) if kind == LATE else {}, own=OWN + own,
+        **_training(record.get("adapter", record), stages),
     )  # fmt: skip
     return str(card).rstrip() + "\n"
 
@@ -137,6 +134,16 @@ def _metadata(kind: str, stages: list[dict[str, Any]], measures: list[dict[str, 
         tags=["disranker", *tags],
         eval_results=results or None,
         model_name=name.rpartition("/")[2] if results else None,
+    )
+
+
+def _windows(config: dict[str, Any], encoding: PairEncodingConfig) -> dict[str, int]:
+    """How far tokens of each kind of layer see, if some do not see their whole pair."""
+    reaches = reach_of_layers(AutoConfig.for_model(**config))
+    return (
+        {layers: reach or encoding.max_pair_tokens for layers, reach in reaches.items()}
+        if any(reaches.values())
+        else {}
     )
 
 

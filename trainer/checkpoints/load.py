@@ -24,7 +24,7 @@ from model_repository.tokenizer.pair_encoding import (
 )
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
-from trainer.packed.heads import choose_pooling, compare_tokens, compares_tokens, keep_comparing_layer
+from trainer.packed.heads import LATE, choose_pooling, compare_tokens, compares_tokens, keep_comparing_layer
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -83,6 +83,8 @@ def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Mo
 def load_for_training(directory: str | Path, allow_new_head: bool = True, **settings: Any) -> Model:
     """A float32 scorer; ``allow_new_head`` admits checkpoints without one (a base LLM, after CPT)."""
     model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1, **settings)
+    if (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
+        raise CheckpointError(f'{directory}: the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
     if compares_tokens(model):
         keep_comparing_layer(model)
         missing = sorted({*missing} & {*model.state_dict()})

@@ -36,8 +36,8 @@ class KernelError(DisRankerError):
 class Visible(NamedTuple):
     """Which tokens of packed rows see each other: those of one pair, if causal only what comes before.
 
-    With ``reach`` a token sees only those of its pair that are fewer places away than that, with ``sides`` only those
-    of its own side, query or document, and the first token of the pair: without one, a document's states are poor.
+    With ``reach`` a token sees only those of its pair that are fewer places away than that. With ``sides`` it sees its
+    own side, query or document, and the first token of the pair: without a start token, states of a document are poor.
     """
 
     segment_ids: Tensor  # [R, L]
@@ -56,7 +56,8 @@ class Visible(NamedTuple):
         if self.reach is not None:
             seen = seen & (behind.abs() < self.reach)
         if self.sides is not None:
-            seen = seen & ((self.sides[:, :, None] == self.sides[:, None]) | self.begins()[:, None])
+            side = self.sides if positions_RS is None else torch.gather(self.sides, 1, positions_RS)
+            seen = seen & ((side[:, :, None] == self.sides[:, None]) | self.begins()[:, None])
         return torch.where(seen, 0.0, MASKED).to(dtype)[:, None]
 
     def blocks(self) -> BlockMask:
@@ -75,7 +76,7 @@ class Visible(NamedTuple):
         return create_block_mask(seen, rows, None, length, length, device=str(self.segment_ids.device))
 
     def sequences(self) -> Sequences:
-        """The same for a kernel that takes sequences; what a window cuts is the layer's to say, and sides cannot be."""
+        """The same for a kernel that takes sequences, without sides; what a window cuts is the layer's to say."""
         starts = torch.nonzero(self.begins().flatten()).flatten()
         starts = torch.cat([starts, starts.new_tensor([self.segment_ids.numel()])])
         return Sequences(starts.int(), int(starts.diff().max()), self.causal)

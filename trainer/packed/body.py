@@ -137,12 +137,13 @@ def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor)
 def compared_tokens(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:
     """The product [R, S, H], float32, of a token of the query with the most similar one of the document, on average.
 
-    States are brought to length 1. The sum of a product is then a cosine, and that of the average is MaxSim. The query
-    has the start token and the separator before the document.
+    States are brought to length 1. The sum of a product is then a cosine, and that of the average is the mean of these.
+    The query has the start token and the separator before the document.
     """
     units_RLH, of_query_RL = F.normalize(states_RLH.float(), dim=-1), token_type_ids == 0
     others_RLL = (segment_ids[:, :, None] != segment_ids[:, None]) | of_query_RL[:, None]
-    nearest_RL = (units_RLH @ units_RLH.transpose(1, 2)).masked_fill(others_RLL, -2.0).argmax(-1)
+    fixed_RLH = units_RLH.detach()  # which token is the nearest has no gradient
+    nearest_RL = (fixed_RLH @ fixed_RLH.transpose(1, 2)).masked_fill(others_RLL, -2.0).argmax(-1)
     own_RSL = (_own_tokens(segment_ids, pool_positions) & of_query_RL[:, None]).float()
     return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ (units_RLH * at_positions(units_RLH, nearest_RL))
 

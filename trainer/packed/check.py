@@ -67,7 +67,10 @@ def _scored_both_ways(model: Any, batch: PackedBatch, pairs: FlatPairs) -> tuple
 
 
 def _alone(model: Any, pair: Pair) -> Tensor:
-    """A pair's logit, or an LM's logits of the next token, by the class's own defaults for masks and positions."""
+    """A pair's logit, or an LM's logits of the next token, by the class's own defaults for masks and positions.
+
+    By late interaction the query is read alone, and the document with a mask that lets it see the start token.
+    """
     inputs: dict[str, Any] = {"input_ids": torch.from_numpy(pair.token_ids)[None].long().to(model.device)}
     if model.get_output_embeddings() is not None:
         next_tokens: Tensor = type(model).forward(model, **inputs, use_cache=False).logits[0, -1]
@@ -87,8 +90,10 @@ def _alone(model: Any, pair: Pair) -> Tensor:
             for kind, reach in reach_of_layers(model.config).items()
         }
         mask = masks if len(masks) > 1 else next(iter(masks.values()))  # as body_states hands them over
-        states_LH = normalize(model.base_model(**inputs, attention_mask=mask).last_hidden_state[0], dim=-1)
-        query_QH, document_DH = states_LH.tensor_split([pair.document_start])
+        query = {name: values[:, : pair.document_start] for name, values in inputs.items()}
+        query_QH = normalize(model.base_model(**query).last_hidden_state[0], dim=-1)
+        states_LH = model.base_model(**inputs, attention_mask=mask).last_hidden_state[0]
+        document_DH = normalize(states_LH[pair.document_start :], dim=-1)
         nearest_QH = document_DH[(query_QH @ document_DH.T).argmax(1)]
         return comparing_layer(model)((query_QH * nearest_QH).mean(0)).squeeze()  # type: ignore[no-any-return]
     logits: Tensor = type(model).forward(model, **inputs).logits

@@ -55,11 +55,14 @@ def choose_pooling(model: Any) -> None:
 
 
 def compare_tokens(model: Any) -> None:
-    """Give an encoder a new head, in which alone the tokens of query and document meet.
+    """Give an encoder a new head, which compares the query's tokens with the document's.
 
-    It begins as MaxSim: the mean, over the query's tokens, of the cosine with the most similar token of the document.
-    Source: ColBERT, arXiv 2004.12832. Raises UnknownHeadError where the family's head is not known, and for
-    SqueezeBERT, which calls its pooler in any case.
+    In the layers the two see nothing of each other, but that the document sees the start token, which has read the
+    query. The head begins as the mean, over the query's tokens, of the cosine with the most similar token of the
+    document. Source: ColBERT, arXiv 2004.12832, which takes the sum.
+
+    Raises UnknownHeadError where the family's head is not known, and for SqueezeBERT, which calls its pooler in any
+    case.
     """
     if (family := model.config.model_type) not in ENCODER_HEADS or family == "squeezebert":
         raise UnknownHeadError(f"late interaction in a {family} model is not supported")
@@ -112,13 +115,13 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
 
 
 def compares_tokens(model: Any) -> bool:
-    """Whether a scorer compares the tokens of query and document, which see each other in its head alone."""
+    """Whether the head of a scorer compares the tokens of query and document."""
     config = model.config
     return config.model_type in ENCODER_HEADS and getattr(config, "pair_pooling", None) == LATE
 
 
 def pools_all_tokens(model: Any) -> bool:
-    """Whether the head of a scorer reads the states of a pair's tokens, and not of one of them."""
+    """Whether the head of a scorer reads the states of a pair's tokens, not the state of one token."""
     chosen = model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
     return chosen or compares_tokens(model)
 

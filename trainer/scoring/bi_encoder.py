@@ -1,17 +1,17 @@
 """A bi-encoder as a weak teacher: the score of a pair is the similarity of the query's vectors and the document's.
 
-By cosine each text has one vector. By MaxSim each of its tokens has one: of every token of the query counts the cosine
-with the most similar token of the document, and the score is their mean. Source: ColBERT, arXiv 2004.12832, whose
-training is left out.
+By cosine each text has one vector. By MaxSim each of its tokens has one, the state behind the last layer. For each
+token of the query it takes the cosine with the most similar token of the document, and the score is their mean. Source:
+ColBERT, arXiv 2004.12832, which is trained for it and takes the sum.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class BiEncoder:
             raise CheckpointError(f"{name}: {kind}, not a bi-encoder (what scores pairs goes with --model)")
         with reading(name, "a bi-encoder"):
             model = _loaded(name)
+            known = model.encode("a text", output_value=None, show_progress_bar=False)  # some read pictures only
+        if similarity == "maxsim" and "token_embeddings" not in known:
+            raise CheckpointError(f"{name}: it has no states of tokens, which --similarity maxsim compares")
         _limit(model, name, max_tokens)
         return cls(name, to_device(model).to(PRECISIONS[arguments.precision]), arguments.rows_per_batch, similarity)
 
@@ -88,24 +91,22 @@ class BiEncoder:
             yield from named_scores(self.name, ids, self._similarities(query, own).tolist())
 
     def _encoded(
-        self, encode: Callable[..., Sequence[Tensor]], texts: Sequence[str], done: Callable[[Sequence[int]], object]
+        self, encode: Callable[..., Any], texts: Sequence[str], done: Callable[[Sequence[int]], object]
     ) -> list[Tensor]:
         """For each text a vector [H], float32, or by MaxSim one for each token [T, H], float16 since they are many."""
-        output: dict[str, object] = {"convert_to_tensor": True}
-        if self._similarity == "maxsim":
-            output = {"output_value": "token_embeddings", "convert_to_numpy": False}
+        output = {"output_value": None} if self._similarity == "maxsim" else {"convert_to_tensor": True}
         longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-        found: dict[int, Tensor] = {}
+        found: list[Tensor] = []
         for at in range(0, len(texts), self._rows_per_pass):
             places = longest_first[at : at + self._rows_per_pass]
             batch = [texts[place] for place in places]
-            for place, vectors in zip(
-                places, encode(batch, batch_size=len(batch), show_progress_bar=False, **output), strict=True
-            ):
-                units = normalize(vectors.float(), dim=-1).cpu()
-                found[place] = units.half() if units.ndim == 2 else units
+            encoded = encode(batch, batch_size=len(batch), show_progress_bar=False, **output)
+            found += (
+                _token_vectors(encoded) if self._similarity == "maxsim" else normalize(encoded.float(), dim=-1).cpu()
+            )
             done(places)
-        return [found[place] for place in range(len(texts))]
+        in_order = dict(zip(longest_first, found, strict=True))
+        return [in_order[place] for place in range(len(texts))]
 
     def _similarities(self, query: Tensor, documents: Sequence[Tensor]) -> Tensor:
         if self._similarity == "cosine":
@@ -113,6 +114,14 @@ class BiEncoder:
         from sentence_transformers.util import mean_maxsim
 
         return mean_maxsim([query.float()], [document.float() for document in documents])[0]
+
+
+def _token_vectors(encoded: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """The states of each text's tokens, of length 1, without padding."""
+    return [
+        normalize(text["token_embeddings"][text["attention_mask"].bool()].float(), dim=-1).half().cpu()
+        for text in encoded
+    ]
 
 
 def _kind_of(name: str) -> str:
@@ -129,9 +138,7 @@ def _loaded(name: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer  # not before: it takes seconds, and few commands need it
 
     settings = {"dtype": torch.float32, "use_safetensors": True}
-    model = SentenceTransformer(name, device="cpu", model_kwargs=settings, **NO_CODE).eval()
-    model.encode("a text", show_progress_bar=False)  # some read pictures only
-    return model
+    return SentenceTransformer(name, device="cpu", model_kwargs=settings, **NO_CODE).eval()
 
 
 def _limit(model: SentenceTransformer, name: str, max_tokens: int | None) -> None:

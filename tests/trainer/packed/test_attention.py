@@ -102,12 +102,10 @@ def test_blocks_pooled_rows_and_sequences_are_those_of_the_mask(
     visible = Visible(segments, causal, reach, torch.randint(2, (2, size)) if apart else None)
     seen_R1LL = visible.mask(torch.float32) == 0
     assert torch.equal(create_mask(visible.blocks().mask_mod, 2, 1, size, size, device="cpu"), seen_R1LL)
-    if apart:  # all tokens are read, and sequences have no sides
-        return
     positions = torch.randint(size, (2, 3))
     pooled_R1SL = visible.mask(torch.float32, positions) == 0
     assert torch.equal(pooled_R1SL[:, 0], torch.stack([seen_R1LL[place, 0, positions[place]] for place in range(2)]))
-    starts, longest, _ = visible.sequences()
+    starts, longest, _ = visible.sequences()  # whatever the sides
     ids = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff()).reshape(2, size)
     assert torch.equal(ids[:, :, None] == ids[:, None], segments[:, :, None] == segments[:, None])
     assert (longest, starts.dtype) == (int(starts.diff().max()), torch.int32)

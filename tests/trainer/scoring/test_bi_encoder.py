@@ -18,7 +18,7 @@ from tests.support.stages import fails, run
 from trainer import init, score
 from trainer.data.rankings import read_scores
 from trainer.data.records import read_groups
-from trainer.scoring.bi_encoder import BiEncoder, Similarity
+from trainer.scoring.bi_encoder import BiEncoder, Similarity, _token_vectors
 from trainer.scoring.checkpoint import ScoringArguments, progress
 
 
@@ -73,6 +73,16 @@ def test_scores_are_similarities_and_every_text_is_read_once(
         for document in group.documents:
             expected = similarity_of(similarity, query_TH, states(bi_encoder, f"{document.title} {document.summary}"))
             assert scores[group.query_id, document.doc_id] == pytest.approx(expected, abs=tolerance)
+
+
+def test_padding_has_no_vector() -> None:
+    """Some tokenizers pad on the left."""
+    text = {
+        "token_embeddings": torch.tensor([[9.0, 9.0], [0.0, 2.0], [3.0, 4.0]]),
+        "attention_mask": torch.tensor([0, 1, 1]),
+    }
+    (vectors_TH,) = _token_vectors([text])
+    np.testing.assert_allclose(vectors_TH, [[0.0, 1.0], [0.6, 0.8]], atol=1e-3)
 
 
 def test_the_command_scores_in_shards_and_its_flags_change_the_scores(

@@ -69,7 +69,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer. Another kind of head,
     # since processes wait for the gradient of every weight that a model has.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven"),
-              "--model", str(tiny_late(root / "sides")), "--student_layers", "1"]  # fmt: skip
+              "--model", str(tiny_late(root / "late")), "--student_layers", "1"]  # fmt: skip
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
     assert exit_codes(in_two_processes(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
