@@ -49,7 +49,7 @@ from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separato
 from trainer.command import command, parse
 from trainer.data.records import QueryGroup, read_groups
 from trainer.packed.families import position_offset
-from trainer.packed.heads import LATE, UnknownHeadError, compare_tokens, compares_tokens
+from trainer.packed.heads import LATE, UnknownHeadError, give_late_interaction, has_late_interaction
 from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -101,7 +101,7 @@ def make(arguments: InitArguments, flags: RerankerArguments) -> None:
     name = str(arguments.pretrained or arguments.config)
     causal = _is_causal(model.config)
     if arguments.pooling == LATE:
-        _compare_tokens(model, causal, name)
+        _give_late_interaction(model, causal, name)
     check_tokenizer(tokenizer, model, "prompted" if reranker else "decoder" if causal else "encoder", name)
     padding = choose_pad(tokenizer, model) if causal else f"{tokenizer.pad_token} (the tokenizer's own)"
     settings = _encoding(arguments, tokenizer, model, reranker, name)
@@ -145,18 +145,18 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(config, dtype=torch.float32)
-    if compares_tokens(model):  # by the JSON file, which trainer.plan reads too
-        _compare_tokens(model, causal, str(arguments.config))
+    if has_late_interaction(model):  # by the JSON file, which trainer.plan reads too
+        _give_late_interaction(model, causal, str(arguments.config))
     return model, tokenizer
 
 
-def _compare_tokens(model: Model, causal: bool, name: str) -> None:
+def _give_late_interaction(model: Model, causal: bool, name: str) -> None:
     if causal:
         raise CheckpointError(f"{name}: --pooling {LATE} is for encoders, and this is a causal LM")
     if has_head(model.config):
         raise CheckpointError(f"{name}: it has a score head already, which --pooling {LATE} would replace")
     try:
-        compare_tokens(model)
+        give_late_interaction(model)
     except UnknownHeadError as error:
         raise CheckpointError(f"{name}: {error}") from error
 

@@ -35,7 +35,7 @@ from bench.serving.workers.matrices import CHAINS
 from bench.serving.workers.ours import OursWorker
 from client.wire import PARTS
 from model_repository.tokenizer.pair_encoding import PairEncoder
-from tests.support.checkpoints import comparing_tokens, tiny_bert, write_groups
+from tests.support.checkpoints import late_interaction_of, tiny_bert, write_groups
 from tests.support.echo_worker import EchoWorker
 from tests.support.servers import Server
 from tests.support.waiting import PATIENCE_S
@@ -337,7 +337,7 @@ def test_bad_flags_are_named(
 def test_a_student_that_no_peer_computes_is_compared_with_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student = comparing_tokens(tiny_bert, tmp_path / "student")
+    student = late_interaction_of(tiny_bert, tmp_path / "student")
     data = write_groups(tmp_path / "data.jsonl")
     flags = ["--student", str(student), "--data", str(data), "--work_dir", str(tmp_path / "work")]
     assert main(flags) == 2

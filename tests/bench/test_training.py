@@ -27,7 +27,7 @@ from bench.training.workers import cross_encoder, flat, ours
 from bench.training.workers.clock import Clock, settings
 from bench.training.workers.decoder_pairs import pairs_of
 from model_repository.tokenizer.pair_encoding import Document
-from tests.support.checkpoints import comparing_tokens, tiny_bert, tiny_llama, tiny_modernbert, write_groups
+from tests.support.checkpoints import late_interaction_of, tiny_bert, tiny_llama, tiny_modernbert, write_groups
 from trainer.checkpoints.load import CheckpointError, load_encoder
 from trainer.data.records import DataError
 
@@ -288,7 +288,7 @@ def test_tasks_take_as_much_data_as_their_steps(bert: str, llama: str, groups: l
 def test_a_student_that_no_peer_computes_is_compared_with_none(
     peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student, data = comparing_tokens(tiny_bert, tmp_path / "student"), write_groups(tmp_path / "data.jsonl")
+    student, data = late_interaction_of(tiny_bert, tmp_path / "student"), write_groups(tmp_path / "data.jsonl")
     monkeypatch.setattr(material, "student", lambda *_: str(student))  # or a process of its own would copy it
     flags = ["--data", data, "--documents", 2, "--parts", "student", "--peers", peer, "--work_dir", tmp_path / "work"]
     assert main([*map(str, flags)]) == 2

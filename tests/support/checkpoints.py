@@ -22,7 +22,7 @@ from transformers import (
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.data.rankings import write_run, write_scores
 from trainer.data.records import QueryGroup, read_groups
-from trainer.packed.heads import compare_tokens, comparing_layer
+from trainer.packed.heads import give_late_interaction, last_layer_of_head
 from trainer.training.batches import TrainingGroup
 
 TEXT = """
@@ -55,11 +55,11 @@ def tiny_bert(directory: Path, *, seed: int = 0, layers: int = 2, **encoding: An
     return _saved(directory, "bert", _wordpiece(), seed, settings, shape)
 
 
-def comparing_tokens(make: Callable[..., Path], directory: Path, **encoding: Any) -> Path:
+def late_interaction_of(make: Callable[..., Path], directory: Path, **encoding: Any) -> Path:
     """One of the encoders here with late interaction, its weights drawn."""
     scorer = AutoModelForSequenceClassification.from_pretrained(make(directory, **encoding))
-    compare_tokens(scorer)
-    torch.nn.init.normal_(comparing_layer(scorer).weight)
+    give_late_interaction(scorer)
+    torch.nn.init.normal_(last_layer_of_head(scorer).weight)
     scorer.save_pretrained(directory)
     return directory
 

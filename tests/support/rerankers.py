@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
-from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, comparing_tokens, tiny_bert
+from tests.support.checkpoints import LETTERS, LIMITS, SMALL, TEXT, byte_level, late_interaction_of, tiny_bert
 
 PROMPTS = ["instruction", "query", "document", "Query", "Document", "Instruct", "passage", "yes", "no", "Yes", "No"]
 ENDS = ["", ".", "?", "!", ":", "\n", ".\n", "?\n", ":\n", "\n\n"]  # one token of Qwen's may end a line and more
@@ -45,7 +45,7 @@ def tiny_reranker(directory: Path, family: str, tokenizer: Any, **settings: Any)
 
 def tiny_late(directory: Path, **encoding: Any) -> Path:
     """``tiny_bert`` with late interaction."""
-    return comparing_tokens(tiny_bert, directory, **encoding)
+    return late_interaction_of(tiny_bert, directory, **encoding)
 
 
 def tiny_gte(directory: Path, *, layers: int = 2) -> Path:

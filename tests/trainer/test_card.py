@@ -19,7 +19,7 @@ import build_engines
 from client import rank
 from model_repository.tokenizer.pair_encoding import Document, FloatArray, PairEncoder
 from tests.support.checkpoints import (
-    comparing_tokens,
+    late_interaction_of,
     tiny_bert,
     tiny_llama,
     tiny_modernbert,
@@ -43,9 +43,9 @@ MAKERS: dict[str, Any] = {
     "roberta": tiny_roberta,
     "xlm-roberta": tiny_xlm_roberta,
     "modernbert": tiny_modernbert,
-    "bert by late interaction": partial(comparing_tokens, tiny_bert),
-    "roberta by late interaction": partial(comparing_tokens, tiny_roberta),
-    "modernbert by late interaction": partial(comparing_tokens, tiny_modernbert),
+    "bert by late interaction": partial(late_interaction_of, tiny_bert),
+    "roberta by late interaction": partial(late_interaction_of, tiny_roberta),
+    "modernbert by late interaction": partial(late_interaction_of, tiny_modernbert),
     "llama": tiny_llama,
     "prompt": partial(tiny_llama, start_token=None, end_token=None, query_prefix="", document_prefix="", prompt=PROMPT),
 }

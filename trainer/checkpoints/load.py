@@ -24,7 +24,13 @@ from model_repository.tokenizer.pair_encoding import (
 )
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
-from trainer.packed.heads import LATE, choose_pooling, compare_tokens, compares_tokens, keep_comparing_layer
+from trainer.packed.heads import (
+    LATE,
+    choose_pooling,
+    give_late_interaction,
+    has_late_interaction,
+    keep_last_layer_of_head,
+)
 
 Model = Any  # a transformers PreTrainedModel; its class declares its own parts as Tensor | Module
 
@@ -85,8 +91,8 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True, **sett
     model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1, **settings)
     if (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
         raise CheckpointError(f'{directory}: the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
-    if compares_tokens(model):
-        keep_comparing_layer(model)
+    if has_late_interaction(model):
+        keep_last_layer_of_head(model)
         missing = sorted({*missing} & {*model.state_dict()})
     if missing and not allow_new_head:
         raise CheckpointError(
@@ -96,8 +102,8 @@ def load_for_training(directory: str | Path, allow_new_head: bool = True, **sett
     new_body = [key for key in missing if key.startswith(model.base_model_prefix) and ".pooler." not in key]
     if new_body:
         raise CheckpointError(f"{directory}: the checkpoint lacks weights of the model's body, such as {new_body[0]!r}")
-    if missing and compares_tokens(model):
-        compare_tokens(model)
+    if missing and has_late_interaction(model):
+        give_late_interaction(model)
     elif missing:
         choose_pooling(model)
     if model.config.pad_token_id is None:  # the class's own pooling needs one; ours does not

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trainer.checkpoints.layers import find_layers
 from trainer.checkpoints.load import NO_CODE, CheckpointError, first_line, require_checkpoint
 from trainer.packed.body import is_decoder, reads_pooled_tokens
-from trainer.packed.heads import compares_tokens, keep_comparing_layer, pools_all_tokens
+from trainer.packed.heads import has_late_interaction, keep_last_layer_of_head, pools_all_tokens
 
 LAST_LAYER = 0.25  # of a layer's work and memory, where only the tokens that are read are computed in the last one
 # Bytes for each number that goes into or comes out of a layer's matrices, with what norms and the gate keep beside it.
@@ -80,8 +80,8 @@ def _shape(model: Any, causal: bool) -> Shape:
     config = model.config
     if causal and not is_decoder(model):
         raise ValueError(f"continued pre-training needs a decoder, not a {config.model_type} model")
-    if compares_tokens(model):
-        keep_comparing_layer(model)
+    if has_late_interaction(model):
+        keep_last_layer_of_head(model)
     layers = find_layers(model)
     outputs = model.get_output_embeddings()
     linears = list(layers.linear().values())

@@ -20,7 +20,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from client.errors import DisRankerError
-from trainer.packed.heads import compares_tokens
+from trainer.packed.heads import has_late_interaction
 
 Kernel = Literal["dense", "flex", "varlen"]
 DENSE, FLEX, VARLEN = "packed_dense", "packed_flex", "packed_varlen"  # as transformers knows them
@@ -107,7 +107,7 @@ def use_kernel(model: Any, kernel: Kernel, training: bool) -> None:
         raise KernelError(f"--attention {kernel} has no dropout, and this {family} model has {share:g} ({name})")
     if kernel == "varlen" and getattr(model.config, "attn_logit_softcapping", None):
         raise KernelError(f"--attention varlen cannot cap its logits, as this {family} model does")
-    if kernel == "varlen" and compares_tokens(model):
+    if kernel == "varlen" and has_late_interaction(model):
         raise KernelError("--attention varlen cannot keep query and document apart, as late interaction does")
     if not can_set or not model._supports_flex_attn:
         raise KernelError(f"--attention {kernel}: a {family} model has no attention but its own")

@@ -13,7 +13,7 @@ from trainer.packed.attention import MASKED
 from trainer.packed.body import is_decoder, takes_token_types
 from trainer.packed.families import reach_of_layers, why_unpackable
 from trainer.packed.forward import packed_readings
-from trainer.packed.heads import UnknownHeadError, compares_tokens, comparing_layer
+from trainer.packed.heads import UnknownHeadError, has_late_interaction, last_layer_of_head
 
 TOLERANCE = 1e-4  # of a logit; measured differences are below 1e-6, and those of a wrong mask above 1e-3
 QUERY = "a query to check"
@@ -81,7 +81,7 @@ def _alone(model: Any, pair: Pair) -> Tensor:
     if takes_token_types(model):
         places = torch.arange(len(pair.token_ids), device=model.device)
         inputs["token_type_ids"] = (places >= pair.document_start).long()[None]
-    if compares_tokens(model):
+    if has_late_interaction(model):
         places = torch.arange(len(pair.token_ids), device=model.device)
         of_document, away_LL = places >= pair.document_start, (places[:, None] - places).abs()
         apart_LL = (of_document[:, None] != of_document) & (places != 0)
@@ -95,6 +95,6 @@ def _alone(model: Any, pair: Pair) -> Tensor:
         states_LH = model.base_model(**inputs, attention_mask=mask).last_hidden_state[0]
         document_DH = normalize(states_LH[pair.document_start :], dim=-1)
         nearest_QH = document_DH[(query_QH @ document_DH.T).argmax(1)]
-        return comparing_layer(model)((query_QH * nearest_QH).mean(0)).squeeze()  # type: ignore[no-any-return]
+        return last_layer_of_head(model)((query_QH * nearest_QH).mean(0)).squeeze()  # type: ignore[no-any-return]
     logits: Tensor = type(model).forward(model, **inputs).logits
     return logits.squeeze()

@@ -24,7 +24,7 @@ from trainer.packed.body import (
     takes_token_types,
 )
 from trainer.packed.families import reach_of_layers
-from trainer.packed.heads import compares_tokens, next_token_logits, pools_all_tokens, score_head, without_autocast
+from trainer.packed.heads import has_late_interaction, next_token_logits, pools_all_tokens, score_head, without_autocast
 
 IGNORED = -100  # the label of tokens that bear no loss, as in PyTorch's cross entropy
 
@@ -82,7 +82,7 @@ def _pooled(
         return pooled_states(model, inputs, seen, pool_positions)
     states_RLH = body_states(model, inputs, seen)
     with without_autocast(states_RLH):
-        if compares_tokens(model):
+        if has_late_interaction(model):
             return compared_tokens(states_RLH, segment_ids, token_type_ids, pool_positions)
         return mean_states(states_RLH, segment_ids, pool_positions)
 
@@ -95,5 +95,5 @@ def _inputs(
     if takes_token_types(model):
         inputs["token_type_ids"] = token_type_ids
     causal, reaches = is_decoder(model), reach_of_layers(model.config)
-    sides = token_type_ids if compares_tokens(model) else None
+    sides = token_type_ids if has_late_interaction(model) else None
     return inputs, {kind: Visible(segment_ids, causal, reach, sides) for kind, reach in reaches.items()}

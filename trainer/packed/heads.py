@@ -54,7 +54,7 @@ def choose_pooling(model: Any) -> None:
         model.config.classifier_pooling = model.classifier_pooling = pooling  # EuroBERT's class keeps a copy
 
 
-def compare_tokens(model: Any) -> None:
+def give_late_interaction(model: Any) -> None:
     """Give an encoder a new head, which compares the query's tokens with the document's.
 
     In the layers the two see nothing of each other, but that the document sees the start token, which has read the
@@ -67,14 +67,14 @@ def compare_tokens(model: Any) -> None:
     if (family := model.config.model_type) not in ENCODER_HEADS or family == "squeezebert":
         raise UnknownHeadError(f"late interaction in a {family} model is not supported")
     model.config.pair_pooling = LATE
-    keep_comparing_layer(model)
-    layer = comparing_layer(model)
+    keep_last_layer_of_head(model)
+    layer = last_layer_of_head(model)
     with torch.no_grad():
         layer.weight.fill_(SCALE)
         layer.bias.fill_(-SCALE / 2)
 
 
-def keep_comparing_layer(model: Any) -> None:
+def keep_last_layer_of_head(model: Any) -> None:
     """Leave out what such a head does not read, so that other libraries, which would read it, miss its weights."""
     if hasattr(model.base_model, "pooler"):
         model.base_model.pooler = None
@@ -83,7 +83,7 @@ def keep_comparing_layer(model: Any) -> None:
             setattr(owner, part, nn.Identity())
 
 
-def comparing_layer(model: Any) -> nn.Linear:
+def last_layer_of_head(model: Any) -> nn.Linear:
     """The last layer of the family's own head, which is all that late interaction has of it."""
     layer = model.classifier
     return layer if isinstance(layer, nn.Linear) else layer.out_proj
@@ -100,8 +100,8 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
     elif (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
         raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
-    elif compares_tokens(model):
-        head, layer = (lambda model, x: comparing_layer(model)(x)), comparing_layer(model)
+    elif has_late_interaction(model):
+        head, layer = (lambda model, x: last_layer_of_head(model)(x)), last_layer_of_head(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:
         if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):
             raise UnknownHeadError(f'the "classifier_pooling" {pooling!r} of this {family} model is not supported')
@@ -114,7 +114,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     return scores_N
 
 
-def compares_tokens(model: Any) -> bool:
+def has_late_interaction(model: Any) -> bool:
     """Whether the head of a scorer compares the tokens of query and document."""
     config = model.config
     return config.model_type in ENCODER_HEADS and getattr(config, "pair_pooling", None) == LATE
@@ -123,7 +123,7 @@ def compares_tokens(model: Any) -> bool:
 def pools_all_tokens(model: Any) -> bool:
     """Whether the head of a scorer reads the states of a pair's tokens, not the state of one token."""
     chosen = model.config.model_type in POOLING and model.config.classifier_pooling == ALL_TOKENS
-    return chosen or compares_tokens(model)
+    return chosen or has_late_interaction(model)
 
 
 def next_token_logits(model: Any, states: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tests.support.checkpoints import training_groups
 from trainer.checkpoints.frozen import round_frozen
 from trainer.checkpoints.lora import LoraArguments, add_adapters
 from trainer.measures.costs import Shape, Work, flops_per_token, memory_bytes, read_shape, trained_parameters
-from trainer.packed.heads import compare_tokens, compares_tokens
+from trainer.packed.heads import give_late_interaction, has_late_interaction
 from trainer.training.batches import LanguageBatch, LanguageCollator
 from trainer.training.in_parts import use_packed_forward
 
@@ -59,8 +59,8 @@ def built(
     path.write_text(json.dumps({"model_type": family, **COMMON, **FAMILIES[family]}))
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(AutoConfig.from_pretrained(path, num_labels=1), dtype=torch.float32)
-    if compares_tokens(model):
-        compare_tokens(model)
+    if has_late_interaction(model):
+        give_late_interaction(model)
     add_adapters(model, LoraArguments(lora_rank=rank), family)
     if frozen == "bf16":
         round_frozen(model)

@@ -25,7 +25,7 @@ from trainer.data.rankings import read_scores
 from trainer.packed import attention
 from trainer.packed.attention import MASKED, KernelError, Visible, dense_attention, kept, use_kernel
 from trainer.packed.body import is_decoder, reads_pooled_tokens
-from trainer.packed.heads import compare_tokens
+from trainer.packed.heads import give_late_interaction
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning"),
@@ -53,7 +53,7 @@ def built(family: str, **more: Any) -> Any:
     config = AutoConfig.for_model(family.partition(" ")[0], **settings)
     model: Any = AutoModelForSequenceClassification.from_config(config).eval()
     if family == LATE:
-        compare_tokens(model)
+        give_late_interaction(model)
     return model
 
 

@@ -28,7 +28,7 @@ from trainer.packed.families import (
     position_offset,
     reach_of_layers,
 )
-from trainer.packed.heads import compare_tokens
+from trainer.packed.heads import give_late_interaction
 
 LONGEST = LIMITS["max_pair_tokens"]
 WINDOW = 16
@@ -130,7 +130,7 @@ def test_late_interaction_begins_as_maxsim_of_a_bi_encoder(
     """Query and document do not see each other; the document sees the start token. Scores are as standardised ones."""
     model = tiny(family, settings)
     encoder = encoder_of(model, position_offset(model))
-    compare_tokens(model)
+    give_late_interaction(model)
     model.save_pretrained(tmp_path)
     loaded = load_for_training(tmp_path, allow_new_head=False)
     check_packing(loaded, encoder, family)
