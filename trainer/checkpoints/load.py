@@ -25,7 +25,8 @@ from model_repository.tokenizer.pair_encoding import (
 from trainer.packed.check import UnpackableError, require_packing
 from trainer.packed.forward import packed_scores
 from trainer.packed.heads import (
-    LATE,
+    UnknownHeadError,
+    check_pooling,
     choose_pooling,
     give_late_interaction,
     has_late_interaction,
@@ -89,8 +90,10 @@ def load_scorer(directory: str | Path, encoder: PairEncoder | None = None) -> Mo
 def load_for_training(directory: str | Path, allow_new_head: bool = True, **settings: Any) -> Model:
     """A float32 scorer; ``allow_new_head`` admits checkpoints without one (a base LLM, after CPT)."""
     model, missing, _ = _load(AutoModelForSequenceClassification, directory, "a scorer", num_labels=1, **settings)
-    if (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
-        raise CheckpointError(f'{directory}: the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
+    try:
+        check_pooling(model)
+    except UnknownHeadError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
     if has_late_interaction(model):
         keep_last_layer_of_head(model)
         missing = sorted({*missing} & {*model.state_dict()})

@@ -96,10 +96,9 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     UnknownHeadError for an encoder that is not in ENCODER_HEADS, or that pools in another way.
     """
     head: Head
+    check_pooling(model)
     if hasattr(model, "score"):
         head, layer = (lambda model, x: model.score(x)), model.score  # without bias
-    elif (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
-        raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
     elif has_late_interaction(model):
         head, layer = (lambda model, x: last_layer_of_head(model)(x)), last_layer_of_head(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:
@@ -112,6 +111,12 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     with without_autocast(states_NH):
         scores_N: Tensor = head(model, states_NH)[:, 0].float()
     return scores_N
+
+
+def check_pooling(model: Any) -> None:
+    """Raises UnknownHeadError for a ``pair_pooling`` that is not known."""
+    if (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
+        raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
 
 
 def has_late_interaction(model: Any) -> bool:
