@@ -87,6 +87,23 @@ def test_a_run_file_gives_minus_log_rank(tmp_path: Path, data: Path, capsys: pyt
     assert np.allclose([scores[document.doc_id] for document in group.documents], expected, atol=1e-6)
 
 
+def test_what_the_first_run_leaves_out_comes_behind_it(tmp_path: Path, data: Path) -> None:
+    rng = np.random.default_rng(0)
+    group = read_groups(data)[0]
+    doc_ids = [document.doc_id for document in group.documents]
+    for taken in ((3, 5), (5, 3), (len(doc_ids), 1), (1, len(doc_ids))):
+        runs = [rng.choice(doc_ids, number, replace=False).tolist() for number in taken]
+        for name, order in zip("ab", runs, strict=True):
+            lines = [f"{group.query_id} Q0 {doc_id} {rank} 0 x\n" for rank, doc_id in enumerate(order, start=1)]
+            (tmp_path / f"{name}.run").write_text("".join(lines))
+        output = tmp_path / "s.parquet"
+        run(score, "--run", tmp_path / "a.run", tmp_path / "b.run", "--data", data, "--output", output)
+        scores = read_scores(output)[group.query_id]
+        best_first = sorted(scores, key=lambda doc_id: -scores[doc_id])
+        assert best_first == runs[0] + [doc_id for doc_id in runs[1] if doc_id not in runs[0]]
+        assert np.allclose([scores[doc_id] for doc_id in best_first], -np.log(np.arange(1, len(scores) + 1)), atol=1e-6)
+
+
 def test_evaluate_compares_systems_and_writes_the_table(stages: Path, data: Path, tmp_path: Path) -> None:
     systems = ["random", "bm25", f"T={stages / 'teacher'}", f"S={stages / 'scores.parquet'}"]
     run(evaluate, "--data", data, "--systems", *systems, "--baseline", "T", "--output", tmp_path / "table.json")

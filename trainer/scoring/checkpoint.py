@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from client.command import say
 from model_repository.tokenizer.pair_encoding import IntArray, PackedBatch, PairEncoder, unpack
 from trainer.checkpoints.load import Model, PackedScorer, load_scorer, to_device
 from trainer.data.pairs import encode_groups
@@ -161,19 +161,22 @@ def progress(name: str, pairs: int, **settings: Any) -> tqdm[NoReturn]:
     return tqdm(total=pairs, desc=Path(name).name, **{"unit": "pair", **settings})
 
 
-def run_scores(path: str, groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
-    """``-log(rank)`` of every pair of a group that the run ranks.
+def run_scores(paths: Sequence[str], groups: Sequence[QueryGroup]) -> Iterator[tuple[str, str, float]]:
+    """``-log(rank)`` of every pair of a group that a run ranks.
 
-    A line says how many of its queries are in no group. Raises DataError for a document that its group has not.
+    Documents that the first run leaves out follow those that it ranks, in the order of the next one. A line says how
+    many queries of a run are in no group. Raises DataError for a document that its group has not.
     """
-    read = read_run(path)
-    ranking = of_known_queries(read, groups, path)
-    if others := len(read) - len(ranking):
-        print(
-            f"{path}: {others:,} of its {len(read):,} queries are not in the data: they are left out", file=sys.stderr
-        )
-    for query_id, documents in ranking.items():
-        for rank, doc_id in enumerate(best_first(documents), start=1):
+    ranked: dict[str, dict[str, None]] = {}  # by query its documents, the best first
+    for path in paths:
+        read = read_run(path)
+        ranking = of_known_queries(read, groups, path)
+        if others := len(read) - len(ranking):
+            say(f"{path}: {others:,} of its {len(read):,} queries are not in the data: they are left out")
+        for query_id, documents in ranking.items():
+            ranked.setdefault(query_id, {}).update(dict.fromkeys(best_first(documents)))  # known ones keep their place
+    for query_id, order in ranked.items():
+        for rank, doc_id in enumerate(order, start=1):
             yield query_id, doc_id, -math.log(rank)
 
 

@@ -38,7 +38,13 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
     max_tokens: int | None = field(
         default=None, metadata={"help": "Tokens that the bi-encoder reads of a text; as it says itself by default."}
     )
-    run: str | None = field(default=None, metadata={"help": "TREC run file whose order replaces a teacher's scores."})
+    run: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "TREC run file whose order replaces a teacher's scores. Of several, what the first leaves out "
+            "comes after it, in the order of the next."
+        },
+    )
     triton: list[str] | None = field(
         default=None, metadata={"help": "HOST:PORT (gRPC) of each server that serves the teacher."}
     )
@@ -62,7 +68,7 @@ class ScoreArguments(ClusterArguments, PackedScoringArguments):
         if sum(source is not None for source in sources) != 1:
             raise DataError(
                 "give either --model (a teacher's checkpoint), --triton (its servers), --bi_encoder (a weak teacher) "
-                "or --run (a TREC run)"
+                "or --run (TREC runs)"
             )
         if self.bi_encoder is None and (self.max_tokens is not None or self.similarity != "cosine"):
             raise DataError("--max_tokens and --similarity are for a --bi_encoder")
