@@ -71,7 +71,8 @@ def report(
     }
     write(output / "serving.json", result)
     compared = [row for row in made if row.cell.shape in COMPARED and not row.cell.repeated]
-    plots.draw_speeds(compared or made, output / "serving.png", setting)
+    not_equal = [one.name for one in contenders if one.quality and not one.quality.passes]
+    plots.draw_speeds(compared or made, not_equal, output / "serving.png", setting)
     plots.draw_growth(growth, output / "serving-growth.png", setting)
     show(
         tables.speed_table(made, f"{setting}; medians over rounds with the lowest and the highest"),

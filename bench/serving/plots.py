@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ from bench.serving.limits import Growth
 from bench.serving.systems import OURS
 from bench.serving.tables import Row
 
+OURS_COLOR, PEER_COLOR, NOT_EQUAL_COLOR = "tab:orange", "tab:blue", "lightgray"
 
-def draw_speeds(made: Sequence[Row], path: Path, title: str) -> None:
-    """Documents a second of every system, a panel for each cell, as a PNG."""
+
+def draw_speeds(made: Sequence[Row], not_equal: Collection[str], path: Path, title: str) -> None:
+    """Documents a second of every system, a panel for each cell, as a PNG. ``not_equal`` rank worse than PyTorch."""
     cells = list(dict.fromkeys(row.cell for row in made))
     names = list(dict.fromkeys(row.system for row in made))[::-1]
     with picture(path, title, (3.2 * len(cells) + 2, 0.35 * len(names) + 1.6)) as figure:
@@ -26,12 +28,18 @@ def draw_speeds(made: Sequence[Row], path: Path, title: str) -> None:
                 [names.index(row.system) for row in found],
                 [each.median for each in spreads],
                 xerr=[[each.median - each.low for each in spreads], [each.high - each.median for each in spreads]],
-                color=["tab:orange" if row.system.startswith(OURS) else "tab:blue" for row in found],
+                color=[_color(row.system, not_equal) for row in found],
             )
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [f"{name} (not equal)" if name in not_equal else name for name in names])
             axes.set_title(str(cell), fontsize=9)
             axes.set_xlabel("documents/s")
             axes.grid(axis="x", alpha=0.3)
+
+
+def _color(system: str, not_equal: Collection[str]) -> str:
+    if system in not_equal:
+        return NOT_EQUAL_COLOR
+    return OURS_COLOR if system.startswith(OURS) else PEER_COLOR
 
 
 def draw_growth(found: Mapping[str, Growth], path: Path, title: str) -> None:
