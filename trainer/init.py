@@ -49,7 +49,7 @@ from trainer.checkpoints.tokenizers import check_tokenizer, choose_pad, separato
 from trainer.command import command, parse
 from trainer.data.records import QueryGroup, read_groups
 from trainer.packed.families import position_offset
-from trainer.packed.heads import LATE, UnknownHeadError, give_late_interaction, has_late_interaction
+from trainer.packed.heads import LATE, UnknownHeadError, give_late_interaction
 from trainer.training.run import settings_of
 
 ENCODER_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -134,6 +134,7 @@ def _pretrained(name: str, flags: RerankerArguments) -> tuple[Any, Any, Reranker
 def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any]:
     refuse_flags(flags, "a fresh model answers nothing")
     config = read_config(Path(str(arguments.config)))
+    config.architectures = None  # of the checkpoint whose shape it is; this model's head is drawn
     if not arguments.data:
         raise CheckpointError("a fresh tokenizer needs texts: --data with JSONL or Parquet files")
     groups = read_groups(*arguments.data)
@@ -145,7 +146,7 @@ def _fresh(arguments: InitArguments, flags: RerankerArguments) -> tuple[Any, Any
     adopt_tokens(config, tokenizer)
     kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = kind.from_config(config, dtype=torch.float32)
-    if has_late_interaction(model):  # by the JSON file, which trainer.plan reads too
+    if getattr(config, "pair_pooling", None) == LATE:  # by the JSON file, which trainer.plan reads too
         _give_late_interaction(model, causal, str(arguments.config))
     return model, tokenizer
 

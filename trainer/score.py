@@ -10,8 +10,8 @@ A teacher's scores are written in shards, which lie beside the output until all 
 same command resumes with the missing ones. Under ``torchrun`` each process takes the next shard of one list. A teacher
 that Triton serves (``build_engines.py --teacher``) scores on all of its servers at once. On a Ray cluster each worker
 scores the next shard (scoring/cluster.py). A run file holds an order and no scores: the score is -log(rank) within its
-query. Several are put one behind the other. A bi-encoder's score is the cosine of its two vectors. Source: arXiv
-2411.04539, section 3.3.
+query. Several are put one behind the other. A bi-encoder's score is the cosine of its two vectors, or of its
+tokens' states the MaxSim. Source: arXiv 2411.04539, section 3.3.
 """
 
 from __future__ import annotations

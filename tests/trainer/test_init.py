@@ -41,6 +41,14 @@ def test_a_shape_may_say_what_the_flag_says(base: Path, data: Path, tmp_path: Pa
     assert (said["classifier.weight"] == SCALE).all()
 
 
+def test_the_configuration_of_a_checkpoint_is_a_shape_too(base: Path, bert: Path, data: Path, tmp_path: Path) -> None:
+    for name, checkpoint, flags in (("late", base, []), ("head", bert, LATE)):
+        shape = ["--config", checkpoint / "config.json", "--data", data]
+        run(init, *shape, "--output_dir", tmp_path / name, *LIMITS, *flags)
+        fresh = load_file(tmp_path / name / "model.safetensors")
+        assert (fresh["classifier.weight"] == SCALE).all() and not any("pooler" in weight for weight in fresh)
+
+
 def test_a_student_of_fewer_layers_and_one_by_adapters_interact_late(base: Path, data: Path, tmp_path: Path) -> None:
     scores = write_teacher(tmp_path / "scores.parquet", data)
     common = ["--model", base, "--data", data, "--learning_rate", "1e-2", *FEW]
@@ -68,6 +76,12 @@ def test_what_has_no_late_interaction_is_named(
     )
     assert "has a score head already" in fails(init, capsys, "--pretrained", bert, *out)
     assert not list(tmp_path.iterdir())
+    decoder = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+               "num_attention_heads": 1, "pair_pooling": "late_interaction"}  # fmt: skip
+    (tmp_path / "decoder.json").write_text(json.dumps(decoder))
+    shape = ["--config", tmp_path / "decoder.json", "--data", data, "--output_dir", tmp_path / "out"]
+    assert "and this is a causal LM" in fails(init, capsys, *shape)
+    assert [path.name for path in tmp_path.iterdir()] == ["decoder.json"]
     other = shutil.copytree(base, tmp_path / "other")
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
     (other / "config.json").write_text(json.dumps({**config, "pair_pooling": "sides"}))

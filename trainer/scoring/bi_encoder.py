@@ -113,7 +113,9 @@ class BiEncoder:
             return torch.stack(list(documents)) @ query
         from sentence_transformers.util import mean_maxsim
 
-        return mean_maxsim([query.float()], [document.float() for document in documents])[0]
+        scores = mean_maxsim([query.float()], [document.float() for document in documents])[0]
+        empty = torch.tensor([not len(document) for document in documents])  # of texts without a token
+        return scores.masked_fill(empty, 0.0)  # as their cosine
 
 
 def _token_vectors(encoded: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:

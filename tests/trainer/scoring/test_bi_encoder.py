@@ -99,6 +99,21 @@ def test_the_command_scores_in_shards_and_its_flags_change_the_scores(
     assert [path.name for path in tmp_path.iterdir()] == ["scores.parquet"]
 
 
+def test_a_text_without_a_token_scores_zero(bi_encoder: Path, tmp_path: Path) -> None:
+    """A tokenizer that adds no tokens leaves none of an empty document."""
+    model = shutil.copytree(bi_encoder, tmp_path / "model")
+    for file in model.rglob("tokenizer.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
+    documents = [{"doc_id": "empty", "title": "", "summary": ""}, {"doc_id": "full", "title": "", "summary": "a river"}]
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"query_id": "q", "query": "river", "documents": documents}) + "\n")
+    for similarity in ("cosine", "maxsim"):
+        flags = ["--similarity", similarity, "--data", tmp_path / "pool.jsonl", "--output", tmp_path / "scores.parquet"]
+        run(score, "--bi_encoder", model, *flags)
+        scores = read_scores(tmp_path / "scores.parquet")["q"]
+        assert scores["empty"] == 0 and 0 < abs(scores["full"]) <= 1.001
+        (tmp_path / "scores.parquet").unlink()
+
+
 def test_a_bi_encoder_of_the_first_releases_scores_the_same(
     bi_encoder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
