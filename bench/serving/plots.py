@@ -12,8 +12,6 @@ from bench.serving.limits import Growth
 from bench.serving.systems import OURS
 from bench.serving.tables import Row
 
-OURS_COLOR, PEER_COLOR, NOT_EQUAL_COLOR = "tab:orange", "tab:blue", "lightgray"
-
 
 def draw_speeds(made: Sequence[Row], not_equal: Collection[str], path: Path, title: str) -> None:
     """Documents a second of every system, a panel for each cell, as a PNG. ``not_equal`` rank worse than PyTorch."""
@@ -38,8 +36,8 @@ def draw_speeds(made: Sequence[Row], not_equal: Collection[str], path: Path, tit
 
 def _color(system: str, not_equal: Collection[str]) -> str:
     if system in not_equal:
-        return NOT_EQUAL_COLOR
-    return OURS_COLOR if system.startswith(OURS) else PEER_COLOR
+        return "lightgray"
+    return "tab:orange" if system.startswith(OURS) else "tab:blue"
 
 
 def draw_growth(found: Mapping[str, Growth], path: Path, title: str) -> None:
