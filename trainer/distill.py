@@ -25,6 +25,7 @@ from trainer.data.records import DataError, QueryGroup
 from trainer.packed.attention import use_kernel
 from trainer.training import losses
 from trainer.training.batches import TrainingGroup
+from trainer.training.fitted_head import fit_head
 from trainer.training.held_out import JudgedArguments, read_held_out
 from trainer.training.run import StageArguments, begin, train_and_save
 from trainer.training.streams import DataArguments, training_groups
@@ -73,6 +74,13 @@ class DistillArguments:
     missing: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "Whether documents without a score of every teacher are an error."}
     )
+    fit_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Before the first step, multiply the head's last layer by the slope of the teacher's margins on "
+            "the student's; for a student that ranks already."
+        },
+    )
     student_layers: int | None = field(
         default=None, metadata={"help": "Layers of the student to keep, evenly spaced; all by default."}
     )
@@ -107,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         student.model, student.encoder, terms, run.training,
         by_count=arguments.mean_over == "pairs", held_out=held_out, train_dataset=groups,
     )  # fmt: skip
-    record = {"stage": "distill", "objective": described(terms)}
+    record: dict[str, Any] = {"stage": "distill", "objective": described(terms)}
+    if arguments.fit_head:
+        record["head_factor"] = fit_head(student.model, student.encoder, iter(groups), bool(training.disable_tqdm))
     train_and_save(trainer, student, run, {**record, "teacher_scores": [teacher.as_record() for teacher in teachers]})
 
 

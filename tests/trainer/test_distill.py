@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.checkpoints import tiny_bert, tiny_llama
+from tests.support.rerankers import tiny_late
 from tests.support.stages import FEW, LEARNING, fails, learnt, run
-from trainer import distill
+from trainer import distill, score
 from trainer.checkpoints.load import load_scorer
-from trainer.data.rankings import write_scores
+from trainer.data.rankings import ScoreTable, write_scores
 from trainer.data.records import JudgedDocument, QueryGroup, read_groups
 
 Scorer = Callable[[int, int], float]  # of query and document, by number
@@ -121,6 +123,51 @@ def test_scores_that_teach_nothing_are_refused(
     level = teacher(tmp_path / "level.parquet", groups, lambda query, _: float(query))
     same = ["--data", data, "--scores", level, "--objective", "ranknet", "--output_dir", tmp_path / "level"]
     assert "found no documents to compare in any query" in fails(distill, capsys, *flags, *same)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("make", [tiny_bert, tiny_late, tiny_llama])
+def test_a_head_is_fitted_to_the_margins_of_its_teacher(
+    make: Callable[[Path], Path], scale: float, data: Path, tmp_path: Path
+) -> None:
+    """The teacher has the student's own order on another scale, and each query has its own mean."""
+    student, margins = make(tmp_path / "student"), []
+    draw, shifts = np.random.default_rng(0), dict[int, float]()
+    run(score, "--model", student, "--data", data, "--output", tmp_path / "own.parquet")
+    own, groups = ScoreTable(tmp_path / "own.parquet"), read_groups(data)
+    taught = teacher(
+        tmp_path / "t.parquet",
+        groups,
+        lambda query, place: scale * own.get(f"q{query}", f"d{place}") + shifts.setdefault(query, draw.normal()),
+    )
+    flags = ["--model", student, "--data", data, "--scores", taught, "--standardise", "false", "--fit_head", "true"]
+    run(distill, *flags, "--learning_rate", 0, "--output_dir", tmp_path / "out", *FEW)
+    run(score, "--model", tmp_path / "out", "--data", data, "--output", tmp_path / "fitted.parquet")
+    for table in (ScoreTable(tmp_path / name) for name in ("t.parquet", "fitted.parquet")):
+        scores = [[table.get(group.query_id, one.doc_id) for one in group.documents] for group in groups]
+        margins.append(np.concatenate([np.array(query) - np.mean(query) for query in scores]))
+    np.testing.assert_allclose(margins[1], margins[0], rtol=1e-4, atol=1e-5 * scale)
+    record = json.loads((tmp_path / "out/training.json").read_text())
+    assert record["head_factor"] == pytest.approx(scale, rel=1e-4)
+    if make is not tiny_llama:  # whose head has no bias
+        means = [ScoreTable(tmp_path / name).scores.mean() for name in ("t.parquet", "fitted.parquet")]
+        assert means[1] == pytest.approx(means[0], abs=1e-4 * max(1, scale))
+
+
+def test_a_head_that_ranks_against_its_teacher_is_not_fitted(
+    bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(score, "--model", bert, "--data", data, "--output", tmp_path / "own.parquet")
+    own = ScoreTable(tmp_path / "own.parquet")
+    against = teacher(
+        tmp_path / "t.parquet", read_groups(data), lambda query, place: -own.get(f"q{query}", f"d{place}")
+    )
+    flags = ["--model", bert, "--data", data, "--scores", against, "--output_dir", tmp_path / "out", *FEW]
+    capsys.readouterr()
+    assert "the student's scores do not rise with the teacher's (slope -" in fails(
+        distill, capsys, *flags, "--fit_head", "true"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_some_queries_of_one_document_are_counted_and_their_points_learnt(

@@ -58,8 +58,8 @@ def give_late_interaction(model: Any) -> None:
     """Give an encoder a new head, which compares the query's tokens with the document's.
 
     In the layers the two see nothing of each other, but that the document sees the start token, which has read the
-    query. The head begins as the mean, over the query's tokens, of the cosine with the most similar token of the
-    document. Source: ColBERT, arXiv 2004.12832, which takes the sum.
+    query. The head begins as the mean, over the query's tokens, of the soft maximum of the cosines with the document's
+    tokens. Source: ColBERT, arXiv 2004.12832, which takes the sum of the maxima.
 
     Raises UnknownHeadError where the family's head is not known, and for SqueezeBERT, which calls its pooler in any
     case.
@@ -84,9 +84,9 @@ def keep_last_layer_of_head(model: Any) -> None:
 
 
 def last_layer_of_head(model: Any) -> nn.Linear:
-    """The last layer of the family's own head, which is all that late interaction has of it."""
-    layer = model.classifier
-    return layer if isinstance(layer, nn.Linear) else layer.out_proj
+    """The last layer of the family's own head, which is all that decoders and late interaction have of it."""
+    layer = model.score if hasattr(model, "score") else model.classifier
+    return getattr(layer, "out_proj", layer)  # type: ignore[no-any-return]
 
 
 def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
@@ -97,9 +97,7 @@ def score_head(model: Any, pooled_NH: Tensor) -> Tensor:
     """
     head: Head
     check_pooling(model)
-    if hasattr(model, "score"):
-        head, layer = (lambda model, x: model.score(x)), model.score  # without bias
-    elif has_late_interaction(model):
+    if hasattr(model, "score") or has_late_interaction(model):
         head, layer = (lambda model, x: last_layer_of_head(model)(x)), last_layer_of_head(model)
     elif (family := model.config.model_type) in ENCODER_HEADS:
         if family in POOLING and (pooling := model.config.classifier_pooling) not in (POOLING[family], ALL_TOKENS):

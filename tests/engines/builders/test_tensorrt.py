@@ -37,7 +37,7 @@ LINEARS = {tiny_bert: 6, tiny_late: 6, tiny_llama: 7, tiny_modernbert: 2 * 4}
 ATTENTION_PRODUCTS = 2  # in a layer: logits and mixing
 # The score head stays in float32: an encoder's dense layer and classifier, a decoder's score, or of late interaction
 # the cosines of tokens, their average and the layer behind it.
-HEAD_PRODUCTS = {tiny_bert: 2, tiny_late: 3, tiny_llama: 1, tiny_modernbert: 2}
+HEAD_PRODUCTS = {tiny_bert: 2, tiny_late: 4, tiny_llama: 1, tiny_modernbert: 2}
 CAPABILITIES = {
     (tiny_bert, "fp32"): {"8.6": "model.sm86.plan"},
     (tiny_bert, "bf16"): {"8.6": "model.sm86.plan"},

@@ -98,3 +98,18 @@ def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> 
         tokens += weight * (len(ids) - pair.document_start)
     mean = (losses_RL * batch["weights"]).sum() / batch["weights"].sum()
     assert mean == pytest.approx(float(total / tokens), rel=1e-5)
+
+
+def test_late_interaction_is_continuous_where_two_tokens_are_equally_near() -> None:
+    """Rounding decides there which of them is the nearest, and they may be far from each other."""
+    query, first, second = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    rows = {
+        "segment_ids": torch.ones(1, 3, dtype=torch.long),
+        "token_type_ids": torch.tensor([[0, 1, 1]]),
+        "pool_positions": torch.zeros(1, 1, dtype=torch.long),
+    }
+    read = [
+        compared_tokens(torch.stack([query, first + nudge, second - nudge])[None], **rows)
+        for nudge in (torch.tensor([1e-4, 0.0, 0.0]), torch.tensor([-1e-4, 0.0, 0.0]))
+    ]
+    assert (read[0] - read[1]).abs().max() < 1e-3

@@ -59,7 +59,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
                      "--per_device_eval_batch_size", "3"],
         "rank_sft": ["--model", str(llama), "--data", str(data), str(more), "--mix", "3", "1",
                      "--objective", "lambda_rank", *judging],
-        "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3"],
+        "distill": ["--model", str(bert), "--data", str(data), "--scores", str(scores), "--label_weight", "0.3",
+                    "--fit_head", "true"],
         "score": ["--model", str(bert), "--data", str(data), "--pairs_per_shard", "12"],
         "rerank": ["--model", str(bert), "--data", str(dev), *candidates],
         "evaluate": ["--data", str(dev), "--systems", str(bert), "random", "--rows_per_batch", "1"],
@@ -69,7 +70,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 16 queries, 3 for each process and step: in the last step of an epoch one process has fewer. Another kind of head,
     # since processes wait for the gradient of every weight that a model has.
     uneven = ["--per_device_train_batch_size", "3", "--num_train_epochs", "2", "--output_dir", str(root / "uneven"),
-              "--model", str(tiny_late(root / "late")), "--student_layers", "1"]  # fmt: skip
+              "--model", str(tiny_late(root / "late")), "--student_layers", "1", "--fit_head", "false"]  # fmt: skip
     together = [*commands(material, 2, root / "2"), ["distill", *SAME, *material["distill"], *uneven]]
     assert exit_codes(in_two_processes(together, root / "log")) == [0, 0], (root / "log").read_text()[-3000:]
     return root
@@ -89,8 +90,9 @@ def test_two_processes_train_as_one_does(stage: str, results: Path) -> None:
 def test_a_host_that_is_lost_and_comes_back_leaves_the_curve_of_one_process(results: Path) -> None:
     """It dies as it writes its part of the second checkpoint; both then resume from the first one."""
     material = ["--model", results / "bert", "--data", results / "data.jsonl", "--scores", results / "scores.parquet"]
-    size = ["--per_device_train_batch_size", 4, "--max_steps", 8, "--label_weight", 0.3, "--save_steps", 3]
-    flags = [*SAME[:-2], *material, *size, "--output_dir", results / "hosts"]
+    size = ["--per_device_train_batch_size", 4, "--max_steps", 8, "--save_steps", 3]
+    loss = ["--label_weight", 0.3, "--fit_head", "true"]
+    flags = [*SAME[:-2], *material, *size, *loss, "--output_dir", results / "hosts"]
     port, log = free_ports("hosts")["hosts"], results / "hosts.log"
     stays = host(flags, log, port)
     eventually(lambda: listens(port))  # it keeps the list of hosts, and the other one does not
