@@ -102,7 +102,7 @@ def test_losses_of_packed_pairs_are_those_of_the_pairs_alone(tmp_path: Path) -> 
 
 def test_late_interaction_is_continuous_where_two_tokens_are_equally_near() -> None:
     """Rounding decides there which of them is the nearest, and they may be far from each other."""
-    query, first, second = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    query, first, second = torch.tensor([[1.0, 0.5, 0.5], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
     rows = {
         "segment_ids": torch.ones(1, 3, dtype=torch.long),
         "token_type_ids": torch.tensor([[0, 1, 1]]),
