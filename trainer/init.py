@@ -68,7 +68,7 @@ class InitArguments:
     pooling: Literal["token", "late_interaction"] = field(
         default="token",
         metadata={
-            "help": "Score from the state of one token; or from the most similar tokens of query and document, which a "
+            "help": "Score from the state of one token; or from the similar tokens of query and document, which a "
             "bi-encoder's weights already compare (encoders)."
         },
     )

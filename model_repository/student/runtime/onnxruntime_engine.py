@@ -16,6 +16,7 @@ class OnnxRuntimeEngine(ProcessorGraph):
     """An ONNX file on ``threads`` of this machine's cores. What the graph does not hold in int8 is computed in fp32,
     the only other ``precision``."""
 
+    call_tokens = 50
     file = "model.onnx"
     runs_in = "fp32"
 

@@ -6,11 +6,12 @@ import json
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .graphs import Graph
-from .packing import Fit, FlatPairs, FloatArray, Layout, PackedBatch, chunks, first_fit, unpack
+from .packing import Counts, Fit, FlatPairs, FloatArray, Layout, PackedBatch, Rows, chunks, first_fit, unpack
 
 COARSE_STEP = 32  # between the row lengths that are tried
 # A token's part in attention grows with its row: in rows of this length it costs what all else does (MiniLM-L6).
@@ -56,17 +57,24 @@ class PairScorer:
 
     def score(self, pairs: FlatPairs) -> FloatArray:
         """The scores[P] of one call's pairs, ``tokens_per_call`` tokens at most. Pairs of one or several requests are
-        laid out alike: attention sees a pair's own tokens only."""
-        if self.graph.any_length:
-            batch = lay_out(pairs, self.layout, self.graph.length_step)
-            parts = [batch.rows]
-        else:
-            batch = self.layout.pack(pairs)
-            parts = [*chunks(batch.rows, self.rows_per_call)]
+        laid out alike: attention sees a pair's own tokens only. A graph for rows of any length gets pairs whose lengths
+        differ much one part after the other."""
+        any_length, self.engine_s = self.graph.any_length, 0.0
+        parts = of_like_length(pairs.lengths, self.graph.call_tokens) if any_length else [np.arange(len(pairs))]
+        scores = np.empty(len(pairs), np.float32)
+        for part in parts:
+            chosen = pairs[part]
+            batch = lay_out(chosen, self.layout, self.graph.length_step) if any_length else self.layout.pack(chosen)
+            scores[part] = unpack(self._infer(batch.rows), batch.slots)
+        return scores
+
+    def _infer(self, rows: Rows) -> FloatArray:
+        """The graph's ``scores[R, S]``."""
+        calls = [rows] if self.graph.any_length else chunks(rows, self.rows_per_call)
         began = time.monotonic()
-        scores = [self.graph.infer(rows) for rows in parts]
-        self.engine_s = time.monotonic() - began
-        return unpack(np.concatenate(scores), batch.slots)
+        scores = np.concatenate([self.graph.infer(each) for each in calls])
+        self.engine_s += time.monotonic() - began
+        return scores
 
     def score_all(self, pairs: FlatPairs) -> FloatArray:
         """The scores[N] of any number of pairs, call after call, the longest first as the server takes them."""
@@ -80,6 +88,24 @@ class PairScorer:
         for start, stop in pairwise(bounds):
             scores[order[start:stop]] = self.score(pairs[order[start:stop]])
         return scores
+
+
+def of_like_length(lengths: Counts, call_tokens: float) -> list[Counts]:
+    """The places[P] of pairs in as many parts as cost least, the longest pairs first.
+
+    A part costs as many tokens as rows of its longest pair have, one a row, and ``call_tokens`` for its call.
+    """
+    places = np.argsort(-lengths, kind="stable")
+    row_costs = _row_cost(lengths[places])
+    costs, starts = np.zeros(len(places) + 1), np.zeros(len(places), np.int64)  # of all pairs before one; of its part
+    for end in range(1, len(places) + 1):
+        each = costs[:end] + (end - np.arange(end)) * row_costs[:end] + call_tokens
+        starts[end - 1] = each.argmin()
+        costs[end] = each[starts[end - 1]]
+    bounds = [len(places)]
+    while bounds[0]:
+        bounds.insert(0, int(starts[bounds[0] - 1]))
+    return [places[start:stop] for start, stop in pairwise(bounds)]
 
 
 def lay_out(pairs: FlatPairs, layout: Layout, step: int) -> PackedBatch:
@@ -102,4 +128,8 @@ def lay_out(pairs: FlatPairs, layout: Layout, step: int) -> PackedBatch:
 
 
 def _cost(fit: Fit, length: int) -> float:
-    return float((1 + fit.rows.max()) * length * (1 + length / COSTLY_LENGTH))
+    return float((1 + fit.rows.max()) * _row_cost(length))
+
+
+def _row_cost(length: Any) -> Any:
+    return length * (1 + length / COSTLY_LENGTH)
