@@ -78,7 +78,7 @@ class DistillArguments:
         default=False,
         metadata={
             "help": "Before the first step, multiply the head's last layer by the slope of the teacher's margins on "
-            "the student's; for a student that ranks already."
+            "the student's, and bring its bias to the teacher's mean; for a student that ranks already."
         },
     )
     student_layers: int | None = field(
@@ -105,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     student = load_checkpoint(arguments.model, causal=False, seed=training.seed)
     if arguments.student_layers is not None:
         keep_layers(student.model, arguments.student_layers)
-    use_kernel(student.model, training.attention, training=True)
     teachers = [read_teacher(path, arguments.standardise) for path in arguments.scores]
     terms, targets = objective(arguments), TeacherTargets(teachers)
     comparing = any(term.loss is not losses.pointwise_mse for term in terms)
@@ -117,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     record: dict[str, Any] = {"stage": "distill", "objective": described(terms)}
     if arguments.fit_head:
-        record["head_factor"] = fit_head(student.model, student.encoder, iter(groups), bool(training.disable_tqdm))
+        record["head_factor"] = fit_head(student, groups, training)
+    use_kernel(student.model, training.attention, training=True)  # a fused one may want the Trainer's autocast
     train_and_save(trainer, student, run, {**record, "teacher_scores": [teacher.as_record() for teacher in teachers]})
 
 

@@ -68,8 +68,8 @@ class InitArguments:
     pooling: Literal["token", "late_interaction"] = field(
         default="token",
         metadata={
-            "help": "Score from the state of one token; or from the similar tokens of query and document, which a "
-            "bi-encoder's weights already compare (encoders)."
+            "help": "Score from the state of one token; or from how alike the tokens of query and document are, which "
+            "a bi-encoder's weights know already (encoders)."
         },
     )
     query_prefix: str = field(default="Query: ", metadata={"help": "Before the query (decoders)."})

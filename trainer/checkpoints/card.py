@@ -18,7 +18,6 @@ from transformers import AutoConfig
 from model_repository.tokenizer.pair_encoding import ENCODING_FILE, PairEncodingConfig
 from trainer.checkpoints.load import ADAPTER_FILE, CheckpointError
 from trainer.checkpoints.record import short_name, stages_of
-from trainer.packed.body import SHARPNESS
 from trainer.packed.families import reach_of_layers
 from trainer.packed.heads import LATE
 from trainer.storage import appears_whole
@@ -58,8 +57,8 @@ def card_text(directory: Path, record: dict[str, Any], name: str, license_name: 
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), name=name, kind=kind, encoding=encoding, measures=measures, files=_files,
         summary=_summary(kind, config, record), parts=json.dumps(_parts(encoding), ensure_ascii=False),
-        windows=_windows(config, encoding) if kind == LATE else {}, sharpness=SHARPNESS, own=OWN + own,
-        **_training(record.get("adapter", record), stages),
+        windows=_windows(config, encoding) if kind == LATE else {}, sharpness=config.get("pair_sharpness"),
+        own=OWN + own, **_training(record.get("adapter", record), stages),
     )  # fmt: skip
     return str(card).rstrip() + "\n"
 

@@ -19,7 +19,6 @@ from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_
 
 from trainer.packed.attention import MASKED, Visible, is_dense, layer_inputs
 
-SHARPNESS = 20.0  # of the soft maximum of cosines: that of two equal ones is 0.035 above them
 Seen = dict[str, Visible]  # for each kind of layer, by transformers' name of the kind
 
 
@@ -135,19 +134,24 @@ def mean_states(states_RLH: Tensor, segment_ids: Tensor, pool_positions: Tensor)
     return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ states_RLH.float()
 
 
-def compared_tokens(states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor) -> Tensor:
+def compared_tokens(
+    states_RLH: Tensor, segment_ids: Tensor, token_type_ids: Tensor, pool_positions: Tensor, sharpness: float
+) -> Tensor:
     """The product [R, S, H], float32, of a token of the query with what the document has like it, on average.
 
     States are brought to length 1, so the sum of a product of two tokens is their cosine. What is like a token is the
-    mean of the document's tokens, weighed by the softmax of SHARPNESS times the cosine. The sum of that product is
-    below the soft maximum of the cosines, their log-sum-exp over SHARPNESS; the rest is spread over H.
+    mean of the document's tokens, weighed by the softmax of ``sharpness`` times the cosine. The sum of that product is
+    below the soft maximum of the cosines, their log-sum-exp over ``sharpness``; the rest is spread over H.
     The query has the start token and the separator before the document.
     """
     units_RLH, of_query_RL = F.normalize(states_RLH.float(), dim=-1), token_type_ids == 0
     others_RLL = (segment_ids[:, :, None] != segment_ids[:, None]) | of_query_RL[:, None]
-    sharp_RLL = (SHARPNESS * units_RLH @ units_RLH.transpose(1, 2)).masked_fill(others_RLL, MASKED)
-    products_RLH = units_RLH * (sharp_RLL.softmax(-1) @ units_RLH)
-    rest_RL = sharp_RLL.logsumexp(-1) / SHARPNESS - products_RLH.sum(-1)
+    sharp_RLL = (sharpness * units_RLH @ units_RLH.transpose(1, 2)).masked_fill(others_RLL, MASKED)
+    weights_RLL = sharp_RLL.softmax(-1)
+    # Not logsumexp: TensorRT sums without taking the maximum off, and a token that sees nothing would have -inf.
+    soft_RL = (sharp_RLL.amax(-1) - weights_RLL.amax(-1).log()) / sharpness
+    products_RLH = units_RLH * (weights_RLL @ units_RLH)
+    rest_RL = soft_RL - products_RLH.sum(-1)
     own_RSL = (_own_tokens(segment_ids, pool_positions) & of_query_RL[:, None]).float()
     return (own_RSL / own_RSL.sum(-1, keepdim=True)) @ (products_RLH + rest_RL[:, :, None] / products_RLH.shape[-1])
 

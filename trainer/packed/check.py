@@ -10,10 +10,10 @@ from torch.nn.functional import normalize
 
 from model_repository.tokenizer.pair_encoding import Document, FlatPairs, PackedBatch, Pair, PairEncoder
 from trainer.packed.attention import MASKED
-from trainer.packed.body import SHARPNESS, is_decoder, takes_token_types
+from trainer.packed.body import is_decoder, takes_token_types
 from trainer.packed.families import reach_of_layers, why_unpackable
 from trainer.packed.forward import packed_readings
-from trainer.packed.heads import UnknownHeadError, has_late_interaction, last_layer_of_head
+from trainer.packed.heads import UnknownHeadError, has_late_interaction, last_layer_of_head, sharpness_of
 
 TOLERANCE = 1e-4  # of a logit; measured differences are below 1e-6, and those of a wrong mask above 1e-3
 QUERY = "a query to check"
@@ -94,9 +94,10 @@ def _alone(model: Any, pair: Pair) -> Tensor:
         query_QH = normalize(model.base_model(**query).last_hidden_state[0], dim=-1)
         states_LH = model.base_model(**inputs, attention_mask=mask).last_hidden_state[0]
         document_DH = normalize(states_LH[pair.document_start :], dim=-1)
-        sharp_QD = SHARPNESS * query_QH @ document_DH.T
+        sharpness = sharpness_of(model)
+        sharp_QD = sharpness * query_QH @ document_DH.T
         product_H = (query_QH * (sharp_QD.softmax(1) @ document_DH)).mean(0)
-        rest = sharp_QD.logsumexp(1).mean() / SHARPNESS - product_H.sum()
+        rest = sharp_QD.logsumexp(1).mean() / sharpness - product_H.sum()
         return last_layer_of_head(model)(product_H + rest / len(product_H)).squeeze()  # type: ignore[no-any-return]
     logits: Tensor = type(model).forward(model, **inputs).logits
     return logits.squeeze()

@@ -24,7 +24,14 @@ from trainer.packed.body import (
     takes_token_types,
 )
 from trainer.packed.families import reach_of_layers
-from trainer.packed.heads import has_late_interaction, next_token_logits, pools_all_tokens, score_head, without_autocast
+from trainer.packed.heads import (
+    has_late_interaction,
+    next_token_logits,
+    pools_all_tokens,
+    score_head,
+    sharpness_of,
+    without_autocast,
+)
 
 IGNORED = -100  # the label of tokens that bear no loss, as in PyTorch's cross entropy
 
@@ -83,7 +90,7 @@ def _pooled(
     states_RLH = body_states(model, inputs, seen)
     with without_autocast(states_RLH):
         if has_late_interaction(model):
-            return compared_tokens(states_RLH, segment_ids, token_type_ids, pool_positions)
+            return compared_tokens(states_RLH, segment_ids, token_type_ids, pool_positions, sharpness_of(model))
         return mean_states(states_RLH, segment_ids, pool_positions)
 
 

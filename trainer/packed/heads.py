@@ -6,6 +6,7 @@ token stands for a pair, or which tokens are of the query and which of the docum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -45,7 +46,8 @@ ENCODER_HEADS: dict[str, Head] = {
 POOLING = {"eurobert": "bos", "modernbert": "cls"}  # the setting by which only the first token is read
 ALL_TOKENS = "mean"  # the one by which the mean of all states is read
 LATE = "late_interaction"  # the "pair_pooling" of a head that compares the tokens of query and document
-SCALE = 5.0  # of a new one, which takes cosines from 0 to 1 to scores from -2.5 to 2.5: a teacher's are standardised
+SHARPNESS = 20.0  # of a new one's soft maximum: that of two equal cosines is 0.035 above them
+SCALE = 5.0  # of a new one, which takes a soft maximum from 0 to 1 to -2.5 to 2.5: a teacher's are standardised
 
 
 def choose_pooling(model: Any) -> None:
@@ -67,6 +69,7 @@ def give_late_interaction(model: Any) -> None:
     if (family := model.config.model_type) not in ENCODER_HEADS or family == "squeezebert":
         raise UnknownHeadError(f"late interaction in a {family} model is not supported")
     model.config.pair_pooling = LATE
+    model.config.pair_sharpness = getattr(model.config, "pair_sharpness", SHARPNESS)
     keep_last_layer_of_head(model)
     layer = last_layer_of_head(model)
     with torch.no_grad():
@@ -115,6 +118,16 @@ def check_pooling(model: Any) -> None:
     """Raises UnknownHeadError for a ``pair_pooling`` that is not known."""
     if (pooling := getattr(model.config, "pair_pooling", None)) not in (None, LATE):
         raise UnknownHeadError(f'the "pair_pooling" {pooling!r} is not known; it is {LATE!r}, or not there')
+
+
+def sharpness_of(model: Any) -> float:
+    """How sharp the soft maximum of late interaction is. Raises UnknownHeadError where the configuration has none."""
+    sharpness = getattr(model.config, "pair_sharpness", None)
+    if isinstance(sharpness, int | float) and 0 < sharpness < math.inf:
+        return sharpness
+    raise UnknownHeadError(
+        f'late interaction needs a "pair_sharpness" above 0 in config.json, not {sharpness!r}: trainer.init writes it'
+    )
 
 
 def has_late_interaction(model: Any) -> bool:

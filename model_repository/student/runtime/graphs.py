@@ -21,7 +21,7 @@ class Graph(ABC):
     """An opened graph, for one thread at a time."""
 
     any_length = False  # rows may be shorter than the build's, with another number of slots
-    call_tokens = math.inf  # pairs are scored in several calls where that saves more tokens than this for each call
+    run_cost = math.inf  # in tokens: the pairs of a call go in several runs where each saves more than that
     length_step = 1  # lengths are then multiples of it: each new one costs the library time
     notes: tuple[str, ...] = ()  # how this machine differs from the one that the graph was built on
 

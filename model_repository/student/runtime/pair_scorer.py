@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +61,7 @@ class PairScorer:
         laid out alike: attention sees a pair's own tokens only. A graph for rows of any length gets pairs whose lengths
         differ much one part after the other."""
         any_length, self.engine_s = self.graph.any_length, 0.0
-        parts = of_like_length(pairs.lengths, self.graph.call_tokens) if any_length else [np.arange(len(pairs))]
+        parts = of_like_length(pairs.lengths, self.graph.run_cost) if any_length else [np.arange(len(pairs))]
         scores = np.empty(len(pairs), np.float32)
         for part in parts:
             chosen = pairs[part]
@@ -90,16 +91,19 @@ class PairScorer:
         return scores
 
 
-def of_like_length(lengths: Counts, call_tokens: float) -> list[Counts]:
+def of_like_length(lengths: Counts, run_cost: float) -> list[Counts]:
     """The places[P] of pairs in as many parts as cost least, the longest pairs first.
 
-    A part costs as many tokens as rows of its longest pair have, one a row, and ``call_tokens`` for its call.
+    A part costs as many tokens as rows of its longest pair have, one a row, and ``run_cost`` tokens beside. Where that
+    is infinite, all pairs are one part.
     """
+    if math.isinf(run_cost):
+        return [np.arange(len(lengths))]
     places = np.argsort(-lengths, kind="stable")
     row_costs = _row_cost(lengths[places])
     costs, starts = np.zeros(len(places) + 1), np.zeros(len(places), np.int64)  # of all pairs before one; of its part
     for end in range(1, len(places) + 1):
-        each = costs[:end] + (end - np.arange(end)) * row_costs[:end] + call_tokens
+        each = costs[:end] + (end - np.arange(end)) * row_costs[:end] + run_cost
         starts[end - 1] = each.argmin()
         costs[end] = each[starts[end - 1]]
     bounds = [len(places)]

@@ -124,7 +124,7 @@ def test_families_that_pack(family: str, settings: dict[str, Any], encoder_of: C
 
 
 @pytest.mark.parametrize(("family", "settings"), ENCODERS)
-def test_late_interaction_begins_as_maxsim_of_a_bi_encoder(
+def test_late_interaction_begins_as_the_soft_maximum_of_a_bi_encoder(
     family: str, settings: dict[str, Any], encoder_of: Callable[..., PairEncoder], tmp_path: Path
 ) -> None:
     """Query and document do not see each other; the document sees the start token. Scores are as standardised ones."""
@@ -224,6 +224,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("t5", {}, "a t5 model cannot be packed: ValueError: You must specify"),
     ("eurobert", {"num_key_value_heads": 4, "classifier_pooling": "late"}, "'late' of this eurobert model is not"),
     ("bert", {"pair_pooling": "means"}, "the \"pair_pooling\" 'means' is not known"),
+    ("bert", {"pair_pooling": "late_interaction"}, 'needs a "pair_sharpness" above 0 in config.json, not None'),
+    ("bert", {"pair_pooling": "late_interaction", "pair_sharpness": 0}, "above 0 in config.json, not 0"),
     ("bert", {"vocab_size": 20}, "the model knows 20 tokens"),
     ("bert", {"max_position_embeddings": 40}, f"max_pair_tokens {LONGEST} is above the model's 40 positions"),
     ("roberta", {"pad_token_id": 1}, "roberta model begin at 2, and pair_encoding.json says position_offset 0: make"),

@@ -71,7 +71,7 @@ def test_heads_that_read_all_tokens_sum_them_in_float32(make: Callable[[Path], P
         scores_RS = packed_scores(model, **rows)
     if make is tiny_late:
         del rows["input_ids"], rows["position_ids"]
-        read_RSH = compared_tokens(states[0], **rows)
+        read_RSH = compared_tokens(states[0], **rows, sharpness=20.0)
     else:
         read_RSH = mean_states(states[0], rows["segment_ids"], rows["pool_positions"])
     assert torch.equal(score_head(model, read_RSH.flatten(0, 1)), scores_RS.flatten())
@@ -109,7 +109,7 @@ def test_late_interaction_is_continuous_where_two_tokens_are_equally_near() -> N
         "pool_positions": torch.zeros(1, 1, dtype=torch.long),
     }
     read = [
-        compared_tokens(torch.stack([query, first + nudge, second - nudge])[None], **rows)
+        compared_tokens(torch.stack([query, first + nudge, second - nudge])[None], **rows, sharpness=20.0)
         for nudge in (torch.tensor([1e-4, 0.0, 0.0]), torch.tensor([-1e-4, 0.0, 0.0]))
     ]
     assert (read[0] - read[1]).abs().max() < 1e-3

@@ -19,14 +19,14 @@ from model_repository.student.runtime.pair_scorer import PairScorer, of_like_len
 from tests.support.pairs import LENGTHS, ROW_LENGTH, pairs_of
 
 SLOTS = 4
-CALL_TOKENS = [0, 20, math.inf]
+RUN_COSTS = [0, 20, math.inf]
 
 
 class Reader(Graph):
     """Scores a pair by the id at its pool position, and remembers the shapes of its calls."""
 
-    def __init__(self, any_length: bool, length_step: int = 1, call_tokens: float = 0) -> None:
-        self.any_length, self.length_step, self.call_tokens = any_length, length_step, call_tokens
+    def __init__(self, any_length: bool, length_step: int = 1, run_cost: float = 0) -> None:
+        self.any_length, self.length_step, self.run_cost = any_length, length_step, run_cost
         self.shapes: list[tuple[int, ...]] = []
 
     @classmethod
@@ -42,13 +42,11 @@ class Reader(Graph):
         return "a reader"
 
 
-@given(
-    LENGTHS, st.booleans(), st.booleans(), st.integers(1, 5), st.sampled_from([1, 8]), st.sampled_from([20, math.inf])
-)
+@given(LENGTHS, st.booleans(), st.booleans(), st.integers(1, 5), st.sampled_from([1, 8]), st.sampled_from(RUN_COSTS))
 def test_every_pair_is_scored_once_and_in_its_place(
-    lengths: list[int], any_length: bool, pool_last: bool, rows_per_call: int, step: int, call_tokens: float
+    lengths: list[int], any_length: bool, pool_last: bool, rows_per_call: int, step: int, run_cost: float
 ) -> None:
-    pairs, reader = pairs_of(lengths), Reader(any_length, step, call_tokens)
+    pairs, reader = pairs_of(lengths), Reader(any_length, step, run_cost)
     scores = PairScorer(reader, Layout(ROW_LENGTH, SLOTS, pool_last), rows_per_call).score_all(pairs)
     assert scores.tolist() == [float(pair.token_ids[-1 if pool_last else 0]) for pair in pairs]
     for rows, length in reader.shapes:
@@ -62,16 +60,16 @@ def test_every_pair_is_scored_once_and_in_its_place(
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(0, 80))
-def test_calls_of_pairs_of_like_length_cost_least(lengths: list[int], call_tokens: int) -> None:
+def test_calls_of_pairs_of_like_length_cost_least(lengths: list[int], run_cost: int) -> None:
     """Next to all ways to cut the pairs up in the order of their lengths."""
     longest_first = sorted(lengths, reverse=True)
 
     def cost(sizes: Sequence[int]) -> float:
         longest = [longest_first[start] for start in np.cumsum([0, *sizes[:-1]])]
         slots = [size * row for size, row in zip(sizes, longest, strict=True)]
-        return float(sum(each * (1 + row / 1200) + call_tokens for each, row in zip(slots, longest, strict=True)))
+        return float(sum(each * (1 + row / 1200) + run_cost for each, row in zip(slots, longest, strict=True)))
 
-    parts = of_like_length(np.array(lengths), call_tokens)
+    parts = of_like_length(np.array(lengths), run_cost)
     assert [lengths[place] for part in parts for place in part] == longest_first
     assert sorted(np.concatenate(parts)) == [*range(len(lengths))]
     cuts = chain.from_iterable(combinations(range(1, len(lengths)), count) for count in range(len(lengths)))
