@@ -149,6 +149,7 @@ def test_a_head_is_fitted_to_the_margins_of_its_teacher(
     np.testing.assert_allclose(margins[1], margins[0], rtol=1e-4, atol=1e-5 * scale)
     record = json.loads((tmp_path / "out/training.json").read_text())
     assert record["head_factor"] == pytest.approx(scale, rel=1e-4)
+    assert f"multiplied by {record['head_factor']:.3g}" in (tmp_path / "out/README.md").read_text()
     if make is not tiny_llama:  # whose head has no bias
         means = [ScoreTable(tmp_path / name).scores.mean() for name in ("t.parquet", "fitted.parquet")]
         assert means[1] == pytest.approx(means[0], abs=1e-4 * max(1, scale))
