@@ -41,12 +41,12 @@ def _color(system: str, not_equal: Collection[str]) -> str:
 
 
 def draw_growth(found: Mapping[str, Growth], path: Path, title: str) -> None:
-    """Seconds of a request over its tokens, both logarithmic, with the line that fits."""
+    """Seconds of a request over its tokens, both logarithmic, with the line that has the least relative error."""
     with picture(path, title, (7, 5)) as figure:
         axes = figure.subplots()
         for name, growth in found.items():
             drawn = axes.plot(growth.tokens, growth.seconds, marker="o", linestyle="", label=name)
-            line = np.poly1d(np.polyfit(growth.tokens, growth.seconds, 1))
+            line = np.poly1d(np.polyfit(growth.tokens, growth.seconds, 1, w=1 / np.array(growth.seconds)))
             axes.plot(growth.tokens, line(growth.tokens), color=drawn[0].get_color(), alpha=0.5)
         axes.set_xscale("log")
         axes.set_yscale("log")
