@@ -3,9 +3,10 @@
 Attention's own products stay as they are, since their share is small and OpenVINO does not fuse them with the softmax
 in int8. The score head stays too, and so does most of the last layer where it works on one token a pair.
 
-Without VNNI a processor adds two products in 16 bits. With weights of the full int8 range it cuts the sum off silently
-(seen: 65,280 where 8,258,048 is right), so there weights use half of the range, with which nothing is lost on any
-processor. With VNNI or AMX they use all of it, which halves their rounding; others refuse such an engine.
+Without VNNI a processor adds two products in 16 bits. With weights of the full int8 range it cuts large sums off
+silently (seen: 65,280 where 8,258,048 is right). So there OpenVINO's weights use half of the range, and ONNX Runtime's
+are fitted pair by pair, so that no sum is too large on any processor. With VNNI or AMX weights use all of the range;
+processors without such units refuse that engine.
 """
 
 from __future__ import annotations
@@ -47,7 +48,13 @@ class Operation(NamedTuple):
 
 
 class Library(ABC):
-    """A library that runs graphs on processors, and a model in its own form."""
+    """A library that runs graphs on processors, and a model in its own form.
+
+    halves_weights: whether weights use half of the int8 range where a processor has no units for int8; else the library
+    keeps their sums within 16 bits itself.
+    """
+
+    halves_weights = True
 
     @abstractmethod
     def products(self, model: Any) -> Products:
@@ -109,6 +116,7 @@ class _Quantiser:
         if left_out == self.candidates:
             return self._model
         seen = self._rows[:rows]
+        halved = self._library.halves_weights and not has_int8_units()
         return self._nncf.quantize(
             copy.deepcopy(self._model),
             self._nncf.Dataset(seen),
@@ -117,7 +125,7 @@ class _Quantiser:
             model_type=self._nncf.ModelType.TRANSFORMER,
             ignored_scope=self._nncf.IgnoredScope(names=sorted(self._others | left_out)),
             advanced_parameters=self._nncf.AdvancedQuantizationParameters(
-                overflow_fix=self._nncf.OverflowFix.DISABLE if has_int8_units() else self._nncf.OverflowFix.ENABLE
+                overflow_fix=self._nncf.OverflowFix.ENABLE if halved else self._nncf.OverflowFix.DISABLE
             ),
         )
 
