@@ -78,7 +78,7 @@ class ParityReport:
             ),
         }
         if self.ndcg_difference is not None:
-            words = f"{MEASURE} differs by {self.ndcg_difference:+.4f} (limit {limits.ndcg:g})"
+            words = f"{MEASURE} differs by {self.ndcg_difference:+.4f} (limit {limits.ndcg:g}; queries: {self.queries})"
             losses[words] = abs(self.ndcg_difference) / limits.ndcg
         return {words: share if np.isfinite(share) else np.inf for words, share in losses.items()}
 

@@ -75,7 +75,7 @@ def test_refusal_names_pairs_by_id_and_never_by_text(yardstick: Yardstick, model
 
 def test_loss_of_ndcg_alone_is_refused() -> None:
     worse = ParityReport("the engine", 1, 2, 0.1, 1.0, -0.0051, ())
-    with pytest.raises(ParityError, match=r"nDCG@10 differs by -0\.0051"):
+    with pytest.raises(ParityError, match=r"nDCG@10 differs by -0\.0051 \(limit 0\.005; queries: 1\)"):
         worse.check("fp16")
     replace(worse, ndcg_difference=None).check("fp16")
 
