@@ -72,13 +72,13 @@ def in_integers(model: Any) -> Any:
     only; elsewhere it would multiply float32.
     """
     changed = ir.from_proto(model)
-    zeros = set[Any]()
+    zeros, sums_in_16_bits = set[Any](), not has_int8_units()
     for node in changed.graph:
         sides = [value and value.producer() for value in node.inputs]
         if node.op_type == "MatMul" and all(side and side.op_type == "DequantizeLinear" for side in sides):
             (left, scale, zero), (right, of_right, *right_zero) = (side.inputs for side in sides)
             result, bias = _with_bias(node)
-            if not has_int8_units():
+            if sums_in_16_bits:
                 weights, coarser = fitted_to_16_bits(right.const_value.numpy())
                 right.const_value = ir.tensor(weights, name=right.name)
                 of_right.const_value = ir.tensor(of_right.const_value.numpy() * coarser, name=of_right.name)
@@ -118,7 +118,7 @@ def fitted_to_16_bits(weights_KN: Int8Array) -> tuple[Int8Array, FloatArray]:
         better_N = lost_N < least_N
         best_KN = np.where(better_N, tried_KN, best_KN)
         factors_N, least_N = np.where(better_N, factor, factors_N), np.minimum(lost_N, least_N)
-    return best_KN.astype(np.int8), factors_N.astype(np.float32)
+    return best_KN.astype(np.int8), factors_N
 
 
 def _with_bias(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
